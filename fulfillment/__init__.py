@@ -1,0 +1,1 @@
+"""Order fulfilment for stores that sell CS2 skins."""

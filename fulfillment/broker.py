@@ -1,0 +1,64 @@
+"""The Celery application, and the one way to enqueue: by name, as a hint that may be lost."""
+
+import time
+from typing import Any
+
+from amqp.exceptions import AMQPError
+from celery import Celery
+from kombu import Connection, Exchange, Queue
+from kombu.exceptions import OperationalError as KombuError
+
+from fulfillment.log import get_logger
+from fulfillment.settings import Settings
+from schemas.messages import CHECKOUT_KEY, CHECKOUT_QUEUE, DEAD_QUEUE, STORE_EXCHANGE
+
+log = get_logger(__name__)
+
+app = Celery("fulfillment")
+app.config_from_object("celeryconfig")
+
+store_exchange = Exchange(STORE_EXCHANGE, type="topic", durable=True)
+checkout_queue = Queue(CHECKOUT_QUEUE, store_exchange, routing_key=CHECKOUT_KEY, durable=True)
+dead_queue = Queue(DEAD_QUEUE, durable=True)
+
+#: What publishing can raise; a hint that fails is found again by the sweep.
+PUBLISH_ERRORS = (KombuError, AMQPError, OSError)
+_PAUSE_S = 1.0
+_silent_until = 0.0
+
+
+def hint(task: str, *args: Any) -> bool:
+    """Ask for a task to be run soon; say whether the broker took the message.
+
+    Never raises and never waits long: what the hint is about is due in the database. After a
+    failure further hints are left out for a second.
+    """
+    global _silent_until
+    if time.monotonic() < _silent_until:
+        return False
+    try:
+        app.send_task(task, args, retry=False)
+    except PUBLISH_ERRORS as error:
+        _silent_until = time.monotonic() + _PAUSE_S
+        log.warning("broker.hint_lost", task=task, reason=type(error).__name__)
+        return False
+    return True
+
+
+def connect(settings: Settings, *, confirm: bool = False) -> Connection:
+    """Make a connection for the store's exchange; with publisher confirms where there are any."""
+    options: dict[str, Any] = {"confirm_publish": confirm}
+    if not settings.is_amqp:
+        options = {
+            "visibility_timeout": 60,
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "socket_connect_timeout": 2,
+            "socket_timeout": 15,
+        }
+    return Connection(
+        settings.broker_url.get_secret_value(),
+        connect_timeout=4,
+        heartbeat=20 if settings.is_amqp else 0,
+        transport_options=options,
+    )

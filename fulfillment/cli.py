@@ -1,0 +1,436 @@
+"""The `fulfillment` command. Exit 0 success, 1 refused or failed, 2 wrong usage.
+
+Each command imports only its own part: a worker needs no web framework, and starts sooner.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fulfillment import log
+from fulfillment.errors import FulfillmentError, InvalidInput
+from fulfillment.settings import Settings, load_settings
+from schemas.enums import OrderStatus
+from schemas.orders import OrderView
+
+if TYPE_CHECKING:
+    from fulfillment.services.context import Context
+
+cli = typer.Typer(
+    name="fulfillment",
+    help="Order fulfilment for stores that sell CS2 skins.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _settings() -> Settings:
+    settings = load_settings()
+    log.configure(settings.log_level, settings.log_format)
+    return settings
+
+
+def _context() -> "Context":
+    from fulfillment.services.context import build_context, register_accounts
+
+    settings = load_settings()
+    log.configure("WARNING", settings.log_format)
+    settings.require("database_url", "encryption_keys")
+    context = build_context(settings, threads=2)
+    register_accounts(context)
+    return context
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+# Processes
+
+
+@cli.command()
+def up() -> None:
+    """Run everything in the foreground; embeds what has no address configured."""
+    from fulfillment.devstack.stack import run_up
+
+    raise SystemExit(run_up(load_settings()))
+
+
+@cli.command()
+def demo(
+    keep: Annotated[bool, typer.Option(help="Leave the stack running at the end.")] = False,
+    prices: Annotated[Path | None, typer.Option(help="A file of real names and prices.")] = None,
+) -> None:
+    """Run a scripted mix of checkouts to their true ends and compare the books."""
+    from fulfillment.devstack.demo import run_demo
+
+    raise SystemExit(run_demo(load_settings(), keep=keep, prices=prices))
+
+
+@cli.command()
+def migrate() -> None:
+    """Bring the database's schema up to date."""
+    from fulfillment.store.engine import Database
+    from fulfillment.store.migrate import migrate as run
+
+    settings = _settings()
+    settings.require("database_url")
+    run(Database(settings.database_url.get_secret_value(), pool_size=1))
+    err.print("the schema is up to date")
+
+
+@cli.command()
+def worker(
+    name: Annotated[str, typer.Option(help="The worker's name, unique on its machine.")] = "",
+    queues: Annotated[str, typer.Option(help="Queues, by commas; all where not given.")] = "",
+) -> None:
+    """Run a Celery worker; any number may, on any machine."""
+    import os
+
+    from fulfillment.broker import app
+
+    settings = _settings()
+    settings.require("broker_url", "database_url", "encryption_keys")
+    arguments = [
+        *("worker", "--pool=threads", f"--concurrency={settings.worker_threads}"),
+        *("-n", f"{name or f'w{os.getpid()}'}@%h", "--without-gossip", "--without-mingle"),
+    ]
+    if queues:
+        arguments.append(f"--queues={queues}")
+    _run_celery(app, settings, arguments)
+
+
+@cli.command()
+def beat() -> None:
+    """Run the periodic ticks; two of them change nothing."""
+    from fulfillment.broker import app
+
+    settings = _settings()
+    settings.require("broker_url")
+    # Kept in memory: a tick has no state, and two beats must not share a file.
+    _run_celery(app, settings, ["beat", "--scheduler=celery.beat.Scheduler"])
+
+
+@cli.command()
+def flower() -> None:
+    """Run Flower behind its password, read-only unless configured otherwise."""
+    import os
+
+    from fulfillment.broker import app
+
+    settings = _settings()
+    settings.require("broker_url", "flower_basic_auth")
+    # Not an argument: those can be read by every user of the machine.
+    os.environ["FLOWER_BASIC_AUTH"] = settings.flower_basic_auth.get_secret_value()
+    arguments = [
+        *("flower", "--address=127.0.0.1", f"--port={settings.flower_port}"),
+        *("--max-tasks=20000", "--purge-offline-workers=300"),
+        "--tasks-columns=name,uuid,state,args,received,started,runtime,worker",
+    ]
+    if settings.flower_read_only:
+        arguments.append("--read-only")
+    _run_celery(app, settings, arguments)
+
+
+def _run_celery(app: Any, settings: Settings, arguments: Sequence[str]) -> None:
+    from celery import signals
+
+    def configure(**_: Any) -> None:
+        log.configure(settings.log_level, settings.log_format)
+
+    signals.setup_logging.connect(configure, weak=False)
+    # Celery's command line reads sys.argv in places, and quotes it in its banner.
+    sys.argv = ["fulfillment", *arguments]
+    app.start(argv=list(arguments))
+
+
+@cli.command()
+def web() -> None:
+    """Run the web process: intake, reads, webhooks, health and metrics."""
+    from fulfillment.web.app import serve
+
+    serve(_settings())
+
+
+@cli.command()
+def intake() -> None:
+    """Run the consumer of the store's exchange and the relay of order updates."""
+    from fulfillment.messaging.intake import run
+
+    run(_settings())
+
+
+@cli.command()
+def simulator(
+    host: str = "127.0.0.1",
+    port: int = 8090,
+    speed: Annotated[float, typer.Option(help="How much faster than life.")] = 1.0,
+    items: Annotated[int, typer.Option(help="Size of the generated catalog.")] = 2000,
+    prices: Annotated[Path | None, typer.Option(help="Names and prices instead.")] = None,
+    balance_cents: Annotated[int, typer.Option(help="The wallet's opening balance.")] = 1_000_000,
+    client_id: Annotated[str, typer.Option(envvar="FULFILLMENT_SIMULATOR_CLIENT_ID")] = "sim",
+) -> None:
+    """Run the provider simulator; its secret is FULFILLMENT_SIMULATOR_CLIENT_SECRET."""
+    import os
+
+    from fulfillment.simulator.app import SimulatorOptions, serve
+
+    log.configure("INFO")
+    secret = os.environ.get("FULFILLMENT_SIMULATOR_CLIENT_SECRET", "sim-secret")
+    options = {
+        "host": host,
+        "port": port,
+        "speed": speed,
+        "items": items,
+        "prices_file": prices,
+        "balance_cents": balance_cents,
+        "client_id": client_id,
+    }
+    try:
+        serve(
+            SimulatorOptions(client_secret=secret, **options),  # type: ignore[arg-type]
+            on_bound=lambda url: err.print(f"simulator on {url}"),
+        )
+    except (ValueError, OSError) as error:
+        raise InvalidInput(None, str(error)) from None
+
+
+# What a store's developer and an operator use
+
+
+@cli.command()
+def checkout(
+    file: Annotated[str, typer.Argument(help="One JSON object, or JSON lines; - is stdin.")],
+    as_json: AsJSON = False,
+) -> None:
+    """Take checkouts in from a file, as the other ways in do."""
+    from rich.progress import track
+
+    from fulfillment.broker import hint
+    from fulfillment.services import intake as service
+    from schemas.messages import DISPATCH
+
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput("FILE", f"expected a readable text file: {error}") from None
+    raws = _events(text)
+    context = _context()
+    groups = [raws[i : i + service.MAX_BATCH] for i in range(0, len(raws), service.MAX_BATCH)]
+    results: list[service.Received] = []
+    for group in track(groups, "checkouts", console=err, disable=not err.is_terminal):
+        good = [raw for raw in group if not isinstance(raw, InvalidInput)]
+        answers = iter(service.receive_raw(context, good))
+        taken = [
+            service.Received(None, error=raw) if isinstance(raw, InvalidInput) else next(answers)
+            for raw in group
+        ]
+        for account in service.new_accounts(taken):
+            hint(DISPATCH, account)
+        results += taken
+    refused = [r for r in results if r.error is not None]
+    if as_json:
+        _print_json(
+            [
+                {"externalId": r.external_id, "error": str(r.error)}
+                if r.error
+                else {"externalId": r.external_id, "status": r.status}
+                for r in results
+            ]
+        )
+    else:
+        for r in refused:
+            err.print(f"{r.external_id or '?'}: {r.error}", style="red", markup=False)
+        new = sum(r.is_new for r in results)
+        known = len(results) - len(refused) - new
+        out.print(f"{new} new, {known} known before, {len(refused)} refused")
+    context.close()
+    if refused or not results:
+        raise typer.Exit(1)
+
+
+def _events(text: str) -> list[Any]:
+    """Split a file into decoded events; what cannot be decoded stands in for itself."""
+    from fulfillment.services.intake import parse_json
+
+    def decoded(part: str) -> Any:
+        try:
+            return parse_json(part)
+        except InvalidInput as error:
+            return error
+
+    whole = decoded(text)
+    if isinstance(whole, dict):
+        return [whole]
+    return [decoded(line) for line in text.splitlines() if line.strip()]
+
+
+@cli.command()
+def orders(
+    status: Annotated[OrderStatus | None, typer.Option(help="Only these.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 100,
+    as_json: AsJSON = False,
+) -> None:
+    """List orders, newest first."""
+    from fulfillment.services import operations
+
+    views, _ = operations.page(_context(), status=status, limit=limit)
+    if as_json:
+        _print_json([view.as_json() for view in views])
+        return
+    table = Table("order", "account", "status", "agreed", "charged", "deadline", "failure")
+    for view in views:
+        table.add_row(*_row(view))
+    out.print(table)
+
+
+def _row(view: OrderView) -> Iterable[str]:
+    deadline = view.trade_deadline.strftime("%H:%M:%S") if view.trade_deadline else ""
+    return (
+        view.external_id,
+        view.account,
+        view.status.value + (" (overdue)" if view.overdue else ""),
+        dollars(view.expected_price),
+        dollars(view.charged_price),
+        deadline,
+        f"{view.failure.code} ({view.failure.by})" if view.failure else "",
+    )
+
+
+def dollars(cents: int | None) -> str:
+    """Show cents as dollars."""
+    return "" if cents is None else f"{cents // 100}.{cents % 100:02d}"
+
+
+@cli.command()
+def order(
+    order_id: Annotated[str, typer.Argument(metavar="ID")],
+    as_json: AsJSON = False,
+) -> None:
+    """Show one order with its timeline."""
+    from fulfillment.services import operations
+
+    view = operations.show(_context(), order_id)
+    if as_json:
+        _print_json(view.as_json())
+        return
+    facts = Table(show_header=False, box=None)
+    for name, value in view.as_json().items():
+        if name not in ("timeline", "failure") and value not in (None, False):
+            facts.add_row(name, str(value))
+    if view.failure:
+        facts.add_row("failure", f"{view.failure.code} ({view.failure.by}): {view.failure.message}")
+    out.print(facts)
+    table = Table("at (UTC)", "by", "from", "to", "note")
+    for entry in view.timeline:
+        at = entry.at.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+        table.add_row(at, entry.source, entry.from_ or "", entry.to, entry.note)
+    out.print(table)
+
+
+@cli.command()
+def wallet(as_json: AsJSON = False) -> None:
+    """Show every account's money."""
+    from fulfillment.services import operations
+
+    views = operations.wallets(_context())
+    if as_json:
+        _print_json([view.as_json() for view in views])
+        return
+    table = Table("account", "balance", "held", "available", "settled", "refunded", "paused")
+    for view in views:
+        paused = f"until {view.paused_until:%H:%M:%S}: {view.pause_reason}"
+        table.add_row(
+            view.account,
+            dollars(view.balance),
+            dollars(view.held),
+            dollars(view.available),
+            dollars(view.settled),
+            dollars(view.refunded),
+            paused if view.paused_until else "",
+        )
+    out.print(table)
+
+
+@cli.command()
+def reconcile(
+    order_id: Annotated[str | None, typer.Argument(metavar="[ID]")] = None,
+) -> None:
+    """Have the provider asked now about one order, or about all that are under way."""
+    from fulfillment.errors import OrderNotFound
+    from fulfillment.services import reconciliation
+
+    count = reconciliation.reconcile_now(_context(), [order_id] if order_id else None)
+    if order_id and not count:
+        raise OrderNotFound(order_id)
+    out.print(f"{count} order{'s' if count != 1 else ''} will be asked about")
+
+
+@cli.command()
+def resolve(
+    order_id: Annotated[str, typer.Argument(metavar="ID")],
+    finding: Annotated[str, typer.Option("--as", metavar="found|not-found|cancelled")],
+    reason: Annotated[str, typer.Option(help="Why; kept in the order's log.")],
+) -> None:
+    """End an order's review with what a person found out."""
+    from fulfillment.services.operations import Resolution
+    from fulfillment.services.operations import resolve as run
+
+    if finding not in list(Resolution):
+        raise typer.BadParameter(f"expected one of {', '.join(Resolution)}", param_hint="--as")
+    resolved = run(_context(), order_id, Resolution(finding), reason)
+    out.print(f"{resolved.external_id} is {resolved.status}")
+
+
+@cli.command()
+def doctor(as_json: AsJSON = False) -> None:
+    """Check settings, servers, schema, ticks and every account's credentials."""
+    from fulfillment.services import diagnosis
+
+    settings = load_settings()
+    log.configure("ERROR", settings.log_format)
+    checks = diagnosis.examine(settings)
+    if as_json:
+        _print_json([{"name": c.name, "ok": c.is_ok, "detail": c.detail} for c in checks])
+    else:
+        table = Table("check", "", "detail")
+        for check in checks:
+            mark = "[green]ok[/]" if check.is_ok else "[red]failed[/]"
+            table.add_row(check.name, mark, check.detail)
+        out.print(table)
+    if not all(check.is_ok for check in checks):
+        raise typer.Exit(1)
+
+
+@cli.command()
+def states() -> None:
+    """Print docs/states.md from the transition table."""
+    from fulfillment import states as table
+
+    sys.stdout.write(table.render())
+
+
+def main() -> None:
+    """Run the command line; an error that we know is one line, never a stack trace."""
+    try:
+        cli()
+    except FulfillmentError as error:
+        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""The one source of time. Everything else takes a clock, so that tests can own it."""
+
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Wall time for what is stored, monotonic time for how long something took."""
+
+    def now(self) -> datetime:
+        """Give the present as an aware datetime in UTC."""
+        ...
+
+    def monotonic(self) -> float:
+        """Give seconds that never jump; only differences mean anything."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        return time.monotonic()

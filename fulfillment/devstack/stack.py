@@ -1,0 +1,340 @@
+"""The whole product on one machine: servers where none is configured, and every process of ours.
+
+Data outlives the stack in `data_dir`; processes never do.
+"""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+import httpx
+import kombu
+import psycopg
+from pydantic import SecretStr
+
+from fulfillment.devstack.configuration import (
+    Ports,
+    changed,
+    child_environment,
+    own_secrets,
+    simulated_accounts,
+    wants_simulator,
+    without_leftovers,
+    write_runtime_file,
+)
+from fulfillment.devstack.files import DirectoryLock, private_directory
+from fulfillment.devstack.postgres import EmbeddedPostgres
+from fulfillment.devstack.processes import Child, ProcessGroup, Report, launch_command
+from fulfillment.devstack.redis import EmbeddedRedis
+from fulfillment.errors import ConfigurationError, FulfillmentError, ServerUnreachable
+from fulfillment.log import masked
+from fulfillment.settings import PREFIX, RUNTIME_FILE, Settings
+
+CHILDREN = ("simulator", "web", "worker", "beat", "intake", "flower")
+LOCALHOST = "127.0.0.1"
+SIMULATOR_PORT = 8090
+READY_S = 20.0
+PATIENCE_S = 60.0
+REMINDER_S = 5.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def say(line: str) -> None:
+    """Print a line; a terminal that is gone is no reason to stop."""
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except OSError:
+        return
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackOptions:
+    """What runs, and how the simulator is told to behave."""
+
+    children: Sequence[str] = CHILDREN
+    workers: int = 2
+    #: Added to every child's environment.
+    env: Mapping[str, str] = field(default_factory=dict)
+    simulator_speed: float = 1.0
+    simulator_items: int | None = None
+    simulator_prices: Path | None = None
+    simulator_balance_cents: int | None = None
+    report: Report = say
+    #: Gets every line of the children's output, which is in `data_dir/logs` in any case.
+    echo: Report | None = None
+
+
+class Stack:
+    """A running stack, to be used in a `with` block.
+
+    `settings` is complete inside the block, `env` what the children got, `processes` the children.
+    """
+
+    def __init__(self, settings: Settings, options: StackOptions | None = None) -> None:
+        self.options = options or StackOptions()
+        self.settings = changed(settings, data_dir=settings.data_dir.absolute())
+        self.data_dir = self.settings.data_dir
+        self.env: dict[str, str] = {}
+        self.simulator_url = ""
+        self.processes = ProcessGroup(
+            self.data_dir / "logs", report=self.options.report, echo=self.options.echo
+        )
+        self._is_login_generated = False
+        self._commands: dict[str, list[str]] = {}
+        self._exit = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Start everything. Raises ConfigurationError or ServerUnreachable with nothing left."""
+        with ExitStack() as exit_stack:
+            self._start(exit_stack)
+            self._exit = exit_stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._exit.close()
+
+    @property
+    def web_url(self) -> str:
+        return f"http://{_reachable(self.settings.web_host)}:{self.settings.web_port}"
+
+    @property
+    def flower_url(self) -> str:
+        return f"http://{LOCALHOST}:{self.settings.flower_port}"
+
+    def start_child(self, name: str) -> None:
+        """Start a child, also one that `processes.end` has taken out."""
+        command = [sys.executable, "-m", "fulfillment.cli", *self._commands[name]]
+        self.processes.start(Child(name=name, command=command, env=self.env))
+
+    def wait_ready(self, timeout_s: float = READY_S) -> None:
+        """Return when `/readyz` answers 200. Raises ServerUnreachable with what it says."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                answer = httpx.get(f"{self.web_url}/readyz", timeout=5, trust_env=False)
+                if answer.status_code == httpx.codes.OK:
+                    return
+                said = answer.text[:500]
+            except httpx.HTTPError as error:
+                said = str(error)
+            if time.monotonic() > deadline:
+                raise ServerUnreachable("readiness", f"{self.web_url}/readyz", said)
+            time.sleep(0.1)
+
+    def banner(self) -> list[str]:
+        """Say where everything is."""
+        lines = [f"web        {self.web_url}  (API: {self.web_url}/docs)"]
+        if "flower" in self.options.children:
+            login = self.settings.flower_basic_auth.get_secret_value()
+            user, _, password = login.partition(":")
+            secret = password if self._is_login_generated else "as configured"
+            how = f"user {user}, password {secret}"
+            lines.append(f"Flower     {self.flower_url}  ({how})")
+        if self.simulator_url:
+            lines.append(f"simulator  {self.simulator_url}")
+        lines.append(f"API token  in {self.data_dir / RUNTIME_FILE}; logs in {self.data_dir}/logs")
+        return lines
+
+    def _start(self, exit_stack: ExitStack) -> None:
+        private_directory(self.data_dir)
+        lock = DirectoryLock(self.data_dir / "lock")
+        lock.acquire()
+        exit_stack.callback(lock.release)
+        runtime_file = self.data_dir / RUNTIME_FILE
+        before = self.settings = without_leftovers(self.settings, runtime_file)
+        ports = Ports()
+        exit_stack.callback(ports.release)
+        extra = self._decide(ports)
+        self._start_servers(exit_stack)
+        self.env = child_environment(self.settings, {**extra, **self.options.env})
+        self._migrate()
+        write_runtime_file(runtime_file, self.settings, before)
+        exit_stack.callback(runtime_file.unlink, missing_ok=True)
+        exit_stack.callback(self.processes.stop)
+        for name in self._commands:
+            self.start_child(name)
+
+    def _decide(self, ports: Ports) -> dict[str, str]:
+        """Fill in what is not configured; give what only the simulator may know."""
+        own = own_secrets(self.data_dir / "secrets.json")
+        missing = {
+            name: SecretStr(own[name])
+            for name in ("api_token", "flower_basic_auth", "encryption_keys")
+            if not getattr(self.settings, name).get_secret_value()
+        }
+        self._is_login_generated = "flower_basic_auth" in missing
+        chosen = {"web_port": self._port(ports, "web", self.settings.web_host)}
+        if "flower" in self.options.children:
+            chosen["flower_port"] = self._port(ports, "flower", LOCALHOST)
+        is_simulated = "simulator" in self.options.children and wants_simulator(self.settings)
+        self.settings = changed(self.settings, **missing, **chosen)
+        for name in self.options.children:
+            if name == "worker":
+                for number in range(1, self.options.workers + 1):
+                    self._commands[f"worker-{number}"] = ["worker", "--name", f"w{number}"]
+            elif name != "simulator":
+                self._commands[name] = [name]
+        if not is_simulated:
+            return {}
+        port = ports.choose(LOCALHOST, SIMULATOR_PORT, f"{PREFIX}DATA_DIR", is_fixed=False)
+        self.simulator_url = f"http://{LOCALHOST}:{port}"
+        identity = (own["simulator_client_id"], own["simulator_client_secret"])
+        accounts = simulated_accounts(self.settings, self.simulator_url, *identity)
+        self.settings = changed(self.settings, accounts=accounts)
+        self._commands = {"simulator": self._simulator_command(port), **self._commands}
+        return {
+            f"{PREFIX}SIMULATOR_CLIENT_ID": identity[0],
+            f"{PREFIX}SIMULATOR_CLIENT_SECRET": identity[1],
+        }
+
+    def _port(self, ports: Ports, name: str, host: str) -> int:
+        wanted: int = getattr(self.settings, f"{name}_port")
+        setting = f"{PREFIX}{name.upper()}_PORT"
+        is_fixed = f"{name}_port" in self.settings.model_fields_set
+        port = ports.choose(host, wanted, setting, is_fixed=is_fixed)
+        if wanted not in (0, port):
+            self.options.report(f"port {wanted} is taken, using {port} ({setting})")
+        return port
+
+    def _simulator_command(self, port: int) -> list[str]:
+        options = {
+            "--host": LOCALHOST,
+            "--port": port,
+            "--speed": self.options.simulator_speed,
+            "--items": self.options.simulator_items,
+            "--prices": self.options.simulator_prices,
+            "--balance-cents": self.options.simulator_balance_cents,
+        }
+        words = [(name, str(value)) for name, value in options.items() if value is not None]
+        return ["simulator", *(word for pair in words for word in pair)]
+
+    def _start_servers(self, exit_stack: ExitStack) -> None:
+        urls: dict[str, SecretStr] = {}
+        if database_url := self.settings.database_url.get_secret_value():
+            self._await("PostgreSQL", "DATABASE_URL", lambda: _probe_database(database_url))
+        else:
+            postgres = EmbeddedPostgres(self.data_dir, report=self.options.report)
+            exit_stack.callback(postgres.stop)
+            urls["database_url"] = SecretStr(postgres.start())
+        if broker_url := self.settings.broker_url.get_secret_value():
+            self._await("the broker", "BROKER_URL", lambda: _probe_broker(broker_url))
+        else:
+            redis = EmbeddedRedis(self.data_dir, report=self.options.report)
+            exit_stack.callback(redis.stop)
+            urls["broker_url"] = SecretStr(redis.start())
+        self.settings = changed(self.settings, **urls)
+
+    def _await(self, what: str, setting: str, probe: Callable[[], str]) -> None:
+        """Wait for a configured server. Raises ServerUnreachable when patience ends."""
+        deadline = time.monotonic() + PATIENCE_S
+        while why := probe():
+            if time.monotonic() > deadline:
+                raise ServerUnreachable(what, PREFIX + setting, why)
+            self.options.report(f"waiting for {what} ({PREFIX}{setting}): {why}")
+            time.sleep(REMINDER_S)
+
+    def _migrate(self) -> None:
+        command = [sys.executable, "-m", "fulfillment.cli", "migrate"]
+        result = subprocess.run(  # noqa: S603
+            launch_command(command),
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode:
+            lines = [line for line in result.stderr.splitlines() if line.strip()] or ["no reason"]
+            raise FulfillmentError(f"`fulfillment migrate` failed: {masked(lines[-1].strip())}")
+
+
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """Let the first SIGINT, SIGTERM or SIGHUP raise KeyboardInterrupt and ignore all later ones.
+
+    The unwinding stops the children; a second Ctrl-C in the middle of it would leave some.
+    """
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_up(settings: Settings, options: StackOptions | None = None) -> int:
+    """Run the stack in the foreground until a signal; give the exit code."""
+    options = options or StackOptions()
+    try:
+        with stop_signals(), Stack(settings, options) as stack:
+            try:
+                stack.wait_ready()
+            except ServerUnreachable as error:
+                options.report(f"{error}; still trying, see {stack.data_dir / 'logs'}")
+            for line in stack.banner():
+                options.report(line)
+            while True:
+                time.sleep(1)
+    except KeyboardInterrupt:
+        return 0
+    except FulfillmentError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+
+
+def _reachable(host: str) -> str:
+    own = {"0.0.0.0": LOCALHOST, "::": "[::1]", "": LOCALHOST}  # noqa: S104
+    return own.get(host, f"[{host}]" if ":" in host else host)
+
+
+def _probe_database(url: str) -> str:
+    """Give the reason why the database cannot be used, or nothing."""
+    try:
+        psycopg.connect("postgresql://" + url.partition("://")[2], connect_timeout=5).close()
+    except psycopg.OperationalError as error:
+        return _one_line(error)
+    except (psycopg.ProgrammingError, ValueError):  # their messages quote parts of the address
+        expected = "expected postgresql://user:password@host:port/database"
+        raise ConfigurationError(f"{PREFIX}DATABASE_URL", expected) from None
+    return ""
+
+
+def _probe_broker(url: str) -> str:
+    """Give the reason why the broker cannot be used, or nothing."""
+    try:
+        connection = kombu.Connection(url, connect_timeout=5)
+        failures: tuple[type[BaseException], ...] = (OSError, *connection.connection_errors)
+        failures += connection.channel_errors
+    except (ValueError, KeyError):
+        expected = "expected amqp://user:password@host:port/vhost or redis://:password@host:port/0"
+        raise ConfigurationError(f"{PREFIX}BROKER_URL", expected) from None
+    with connection:
+        try:
+            connection.connect()
+        except failures as error:
+            return _one_line(error)
+    return ""
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line for line in masked(str(error)).splitlines() if line.strip()]
+    return lines[0].strip() if lines else type(error).__name__

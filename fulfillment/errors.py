@@ -1,0 +1,125 @@
+"""The error tree. Messages say what was expected and what was found, and never hold a secret.
+
+FulfillmentError
++-- ConfigurationError            a setting is missing or wrong; names the setting
++-- InvalidInput                  a field of the outside's input is wrong; names the field
+|   +-- InvalidBody               what arrived is no JSON object at all
++-- CheckoutConflict              the id exists with other content
++-- OrderNotFound
++-- NotAllowedNow                 the operator's command does not fit the order's status
++-- IllegalTransition             a bug: the edge is not in the table
++-- ServerUnreachable             database or broker cannot be reached
++-- WebhookRejected               the delivery's signature or form is wrong
++-- ProviderError
+    +-- ProviderRefused           a definite no: the provider created nothing
+    +-- ProviderNotReached        nothing was sent, or a read failed: trying again is harmless
+    +-- ProviderOutcomeUnknown    bytes may have left and no clear answer came back
+    +-- ProviderDeniesAccount     401/403: about the account, never about the order
+"""
+
+from datetime import timedelta
+
+
+class FulfillmentError(Exception):
+    """Anything this software says no with."""
+
+
+class ConfigurationError(FulfillmentError):
+    """A setting is missing or wrong."""
+
+    def __init__(self, setting: str, expected: str) -> None:
+        super().__init__(f"{setting}: {expected}")
+        self.setting = setting
+
+
+class InvalidInput(FulfillmentError):
+    """One field of an outside input is wrong."""
+
+    code = "invalid"
+
+    def __init__(self, field: str | None, message: str) -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+        self.field = field
+        self.message = message
+
+
+class InvalidBody(InvalidInput):
+    """The input cannot be read as JSON of the expected form."""
+
+    code = "invalid_json"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(None, message)
+
+
+class CheckoutConflict(FulfillmentError):
+    """The same externalId came again with other content."""
+
+    def __init__(self, external_id: str) -> None:
+        super().__init__(f"externalId {external_id} exists already with other content")
+        self.external_id = external_id
+
+
+class OrderNotFound(FulfillmentError):
+    """No order has this externalId."""
+
+    def __init__(self, external_id: str) -> None:
+        super().__init__(f"no order {external_id}")
+
+
+class NotAllowedNow(FulfillmentError):
+    """The order's status does not permit what the operator asked."""
+
+
+class IllegalTransition(FulfillmentError):
+    """Code asked for a status change that the table does not have."""
+
+    def __init__(self, source: str, target: str) -> None:
+        super().__init__(f"no transition {source} -> {target}")
+
+
+class ServerUnreachable(FulfillmentError):
+    """A server that we depend on does not answer."""
+
+    def __init__(self, what: str, setting: str, detail: str) -> None:
+        super().__init__(f"{what} cannot be reached ({setting}): {detail}")
+
+
+class WebhookRejected(FulfillmentError):
+    """A delivery that cannot be trusted or read; nothing of it is used."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class ProviderError(FulfillmentError):
+    """Anything short of a definite yes from a provider.
+
+    `retry_after` is the provider's own wish for a pause, if it gave one.
+    """
+
+    def __init__(self, message: str, *, retry_after: timedelta | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ProviderRefused(ProviderError):
+    """A definite no to one purchase: nothing was created, its money is free."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+class ProviderNotReached(ProviderError):
+    """Nothing was sent, or what was asked was only a read."""
+
+
+class ProviderOutcomeUnknown(ProviderError):
+    """The provider may have acted; only its own answer can say."""
+
+
+class ProviderDeniesAccount(ProviderError):
+    """The provider does not accept our credentials or address; orders and holds stay."""

@@ -1,0 +1,115 @@
+"""Checkouts from the store's exchange: stored in groups, acknowledged after the commit."""
+
+import contextlib
+import threading
+from typing import Any
+
+from kombu import Connection, Consumer, Message
+
+from fulfillment.broker import PUBLISH_ERRORS, checkout_queue, connect, dead_queue, hint
+from fulfillment.errors import InvalidInput, ServerUnreachable
+from fulfillment.log import get_logger
+from fulfillment.messaging import dead_letters
+from fulfillment.services import intake
+from fulfillment.services.context import Context
+from schemas.messages import DISPATCH
+
+log = get_logger(__name__)
+
+_GROUP = 100
+#: How long to wait for more messages once one is there: a commit's worth of time.
+_GROUP_S = 0.003
+_IDLE_S = 1.0
+_RETRY_S = 1.0
+
+
+class CheckoutConsumer:
+    """Consumes until `stop` is set; a broker or database may go away and come back."""
+
+    def __init__(self, context: Context, stop: threading.Event) -> None:
+        self._context = context
+        self._stop = stop
+        self._waiting: list[Message] = []
+
+    def run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                with connect(self._context.settings, confirm=True) as connection:
+                    self._consume(connection)
+            except PUBLISH_ERRORS as error:
+                log.warning("intake.broker_lost", reason=type(error).__name__)
+                self._stop.wait(_RETRY_S)
+
+    def _consume(self, connection: Connection) -> None:
+        self._waiting.clear()
+        channel = connection.channel()
+        dead_queue(channel).declare()
+        consumer = Consumer(
+            channel, [checkout_queue], on_message=self._waiting.append, prefetch_count=_GROUP
+        )
+        with consumer:
+            log.info("intake.consuming", queue=checkout_queue.name)
+            while not self._stop.is_set():
+                self._gather(connection)
+                if self._waiting:
+                    self._take(connection, list(self._waiting))
+                    self._waiting.clear()
+
+    def _gather(self, connection: Connection) -> None:
+        timeout = _IDLE_S
+        with contextlib.suppress(TimeoutError):
+            while len(self._waiting) < _GROUP:
+                connection.drain_events(timeout=timeout)
+                timeout = _GROUP_S
+        if connection.supports_heartbeats and connection.heartbeat:
+            connection.heartbeat_check()
+
+    def _take(self, connection: Connection, waiting: list[Message]) -> None:
+        results = self._store([_parse(message) for message in waiting])
+        if results is None:
+            return
+        for message, result in zip(waiting, results, strict=True):
+            if result.error is not None:
+                reason = str(result.error)
+                log.warning("intake.refused", order_id=result.external_id, reason=reason)
+                kind = message.content_type or "application/octet-stream"
+                dead_letters.publish(connection, _body(message), kind, reason)
+            message.ack()
+        for account in intake.new_accounts(results):
+            hint(DISPATCH, account)
+
+    def _store(self, parsed: list[Any]) -> list[intake.Received] | None:
+        """Store a group, waiting for the database as long as it takes; None when told to stop."""
+        while not self._stop.is_set():
+            try:
+                return _receive(self._context, parsed)
+            except ServerUnreachable as error:
+                # Not acknowledged, so nothing is lost if we end while waiting.
+                log.warning("intake.waiting", reason=str(error))
+                self._stop.wait(_RETRY_S)
+        return None
+
+
+def _body(message: Message) -> bytes | str:
+    body: Any = message.body
+    return body.tobytes() if isinstance(body, memoryview) else body or b""
+
+
+def _parse(message: Message) -> Any:
+    """Give the decoded event, or the error that says why there is none."""
+    body = _body(message)
+    try:
+        if len(body) > intake.MAX_EVENT_BYTES:
+            raise InvalidInput(None, f"expected at most {intake.MAX_EVENT_BYTES} bytes")
+        return intake.parse_json(body)
+    except InvalidInput as error:
+        return error
+
+
+def _receive(context: Context, parsed: list[Any]) -> list[intake.Received]:
+    good = [raw for raw in parsed if not isinstance(raw, InvalidInput)]
+    answers = iter(intake.receive_raw(context, good))
+    return [
+        intake.Received(None, error=raw) if isinstance(raw, InvalidInput) else next(answers)
+        for raw in parsed
+    ]

@@ -1,0 +1,68 @@
+"""The interface every provider adapter fills. An adapter knows HTTP and words, never orders."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+from schemas.provider import OrderReport, PurchaseCommand, Quotes, Want, WebhookNotice
+
+
+class AfterUnknown(StrEnum):
+    """What may be done about a purchase whose outcome is unknown (DESIGN section 3)."""
+
+    REPLAY = "replay"  # the same bytes again, at once: the provider documents idempotency
+    LOOKUP_THEN_REPLAY = "lookup_then_replay"  # again only after two empty lookups 60 s apart
+    LOOKUP_ONLY = "lookup_only"  # never again by itself: lookups for 10 minutes, then a person
+
+
+class Provider(Protocol):
+    """One account at one provider. Safe to call from several threads.
+
+    Every method may raise ProviderNotReached (harmless to try again) or ProviderDeniesAccount.
+    """
+
+    after_unknown: AfterUnknown
+    #: How many orders one `reports` request can ask for.
+    lookup_limit: int
+
+    def quote(self, wants: Sequence[Want]) -> Quotes:
+        """Ask for the present prices of these items."""
+        ...
+
+    def wallet_mills(self) -> int:
+        """Ask for the spendable balance."""
+        ...
+
+    def purchase_body(self, command: PurchaseCommand) -> bytes:
+        """Write the request body that is stored first and then sent, byte for byte."""
+        ...
+
+    def purchase(self, body: bytes) -> OrderReport:
+        """Send a stored body.
+
+        Raises ProviderRefused (definite no), ProviderOutcomeUnknown, and ProviderNotReached only
+        where not one byte of the request can have left.
+        """
+        ...
+
+    def reports(self, external_ids: Sequence[str]) -> dict[str, OrderReport]:
+        """Ask for at most `lookup_limit` orders; an order the provider does not know is absent."""
+        ...
+
+    def read_webhook(self, headers: Mapping[str, str], body: bytes) -> WebhookNotice:
+        """Verify the raw bytes, then read them. Raises WebhookRejected."""
+        ...
+
+    def healthy(self) -> bool:
+        """Say whether the provider answers its health check."""
+        ...
+
+    def close(self) -> None:
+        """Close the connections."""
+        ...
+
+
+def is_fresh(signed_at: datetime | None, now: datetime, tolerance_s: int) -> bool:
+    """Say whether a signed timestamp is near enough to now for its body to be applied."""
+    return signed_at is not None and abs((now - signed_at).total_seconds()) <= tolerance_s

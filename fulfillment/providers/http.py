@@ -1,0 +1,306 @@
+"""The one way out to providers: deadlines, size limits, and what each failure means.
+
+A foreign exception ends here. Nothing raised from here holds a header, a body or a query.
+"""
+
+import json
+import re
+import socket
+import ssl
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from decimal import Decimal
+from email.utils import parsedate_to_datetime
+from typing import Any, NoReturn
+
+import httpcore
+import httpx
+
+from fulfillment.clock import Clock, SystemClock
+from fulfillment.errors import (
+    ProviderDeniesAccount,
+    ProviderError,
+    ProviderNotReached,
+    ProviderOutcomeUnknown,
+)
+
+ANSWER_LIMIT = 1024 * 1024
+LIST_LIMIT = 256 * 1024 * 1024  # Skinslink's full list is about 200 MB
+CONNECT_S = 5.0
+KEPT_CONNECTIONS = 64
+# Under the 5 s after which Node and uvicorn close: a request that races such a close is unknown.
+KEEP_ALIVE_S = 4.0
+LONGEST_PAUSE = timedelta(hours=1)
+BOM = b"\xef\xbb\xbf"
+
+#: Raised only while no byte of the request can have left.
+NOT_SENT = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.UnsupportedProtocol,
+    httpx.InvalidURL,
+    UnicodeError,  # a host name that cannot be looked up
+)
+CONNECT_REASONS: dict[type[BaseException], str] = {
+    socket.gaierror: "the host name cannot be resolved",
+    ssl.SSLError: "TLS failed",
+    ConnectionRefusedError: "connection refused",
+    TimeoutError: "connecting took too long",
+}
+
+_present = threading.local()  # .time_left: of the request that this thread is making
+
+
+class Unusable(ValueError):
+    """An answer that cannot be read as what was asked for; its text never quotes the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A complete 2xx, or a 4xx that is about the request (not 401, 403, 429)."""
+
+    status: int
+    body: bytes = field(repr=False)
+
+
+class HTTPClient:
+    """Requests to one provider, shared by threads.
+
+    It stands on httpx's transport, not on httpx.Client: no cookie jar, no redirects, no proxy
+    from the environment and no URL in the log by construction, for three quarters of the CPU.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout_s: float = 20.0,
+        transport: httpx.BaseTransport | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._base_url = base_url
+        self._timeout_s = timeout_s
+        self._clock = clock or SystemClock()
+        self._transport = transport or _DeadlineTransport()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        content: bytes = b"",
+        is_purchase: bool = False,
+        total_s: float | None = None,
+        limit: int = ANSWER_LIMIT,
+        accept_gzip: bool = False,
+    ) -> Answer:
+        """Send one request and read its whole answer.
+
+        Raises ProviderDeniesAccount for 401 and 403. All else that is no `Answer` is
+        ProviderNotReached for a read or where nothing was sent, and ProviderOutcomeUnknown
+        for a purchase.
+        """
+        what = f"{method} {path.partition('?')[0]}"
+        doubt = ProviderOutcomeUnknown if is_purchase else ProviderNotReached
+        fixed = {
+            "accept": "application/json",
+            "accept-encoding": "gzip" if accept_gzip else "identity",
+        }
+        if content:
+            fixed["content-type"] = "application/json"
+        timeouts = {
+            "connect": CONNECT_S,
+            "pool": CONNECT_S,
+            "read": self._timeout_s,
+            "write": self._timeout_s,
+        }
+        failure: ProviderError
+        try:
+            request = httpx.Request(
+                method,
+                self._base_url + path,
+                headers={**fixed, **headers},
+                content=content or None,
+                extensions={"timeout": timeouts},
+            )
+            with self._deadline(total_s or self._timeout_s):
+                response = self._transport.handle_request(request)
+                try:
+                    self._check_status(response, what, doubt)
+                    return Answer(response.status_code, _read_body(response, limit))
+                finally:
+                    response.close()
+        except NOT_SENT as error:
+            failure = ProviderNotReached(f"{what}: nothing was sent, {_connect_reason(error)}")
+        except httpx.HTTPError as error:
+            failure = doubt(f"{what}: no complete answer ({type(error).__name__})")
+        except Unusable as error:
+            failure = doubt(f"{what}: {error}")
+        # Raised out here, so that no foreign exception (it knows the headers) hangs on as context.
+        raise failure
+
+    def close(self) -> None:
+        """Close the kept connections."""
+        self._transport.close()
+
+    @contextmanager
+    def _deadline(self, total_s: float) -> Iterator[None]:
+        end = self._clock.monotonic() + total_s
+        _present.time_left = lambda: end - self._clock.monotonic()
+        try:
+            yield
+        finally:
+            _present.time_left = None
+
+    def _check_status(
+        self, response: httpx.Response, what: str, doubt: type[ProviderError]
+    ) -> None:
+        status = response.status_code
+        if status in (401, 403):
+            raise ProviderDeniesAccount(f"{what}: credentials or address refused (HTTP {status})")
+        if status == 429 or status >= 500:
+            raise doubt(f"{what}: HTTP {status}", retry_after=self._retry_after(response))
+        if not (200 <= status < 300 or status >= 400):
+            raise doubt(f"{what}: expected an answer, found a redirect (HTTP {status})")
+
+    def _retry_after(self, response: httpx.Response) -> timedelta | None:
+        """Read how long the provider wishes us to wait, at most an hour."""
+        text = response.headers.get("retry-after", "").strip()
+        if re.fullmatch(r"[0-9]{1,9}", text):
+            return min(timedelta(seconds=int(text)), LONGEST_PAUSE)
+        try:
+            pause = parsedate_to_datetime(text) - self._clock.now()
+        except (ValueError, TypeError, OverflowError):  # no date, or one without a zone
+            return None
+        return min(max(pause, timedelta()), LONGEST_PAUSE)
+
+
+def _connect_reason(error: BaseException) -> str:
+    origins = [error, *([error.__cause__, *error.__cause__.args] if error.__cause__ else [])]
+    return next(
+        (text for kind, text in CONNECT_REASONS.items() for o in origins if isinstance(o, kind)),
+        "no connection",
+    )
+
+
+def _read_body(response: httpx.Response, limit: int) -> bytes:
+    """Read at most `limit` bytes, counted after decompression. Raises Unusable."""
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity", "gzip"):
+        raise Unusable("expected an answer in identity or gzip encoding")
+    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16) if encoding == "gzip" else None
+    parts: list[bytes] = []
+    size = 0
+    assert isinstance(response.stream, httpx.SyncByteStream)
+    for chunk in response.stream:
+        part = chunk
+        if inflate:
+            try:
+                # One byte more than allowed is enough to know: a bomb is never unpacked.
+                part = inflate.decompress(chunk, limit - size + 1)
+            except zlib.error:
+                raise Unusable("expected gzip, found something else") from None
+        size += len(part)
+        if size > limit:
+            raise Unusable(f"expected at most {limit} bytes, found more")
+        parts.append(part)
+    if inflate and (not inflate.eof or inflate.unused_data):
+        raise Unusable("expected one complete gzip stream")
+    return b"".join(parts)
+
+
+def read_json(body: bytes) -> Any:
+    """Parse one small JSON answer without guessing. Raises Unusable.
+
+    Fractions come as Decimal, made from the text. Duplicate keys, NaN, bytes that are no UTF-8
+    and absurd nesting are refused: two readers could see two different answers.
+    """
+    with suppress(ValueError, ArithmeticError, RecursionError):
+        return json.loads(
+            body.removeprefix(BOM).decode(),
+            parse_float=Decimal,
+            parse_constant=_refuse,
+            object_pairs_hook=_unique,
+        )
+    # Raised out here: the parser's exception quotes the document, which may hold a trade URL.
+    raise Unusable("expected unambiguous JSON")
+
+
+def _refuse(_: str) -> NoReturn:
+    raise ValueError("no JSON number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key stands twice")
+    return result
+
+
+class _DeadlineTransport(httpx.HTTPTransport):
+    """httpx's transport over sockets that know the request's total deadline.
+
+    httpcore's own timeouts start anew at every byte, and its header loop cannot be interrupted
+    from outside: a peer that drips would hold the thread for ever. (The resolver keeps its own
+    time, and each address of a name gets CONNECT_S.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__(trust_env=False)
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=httpx.create_ssl_context(trust_env=False),
+            max_connections=None,  # the caller's threads are the limit
+            max_keepalive_connections=KEPT_CONNECTIONS,
+            keepalive_expiry=KEEP_ALIVE_S,
+            network_backend=_DeadlineBackend(),
+        )
+
+
+class _DeadlineBackend(httpcore.SyncBackend):
+    def connect_tcp(
+        self, host: str, port: int, timeout: float | None = None, *args: Any, **kwargs: Any
+    ) -> httpcore.NetworkStream:
+        left = _time_left(timeout, httpcore.ConnectTimeout)
+        return _DeadlineStream(super().connect_tcp(host, port, left, *args, **kwargs))
+
+
+class _DeadlineStream(httpcore.NetworkStream):
+    def __init__(self, inner: httpcore.NetworkStream) -> None:
+        self._inner = inner
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._inner.read(max_bytes, _time_left(timeout, httpcore.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._inner.write(buffer, _time_left(timeout, httpcore.WriteTimeout))
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.NetworkStream:
+        left = _time_left(timeout, httpcore.ConnectTimeout)
+        return _DeadlineStream(self._inner.start_tls(ssl_context, server_hostname, left))
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+def _time_left(timeout: float | None, too_late: type[Exception]) -> float | None:
+    time_left: Callable[[], float] | None = getattr(_present, "time_left", None)
+    if time_left is None:
+        return timeout
+    left = time_left()
+    if left <= 0:
+        raise too_late("the request's total time is over")
+    return left if timeout is None else min(left, timeout)

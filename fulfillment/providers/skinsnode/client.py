@@ -1,0 +1,134 @@
+"""SkinsNode as a Provider: one prepaid account, five endpoints (contracts/skinsnode.md).
+
+The API secret is also the webhook key: it is sent in one header and never written anywhere.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from fulfillment.errors import (
+    ProviderError,
+    ProviderNotReached,
+    ProviderOutcomeUnknown,
+    ProviderRefused,
+)
+from fulfillment.providers.base import AfterUnknown
+from fulfillment.providers.http import LIST_LIMIT, Answer, HTTPClient, Unusable, read_json
+from fulfillment.providers.skinsnode import webhook, wire
+from schemas.enums import FailureCode
+from schemas.money import MILLS_PER_CENT
+from schemas.provider import OrderReport, PurchaseCommand, Quote, Quotes, Want, WebhookNotice
+
+T = TypeVar("T")
+
+CATALOG_S = 60.0  # tens of megabytes may come
+REFUSALS = {
+    # The only answers by which the contract says that nothing was created (sections 4.4 and 8).
+    404: (FailureCode.ITEM_UNAVAILABLE, "the provider no longer has this catalog item (HTTP 404)"),
+    422: (FailureCode.REFUSED, "the provider found the order invalid (HTTP 422)"),
+}
+
+
+class SkinsNode:
+    """One SkinsNode account."""
+
+    after_unknown = AfterUnknown.REPLAY
+    lookup_limit = 1
+
+    def __init__(
+        self, http: HTTPClient, client_id: str, client_secret: str, webhook_secrets: Sequence[str]
+    ) -> None:
+        self._http = http
+        self._auth = {"x-client-id": client_id, "x-client-secret": client_secret}
+        self._webhook_secrets = tuple(webhook_secrets)
+
+    def quote(self, wants: Sequence[Want]) -> Quotes:
+        """Find the wanted ids in a fresh catalog; an id under another name is another item."""
+        wanted = {want.catalog_item_id for want in wants}
+        items, listed = self._read(
+            "/v1/catalog",
+            lambda body: wire.read_catalog(body, wanted),
+            total_s=CATALOG_S,
+            limit=LIST_LIMIT,
+            accept_gzip=True,
+        )
+        found = {
+            want: Quote(item.id, item.market_hash_name, item.price * MILLS_PER_CENT)
+            for want in wants
+            if (item := items.get(want.catalog_item_id))
+            and want.market_hash_name in (None, item.market_hash_name)
+        }
+        return Quotes(found, listed)
+
+    def wallet_mills(self) -> int:
+        """Read the prepaid balance; it may be 30 s old."""
+        return self._read("/v1/wallet", wire.read_wallet)
+
+    def purchase_body(self, command: PurchaseCommand) -> bytes:
+        """Write the body. Raises ValueError for a price that is no whole number of cents."""
+        return wire.write_purchase(command)
+
+    def purchase(self, body: bytes) -> OrderReport:
+        """Post the stored bytes; a replay answers with the order that is there already."""
+        external_id = read_json(body)["externalId"]
+        answer = self._http.request(
+            "POST", "/v1/orders", headers=self._auth, content=body, is_purchase=True
+        )
+        if answer.status in REFUSALS:
+            raise ProviderRefused(*REFUSALS[answer.status])
+        return _order(answer, external_id, "POST /v1/orders", ProviderOutcomeUnknown)
+
+    def reports(self, external_ids: Sequence[str]) -> dict[str, OrderReport]:
+        """Ask for each order by itself: there is no bulk lookup. A state may be 30 s old."""
+        reports = {}
+        for external_id in external_ids:
+            if not external_id.strip("."):
+                continue  # "", "." and ".." would reach another endpoint; intake lets none in
+            path = f"/v1/orders/{quote(external_id, safe='')}"
+            answer = self._http.request("GET", path, headers=self._auth)
+            if answer.status != 404:
+                what = f"GET {path}"
+                reports[external_id] = _order(answer, external_id, what, ProviderNotReached)
+        return reports
+
+    def read_webhook(self, headers: Mapping[str, str], body: bytes) -> WebhookNotice:
+        """Verify and read one delivery; see `webhook.read`."""
+        return webhook.read(headers, body, self._webhook_secrets)
+
+    def healthy(self) -> bool:
+        """Ask the health route, without credentials."""
+        try:
+            answer = self._http.request("GET", "/v1/health", headers={})
+            document = read_json(_success(answer))
+        except (ProviderError, Unusable):
+            return False
+        return isinstance(document, dict) and document.get("status") == "ok"
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def _read(self, path: str, parse: Callable[[bytes], T], **options: Any) -> T:
+        answer = self._http.request("GET", path, headers=self._auth, **options)
+        try:
+            return parse(_success(answer))
+        except Unusable as error:
+            raise ProviderNotReached(f"GET {path}: {error}") from error
+
+
+def _order(answer: Answer, external_id: str, what: str, doubt: type[ProviderError]) -> OrderReport:
+    """Read what must be about the order that was asked for."""
+    try:
+        report = wire.read_order(read_json(_success(answer)))
+        if report.external_id != external_id:
+            raise Unusable("expected this order, found another externalId")
+    except Unusable as error:
+        raise doubt(f"{what}: {error}") from error
+    return report
+
+
+def _success(answer: Answer) -> bytes:
+    if answer.status >= 400:
+        raise Unusable(f"HTTP {answer.status}")
+    return answer.body

@@ -1,0 +1,210 @@
+"""SkinsNode's JSON (contracts/skinsnode.md) as typed values: amounts exact or refused.
+
+An unknown status word is never taken for success, and no trade URL gets out of here.
+"""
+
+import re
+from collections.abc import Collection
+from contextlib import suppress
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from fulfillment.providers.http import BOM, Unusable, read_json
+from schemas.money import MAX_MILLS, MILLS_PER_CENT, InexactMoney, mills_from_cents
+from schemas.provider import OrderReport, PurchaseCommand, ReportState
+
+T = TypeVar("T")
+
+CURRENCY = "USD"
+STATES = {
+    # SkinsNode's word -> ours
+    "accepted": ReportState.ACCEPTED,
+    "queued": ReportState.QUEUED,
+    "processing": ReportState.PROCESSING,
+    "pending": ReportState.PENDING,
+    "sent": ReportState.SENT,
+    "completed": ReportState.COMPLETED,
+    "failed": ReportState.FAILED,
+    "cancelled": ReportState.CANCELLED,
+    "expired": ReportState.EXPIRED,
+    "reversed": ReportState.REVERSED,
+}
+# Narrower than Decimal: no underscores, foreign digits or exponents that overflow, and few
+# enough digits that Decimal arithmetic cannot round.
+AMOUNT = re.compile(r"[0-9]{1,18}(\.[0-9]{1,6})?([eE]\+?[0-9]{1,2})?")
+TRADE_LINK = re.compile(r"(?i)\S*steamcommunity\.com\S*|\btoken\s?(=|:|%3D)\s?\S+")
+HIDDEN = "[removed]"
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+WORD_LENGTH = 64
+MESSAGE_LENGTH = 200
+
+
+class CatalogItem(msgspec.Struct, rename="camel", gc=False, frozen=True):
+    """The four fields that a purchase needs; gc=False since no cycle can pass through them."""
+
+    id: str
+    market_hash_name: str
+    price: Annotated[int, msgspec.Meta(gt=0, le=MAX_MILLS // MILLS_PER_CENT)]
+    currency: Literal["USD"]
+
+
+class Catalog(msgspec.Struct):
+    items: list[CatalogItem]
+
+
+class RawCatalog(msgspec.Struct):
+    items: list[msgspec.Raw]
+
+
+class Wallet(msgspec.Struct, rename="camel"):
+    available_balance: Any
+    currency: str
+
+
+class Pricing(msgspec.Struct):
+    amount: Any = None
+    currency: str | None = None
+
+
+class Order(msgspec.Struct, rename="camel"):
+    """One order as a submit's answer, a poll and a webhook write it: the same words, three sets."""
+
+    external_id: str
+    status: str
+    accepted_at: Any = None  # submit
+    steam_offer_id: Any = None  # poll, webhook
+    timestamps: Any = None
+    pricing: Pricing | None = None  # poll
+    failure: Any = None
+    trade_url: Any = None
+    amount: Any = None  # webhook
+    currency: str | None = None
+    error: Any = None
+
+
+def write_purchase(command: PurchaseCommand) -> bytes:
+    """Write the five documented fields, compact and always in this order."""
+    cents, rest = divmod(command.price_mills, MILLS_PER_CENT)
+    if rest or cents <= 0:
+        raise ValueError(f"expected a positive whole number of cents, found {rest} mills over")
+    fields = {
+        "catalogItemId": command.catalog_item_id,
+        "expectedPrice": cents,
+        "externalId": command.external_id,
+        "webhookUrl": command.webhook_url,
+        "tradeUrl": command.trade_url,
+    }
+    return msgspec.json.encode(fields)
+
+
+def read_catalog(body: bytes, wanted: Collection[str]) -> tuple[dict[str, CatalogItem], int]:
+    """Find the wanted ids; say how many usable entries the list has. Raises Unusable for none.
+
+    An id that stands twice with different content is not found: nobody knows which one holds.
+    """
+    items = _items(body.removeprefix(BOM))
+    if not items:
+        raise Unusable("expected a catalog with usable entries, found none")
+    found: dict[str, CatalogItem] = {}
+    ambiguous = set()
+    for item in items:
+        if item.id in wanted and found.setdefault(item.id, item) != item:
+            ambiguous.add(item.id)
+    return {id_: item for id_, item in found.items() if id_ not in ambiguous}, len(items)
+
+
+def _items(body: bytes) -> list[CatalogItem]:
+    try:
+        return msgspec.json.decode(body, type=Catalog).items
+    except msgspec.ValidationError:
+        pass  # some entry is odd: read each by itself, which takes many times longer
+    except (msgspec.DecodeError, RecursionError):
+        raise Unusable("expected a catalog in JSON") from None
+    try:
+        entries = msgspec.json.decode(body, type=RawCatalog).items
+    except (msgspec.DecodeError, RecursionError):
+        raise Unusable("expected a catalog with a list of items") from None
+    return [item for raw in entries if (item := _item(bytes(raw)))]
+
+
+def _item(raw: bytes) -> CatalogItem | None:
+    try:
+        entry = read_json(raw)
+        cents = mills(entry["price"], entry["currency"]) // MILLS_PER_CENT
+        return _typed(entry | {"price": cents}, CatalogItem)
+    except (Unusable, KeyError, TypeError):
+        return None
+
+
+def mills(amount: object, currency: object) -> int:
+    """Read an amount of cents, a number or a string, never below zero. Raises Unusable."""
+    text = str(amount) if type(amount) in (str, int, Decimal) else ""
+    if currency == CURRENCY and AMOUNT.fullmatch(text):
+        with suppress(InexactMoney):
+            return mills_from_cents(text)
+    raise Unusable("expected a whole number of US cents")
+
+
+def read_wallet(body: bytes) -> int:
+    """Read the spendable balance in mills. Raises Unusable."""
+    wallet = _typed(read_json(body), Wallet)
+    return mills(wallet.available_balance, wallet.currency)
+
+
+def read_order(document: Any) -> OrderReport:
+    """Read what was said about one order. Raises Unusable, also for an amount that is not exact."""
+    order = _typed(document, Order)
+    state = STATES.get(order.status, ReportState.UNKNOWN)
+    price = order.pricing or Pricing(order.amount, order.currency)
+    times = order.timestamps if isinstance(order.timestamps, dict) else {}
+    reported_at = instant(times.get("updatedAt"))
+    if state is ReportState.ACCEPTED and reported_at is None:
+        reported_at = instant(order.accepted_at)  # a replay's later status has another time
+    failure = order.failure if order.failure is not None else order.error
+    if not isinstance(failure, dict):  # the webhook's shape is not documented
+        failure = {"message": failure}
+    match = re.search(r"[?&]token=([\w-]+)", str(order.trade_url))
+    token = match and match.group(1)
+    return OrderReport(
+        external_id=order.external_id,
+        state=state,
+        raw_status=clean(order.status, WORD_LENGTH, token) or "",
+        charged_mills=None if price.amount is None else mills(price.amount, price.currency),
+        steam_offer_id=offer_id(order.steam_offer_id),
+        failure_code=clean(failure.get("code"), WORD_LENGTH, token),
+        failure_message=clean(failure.get("message"), MESSAGE_LENGTH, token),
+        reported_at=reported_at,
+        refunded_at=instant(times.get("refundedAt")),
+    )
+
+
+def offer_id(value: object) -> str | None:
+    """Give a Steam offer's number as text; None for anything else."""
+    text = str(value) if type(value) in (str, int) else ""
+    return text if re.fullmatch(r"[0-9]{1,20}", text) else None
+
+
+def clean(value: object, length: int, secret: str | None) -> str | None:
+    """Make a provider's text fit to be kept: no trade link, nothing that a database refuses."""
+    if not isinstance(value, str):
+        return None
+    text = TRADE_LINK.sub(HIDDEN, UNPRINTABLE.sub("", value))
+    return (text.replace(secret, HIDDEN) if secret else text)[:length]
+
+
+def instant(value: object) -> datetime | None:
+    """Read an ISO 8601 time that says its zone; None for anything else."""
+    try:
+        moment = datetime.fromisoformat(value if isinstance(value, str) else "")
+        return moment.astimezone(UTC) if moment.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _typed(document: Any, kind: type[T]) -> T:
+    with suppress(msgspec.ValidationError):
+        return msgspec.convert(document, kind)
+    raise Unusable(f"expected the fields of {kind.__name__}")

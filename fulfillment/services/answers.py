@@ -1,0 +1,86 @@
+"""Ask the provider to buy, or what became of an earlier request, and classify what comes back.
+
+An answer is definite-yes, definite-no or unknown (DESIGN section 3); nothing here touches the
+database.
+"""
+
+from dataclasses import dataclass
+
+from fulfillment.errors import (
+    ProviderDeniesAccount,
+    ProviderError,
+    ProviderNotReached,
+    ProviderOutcomeUnknown,
+    ProviderRefused,
+)
+from fulfillment.services.context import Context
+from fulfillment.store.models import Attempt, Order
+from schemas.provider import OrderReport
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A definite yes: the provider has the order."""
+
+    report: OrderReport
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A definite no: the provider created nothing."""
+
+    error: ProviderRefused
+
+
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """Nothing left this machine, or the provider turned the account away at the door."""
+
+    reason: str
+    error: ProviderError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Only the provider's own later answer can say what happened."""
+
+    reason: str
+    error: ProviderError | None = None
+
+
+Answer = Answered | Refused | NotSent | Unknown
+
+
+def ask(context: Context, order: Order, attempt: Attempt, body: bytes) -> Answer:
+    """Post the body; after an earlier post of unknown outcome, a no needs a lookup to be sure.
+
+    `attempt` is the attempt as it was before this post.
+    """
+    was_unknown = attempt.unknown_since is not None
+    if was_unknown and order.submit_by <= context.now():
+        # Too late to buy for this customer: find out, but do not ask again.
+        return _look_up(
+            context, order, attempt, ProviderRefused("too_late", "not submitted in time")
+        )
+    try:
+        return Answered(context.provider(order.account).purchase(body))
+    except ProviderRefused as error:
+        return _look_up(context, order, attempt, error) if was_unknown else Refused(error)
+    except ProviderOutcomeUnknown as error:
+        return Unknown(str(error), error)
+    except (ProviderNotReached, ProviderDeniesAccount) as error:
+        return Unknown(str(error), error) if was_unknown else NotSent(str(error), error)
+
+
+def _look_up(context: Context, order: Order, attempt: Attempt, refusal: ProviderRefused) -> Answer:
+    """Believe a no after an unknown post only when a lookup past the cache time knows nothing."""
+    try:
+        found = context.provider(order.account).reports([order.external_id])
+    except ProviderError as error:
+        return Unknown(f"lookup: {error}", error)
+    if order.external_id in found:
+        return Answered(found[order.external_id])
+    assert attempt.last_post_at is not None
+    if context.now() - attempt.last_post_at < context.cache_time:
+        return Unknown("the provider does not know the order yet; a cached answer proves nothing")
+    return Refused(refusal)

@@ -1,0 +1,95 @@
+"""Refresh the catalog for a batch: every order gets a fresh price, or a definite no."""
+
+from fulfillment.errors import ProviderError
+from fulfillment.services import outages
+from fulfillment.services.claiming import (
+    CATALOG,
+    KeptClaim,
+    StepOutcome,
+    finish_gathering,
+    give_back,
+    take_over,
+)
+from fulfillment.services.context import Context
+from fulfillment.services.dispatch import refusal
+from fulfillment.store import accounts, orders
+from fulfillment.store.accounts import Purpose
+from fulfillment.store.models import Move, Order
+from schemas.enums import FailureCode, OrderStatus, Source
+from schemas.messages import Batch
+from schemas.money import cents_to_mills, charge_in_cents
+from schemas.provider import Quotes, Want
+
+
+def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
+    """Quote the batch's orders; the chain goes on if any is left for the next step.
+
+    The answer serves exactly the orders claimed before the request was sent.
+    """
+    account = batch["account"]
+    with take_over(context, batch, CATALOG) as claim:
+        if claim is None:
+            return StepOutcome(goes_on=False)
+        if not outages.take_budget(context, account, Purpose.SUBMIT):
+            give_back(context, batch, claim, outages.budget_refilled_at(context))
+            return StepOutcome(goes_on=False)
+        with context.database.transaction() as session:
+            members = orders.get(session, claim.order_ids)
+        wants = {order.id: _want(order) for order in members}
+        requested_at = context.now()
+        try:
+            quotes = context.provider(account).quote(list(set(wants.values())))
+        except ProviderError as error:
+            give_back(context, batch, claim, outages.pause(context, account, error))
+            return StepOutcome(goes_on=False)
+        with context.database.transaction() as session:
+            accounts.note_catalog(session, account, quotes.listed, requested_at)
+            accounts.works(session, account)
+        if _quote(context, claim, members, quotes):
+            return StepOutcome(goes_on=True)
+        return StepOutcome(goes_on=False, is_more_waiting=finish_gathering(context, batch))
+
+
+def _want(order: Order) -> Want:
+    return Want(order.catalog_item_id, order.market_hash_name)
+
+
+def _quote(context: Context, claim: KeptClaim, members: list[Order], quotes: Quotes) -> bool:
+    """Write the prices and refusals; say whether any order goes on."""
+    settings = context.account(claim.account)
+    moves: list[Move] = []
+    fresh: dict[int, int] = {}
+    for order in members:
+        quote = quotes.found.get(_want(order))
+        limit_cents = settings.price_limit_cents(order.expected_price_cents)
+        if quote is None:
+            code, message = FailureCode.ITEM_UNAVAILABLE, "the item is not in the catalog"
+            moves.append(refusal(order, code, message, Source.CATALOG, claim.name))
+        elif quote.price_mills > cents_to_mills(limit_cents):
+            message = (
+                f"the price is {charge_in_cents(quote.price_mills)} cents, "
+                f"agreed were {order.expected_price_cents}"
+            )
+            code = FailureCode.PRICE_CHANGED
+            moves.append(refusal(order, code, message, Source.CATALOG, claim.name))
+        elif order.status is OrderStatus.RECEIVED:
+            changes: dict[str, object] = {"quoted_mills": quote.price_mills}
+            if order.market_hash_name is None:
+                changes["market_hash_name"] = quote.market_hash_name
+            moves.append(
+                Move(
+                    order.id,
+                    order.status,
+                    OrderStatus.QUOTED,
+                    Source.CATALOG,
+                    f"priced at {charge_in_cents(quote.price_mills)} cents",
+                    changes,
+                    claim=claim.name,
+                )
+            )
+        else:
+            fresh[order.id] = quote.price_mills
+    with context.database.transaction() as session:
+        moved = orders.apply(session, moves, context.now())
+        orders.set_quotes(session, fresh)
+    return bool(fresh) or any(o.status is OrderStatus.QUOTED for o in moved.values())

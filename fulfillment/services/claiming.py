@@ -1,0 +1,125 @@
+"""Keep a batch's claim alive while a step works on it, and know when it is lost."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from fulfillment.errors import ServerUnreachable
+from fulfillment.log import get_logger
+from fulfillment.services.context import Context
+from fulfillment.store import claims, leases
+from schemas.messages import Batch
+
+log = get_logger(__name__)
+
+#: The steps in their order; a claim reads `<token>/<step>`.
+CLAIMED, CATALOG, WALLET, SUBMIT = "claimed", "catalog", "wallet", "submit"
+_BEFORE = {CATALOG: CLAIMED, WALLET: CATALOG, SUBMIT: WALLET}
+
+
+def claim_name(token: str, step: str) -> str:
+    return f"{token}/{step}"
+
+
+def gather_lease(account: str) -> str:
+    """Name the lease of which an account has one: whoever has it gathers a batch."""
+    return f"gather:{account}"
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """Whether the chain goes on, and whether more orders wait for somebody to gather them."""
+
+    goes_on: bool
+    is_more_waiting: bool = False
+
+
+class KeptClaim:
+    """A claim under which this step works; `is_held` says whether it still may."""
+
+    def __init__(self, context: Context, batch: Batch, step: str, order_ids: list[int]) -> None:
+        self._context = context
+        self._batch = batch
+        self.account = batch["account"]
+        self._gathers = step != SUBMIT
+        self.name = claim_name(batch["token"], step)
+        self.order_ids = order_ids
+        self._stop = threading.Event()
+        self._valid_until = context.clock.monotonic() + context.lease.total_seconds()
+
+    @property
+    def is_held(self) -> bool:
+        """Say whether the lease is known to run still; a frozen process finds that it does not."""
+        return self._context.clock.monotonic() < self._valid_until
+
+    def renew(self) -> bool:
+        """Lengthen the claim (and the gathering lease); say whether any order is still under it."""
+        began = self._context.clock.monotonic()
+        now = self._context.now()
+        until = now + self._context.lease
+        with self._context.database.transaction() as session:
+            held = claims.renew(session, self.order_ids, self.name, until)
+            if self._gathers:
+                lease = gather_lease(self._batch["account"])
+                leases.acquire(session, lease, self._batch["token"], now, until)
+        if held:
+            self._valid_until = began + self._context.lease.total_seconds()
+        return held > 0
+
+    def _keep(self) -> None:
+        while not self._stop.wait(self._context.lease.total_seconds() / 3):
+            try:
+                if not self.renew():
+                    return
+            except ServerUnreachable as error:
+                # The claim may lapse; then the next holder goes on where we stop.
+                log.warning("claim.not_renewed", reason=str(error))
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._keep, name="claim-keeper", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+@contextmanager
+def take_over(context: Context, batch: Batch, step: str) -> Iterator[KeptClaim | None]:
+    """Take the batch's orders over for `step`; None when nothing of it is left to this copy."""
+    now = context.now()
+    until = now + context.lease
+    old, new = claim_name(batch["token"], _BEFORE[step]), claim_name(batch["token"], step)
+    with context.database.transaction() as session:
+        ids = claims.take_over(session, batch["ids"], old, new, until)
+        if ids and step != SUBMIT:
+            leases.acquire(session, gather_lease(batch["account"]), batch["token"], now, until)
+    if not ids:
+        yield None
+        return
+    claim = KeptClaim(context, batch, step, ids)
+    claim.start()
+    try:
+        yield claim
+    finally:
+        claim.stop()
+
+
+def finish_gathering(context: Context, batch: Batch) -> bool:
+    """Let another batch gather; say whether one is waiting.
+
+    The lease is given up before the look: an order that comes in between finds it free.
+    """
+    with context.database.transaction() as session:
+        leases.give_up(session, gather_lease(batch["account"]), batch["token"])
+    with context.database.transaction() as session:
+        return claims.is_waiting(session, batch["account"], context.now())
+
+
+def give_back(context: Context, batch: Batch, claim: KeptClaim, due_at: datetime) -> None:
+    """Return what is left of a batch, to be taken up again at `due_at`; others may gather now."""
+    with context.database.transaction() as session:
+        claims.release(session, claim.order_ids, claim.name, due_at)
+        leases.give_up(session, gather_lease(batch["account"]), batch["token"])

@@ -1,0 +1,81 @@
+"""What every service needs of its process: settings, clock, database, keys and providers."""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cached_property
+
+from fulfillment.clock import Clock, SystemClock
+from fulfillment.providers import registry
+from fulfillment.providers.base import Provider
+from fulfillment.settings import AccountSettings, Settings
+from fulfillment.store import accounts
+from fulfillment.store.engine import Database
+from fulfillment.store.sealing import Seal
+
+# A provider's read cache (30 s, contracts/skinsnode.md section 1) and a margin: a lookup younger
+# than this proves nothing about what was just done.
+CACHE_S = 35.0
+
+
+@dataclass
+class Context:
+    """Built once a process and handed to every service."""
+
+    settings: Settings
+    database: Database
+    seal: Seal
+    clock: Clock = field(default_factory=SystemClock)
+    random: random.Random = field(default_factory=random.Random)
+    _providers: dict[str, Provider] = field(default_factory=dict)
+
+    def now(self) -> datetime:
+        return self.clock.now()
+
+    def account(self, name: str) -> AccountSettings:
+        return self.settings.account(name)
+
+    def provider(self, name: str) -> Provider:
+        """Give the account's adapter, connecting at first use. Raises ConfigurationError."""
+        provider = self._providers.get(name)
+        if provider is None:
+            provider = self._providers.setdefault(name, registry.build(name, self.account(name)))
+        return provider
+
+    @cached_property
+    def lease(self) -> timedelta:
+        return timedelta(seconds=self.settings.claim_lease_s)
+
+    @cached_property
+    def cache_time(self) -> timedelta:
+        """How old a question must be for its answer to be surely younger than our last act."""
+        return timedelta(seconds=min(CACHE_S, self.settings.wallet_lag_s))
+
+    @cached_property
+    def wallet_lag(self) -> timedelta:
+        return timedelta(seconds=self.settings.wallet_lag_s)
+
+    def webhook_url(self, account: str) -> str:
+        return f"{self.settings.webhook_base_url}/webhooks/{account}"
+
+    def close(self) -> None:
+        for provider in self._providers.values():
+            provider.close()
+        self.database.close()
+
+
+def build_context(settings: Settings, *, threads: int = 8) -> Context:
+    """Connect a process to its database. Raises ConfigurationError and ServerUnreachable."""
+    settings.require("database_url", "encryption_keys")
+    return Context(
+        settings=settings,
+        database=Database(settings.database_url.get_secret_value(), pool_size=threads),
+        seal=Seal(settings.encryption_keys.get_secret_value()),
+    )
+
+
+def register_accounts(context: Context, names: Iterable[str] | None = None) -> None:
+    """Give every configured account its shared row, which the other services rely on."""
+    with context.database.transaction() as session:
+        accounts.ensure(session, names if names is not None else context.settings.accounts)

@@ -1,0 +1,95 @@
+"""Claim everything that waits for an account as one batch (DESIGN section 3, group commit)."""
+
+import uuid
+from collections.abc import Iterable
+from datetime import datetime
+
+from fulfillment.services.claiming import CLAIMED, claim_name, gather_lease
+from fulfillment.services.context import Context
+from fulfillment.store import accounts, claims, leases, orders
+from fulfillment.store.models import NOTHING_DUE, Move, Order
+from schemas.enums import FailedBy, FailureCode, OrderStatus, Source
+from schemas.messages import Batch
+
+#: Batches of an account that may be in submission while another one gathers.
+_BATCHES_AHEAD = 2
+
+
+def make_batch(account: str, token: str, batch: Iterable[Order]) -> Batch:
+    """Write the argument of the chain's steps."""
+    members = list(batch)
+    return Batch(
+        account=account,
+        token=token,
+        ids=[order.id for order in members],
+        names=[order.external_id for order in members],
+    )
+
+
+def refusal(
+    order: Order, code: FailureCode, message: str, by: Source, claim: str | None = None
+) -> Move:
+    """Write the move that ends an order by our own decision, before anything was bought."""
+    return Move(
+        order_id=order.id,
+        source=order.status,
+        target=OrderStatus.FAILED,
+        by=by,
+        note=f"{code}: {message}",
+        changes={
+            "failure_code": code.value,
+            "failure_message": message,
+            "failed_by": FailedBy.US.value,
+        },
+        due=NOTHING_DUE,
+        claim=claim,
+    )
+
+
+def dispatch(context: Context, account: str) -> Batch | None:
+    """Claim the account's waiting orders, oldest first; None when there is nothing to do now.
+
+    One batch an account gathers at a time, and only so many wait for submission; whoever finishes
+    gathering or submitting asks again.
+    """
+    context.account(account)
+    now = context.now()
+    until = now + context.lease
+    token = uuid.uuid4().hex
+    limit = context.settings.batch_limit
+    with context.database.transaction() as session:
+        if accounts.paused_until(session, account, now):
+            return None
+        if not leases.acquire(session, gather_lease(account), token, now, until):
+            return None
+        claim = claim_name(token, CLAIMED)
+        ids: list[int] = []
+        if claims.in_submission(session, account, now) < _BATCHES_AHEAD * limit:
+            ids = claims.claim_waiting(session, account, claim, now, until, limit)
+        claimed = orders.get(session, ids)
+        late = [overdue_refusal(order, now, Source.DISPATCH, claim) for order in claimed]
+        refused = orders.apply(session, [move for move in late if move], now)
+        batch = [order for order in claimed if order.id not in refused]
+        if not batch:
+            leases.give_up(session, gather_lease(account), token)
+            return None
+    return make_batch(account, token, batch)
+
+
+def overdue_refusal(
+    order: Order, now: datetime, by: Source, claim: str | None = None
+) -> Move | None:
+    """Write the end of an order whose time to be submitted, or to be paid for, is over."""
+    if order.submit_by <= now:
+        message = f"not submitted by {order.submit_by.isoformat()}"
+        return refusal(order, FailureCode.TOO_LATE, message, by, claim)
+    if order.funds_deadline_at is not None and order.funds_deadline_at <= now:
+        message = "the wallet did not cover the order in time"
+        return refusal(order, FailureCode.INSUFFICIENT_FUNDS, message, by, claim)
+    return None
+
+
+def is_waiting(context: Context, account: str) -> bool:
+    """Say whether the account has orders to dispatch now."""
+    with context.database.transaction() as session:
+        return claims.is_waiting(session, account, context.now())

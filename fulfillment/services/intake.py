@@ -1,0 +1,149 @@
+"""Take checkouts in, once each: the one service behind HTTP, queue, Celery task and CLI."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+from pydantic import ValidationError
+
+from fulfillment.errors import CheckoutConflict, FulfillmentError, InvalidBody, InvalidInput
+from fulfillment.services.context import Context
+from fulfillment.store import orders
+from fulfillment.store.models import Order
+from fulfillment.store.orders import NewOrder
+from schemas.checkout import CheckoutEvent
+from schemas.enums import OrderStatus
+
+MAX_BATCH = 1000
+#: No event of ours comes near; whatever is larger is refused before it is parsed.
+MAX_EVENT_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What became of one checkout of a call: `status` or `error` is set."""
+
+    external_id: str | None
+    account: str | None = None
+    status: OrderStatus | None = None
+    is_new: bool = False
+    error: FulfillmentError | None = None
+
+
+def parse_json(body: bytes | str) -> Any:
+    """Decode JSON strictly: UTF-8, no NaN, no duplicate keys. Raises InvalidBody."""
+    try:
+        text = body.decode() if isinstance(body, bytes) else body
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, InvalidJSON) else "the body is not valid JSON"
+        raise InvalidBody(f"expected a JSON object; {reason}") from None
+
+
+class InvalidJSON(ValueError):
+    """JSON that parsers read differently."""
+
+
+def _refuse_constant(name: str) -> Any:
+    raise InvalidJSON(f"{name} is no JSON number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise InvalidJSON("a key stands twice")
+    return fields
+
+
+def parse_event(raw: Any) -> CheckoutEvent:
+    """Validate one checkout event. Raises InvalidInput that names the first wrong field."""
+    if not isinstance(raw, dict):
+        raise InvalidBody(f"expected a JSON object, found {type(raw).__name__}")
+    try:
+        return CheckoutEvent.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = str(first["loc"][0]) if first["loc"] else None
+    raise InvalidInput(field, first["msg"].removeprefix("Value error, "))
+
+
+def receive(context: Context, events: Sequence[CheckoutEvent]) -> list[Received]:
+    """Store new checkouts in one transaction; answer repetitions and conflicts for what they are.
+
+    Raises ServerUnreachable; nothing of the call is stored then, unless the commit itself was cut
+    off, in which case sending the same again is safe.
+    """
+    results: dict[int, Received] = {}
+    new: dict[int, NewOrder] = {}
+    for place, event in enumerate(events):
+        if event.account not in context.settings.accounts:
+            known = ", ".join(sorted(context.settings.accounts))
+            error = InvalidInput("account", f"expected one of {known}")
+            results[place] = Received(event.external_id, error=error)
+        else:
+            new[place] = _new_order(context, event)
+    stored: dict[str, Order] = {}
+    if new:
+        now = context.now()
+        with context.database.transaction() as session:
+            inserted = orders.insert(session, list(new.values()), now)
+            stored = {order.external_id: order for order in inserted}
+            others = [n.external_id for n in new.values() if n.external_id not in stored]
+            known_before = orders.find(session, others) if others else {}
+    fresh = set(stored)
+    for place, order in new.items():
+        is_new = order.external_id in fresh
+        fresh.discard(order.external_id)  # the second of two in one call is a repetition
+        found = stored.get(order.external_id) or known_before[order.external_id]
+        results[place] = _answer(context, events[place], found, is_new=is_new)
+    return [results[place] for place in range(len(events))]
+
+
+def _content(event: CheckoutEvent) -> bytes:
+    return msgspec.json.encode(event.content(), order="sorted")
+
+
+def _new_order(context: Context, event: CheckoutEvent) -> NewOrder:
+    latest = context.now() + timedelta(seconds=context.settings.submit_within_s)
+    return NewOrder(
+        external_id=event.external_id,
+        account=event.account,
+        fingerprint=context.seal.fingerprint(_content(event)),
+        catalog_item_id=event.catalog_item_id,
+        market_hash_name=event.market_hash_name,
+        expected_price_cents=event.expected_price,
+        trade_url_sealed=context.seal.seal(event.trade_url.encode()),
+        submit_by=event.submit_by or latest,
+    )
+
+
+def _answer(context: Context, event: CheckoutEvent, order: Order, *, is_new: bool) -> Received:
+    if not is_new and not context.seal.matches(order.fingerprint, _content(event)):
+        return Received(event.external_id, error=CheckoutConflict(event.external_id))
+    return Received(event.external_id, order.account, order.status, is_new=is_new)
+
+
+def receive_raw(context: Context, raws: Sequence[Any]) -> list[Received]:
+    """Validate and store checkouts of which each stands for itself: a bad one fails alone."""
+    events: dict[int, CheckoutEvent] = {}
+    results: dict[int, Received] = {}
+    for place, raw in enumerate(raws):
+        try:
+            events[place] = parse_event(raw)
+        except InvalidInput as error:
+            results[place] = Received(_id_of(raw), error=error)
+    results.update(zip(events, receive(context, list(events.values())), strict=True))
+    return [results[place] for place in range(len(raws))]
+
+
+def _id_of(raw: Any) -> str | None:
+    found = raw.get("externalId") if isinstance(raw, Mapping) else None
+    return found[:64] if isinstance(found, str) else None
+
+
+def new_accounts(results: Sequence[Received]) -> list[str]:
+    """Name the accounts that have something new to dispatch."""
+    return sorted({r.account for r in results if r.is_new and r.account})

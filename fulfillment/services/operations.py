@@ -1,0 +1,171 @@
+"""What an operator may do and see: resolve an order, read orders and wallets, check readiness."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+
+from sqlmodel import Session
+
+from fulfillment.errors import FulfillmentError, InvalidInput, NotAllowedNow, OrderNotFound
+from fulfillment.services.context import Context
+from fulfillment.services.reports import apply_reports
+from fulfillment.services.watchdog import HEARTBEAT
+from fulfillment.store import accounts, leases, ledger, migrate, orders, outbox, statistics
+from fulfillment.store.ledger import Posting
+from fulfillment.store.models import NOTHING_DUE, Move, Order
+from schemas.enums import FailedBy, FailureCode, OrderStatus, Source
+from schemas.orders import OrderView, WalletView
+
+#: The watchdog ticks every 5 s; three missed ticks mean that beat or all workers are dead.
+STALE_TICK = timedelta(seconds=20)
+
+
+class Resolution(StrEnum):
+    """What a person found out about an order that needs review."""
+
+    FOUND = "found"
+    NOT_FOUND = "not-found"
+    CANCELLED = "cancelled"
+
+
+def resolve(context: Context, external_id: str, resolution: Resolution, reason: str) -> Order:
+    """End an order's review with a person's finding.
+
+    `found` asks the provider and adopts its answer. Raises OrderNotFound, NotAllowedNow,
+    InvalidInput for an empty reason, ProviderError when the provider cannot be asked.
+    """
+    if not reason.strip():
+        raise InvalidInput("reason", "expected why, for the order's log")
+    with context.database.transaction() as session:
+        order = orders.find(session, [external_id]).get(external_id)
+    if order is None:
+        raise OrderNotFound(external_id)
+    if order.status is not OrderStatus.NEEDS_REVIEW:
+        raise NotAllowedNow(f"{external_id} is {order.status}; only needs_review can be resolved")
+    if resolution is Resolution.FOUND:
+        return _adopt(context, order, reason)
+    is_cancelled = resolution is Resolution.CANCELLED
+    target = OrderStatus.CANCELLED if is_cancelled else OrderStatus.FAILED
+    code = FailureCode.CANCELLED if is_cancelled else FailureCode.REFUSED
+    move = Move(
+        order.id,
+        order.status,
+        target,
+        Source.OPERATOR,
+        f"resolved as {resolution}: {reason}",
+        {
+            "failure_code": code.value,
+            "failure_message": reason,
+            "failed_by": FailedBy.US.value,
+            "charged_mills": None,
+        },
+        NOTHING_DUE,
+    )
+    with context.database.transaction() as session:
+        moved = orders.apply(session, [move], context.now())
+        _free(session, context, moved)
+    return _moved(moved, order)
+
+
+def _free(session: Session, context: Context, moved: dict[int, Order]) -> None:
+    now = context.now()
+    ledger.refuse(session, [Posting(order_id, "resolved by a person") for order_id in moved], now)
+    ledger.end(session, list(moved), now)
+
+
+def _moved(moved: dict[int, Order], order: Order) -> Order:
+    if order.id not in moved:
+        raise NotAllowedNow(f"{order.external_id} changed meanwhile; look again")
+    return moved[order.id]
+
+
+def _adopt(context: Context, order: Order, reason: str) -> Order:
+    found = context.provider(order.account).reports([order.external_id])
+    if order.external_id not in found:
+        raise NotAllowedNow(f"the provider does not know {order.external_id}")
+    with context.database.transaction() as session:
+        note = Move(
+            order.id,
+            order.status,
+            order.status,
+            Source.OPERATOR,
+            f"resolved as found: {reason}",
+        )
+        _moved(orders.apply(session, [note], context.now()), order)
+        moved = apply_reports(
+            context, session, {order.id: found[order.external_id]}, Source.OPERATOR
+        )
+    return _moved(moved, order)
+
+
+def show(context: Context, external_id: str) -> OrderView:
+    """Read one order with its timeline. Raises OrderNotFound."""
+    with context.database.transaction() as session:
+        view = orders.view(session, external_id)
+    if view is None:
+        raise OrderNotFound(external_id)
+    return view
+
+
+def page(
+    context: Context,
+    *,
+    status: OrderStatus | None = None,
+    account: str | None = None,
+    before_id: int | None = None,
+    limit: int = 100,
+) -> tuple[list[OrderView], int | None]:
+    """Read a page of orders, newest first, and the id to go on from (None at the end)."""
+    with context.database.transaction() as session:
+        found = orders.page(
+            session, status=status, account=account, before_id=before_id, limit=limit + 1
+        )
+        views = orders.views(session, found[:limit])
+    return views, found[limit - 1].id if len(found) > limit else None
+
+
+def wallets(context: Context) -> list[WalletView]:
+    """Show every account's money."""
+    with context.database.transaction() as session:
+        return accounts.wallets(session)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that must work, and what is wrong with it if it does not."""
+
+    name: str
+    is_ok: bool
+    detail: str = ""
+
+
+def check_readiness(context: Context) -> list[Check]:
+    """Look at the database, its schema and the periodic ticks."""
+    try:
+        context.database.ping()
+        is_current = migrate.is_current(context.database)
+    except FulfillmentError as error:
+        return [Check("database", is_ok=False, detail=str(error))]
+    checks = [
+        Check("database", is_ok=True),
+        Check("schema", is_current, "" if is_current else "run `fulfillment migrate`"),
+    ]
+    if not is_current:
+        return checks
+    with context.database.transaction() as session:
+        last = leases.heartbeats(session).get(HEARTBEAT)
+    if last is None:
+        return [*checks, Check("ticks", is_ok=False, detail="no worker has run a tick of beat yet")]
+    age = context.now() - last
+    detail = f"last_tick_at {last.isoformat()}"
+    if age > STALE_TICK:
+        detail += f", {round(age.total_seconds())} s ago: beat or the workers are dead"
+    return [*checks, Check("ticks", age <= STALE_TICK, detail)]
+
+
+def gauges(context: Context) -> statistics.Gauges:
+    """Measure what the metrics page shows of the database."""
+    now = context.now()
+    with context.database.transaction() as session:
+        waiting, age = outbox.lag(session, now)
+        return statistics.measure(session, now, waiting, age)

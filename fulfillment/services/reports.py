@@ -1,0 +1,125 @@
+"""Apply what providers report to many orders at once: events, hold ledger and next due times."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlmodel import Session
+
+from fulfillment.log import get_logger
+from fulfillment.services import schedule
+from fulfillment.services.context import Context
+from fulfillment.services.decide import Decision, Money, decide
+from fulfillment.states import FINAL, FOLLOWED
+from fulfillment.store import ledger, orders
+from fulfillment.store.ledger import Posting
+from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Move, Order
+from schemas.enums import OrderStatus, Source
+from schemas.messages import NEEDS_REVIEW
+from schemas.money import cents_to_mills
+from schemas.provider import OrderReport
+
+log = get_logger(__name__)
+
+
+@dataclass
+class _Money:
+    """The postings of a batch, by kind."""
+
+    confirmed: list[int] = field(default_factory=list)
+    settled: list[Posting] = field(default_factory=list)
+    ended: list[int] = field(default_factory=list)
+    refunded: list[Posting] = field(default_factory=list)
+
+    def add(self, order_id: int, decision: Decision, report: OrderReport) -> None:
+        if Money.CONFIRM in decision.money:
+            self.confirmed.append(order_id)
+        if Money.SETTLE in decision.money:
+            self.settled.append(Posting(order_id, "delivered", report.charged_mills))
+        if Money.END in decision.money:
+            self.ended.append(order_id)
+        if Money.REFUND in decision.money:
+            self.refunded.append(Posting(order_id, "refunded by the provider"))
+
+    def post(self, session: Session, now: datetime) -> None:
+        if self.confirmed:
+            ledger.confirm(session, self.confirmed, now)
+        ledger.settle(session, self.settled, now)
+        if self.ended:
+            ledger.end(session, self.ended, now)
+        if self.refunded:
+            ledger.refund(session, self.refunded, now)
+
+
+def apply_reports(
+    context: Context,
+    session: Session,
+    reports: Mapping[int, OrderReport],
+    by: Source,
+    *,
+    locked: Sequence[Order] | None = None,
+) -> dict[int, Order]:
+    """Apply reports by order id; give the orders that changed.
+
+    The orders are locked first, so what is decided is decided about the row as it is; whichever
+    of webhook, poll and submit comes first wins and the others find nothing new.
+    """
+    now = context.now()
+    before = locked if locked is not None else orders.lock(session, list(reports))
+    moves, money = [], _Money()
+    for order in before:
+        report = reports[order.id]
+        account = context.account(order.account)
+        decision = decide(
+            order,
+            report,
+            now,
+            timedelta(seconds=account.trade_window_s),
+            cents_to_mills(account.price_limit_cents(order.expected_price_cents)),
+        )
+        if decision.is_alarm:
+            log.warning("order.alarm", order_id=order.external_id, note=decision.note)
+        if decision.target is not None:
+            moves.append(_move(context, order, decision, by, now))
+        money.add(order.id, decision, report)
+    moved = orders.apply(session, moves, now)
+    money.post(session, now)
+    return moved
+
+
+def _move(context: Context, order: Order, decision: Decision, by: Source, now: datetime) -> Move:
+    assert decision.target is not None
+    due: dict[str, Any] = {}
+    if decision.target is not order.status:
+        due = _due(context, order, decision, now)
+    return Move(
+        order_id=order.id,
+        source=order.status,
+        target=decision.target,
+        by=by,
+        note=decision.note,
+        changes=decision.changes,
+        due=due,
+        tell=(NEEDS_REVIEW,) if decision.is_alarm else (),
+    )
+
+
+def _due(context: Context, order: Order, decision: Decision, now: datetime) -> dict[str, Any]:
+    target = decision.target
+    if target is OrderStatus.COMPLETED:
+        return {
+            **NOTHING_DUE,
+            "next_poll_at": schedule.next_reversal_poll(
+                context, now, now, decision.changes["reversible_until"]
+            ),
+        }
+    if target in FINAL:
+        return dict(NOTHING_DUE)
+    due: dict[str, Any] = {**UNCLAIMED, "next_attempt_at": None}
+    if order.status not in FOLLOWED:
+        due["next_poll_at"] = schedule.first_poll(context, now)
+    if target is OrderStatus.SENT:
+        deadline = decision.changes["trade_deadline_at"]
+        due["next_watch_at"] = schedule.next_watch(now, decision.changes["sent_at"], deadline)
+    return due

@@ -1,0 +1,63 @@
+"""When to look again: polls, reversal watch and trade-window reminders. Pure but for the jitter."""
+
+from datetime import datetime, timedelta
+
+from fulfillment.services.context import Context
+from fulfillment.store.models import Order
+from schemas.enums import OrderStatus
+
+#: How long before the deadline the customer is reminded through the store.
+REMINDERS = (timedelta(minutes=5), timedelta(minutes=1))
+#: An order still `sent` this long after its deadline is alarmed again.
+OVERDUE_GRACE = timedelta(minutes=10)
+_MOST_BACKOFF = 10  # times the smallest interval: 5 minutes
+_QUIET_BACKOFF = 20  # while webhooks flow, polls are only a safety net
+_SLOWEST_WATCH = timedelta(hours=6)
+_AFTER_PROTECTION = timedelta(minutes=5)
+
+
+def _jittered(context: Context, seconds: float, spread: float = 0.2) -> timedelta:
+    """Lengthen by up to `spread`: never shorter, since the smallest interval is a promise."""
+    return timedelta(seconds=seconds * (1 + spread * context.random.random()))
+
+
+def first_poll(context: Context, now: datetime) -> datetime:
+    """Give the first poll after the accept; sooner it could only bring the provider's cache."""
+    return now + _jittered(context, context.settings.poll_min_interval_s, 0.5)
+
+
+def next_poll(context: Context, order: Order, now: datetime, *, webhooks_flow: bool) -> datetime:
+    """Give the next poll of an order that the provider has and that is not final."""
+    smallest = context.settings.poll_min_interval_s
+    factor = min(1.5 ** max(order.polls, 0), _QUIET_BACKOFF if webhooks_flow else _MOST_BACKOFF)
+    if order.overdue:
+        factor = 1.0
+    at = now + _jittered(context, smallest * factor)
+    deadline = order.trade_deadline_at
+    if order.status is OrderStatus.SENT and deadline is not None and now < deadline < at:
+        at = max(deadline, now + timedelta(seconds=smallest))
+    return at
+
+
+def next_reversal_poll(
+    context: Context, completed_at: datetime, now: datetime, until: datetime
+) -> datetime | None:
+    """Give the next look at a delivered order; None once Trade Protection is surely over.
+
+    The gaps grow with the time since the delivery, up to six hours.
+    """
+    last = until + _AFTER_PROTECTION
+    if now >= last:
+        return None
+    smallest = 4 * context.settings.poll_min_interval_s
+    since = (now - completed_at).total_seconds()
+    seconds = min(max(smallest, since / 2), max(_SLOWEST_WATCH.total_seconds(), smallest))
+    return min(now + _jittered(context, seconds), last)
+
+
+def next_watch(now: datetime, sent_at: datetime, deadline: datetime) -> datetime | None:
+    """Give the watchdog's next look: a reminder, the deadline, the grace time's end, or none."""
+    looks = [deadline - before for before in REMINDERS if deadline - before > sent_at]
+    return next(
+        (at for at in sorted([*looks, deadline, deadline + OVERDUE_GRACE]) if at > now), None
+    )

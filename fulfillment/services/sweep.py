@@ -1,0 +1,56 @@
+"""Find work whose message was lost or whose worker died, and set it going again."""
+
+import uuid
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from fulfillment.services import funds
+from fulfillment.services.claiming import WALLET, claim_name
+from fulfillment.services.context import Context
+from fulfillment.services.dispatch import make_batch
+from fulfillment.services.watchdog import expire_waiting
+from fulfillment.store import claims, inbox, leases, ledger, orders
+from schemas.messages import Batch
+
+HEARTBEAT = "sweep"
+_LIMIT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the sweep wants to be sent."""
+
+    accounts: list[str] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+    has_webhooks: bool = False
+
+
+def resume_stuck(context: Context) -> Found:
+    """Claim submissions that are due again, and name accounts with orders to be dispatched."""
+    now = context.now()
+    token = uuid.uuid4().hex
+    with context.database.transaction() as session:
+        leases.beat(session, HEARTBEAT, now)
+        claim = claim_name(token, WALLET)
+        stuck = claims.claim_stuck(session, claim, now, now + context.lease, _LIMIT)
+        members = orders.get(session, [order_id for order_id, _ in stuck])
+        waiting = claims.accounts_waiting(session, now)
+        has_webhooks = inbox.is_due(session, now)
+        to_read = ledger.accounts_to_read(session, now, context.wallet_lag)
+    expire_waiting(context)
+    for account in to_read:
+        if account in context.settings.accounts:
+            funds.refresh_wallet(context, account)
+    by_account = defaultdict(list)
+    for order in members:
+        by_account[order.account].append(order)
+    configured = context.settings.accounts
+    return Found(
+        accounts=[account for account in waiting if account in configured],
+        batches=[
+            make_batch(account, token, group)
+            for account, group in by_account.items()
+            if account in configured
+        ],
+        has_webhooks=has_webhooks,
+    )

@@ -1,0 +1,70 @@
+"""Watch the Steam trade windows: remind before the end, ask at the end, alarm after it.
+
+The provider's word wins: nothing here ever declares an offer expired.
+"""
+
+from datetime import datetime, timedelta
+
+from fulfillment.log import get_logger
+from fulfillment.services import schedule
+from fulfillment.services.context import Context
+from fulfillment.services.dispatch import overdue_refusal
+from fulfillment.store import due, leases, orders
+from fulfillment.store.models import Move, Order
+from schemas.enums import OrderStatus, Source
+from schemas.messages import NEEDS_REVIEW, TRADE_REMINDER
+
+log = get_logger(__name__)
+
+HEARTBEAT = "watchdog"
+_LIMIT = 500
+
+
+def watch_trade_windows(context: Context) -> list[str]:
+    """Look at every window that is due; give the orders that were acted on."""
+    now = context.now()
+    acted: list[str] = []
+    with context.database.transaction() as session:
+        leases.beat(session, HEARTBEAT, now)
+        # Claimed for a minute: a crash below rolls the claim back with the rest.
+        watched = due.claim_watches(session, now, now + timedelta(minutes=1), _LIMIT)
+        moves, over = [], []
+        for order in watched:
+            if order.status is not OrderStatus.SENT or order.trade_deadline_at is None:
+                orders.set_due(session, [order.id], next_watch_at=None)
+                continue
+            acted.append(order.external_id)
+            if now >= order.trade_deadline_at:
+                over.append(order.id)
+            moves.append(_look(order, now, order.trade_deadline_at))
+            at = schedule.next_watch(now, order.sent_at or now, order.trade_deadline_at)
+            orders.set_due(session, [order.id], next_watch_at=at)
+        orders.apply(session, moves, now)
+        # The last question before anything is concluded, as soon as the cache allows.
+        due.poll_at(session, over, now, context.settings.poll_min_interval_s)
+    return acted
+
+
+def _look(order: Order, now: datetime, deadline: datetime) -> Move:
+    left = deadline - now
+    changes: dict[str, bool] = {}
+    tell: tuple[str, ...] = ()
+    if left > timedelta():
+        note, tell = f"{round(left.total_seconds())} s left to accept the trade", (TRADE_REMINDER,)
+    elif -left < schedule.OVERDUE_GRACE:
+        note = "the trade window is over; asking the provider"
+    else:
+        log.warning("watchdog.overdue", order_id=order.external_id)
+        note = "still sent long after the trade window; a person may ask the provider"
+        changes, tell = {"overdue": True}, (NEEDS_REVIEW,)
+    return Move(order.id, order.status, order.status, Source.WATCHDOG, note, changes, tell=tell)
+
+
+def expire_waiting(context: Context) -> list[str]:
+    """End orders that were not submitted in time, also while their provider cannot be asked."""
+    now = context.now()
+    with context.database.transaction() as session:
+        late = orders.lock_overdue(session, now, _LIMIT)
+        moves = [overdue_refusal(order, now, Source.SWEEP) for order in late]
+        ended = orders.apply(session, [move for move in moves if move], now)
+    return [order.external_id for order in ended.values()]

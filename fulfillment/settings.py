@@ -1,0 +1,205 @@
+"""Every setting, read from `FULFILLMENT_*`, from `.env`, and from the running embedded stack.
+
+Settings are read once at a process's start; a wrong one is named with what was expected.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
+from pydantic_settings.sources import PydanticBaseSettingsSource
+
+from fulfillment.errors import ConfigurationError
+from schemas.enums import DebitsAt, OnInsufficientFunds, ProviderName
+
+PREFIX = "FULFILLMENT_"
+DEFAULT_ACCOUNT = "main"
+#: Written by `fulfillment up` into the data directory, so that other commands find its stack.
+RUNTIME_FILE = "runtime.env"
+SKINSBACK_LIMIT_PER_MINUTE = 500  # contracts/skinsback.md section 4
+
+DEFAULT_URLS = {
+    ProviderName.SKINSNODE: "https://api.skinsnode.com",
+    ProviderName.SKINSBACK: "https://skinsback.com/api.php",
+    ProviderName.SKINSLINK: "https://api.skinslink.com/api/v1",
+}
+
+AccountName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+
+
+class AccountSettings(BaseModel):
+    """One account (a wallet and its credentials) at one provider."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    provider: ProviderName = ProviderName.SKINSNODE
+    base_url: str = ""
+    client_id: str = ""
+    client_secret: SecretStr = SecretStr("")
+    previous_secret: SecretStr | None = None
+    api_key: SecretStr | None = None
+    trade_window_s: int = Field(600, ge=1, le=86_400)
+    rate_per_minute: int | None = Field(None, ge=10, le=1_000_000)
+    slippage_bps: int = Field(0, ge=0, le=10_000)
+    slippage_cents: int = Field(0, ge=0, le=10_000_000)
+    on_insufficient_funds: OnInsufficientFunds = OnInsufficientFunds.WAIT
+    max_submits_in_flight: int = Field(32, ge=1, le=256)
+    debits_at: DebitsAt = DebitsAt.ACCEPT
+    check_recipient: bool = False
+    request_timeout_s: float = Field(20.0, gt=0, le=120)
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_http_url(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("expected an http:// or https:// address")
+        return value.rstrip("/")
+
+    @property
+    def url(self) -> str:
+        return self.base_url or DEFAULT_URLS[self.provider]
+
+    @property
+    def requests_per_minute(self) -> int | None:
+        """The rate budget; None where the provider documents no limit and none was set."""
+        if self.rate_per_minute is None and self.provider is ProviderName.SKINSBACK:
+            return SKINSBACK_LIMIT_PER_MINUTE
+        return self.rate_per_minute
+
+    @property
+    def webhook_secrets(self) -> tuple[str, ...]:
+        """The present and, during a rotation, the previous secret; empty ones never count."""
+        secrets = [self.client_secret, self.previous_secret]
+        return tuple(s.get_secret_value() for s in secrets if s and s.get_secret_value())
+
+    def price_limit_cents(self, expected_cents: int) -> int:
+        """The most that may be paid for an order whose agreed price is `expected_cents`."""
+        slippage = max(expected_cents * self.slippage_bps // 10_000, self.slippage_cents)
+        return expected_cents + slippage
+
+
+class Settings(BaseSettings):
+    """All settings of one process; see README for the table."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", env_file=".env", extra="ignore"
+    )
+
+    database_url: SecretStr = SecretStr("")
+    broker_url: SecretStr = SecretStr("")
+    public_url: str = ""
+    api_token: SecretStr = SecretStr("")
+    web_host: str = "127.0.0.1"
+    web_port: int = Field(8080, ge=0, le=65_535)
+    flower_port: int = Field(5555, ge=0, le=65_535)
+    flower_basic_auth: SecretStr = SecretStr("")
+    flower_read_only: bool = True
+    data_dir: Path = Path(".fulfillment")
+    claim_lease_s: int = Field(30, ge=1, le=3600)
+    poll_min_interval_s: float = Field(30.0, gt=0, le=3600)
+    webhook_tolerance_s: int = Field(3600, ge=1)
+    await_funds_s: int = Field(900, ge=0)
+    wallet_lag_s: float = Field(35.0, ge=0)
+    submit_within_s: int = Field(3600, ge=1)
+    batch_limit: int = Field(64, ge=1, le=1000)
+    worker_threads: int = Field(16, ge=1, le=256)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["text", "json"] = "text"
+    #: "id:key" pairs separated by commas, newest first; key = 32 bytes as urlsafe base64.
+    encryption_keys: SecretStr = SecretStr("")
+    accounts: dict[AccountName, AccountSettings] = Field(default_factory=dict)
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgres(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value()
+        if text and not text.startswith(("postgresql://", "postgresql+psycopg://", "postgres://")):
+            raise ValueError("expected postgresql://user:password@host:port/database")
+        return value
+
+    @field_validator("broker_url")
+    @classmethod
+    def _is_broker(cls, value: SecretStr) -> SecretStr:
+        schemes = ("redis://", "rediss://", "redis+socket://", "amqp://", "amqps://", "pyamqp://")
+        if value.get_secret_value() and not value.get_secret_value().startswith(schemes):
+            raise ValueError("expected amqp://, amqps://, redis://, rediss:// or redis+socket://")
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("expected an http:// or https:// address that the provider reaches")
+        return value.rstrip("/")
+
+    @field_validator("flower_basic_auth")
+    @classmethod
+    def _has_user_and_password(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value() and not all(value.get_secret_value().partition(":")):
+            raise ValueError("expected user:password")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the embedded stack's runtime file stand last: whatever a person set wins."""
+        del file_secret_settings
+        first = (init_settings, env_settings, dotenv_settings)
+        data_dir = next((d for s in first if (d := s().get("data_dir"))), ".fulfillment")
+        runtime = DotEnvSettingsSource(settings_cls, env_file=Path(data_dir) / RUNTIME_FILE)
+        return (*first, runtime)
+
+    @cached_property
+    def webhook_base_url(self) -> str:
+        """What stands before `/webhooks/{account}` in the address given to providers."""
+        return self.public_url or f"http://{self.web_host}:{self.web_port}"
+
+    @property
+    def is_amqp(self) -> bool:
+        return self.broker_url.get_secret_value().startswith(("amqp", "pyamqp"))
+
+    def account(self, name: str) -> AccountSettings:
+        """Give an account's settings. Raises ConfigurationError for a name that is not set."""
+        if name not in self.accounts:
+            raise ConfigurationError(
+                f"{PREFIX}ACCOUNTS__{name.upper()}__PROVIDER", "no such account is configured"
+            )
+        return self.accounts[name]
+
+    def require(self, *names: str) -> None:
+        """Refuse to go on without these settings. Raises ConfigurationError naming the first."""
+        for name in names:
+            value = getattr(self, name)
+            if not (value.get_secret_value() if isinstance(value, SecretStr) else value):
+                raise ConfigurationError(
+                    f"{PREFIX}{name.upper()}",
+                    "is not set, and no stack started by `fulfillment up` runs in "
+                    f"{self.data_dir.absolute()}",
+                )
+
+
+def _setting_name(location: tuple[int | str, ...]) -> str:
+    parts = [str(part) for part in location if part != "[key]"]
+    return PREFIX + "__".join(parts).upper()
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings. Raises ConfigurationError that names every wrong one."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        wrong = [
+            (_setting_name(e["loc"]), e["msg"].removeprefix("Value error, "))
+            for e in error.errors(include_input=False, include_url=False)
+        ]
+    setting, expected = wrong[0]
+    more = "".join(f"; {name}: {text}" for name, text in wrong[1:])
+    raise ConfigurationError(setting, expected + more)

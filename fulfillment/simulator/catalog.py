@@ -1,0 +1,85 @@
+"""Makes the items on sale: invented ones from a seed, or the names and prices of a price file."""
+
+import random
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+NAMESPACE = uuid.UUID("6f1d5c1e-52a4-4f0a-9f5e-0d2b8c3a7e11")
+# fmt: off
+WEAPONS = ("AK-47", "AWP", "Desert Eagle", "FAMAS", "Five-SeveN", "Galil AR", "Glock-18",
+           "M4A1-S", "M4A4", "MAC-10", "MP7", "MP9", "Nova", "P250", "P90", "SSG 08", "Tec-9",
+           "UMP-45", "USP-S", "XM1014")
+FINISHES = ("Amber Fade", "Atheris", "Bloodsport", "Case Hardened", "Corticera", "Cortex", "Cyrex",
+            "Decimator", "Elite Build", "Fever Dream", "Gamma Doppler", "Guardian", "Hyper Beast",
+            "Jungle Dashed", "Kumicho", "Leaded Glass", "Mortis", "Neo-Noir", "Neon Rider",
+            "Phantom", "Redline", "Safari Mesh", "Slate", "Urban Hazard")
+WEARS = {"Factory New": (0, 700), "Minimal Wear": (700, 1500), "Field-Tested": (1500, 3800),
+         "Well-Worn": (3800, 4500), "Battle-Scarred": (4500, 9999)}
+RARITIES = ("#b0c3d9", "#5e98d9", "#4b69ff", "#8847ff", "#d32ce6", "#eb4b4b")
+# fmt: on
+
+
+@dataclass(slots=True)
+class Item:
+    """One concrete item: what it is, what it costs now, and whether it can be bought now."""
+
+    id: str
+    name: str
+    price_cents: int
+    phase: str | None
+    float_value: str | None
+    paint_index: int | None
+    paint_seed: int | None
+    rarity_color: str
+    class_id: str
+    available: bool = True
+
+
+class PriceFile(msgspec.Struct):
+    prices: dict[str, int]
+
+
+def build(count: int, prices_file: Path | None, seed: int) -> list[Item]:
+    """Make the catalog; with a price file every name of it becomes one item."""
+    source = random.Random(seed)  # noqa: S311 - a repeatable catalog, not a secret
+    named = _read(prices_file) if prices_file else _invent(count, source)
+    return [_item(index, name, cents, source) for index, (name, cents) in enumerate(named)]
+
+
+def _read(path: Path) -> Iterator[tuple[str, int]]:
+    try:
+        prices = msgspec.json.decode(path.read_bytes(), type=PriceFile).prices
+    except msgspec.DecodeError as error:
+        raise ValueError(f'{path}: expected {{"prices": {{name: cents}}}}, {error}') from error
+    return iter(prices.items())
+
+
+def _invent(count: int, source: random.Random) -> Iterator[tuple[str, int]]:
+    wears = tuple(WEARS)
+    for _ in range(count):
+        weapon, finish, wear = map(source.choice, (WEAPONS, FINISHES, wears))
+        # Most skins cost a few dollars, a few cost hundreds.
+        yield (
+            f"{weapon} | {finish} ({wear})",
+            min(200_000, 5 + int(source.lognormvariate(6.2, 1.2))),
+        )
+
+
+def _item(index: int, name: str, cents: int, source: random.Random) -> Item:
+    # Cases, stickers and agents have no wear in their name, and so neither float nor paint.
+    wear = WEARS.get(name.rpartition(" (")[2].removesuffix(")"))
+    return Item(
+        id=str(uuid.uuid5(NAMESPACE, f"{name}#{index}")),
+        name=name,
+        price_cents=cents,
+        phase=f"Phase {source.randint(1, 4)}" if "Doppler" in name else None,
+        float_value=f"0.{source.randint(*wear):04d}" if wear else None,
+        paint_index=source.randint(1, 1200) if wear else None,
+        paint_seed=source.randint(0, 1000) if wear else None,
+        rarity_color=source.choice(RARITIES),
+        class_id=str(4_141_780_000 + index),
+    )

@@ -1,0 +1,75 @@
+"""What is due by a time in a row: polls and trade windows. A tick claims by moving the time on."""
+
+from datetime import datetime
+
+from sqlalchemy import TextClause, text
+from sqlmodel import Session
+
+from fulfillment.store.models import Order
+
+_CLAIM = """
+    UPDATE orders SET {column} = :until WHERE id IN (
+        SELECT o.id FROM orders o WHERE o.{column} <= :now
+         ORDER BY o.{column} LIMIT :limit FOR UPDATE SKIP LOCKED)
+    RETURNING *
+"""
+_CLAIM_POLLS = text(_CLAIM.format(column="next_poll_at"))
+_CLAIM_WATCHES = text(_CLAIM.format(column="next_watch_at"))
+
+
+def claim_polls(session: Session, now: datetime, until: datetime, limit: int) -> list[Order]:
+    """Claim orders that are to be asked about, the longest due first, until `until`."""
+    return _claim(session, _CLAIM_POLLS, now, until, limit)
+
+
+def claim_watches(session: Session, now: datetime, until: datetime, limit: int) -> list[Order]:
+    """Claim orders whose trade window needs a look, until `until`."""
+    return _claim(session, _CLAIM_WATCHES, now, until, limit)
+
+
+def _claim(
+    session: Session, statement: TextClause, now: datetime, until: datetime, limit: int
+) -> list[Order]:
+    rows = session.execute(statement, {"now": now, "until": until, "limit": limit}).mappings()
+    return sorted((Order.of(row) for row in rows), key=lambda order: order.id)
+
+
+def poll_at(session: Session, order_ids: list[int], at: datetime, min_interval_s: float) -> None:
+    """Ask about orders at `at`, or as soon after it as the provider's cache makes sensible."""
+    session.execute(
+        text(
+            """
+            UPDATE orders SET next_poll_at = least(
+                coalesce(next_poll_at, 'infinity'),
+                greatest(:at, coalesce(polled_at, '-infinity') + make_interval(secs => :gap)))
+             WHERE id = ANY(:ids)
+               AND status IN ('submitting', 'accepted', 'queued', 'processing', 'pending', 'sent',
+                              'completed', 'needs_review')
+            """
+        ),
+        {"ids": order_ids, "at": at, "gap": min_interval_s},
+    )
+
+
+def poll_all(session: Session, now: datetime) -> int:
+    """Make every order that is under way at a provider due for a poll now; give how many."""
+    rows = session.execute(
+        text(
+            "UPDATE orders SET next_poll_at = :now WHERE next_poll_at IS NOT NULL "
+            "AND status IN ('accepted', 'queued', 'processing', 'pending', 'sent') RETURNING id"
+        ),
+        {"now": now},
+    )
+    return len(rows.all())
+
+
+def polled(session: Session, next_polls: dict[int, datetime | None], polled_at: datetime) -> None:
+    """Note a round of polls and when each order is to be asked about again."""
+    session.execute(
+        text(
+            "UPDATE orders o SET polled_at = :at, polls = o.polls + 1, next_poll_at = n.next "
+            "FROM unnest(CAST(:ids AS bigint[]), CAST(:nexts AS timestamptz[])) AS n(id, next) "
+            "WHERE o.id = n.id"
+        ),
+        {"ids": list(next_polls), "nexts": list(next_polls.values()), "at": polled_at},
+    )

@@ -1,0 +1,66 @@
+"""The connection to Postgres and the one way to open a transaction.
+
+Foreign database errors are translated here; the database's address never enters a message.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlmodel import Session
+
+from fulfillment.errors import ServerUnreachable
+
+SETTING = "FULFILLMENT_DATABASE_URL"
+_OPTIONS = "-c statement_timeout=20000 -c idle_in_transaction_session_timeout=30000 -c timezone=UTC"
+
+
+class Database:
+    """A pool of connections; create one a process, after any fork."""
+
+    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        parsed = make_url(url).set(drivername="postgresql+psycopg")
+        self.engine: Engine = create_engine(
+            parsed,
+            pool_size=pool_size,
+            max_overflow=10,
+            pool_timeout=10,
+            pool_pre_ping=True,
+            pool_recycle=1800,
+            hide_parameters=True,
+            connect_args={"options": _OPTIONS, "connect_timeout": 5},
+        )
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """Run one short transaction; it commits when the block ends and rolls back on any error.
+
+        Raises ServerUnreachable when Postgres does not answer. Whether a commit cut off in the
+        middle took place is then unknown, so callers re-read state instead of assuming.
+        """
+        try:
+            with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        except (OperationalError, PoolTimeoutError) as error:
+            original = getattr(error, "orig", None)
+            if isinstance(original, psycopg.errors.QueryCanceled | psycopg.errors.DeadlockDetected):
+                raise
+            raise ServerUnreachable(
+                "PostgreSQL", SETTING, type(original or error).__name__
+            ) from None
+
+    def ping(self) -> None:
+        """Ask the database for nothing. Raises ServerUnreachable."""
+        try:
+            with self.engine.connect() as connection:
+                connection.execute(text("SELECT 1"))
+        except SQLAlchemyError as error:
+            name = type(getattr(error, "orig", None) or error).__name__
+            raise ServerUnreachable("PostgreSQL", SETTING, name) from None
+
+    def close(self) -> None:
+        self.engine.dispose()

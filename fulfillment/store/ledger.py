@@ -1,0 +1,310 @@
+"""Attempts and the money held for them: an append-only ledger beside the provider's figure.
+
+available = the provider's last figure - holds that this figure does not tell of yet (DESIGN 5).
+Whoever allocates locks the wallet's row first.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import text
+from sqlmodel import Session, col, select
+
+from fulfillment.store.models import Attempt
+from schemas.enums import AttemptState, DebitsAt
+from schemas.tables import AttemptRow
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What a provider said is spendable, and when we asked."""
+
+    mills: int
+    requested_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """What becomes of the money of one attempt, with the reason that the ledger keeps."""
+
+    order_id: int
+    reason: str
+    amount_mills: int | None = None
+
+
+def lock_wallet(session: Session, account: str) -> None:
+    """Make this transaction the only one that allocates from the account's wallet."""
+    session.execute(
+        text("INSERT INTO wallets (account) VALUES (:account) ON CONFLICT DO NOTHING"),
+        {"account": account},
+    )
+    session.execute(
+        text("SELECT 1 FROM wallets WHERE account = :account FOR UPDATE"), {"account": account}
+    )
+
+
+def record_figure(
+    session: Session, account: str, figure: Figure, debits_at: DebitsAt, lag: timedelta
+) -> None:
+    """Store a figure if it was asked for later than the stored one; see which money it tells of.
+
+    A hold is absorbed by a figure requested at least `lag` after the provider debited it; the hold
+    of an order that ended after acceptance is released at a figure requested that much later.
+    """
+    newer = session.execute(
+        text(
+            "UPDATE wallets SET figure_mills = :mills, requested_at = :at WHERE account = :account "
+            "AND (requested_at IS NULL OR requested_at < :at) RETURNING account"
+        ),
+        {"account": account, "mills": figure.mills, "at": figure.requested_at},
+    ).first()
+    if newer is None:
+        return
+    debited = "confirmed_at" if debits_at is DebitsAt.ACCEPT else "ended_at"
+    session.execute(
+        text(
+            f"""
+            WITH known AS (
+                UPDATE attempts
+                   SET absorbed_at = coalesce(absorbed_at, :at),
+                       hold_closed_at = CASE WHEN ended_at + :lag <= :at
+                                             THEN coalesce(hold_closed_at, :at)
+                                             ELSE hold_closed_at END
+                 WHERE account = :account AND (absorbed_at IS NULL OR hold_closed_at IS NULL)
+                   AND state NOT IN ('reserved', 'sending')
+                   AND ({debited} + :lag <= :at OR ended_at + :lag <= :at)
+                RETURNING *
+            )
+            INSERT INTO wallet_entries
+                   (account, order_id, attempt_id, kind, amount_mills, at, reason)
+            SELECT account, order_id, id, 'release', hold_mills, :at, 'ended without the item'
+              FROM known WHERE state = 'ended' AND hold_closed_at = :at
+            ON CONFLICT (attempt_id, kind) DO NOTHING
+            """  # noqa: S608 - one of two constants
+        ),
+        {"account": account, "at": figure.requested_at, "lag": lag},
+    )
+
+
+def available_mills(session: Session, account: str) -> int:
+    """Give what may be committed now; nothing where no figure was ever read."""
+    row = session.execute(
+        text(
+            """
+            SELECT coalesce(w.figure_mills, 0) - (
+                SELECT coalesce(sum(hold_mills), 0) FROM attempts
+                 WHERE account = :account AND absorbed_at IS NULL)
+              FROM wallets w WHERE w.account = :account
+            """
+        ),
+        {"account": account},
+    ).first()
+    return int(row[0]) if row else 0
+
+
+def waiting_for_funds(session: Session, account: str) -> list[tuple[int, int]]:
+    """Give the account's orders that wait for money, oldest first: id and price in mills."""
+    rows = session.execute(
+        text(
+            "SELECT id, quoted_mills FROM orders WHERE account = :account "
+            "AND status = 'awaiting_funds' ORDER BY id"
+        ),
+        {"account": account},
+    )
+    return [(row.id, row.quoted_mills) for row in rows]
+
+
+def hold(
+    session: Session,
+    account: str,
+    amounts: Mapping[int, int],
+    names: Mapping[int, str],
+    now: datetime,
+) -> None:
+    """Open an attempt with its hold (mills) for each order. The wallet's row must be locked."""
+    session.execute(
+        text(
+            """
+            WITH opened AS (
+                INSERT INTO attempts
+                       (order_id, account, external_id, state, hold_mills, posts, created_at)
+                SELECT n.order_id, :account, n.external_id, 'reserved', n.mills, 0, :now
+                  FROM unnest(CAST(:ids AS bigint[]), CAST(:names AS text[]),
+                              CAST(:mills AS bigint[])) AS n(order_id, external_id, mills)
+                RETURNING *
+            )
+            INSERT INTO wallet_entries
+                   (account, order_id, attempt_id, kind, amount_mills, at, reason)
+            SELECT account, order_id, id, 'hold', hold_mills, :now, 'reserved' FROM opened
+            """
+        ),
+        {
+            "account": account,
+            "ids": list(amounts),
+            "mills": list(amounts.values()),
+            "names": [names[order_id] for order_id in amounts],
+            "now": now,
+        },
+    )
+
+
+def open_attempts(session: Session, order_ids: Sequence[int]) -> dict[int, Attempt]:
+    """Give the newest attempt of each order that has one."""
+    statement = (
+        select(AttemptRow)
+        .where(col(AttemptRow.order_id).in_(order_ids))
+        .order_by(col(AttemptRow.id))
+    )
+    return {row.order_id: Attempt.of(vars(row)) for row in session.exec(statement)}
+
+
+def begin_posts(session: Session, bodies: Mapping[int, bytes], now: datetime) -> None:
+    """Store the sealed bodies about to be sent, by order; from here on the outcome is unknown."""
+    session.execute(
+        text(
+            """
+            UPDATE attempts a SET state = 'sending', body_sealed = b.body, posts = posts + 1,
+                   sending_at = coalesce(sending_at, :now), last_post_at = :now,
+                   unknown_since = coalesce(unknown_since, :now)
+              FROM unnest(CAST(:ids AS bigint[]), CAST(:bodies AS bytea[])) AS b(order_id, body)
+             WHERE a.order_id = b.order_id AND a.state IN ('reserved', 'sending')
+            """
+        ),
+        {"ids": list(bodies), "bodies": list(bodies.values()), "now": now},
+    )
+
+
+def not_sent(session: Session, order_ids: Sequence[int]) -> None:
+    """Note that the last post never left, of attempts that had no other post before it."""
+    session.execute(
+        text(
+            "UPDATE attempts SET unknown_since = NULL, posts = 0 WHERE order_id = ANY(:ids) "
+            "AND state = 'sending' AND posts = 1"
+        ),
+        {"ids": list(order_ids)},
+    )
+
+
+def confirm(session: Session, order_ids: Sequence[int], now: datetime) -> None:
+    """Note that the provider has the orders; its figure will tell of their money from now on."""
+    session.execute(
+        text(
+            """
+            UPDATE attempts SET state = 'accepted', confirmed_at = :now, unknown_since = NULL
+             WHERE order_id = ANY(:ids) AND state IN ('reserved', 'sending')
+            """
+        ),
+        {"ids": list(order_ids), "now": now},
+    )
+
+
+def refuse(session: Session, postings: Sequence[Posting], now: datetime) -> None:
+    """Release the holds of attempts that the provider never had: their money is free at once."""
+    _close(
+        session, postings, now, state=AttemptState.REFUSED, kind="release", was="reserved,sending"
+    )
+
+
+def settle(session: Session, postings: Sequence[Posting], now: datetime) -> None:
+    """Book what was charged (mills; the held amount where the provider did not say)."""
+    _close(session, postings, now, state=AttemptState.COMPLETED, kind="settle", was="accepted")
+
+
+_CLOSE = text(
+    """
+    WITH posting AS (
+        SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:amounts AS bigint[]),
+                             CAST(:reasons AS text[])) AS p(order_id, amount, reason)
+    ), closed AS (
+        UPDATE attempts a
+           SET state = :state, hold_closed_at = :now, ended_at = :now, unknown_since = NULL,
+               absorbed_at = CASE WHEN :free THEN coalesce(absorbed_at, :now) ELSE absorbed_at END
+          FROM posting p
+         WHERE a.order_id = p.order_id AND a.state = ANY(string_to_array(:was, ','))
+        RETURNING a.*, coalesce(p.amount, a.hold_mills) AS amount, p.reason
+    )
+    INSERT INTO wallet_entries (account, order_id, attempt_id, kind, amount_mills, at, reason)
+    SELECT account, order_id, id, :kind, amount, :now, reason FROM closed
+    ON CONFLICT (attempt_id, kind) DO NOTHING
+    """
+)
+
+
+def _close(
+    session: Session,
+    postings: Sequence[Posting],
+    now: datetime,
+    *,
+    state: AttemptState,
+    kind: str,
+    was: str,
+) -> None:
+    if not postings:
+        return
+    session.execute(
+        _CLOSE,
+        {
+            "ids": [p.order_id for p in postings],
+            "amounts": [p.amount_mills for p in postings],
+            "reasons": [p.reason for p in postings],
+            "state": state.value,
+            "kind": kind,
+            "was": was,
+            "free": state is AttemptState.REFUSED,
+            "now": now,
+        },
+    )
+
+
+def end(session: Session, order_ids: Sequence[int], now: datetime) -> None:
+    """Note that accepted orders ended without the item; a later figure releases their holds."""
+    session.execute(
+        text(
+            "UPDATE attempts SET state = 'ended', ended_at = :now, unknown_since = NULL "
+            "WHERE order_id = ANY(:ids) AND state = 'accepted'"
+        ),
+        {"ids": list(order_ids), "now": now},
+    )
+
+
+def refund(session: Session, postings: Sequence[Posting], now: datetime) -> None:
+    """Book money that came back after it was settled."""
+    session.execute(
+        text(
+            """
+            INSERT INTO wallet_entries
+                   (account, order_id, attempt_id, kind, amount_mills, at, reason)
+            SELECT s.account, s.order_id, s.attempt_id, 'refund',
+                   coalesce(p.amount, s.amount_mills), :now, p.reason
+              FROM unnest(CAST(:ids AS bigint[]), CAST(:amounts AS bigint[]),
+                          CAST(:reasons AS text[])) AS p(order_id, amount, reason)
+              JOIN wallet_entries s ON s.order_id = p.order_id AND s.kind = 'settle'
+            ON CONFLICT (attempt_id, kind) DO NOTHING
+            """
+        ),
+        {
+            "ids": [p.order_id for p in postings],
+            "amounts": [p.amount_mills for p in postings],
+            "reasons": [p.reason for p in postings],
+            "now": now,
+        },
+    )
+
+
+def accounts_to_read(session: Session, now: datetime, lag: timedelta) -> list[str]:
+    """Name the accounts where a figure read now would release or absorb money."""
+    rows = session.execute(
+        text(
+            """
+            SELECT DISTINCT account FROM attempts
+             WHERE (absorbed_at IS NULL OR hold_closed_at IS NULL)
+               AND (ended_at + :lag <= :now
+                    OR (absorbed_at IS NULL AND confirmed_at + :lag <= :now))
+               AND NOT EXISTS (SELECT 1 FROM accounts a
+                                WHERE a.name = account AND a.paused_until > :now)
+            """
+        ),
+        {"now": now, "lag": lag},
+    )
+    return [row.account for row in rows]

@@ -1,0 +1,106 @@
+"""Frozen copies of rows: what the store gives away."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Self
+
+from schemas.enums import AttemptState, OrderStatus, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One order as it was when it was read."""
+
+    id: int
+    external_id: str
+    account: str
+    fingerprint: str
+    catalog_item_id: str
+    market_hash_name: str | None
+    expected_price_cents: int
+    submit_by: datetime
+    status: OrderStatus
+    provider_status: str | None
+    quoted_mills: int | None
+    charged_mills: int | None
+    steam_offer_id: str | None
+    failure_code: str | None
+    failure_message: str | None
+    failed_by: str | None
+    funds_deadline_at: datetime | None
+    sent_at: datetime | None
+    trade_deadline_at: datetime | None
+    overdue: bool
+    completed_at: datetime | None
+    reversible_until: datetime | None
+    next_attempt_at: datetime | None
+    next_poll_at: datetime | None
+    polled_at: datetime | None
+    polls: int
+    next_watch_at: datetime | None
+    claim: str | None
+    claimed_until: datetime | None
+    sequence: int
+    created_at: datetime
+    updated_at: datetime
+    trade_url_sealed: bytes | None = field(repr=False)
+
+    @classmethod
+    def of(cls, row: Mapping[Any, Any]) -> Self:
+        values = {name: row[name] for name in cls.__dataclass_fields__}
+        values["status"] = OrderStatus(values["status"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One purchase attempt as it was when it was read."""
+
+    id: int
+    order_id: int
+    account: str
+    external_id: str
+    state: AttemptState
+    hold_mills: int
+    posts: int
+    last_post_at: datetime | None
+    unknown_since: datetime | None
+    confirmed_at: datetime | None
+    body_sealed: bytes | None = field(repr=False)
+
+    @classmethod
+    def of(cls, row: Mapping[Any, Any]) -> Self:
+        values = {name: row[name] for name in cls.__dataclass_fields__}
+        values["state"] = AttemptState(values["state"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A guarded change of one order: applied only while it is still in `source`.
+
+    `changes` are columns that the event log keeps; `due` are due times and claims, which it does
+    not. `target` equal to `source` records an event without a change of status. `tell` names
+    routing keys on which the store hears of it.
+    """
+
+    order_id: int
+    source: OrderStatus
+    target: OrderStatus
+    by: Source
+    note: str = ""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    due: Mapping[str, Any] = field(default_factory=dict)
+    tell: tuple[str, ...] = ()
+    claim: str | None = None
+
+
+#: What every move that leaves our own hands sets back.
+UNCLAIMED: Mapping[str, Any] = {"claim": None, "claimed_until": None}
+NOTHING_DUE: Mapping[str, Any] = {
+    **UNCLAIMED,
+    "next_attempt_at": None,
+    "next_poll_at": None,
+    "next_watch_at": None,
+}

@@ -1,0 +1,307 @@
+"""Orders and their event log. The one way to change a status is `apply`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import text
+from sqlmodel import Session, col, select
+
+from fulfillment import states
+from fulfillment.store import outbox
+from fulfillment.store.models import Move, Order
+from fulfillment.store.views import order_view
+from schemas.enums import OrderStatus, Source
+from schemas.messages import ORDER_UPDATED
+from schemas.orders import OrderView, TimelineEntry
+from schemas.tables import OrderEventRow, OrderRow
+
+# Columns that a move may set; `jsonb_populate_record` keeps the row's own value for the others.
+_SETTABLE = (
+    "account",
+    "market_hash_name",
+    "provider_status",
+    "quoted_mills",
+    "charged_mills",
+    "steam_offer_id",
+    "failure_code",
+    "failure_message",
+    "failed_by",
+    "funds_deadline_at",
+    "sent_at",
+    "trade_deadline_at",
+    "overdue",
+    "completed_at",
+    "reversible_until",
+    "next_attempt_at",
+    "next_poll_at",
+    "polled_at",
+    "polls",
+    "next_watch_at",
+    "claim",
+    "claimed_until",
+)
+
+# One statement for a whole batch. Rows are locked in the order of their ids, so that two batches
+# that share orders cannot deadlock; the guard on `status` and `claim` lets one writer win.
+_APPLY = text(
+    f"""
+    WITH moves AS (
+        SELECT * FROM jsonb_to_recordset(CAST(:moves AS jsonb)) AS m(
+            id bigint, source text, target text, by text, note text, claim text,
+            changes jsonb, due jsonb)
+    ), locked AS (
+        SELECT o.id FROM orders o JOIN moves m ON m.id = o.id
+         WHERE o.status = m.source AND (m.claim IS NULL OR o.claim = m.claim)
+         ORDER BY o.id FOR UPDATE OF o
+    ), moved AS (
+        UPDATE orders o
+           SET status = m.target, sequence = o.sequence + 1, updated_at = :now,
+               ({", ".join(_SETTABLE)}) = (
+                   SELECT {", ".join(f"r.{name}" for name in _SETTABLE)}
+                     FROM jsonb_populate_record(o, m.changes || m.due) r)
+          FROM moves m
+         WHERE o.id = m.id AND o.id IN (SELECT id FROM locked)
+           AND o.status = m.source AND (m.claim IS NULL OR o.claim = m.claim)
+        RETURNING o.*, m.by, m.note, m.source, m.changes
+    ), logged AS (
+        INSERT INTO order_events
+               (order_id, sequence, at, source, from_status, to_status, note, changes)
+        SELECT id, sequence, :now, by, source, status, note, changes FROM moved
+    )
+    SELECT * FROM moved ORDER BY id
+    """  # noqa: S608 - the names are the constants above
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NewOrder:
+    """What intake stores of one accepted checkout."""
+
+    external_id: str
+    account: str
+    fingerprint: str
+    catalog_item_id: str
+    market_hash_name: str | None
+    expected_price_cents: int
+    trade_url_sealed: bytes
+    submit_by: datetime
+
+
+_INSERT = text(
+    """
+    WITH new AS (
+        SELECT * FROM unnest(
+            CAST(:external_ids AS text[]), CAST(:accounts AS text[]), CAST(:fingerprints AS text[]),
+            CAST(:items AS text[]), CAST(:names AS text[]), CAST(:prices AS bigint[]),
+            CAST(:trade_urls AS bytea[]), CAST(:submit_bys AS timestamptz[])
+        ) WITH ORDINALITY AS n(
+            external_id, account, fingerprint, catalog_item_id, market_hash_name,
+            expected_price_cents, trade_url_sealed, submit_by, place)
+    ), inserted AS (
+        INSERT INTO orders (
+            external_id, account, fingerprint, catalog_item_id, market_hash_name,
+            expected_price_cents, trade_url_sealed, submit_by, status, overdue, polls, sequence,
+            next_attempt_at, created_at, updated_at)
+        SELECT external_id, account, fingerprint, catalog_item_id, market_hash_name,
+               expected_price_cents, trade_url_sealed, submit_by, 'received', false, 0, 1,
+               :now, :now, :now
+          FROM new ORDER BY place
+        ON CONFLICT (external_id) DO NOTHING
+        RETURNING *
+    ), logged AS (
+        INSERT INTO order_events
+               (order_id, sequence, at, source, from_status, to_status, note, changes)
+        SELECT id, 1, :now, 'intake', NULL, 'received', 'checkout received',
+               jsonb_build_object(
+                   'external_id', external_id, 'account', account,
+                   'catalog_item_id', catalog_item_id, 'market_hash_name', market_hash_name,
+                   'expected_price_cents', expected_price_cents, 'submit_by', submit_by)
+          FROM inserted
+    )
+    SELECT * FROM inserted ORDER BY id
+    """
+)
+
+
+def insert(session: Session, new: Sequence[NewOrder], now: datetime) -> list[Order]:
+    """Store checkouts whose id is free and give those; an id that exists is left as it is."""
+    rows = session.execute(
+        _INSERT,
+        {
+            "external_ids": [n.external_id for n in new],
+            "accounts": [n.account for n in new],
+            "fingerprints": [n.fingerprint for n in new],
+            "items": [n.catalog_item_id for n in new],
+            "names": [n.market_hash_name for n in new],
+            "prices": [n.expected_price_cents for n in new],
+            "trade_urls": [n.trade_url_sealed for n in new],
+            "submit_bys": [n.submit_by for n in new],
+            "now": now,
+        },
+    ).mappings()
+    orders = [Order.of(row) for row in rows]
+    first = TimelineEntry(
+        at=now,
+        source=Source.INTAKE,
+        from_=None,
+        to=OrderStatus.RECEIVED,
+        note="checkout received",
+    )
+    outbox.add(
+        session, [(order, ORDER_UPDATED, order_view(order, [first])) for order in orders], now
+    )
+    return orders
+
+
+def apply(session: Session, moves: Sequence[Move], now: datetime) -> dict[int, Order]:
+    """Carry out moves; give the orders moved, as they are now, by id.
+
+    A move whose order is no longer in its source status, or no longer under its claim, is left
+    out of the answer: a race lost, not an error. At most one move an order. Raises
+    IllegalTransition, before anything is written, for an edge that the table lacks.
+    """
+    if not moves:
+        return {}
+    for move in moves:
+        if move.source is not move.target:
+            states.check(move.source, move.target)
+    rows = session.execute(_APPLY, {"moves": _encode(moves), "now": now}).mappings().all()
+    by_id = {move.order_id: move for move in moves}
+    moved = {row["id"]: Order.of(row) for row in rows}
+    messages = []
+    for order in moved.values():
+        move = by_id[order.id]
+        entry = TimelineEntry(
+            at=now, source=move.by, from_=move.source, to=move.target, note=move.note
+        )
+        keys = (ORDER_UPDATED, *move.tell) if move.source is not move.target else move.tell
+        messages += [(order, key, order_view(order, [entry])) for key in keys]
+    outbox.add(session, messages, now)
+    return moved
+
+
+def _encode(moves: Iterable[Move]) -> str:
+    return msgspec.json.encode(
+        [
+            {
+                "id": move.order_id,
+                "source": move.source,
+                "target": move.target,
+                "by": move.by,
+                "note": move.note,
+                "claim": move.claim,
+                "changes": move.changes,
+                "due": move.due,
+            }
+            for move in moves
+        ]
+    ).decode()
+
+
+def set_due(session: Session, order_ids: Sequence[int], **due: Any) -> None:
+    """Set due times or quotes of orders; these are no events."""
+    names = ", ".join(f"{name} = :{name}" for name in due if name in _SETTABLE)
+    session.execute(
+        text(f"UPDATE orders SET {names} WHERE id = ANY(:ids)"),  # noqa: S608 - checked names
+        {**due, "ids": list(order_ids)},
+    )
+
+
+def set_quotes(session: Session, quotes: Mapping[int, int]) -> None:
+    """Store fresh prices (mills) of orders that are quoted already."""
+    session.execute(
+        text(
+            "UPDATE orders o SET quoted_mills = q.mills FROM unnest("
+            "CAST(:ids AS bigint[]), CAST(:mills AS bigint[])) AS q(id, mills) WHERE o.id = q.id"
+        ),
+        {"ids": list(quotes), "mills": list(quotes.values())},
+    )
+
+
+def get(session: Session, order_ids: Sequence[int]) -> list[Order]:
+    """Read orders by our own ids, oldest first."""
+    statement = select(OrderRow).where(col(OrderRow.id).in_(order_ids)).order_by(col(OrderRow.id))
+    return [Order.of(vars(row)) for row in session.exec(statement)]
+
+
+def lock(session: Session, order_ids: Sequence[int]) -> list[Order]:
+    """Read orders and keep others from changing them until the transaction ends."""
+    statement = (
+        select(OrderRow)
+        .where(col(OrderRow.id).in_(order_ids))
+        .order_by(col(OrderRow.id))
+        .with_for_update()
+    )
+    return [Order.of(vars(row)) for row in session.exec(statement)]
+
+
+def lock_overdue(session: Session, now: datetime, limit: int) -> list[Order]:
+    """Lock unclaimed orders whose time to be submitted or paid for is over, oldest first."""
+    statement = (
+        select(OrderRow)
+        .where(
+            col(OrderRow.next_attempt_at).is_not(None),
+            col(OrderRow.status).in_(states.WAITING),
+            (col(OrderRow.submit_by) <= now) | (col(OrderRow.funds_deadline_at) <= now),
+            col(OrderRow.claimed_until).is_(None) | (col(OrderRow.claimed_until) <= now),
+        )
+        .order_by(col(OrderRow.id))
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return [Order.of(vars(row)) for row in session.exec(statement)]
+
+
+def find(session: Session, external_ids: Sequence[str]) -> dict[str, Order]:
+    """Read orders by the store's ids."""
+    statement = select(OrderRow).where(col(OrderRow.external_id).in_(external_ids))
+    return {row.external_id: Order.of(vars(row)) for row in session.exec(statement)}
+
+
+def view(session: Session, external_id: str) -> OrderView | None:
+    """Read one order with its whole timeline."""
+    found = find(session, [external_id])
+    return next(iter(views(session, list(found.values()))), None)
+
+
+def views(session: Session, found: Sequence[Order]) -> list[OrderView]:
+    """Show orders with their whole timelines, in the order given."""
+    events = session.exec(
+        select(OrderEventRow)
+        .where(col(OrderEventRow.order_id).in_([order.id for order in found]))
+        .order_by(col(OrderEventRow.order_id), col(OrderEventRow.sequence))
+    )
+    timelines: dict[int, list[TimelineEntry]] = {order.id: [] for order in found}
+    for event in events:
+        timelines[event.order_id].append(
+            TimelineEntry(
+                at=event.at,
+                source=event.source,
+                from_=OrderStatus(event.from_status) if event.from_status else None,
+                to=OrderStatus(event.to_status),
+                note=event.note,
+            )
+        )
+    return [order_view(order, timelines[order.id]) for order in found]
+
+
+def page(
+    session: Session,
+    *,
+    status: OrderStatus | None = None,
+    account: str | None = None,
+    before_id: int | None = None,
+    limit: int = 100,
+) -> list[Order]:
+    """Read a page of orders, newest first, older than `before_id`."""
+    statement = select(OrderRow).order_by(col(OrderRow.id).desc()).limit(limit)
+    if status is not None:
+        statement = statement.where(col(OrderRow.status) == status)
+    if account is not None:
+        statement = statement.where(col(OrderRow.account) == account)
+    if before_id is not None:
+        statement = statement.where(col(OrderRow.id) < before_id)
+    return [Order.of(vars(row)) for row in session.exec(statement)]

@@ -1,0 +1,52 @@
+"""Figures for `/metrics` and the console, read from the tables."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import text
+from sqlmodel import Session
+
+from fulfillment.store import leases
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """How things stand now; ages are in seconds."""
+
+    orders: dict[tuple[str, str], int]
+    overdue: int
+    oldest_attempt_age_s: float
+    oldest_poll_age_s: float
+    outbox_waiting: int
+    outbox_age_s: float
+    tick_age_s: dict[str, float]
+
+
+def measure(session: Session, now: datetime, outbox_waiting: int, outbox_age: timedelta) -> Gauges:
+    """Count orders by account and status, and how long the longest waiting thing is overdue."""
+    counted = session.execute(
+        text("SELECT account, status, count(*) AS n FROM orders GROUP BY account, status")
+    ).all()
+    row = session.execute(
+        text(
+            """
+            SELECT (SELECT count(*) FROM orders WHERE status = 'sent' AND overdue) AS overdue,
+                   (SELECT min(next_attempt_at) FROM orders
+                     WHERE next_attempt_at IS NOT NULL) AS attempt,
+                   (SELECT min(next_poll_at) FROM orders WHERE next_poll_at IS NOT NULL) AS poll
+            """
+        )
+    ).one()
+
+    def age(due: datetime | None) -> float:
+        return max((now - due).total_seconds(), 0.0) if due else 0.0
+
+    return Gauges(
+        orders={(r.account, r.status): r.n for r in counted},
+        overdue=row.overdue,
+        oldest_attempt_age_s=age(row.attempt),
+        oldest_poll_age_s=age(row.poll),
+        outbox_waiting=outbox_waiting,
+        outbox_age_s=outbox_age.total_seconds(),
+        tick_age_s={name: age(at) for name, at in leases.heartbeats(session).items()},
+    )

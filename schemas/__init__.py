@@ -1,0 +1,1 @@
+"""Everything that crosses a process boundary: HTTP bodies, queue messages, database tables."""

@@ -1,0 +1,137 @@
+"""The checkout event: one customer's paid order, the same body on every way in (DESIGN 7)."""
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Self
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+)
+from pydantic.alias_generators import to_camel
+
+MAX_PRICE_CENTS = 10**9  # ten million dollars: more is a wrong unit, not a skin
+_PARTNER = re.compile(r"[0-9]{1,10}")
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,16}")
+TRADE_URL_FORM = (
+    "expected https://steamcommunity.com/tradeoffer/new/?partner=<32-bit number>&token="
+    "<1 to 16 of A-Z a-z 0-9 _ ->"
+)
+
+
+def trade_url_parts(url: str) -> tuple[int, str]:
+    """Give `partner` and `token` of a Steam trade URL.
+
+    Raises ValueError, without the URL in its text, for anything that is not exactly one.
+    """
+    try:
+        parts = urlsplit(url)
+        query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)
+        port = parts.port
+    except ValueError:
+        raise ValueError(TRADE_URL_FORM) from None
+    fields = dict(query)
+    is_steam = (
+        parts.scheme == "https"
+        and parts.hostname == "steamcommunity.com"
+        and port in (None, 443)
+        and parts.username is None
+        and parts.path.rstrip("/") == "/tradeoffer/new"
+        and not parts.fragment
+    )
+    if not is_steam or len(fields) != len(query) or not url.isascii() or not url.isprintable():
+        raise ValueError(TRADE_URL_FORM)
+    partner, token = fields.get("partner", ""), fields.get("token", "")
+    if not _PARTNER.fullmatch(partner) or not _TOKEN.fullmatch(token):
+        raise ValueError(TRADE_URL_FORM)
+    if not 0 < int(partner) < 2**32:
+        raise ValueError(TRADE_URL_FORM)
+    return int(partner), token
+
+
+def _no_blank(value: object) -> object:
+    return value.strip() if isinstance(value, str) else value
+
+
+ExternalId = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$", min_length=1, max_length=64)
+]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f]+$")]
+
+
+class CheckoutEvent(BaseModel):
+    """One paid checkout of the store.
+
+    `expectedPrice` is in cents and is the most that may be paid. `submitBy` is the time after
+    which it must not be bought any more.
+    """
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        validate_by_alias=True,
+        validate_by_name=False,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "externalId": "order_100042",
+                    "account": "main",
+                    "catalogItemId": "0b0f4f0e-7c1e-4d0e-9a51-0d6c5a6c7f10",
+                    "expectedPrice": 1840,
+                    "tradeUrl": "https://steamcommunity.com/tradeoffer/new/?partner=123&token=abc",
+                }
+            ]
+        },
+    )
+
+    external_id: ExternalId
+    account: Annotated[str, StringConstraints(min_length=1, max_length=32)] = "main"
+    catalog_item_id: Text
+    expected_price: Annotated[int, Field(strict=True, gt=0, le=MAX_PRICE_CENTS)]
+    trade_url: Annotated[str, BeforeValidator(_no_blank), Field(repr=False, max_length=300)]
+    market_hash_name: Text | None = None
+    submit_by: AwareDatetime | None = None
+
+    @field_validator("external_id")
+    @classmethod
+    def _is_no_path_step(cls, value: str) -> str:
+        if value in (".", ".."):
+            raise ValueError("expected an id other than . and ..")
+        return value
+
+    @field_validator("trade_url")
+    @classmethod
+    def _is_trade_url(cls, value: str) -> str:
+        trade_url_parts(value)
+        return value
+
+    @field_validator("submit_by", mode="before")
+    @classmethod
+    def _is_iso_text(cls, value: object) -> object:
+        if value is not None and not isinstance(value, str | datetime):
+            raise ValueError(
+                "expected an ISO 8601 time with its zone, such as 2026-11-20T12:30:00Z"
+            )
+        return value
+
+    def content(self) -> dict[str, str | int | None]:
+        """Give what makes two checkouts of one id the same; the id itself stands outside."""
+        return {
+            "account": self.account,
+            "catalogItemId": self.catalog_item_id,
+            "expectedPrice": self.expected_price,
+            "tradeUrl": self.trade_url,
+            "marketHashName": self.market_hash_name,
+            "submitBy": self.submit_by.astimezone(UTC).isoformat() if self.submit_by else None,
+        }
+
+    def with_account(self, account: str) -> Self:
+        return self.model_copy(update={"account": account})

@@ -1,0 +1,54 @@
+"""Exact money: integers inside, parsed from text through Decimal at the edge (DESIGN section 5).
+
+The store's prices and caps are cents; wallets, ledger and charges are mills (a thousandth of a
+dollar). Nothing here rounds silently.
+"""
+
+from decimal import Decimal, InvalidOperation
+
+MILLS_PER_CENT = 10
+MILLS_PER_DOLLAR = 1000
+# What a signed 64-bit column holds, with room to add up many of them.
+MAX_MILLS = 10**15
+
+
+class InexactMoney(ValueError):
+    """The text is no amount, or one that whole units of the target cannot express."""
+
+
+def cents_to_mills(cents: int) -> int:
+    return cents * MILLS_PER_CENT
+
+
+def charge_in_cents(mills: int) -> int:
+    """Show a charge in cents; a part of a cent rounds up, so that a charge never looks smaller."""
+    return -(-mills // MILLS_PER_CENT)
+
+
+def cap_in_cents(mills: int) -> int:
+    """Show a cap in cents; a part of a cent rounds down, so that a cap never looks larger."""
+    return mills // MILLS_PER_CENT
+
+
+def _exact(text: str | int, factor: int, unit: str) -> int:
+    if isinstance(text, bool):
+        raise InexactMoney(f"expected an amount in {unit}, found a boolean")
+    try:
+        value = Decimal(text) * factor
+    except (InvalidOperation, TypeError, ValueError):
+        raise InexactMoney(f"expected an amount in {unit}, found {str(text)[:40]!r}") from None
+    if not value.is_finite() or abs(value) > MAX_MILLS:
+        raise InexactMoney(f"expected a finite amount in {unit}, found {str(text)[:40]!r}")
+    if value != value.to_integral_value():
+        raise InexactMoney(f"expected whole {unit}, found {str(text)[:40]!r}")
+    return int(value)
+
+
+def mills_from_cents(text: str | int) -> int:
+    """Parse whole cents ("1840" or 1840) into mills. Raises InexactMoney."""
+    return _exact(text, 1, "cents") * MILLS_PER_CENT
+
+
+def mills_from_dollars(text: str | int) -> int:
+    """Parse dollars as written ("6.125") into mills. Raises InexactMoney."""
+    return _exact(text, MILLS_PER_DOLLAR, "mills")

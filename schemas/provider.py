@@ -1,0 +1,98 @@
+"""What services and provider adapters say to each other: plain frozen values, money in mills."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from schemas.enums import OrderStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """One item that a batch wants a price for; `catalog_item_id` is the provider's own id."""
+
+    catalog_item_id: str
+    market_hash_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """The provider's price of one item at the time of the request."""
+
+    catalog_item_id: str
+    market_hash_name: str
+    price_mills: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quotes:
+    """Answer to a quoting request: what was found, and how large the whole list was."""
+
+    found: dict[Want, Quote]
+    listed: int
+
+
+@dataclass(frozen=True, slots=True)
+class PurchaseCommand:
+    """Everything an adapter needs to write the body of one purchase request."""
+
+    external_id: str
+    catalog_item_id: str
+    market_hash_name: str | None
+    price_mills: int
+    trade_url: str = field(repr=False)
+    webhook_url: str
+
+
+class ReportState(StrEnum):
+    """What a provider's status word means to us; UNKNOWN is never taken for success."""
+
+    ACCEPTED = "accepted"
+    QUEUED = "queued"
+    PROCESSING = "processing"
+    PENDING = "pending"
+    SENT = "sent"
+    COMPLETED = "completed"
+    REVERSED = "reversed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    UNKNOWN = "unknown"
+
+    def order_status(self) -> OrderStatus | None:
+        """Give the order status of the same name; None for UNKNOWN."""
+        return None if self is ReportState.UNKNOWN else OrderStatus(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class OrderReport:
+    """What the provider says about one order, by poll, webhook or as the answer to a submit.
+
+    `charged_mills` is the amount the provider says it charges; None where it did not say.
+    `reported_at` is the provider's own time of the state where it gives one.
+    """
+
+    external_id: str
+    state: ReportState
+    raw_status: str
+    charged_mills: int | None = None
+    steam_offer_id: str | None = None
+    failure_code: str | None = None
+    failure_message: str | None = None
+    reported_at: datetime | None = None
+    refunded_at: datetime | None = None
+    reversible_until: datetime | None = None
+    provider_reference: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookNotice:
+    """A webhook whose signature was found good.
+
+    `report` is None where the provider's signature does not cover the body: then it is only a
+    hint to ask. `signed_at` is the signed timestamp, None where the provider signs none.
+    """
+
+    external_id: str
+    signed_at: datetime | None
+    report: OrderReport | None

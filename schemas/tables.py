@@ -1,0 +1,266 @@
+"""The database, table by table. Imported by fulfillment.store only; rows never leave it.
+
+Times are aware and in UTC. Amounts are cents or mills, as the name says. Every waiting thing is a
+due time in a row, found by a partial index (DESIGN section 3).
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, DateTime, Index, String, Text, UniqueConstraint
+from sqlalchemy import Enum as EnumType
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlmodel import Field, SQLModel
+
+from schemas.enums import AttemptState, EntryKind, OrderStatus, Source
+
+
+def _words(enum: type[StrEnum], name: str) -> EnumType:
+    """Store an enum as its words with a check constraint, never as a Postgres enum of names."""
+    return EnumType(
+        enum,
+        name=name,
+        native_enum=False,
+        create_constraint=True,
+        length=32,
+        values_callable=lambda members: [member.value for member in members],
+    )
+
+
+def _time(*, nullable: bool = False) -> Any:
+    return Field(
+        default=None if nullable else ...,
+        sa_column=Column(DateTime(timezone=True), nullable=nullable),
+    )
+
+
+def _due(name: str, column: str, *lead: str) -> Index:
+    """Index a due time where it is set, so that the index is as small as the work waiting."""
+    return Index(name, *lead, column, postgresql_where=f"{column} IS NOT NULL")
+
+
+class AccountRow(SQLModel, table=True):
+    """What is shared by all processes about one provider account: pause and rate budget."""
+
+    __tablename__ = "accounts"
+
+    name: str = Field(primary_key=True, max_length=32)
+    paused_until: datetime | None = _time(nullable=True)
+    pause_reason: str | None = None
+    #: Reads that failed in a row; the pause grows with them.
+    failures: int = 0
+    #: Requests that may be sent now; refilled continuously since `budget_at`.
+    budget: float = 0.0
+    poll_budget: float = 0.0
+    budget_at: datetime | None = _time(nullable=True)
+    catalog_items: int | None = None
+    catalog_at: datetime | None = _time(nullable=True)
+
+
+class WalletRow(SQLModel, table=True):
+    """The provider's last figure of the spendable balance; the row to lock before allocating."""
+
+    __tablename__ = "wallets"
+
+    account: str = Field(primary_key=True, max_length=32)
+    figure_mills: int | None = Field(default=None, sa_type=BigInteger)
+    #: When the request that brought the figure was sent.
+    requested_at: datetime | None = _time(nullable=True)
+
+
+class OrderRow(SQLModel, table=True):
+    """One checkout of the store."""
+
+    __tablename__ = "orders"
+    __table_args__ = (
+        _due("ix_orders_next_attempt", "next_attempt_at", "account"),
+        _due("ix_orders_next_poll", "next_poll_at"),
+        _due("ix_orders_next_watch", "next_watch_at"),
+        Index("ix_orders_status", "status", "id"),
+        Index("ix_orders_account", "account", "id"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
+    external_id: str = Field(unique=True, max_length=64)
+    account: str = Field(max_length=32)
+    #: Keyed hash of the checkout's content; tells a repetition from a conflict.
+    fingerprint: str
+    catalog_item_id: str
+    market_hash_name: str | None = None
+    expected_price_cents: int = Field(sa_type=BigInteger)
+    trade_url_sealed: bytes | None = None
+    submit_by: datetime = _time()
+
+    status: OrderStatus = Field(
+        sa_column=Column(_words(OrderStatus, "order_status"), nullable=False)
+    )
+    provider_status: str | None = None
+    quoted_mills: int | None = Field(default=None, sa_type=BigInteger)
+    charged_mills: int | None = Field(default=None, sa_type=BigInteger)
+    steam_offer_id: str | None = None
+    failure_code: str | None = None
+    failure_message: str | None = None
+    failed_by: str | None = None
+    funds_deadline_at: datetime | None = _time(nullable=True)
+    sent_at: datetime | None = _time(nullable=True)
+    trade_deadline_at: datetime | None = _time(nullable=True)
+    overdue: bool = False
+    completed_at: datetime | None = _time(nullable=True)
+    reversible_until: datetime | None = _time(nullable=True)
+
+    #: We must act: dispatch, submit or resolve.
+    next_attempt_at: datetime | None = _time(nullable=True)
+    #: The provider is to be asked.
+    next_poll_at: datetime | None = _time(nullable=True)
+    polled_at: datetime | None = _time(nullable=True)
+    polls: int = 0
+    #: The trade-window watchdog is to look.
+    next_watch_at: datetime | None = _time(nullable=True)
+    claim: str | None = None
+    claimed_until: datetime | None = _time(nullable=True)
+
+    #: The sequence number of the last event in `order_events`.
+    sequence: int = 0
+    created_at: datetime = _time()
+    updated_at: datetime = _time()
+
+
+class AttemptRow(SQLModel, table=True):
+    """One purchase attempt at one account, with the money held for it."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        UniqueConstraint("account", "external_id"),
+        Index(
+            "uq_attempts_open",
+            "order_id",
+            unique=True,
+            postgresql_where="state IN ('reserved', 'sending', 'accepted')",
+        ),
+        Index(
+            "uq_attempts_open_hold",
+            "order_id",
+            unique=True,
+            postgresql_where="hold_closed_at IS NULL",
+        ),
+        Index(
+            "ix_attempts_unabsorbed",
+            "account",
+            postgresql_where="absorbed_at IS NULL OR hold_closed_at IS NULL",
+        ),
+    )
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
+    order_id: int = Field(foreign_key="orders.id", sa_type=BigInteger)
+    account: str = Field(max_length=32)
+    external_id: str = Field(max_length=64)
+    state: AttemptState = Field(
+        sa_column=Column(_words(AttemptState, "attempt_state"), nullable=False)
+    )
+    hold_mills: int = Field(sa_type=BigInteger)
+    body_sealed: bytes | None = None
+    posts: int = 0
+    created_at: datetime = _time()
+    sending_at: datetime | None = _time(nullable=True)
+    last_post_at: datetime | None = _time(nullable=True)
+    #: Set while the outcome of a post is not known.
+    unknown_since: datetime | None = _time(nullable=True)
+    confirmed_at: datetime | None = _time(nullable=True)
+    ended_at: datetime | None = _time(nullable=True)
+    #: The hold was settled or released in the ledger.
+    hold_closed_at: datetime | None = _time(nullable=True)
+    #: From here on the provider's own figure tells of this money, and it is subtracted no more.
+    absorbed_at: datetime | None = _time(nullable=True)
+
+
+class OrderEventRow(SQLModel, table=True):
+    """The append-only log: replaying `changes` in sequence rebuilds the order's row."""
+
+    __tablename__ = "order_events"
+
+    order_id: int = Field(primary_key=True, foreign_key="orders.id", sa_type=BigInteger)
+    sequence: int = Field(primary_key=True)
+    at: datetime = _time()
+    source: Source = Field(sa_column=Column(_words(Source, "event_source"), nullable=False))
+    from_status: str | None = None
+    to_status: str
+    note: str = Field(default="", sa_type=Text)
+    changes: dict[str, Any] = Field(default_factory=dict, sa_type=JSONB)
+
+
+class WalletEntryRow(SQLModel, table=True):
+    """The append-only money log; an attempt has each kind of entry at most once."""
+
+    __tablename__ = "wallet_entries"
+    __table_args__ = (
+        UniqueConstraint("attempt_id", "kind"),
+        Index("ix_wallet_entries_order", "order_id"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
+    account: str = Field(max_length=32)
+    order_id: int = Field(foreign_key="orders.id", sa_type=BigInteger)
+    attempt_id: int = Field(foreign_key="attempts.id", sa_type=BigInteger)
+    kind: EntryKind = Field(sa_column=Column(_words(EntryKind, "entry_kind"), nullable=False))
+    amount_mills: int = Field(sa_type=BigInteger)
+    at: datetime = _time()
+    reason: str = Field(default="", sa_type=Text)
+
+
+class WebhookDeliveryRow(SQLModel, table=True):
+    """The inbox: verified deliveries of known orders, once each."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        UniqueConstraint("account", "digest"),
+        _due("ix_webhook_deliveries_due", "next_apply_at"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
+    account: str = Field(max_length=32)
+    order_id: int = Field(foreign_key="orders.id", sa_type=BigInteger, index=True)
+    #: Hash over the signed timestamp and the raw body: the delivery id is not signed (K1).
+    digest: str = Field(max_length=64)
+    signed_at: datetime | None = _time(nullable=True)
+    received_at: datetime = _time()
+    #: The report as read from the body; null where the body must not be applied.
+    report: dict[str, Any] | None = Field(default=None, sa_type=JSONB)
+    next_apply_at: datetime | None = _time(nullable=True)
+    applied_at: datetime | None = _time(nullable=True)
+    outcome: str = ""
+
+
+class OutboxMessageRow(SQLModel, table=True):
+    """Messages to the store, written with the change that they tell of."""
+
+    __tablename__ = "outbox_messages"
+    __table_args__ = (
+        Index("ix_outbox_unpublished", "id", postgresql_where="published_at IS NULL"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
+    order_id: int = Field(foreign_key="orders.id", sa_type=BigInteger)
+    routing_key: str = Field(max_length=64)
+    body: dict[str, Any] = Field(default_factory=dict, sa_type=JSONB)
+    created_at: datetime = _time()
+    published_at: datetime | None = _time(nullable=True)
+
+
+class LeaseRow(SQLModel, table=True):
+    """Who alone may do something for now: gather a batch of an account, publish the outbox."""
+
+    __tablename__ = "leases"
+
+    name: str = Field(primary_key=True, max_length=64)
+    holder: str = Field(max_length=64)
+    until: datetime = _time()
+
+
+class HeartbeatRow(SQLModel, table=True):
+    """When a periodic activity last ran, for `/readyz` and the metrics."""
+
+    __tablename__ = "heartbeats"
+
+    name: str = Field(primary_key=True, sa_type=String(64))
+    at: datetime = _time()

@@ -1,0 +1,1 @@
+"""Celery tasks: thin bodies around services. Nothing imports them; they are known by name."""

@@ -1,0 +1,76 @@
+"""The chain: dispatch, refresh_catalog | check_wallet | submit_orders | schedule_reconciliation."""
+
+from typing import Any
+
+from celery import chain
+
+from fulfillment.broker import app, hint
+from fulfillment.messaging.dead_letters import bury
+from fulfillment.services import catalog, dispatch, funds, intake, reconciliation, submission
+from fulfillment.services.claiming import StepOutcome
+from schemas import messages
+from schemas.messages import Batch
+from tasks.base import FulfillmentTask, context
+
+
+@app.task(bind=True, base=FulfillmentTask, name=messages.RECEIVE)
+def receive(self: FulfillmentTask, /, event: Any = None, **fields: Any) -> dict[str, Any]:
+    """Take a checkout in from a store that speaks Celery: one event, as a dict or as keywords."""
+    raw = fields if event is None else event
+    results = intake.receive_raw(context(), [raw])
+    for account in intake.new_accounts(results):
+        hint(messages.DISPATCH, account)
+    (result,) = results
+    if result.error is not None:
+        bury(context().settings, raw, str(result.error))
+        return {"externalId": result.external_id, "refused": str(result.error)}
+    return {"externalId": result.external_id, "status": result.status}
+
+
+@app.task(bind=True, base=FulfillmentTask, name=messages.DISPATCH)
+def dispatch_waiting(self: FulfillmentTask, /, account: str) -> dict[str, Any]:
+    """Claim what waits for the account and start one chain for all of it."""
+    batch = dispatch.dispatch(context(), account)
+    if batch is None:
+        return {"orders": 0}
+    steps = (refresh_catalog, check_wallet, submit_orders, schedule_reconciliation)
+    chain(*(step.si(batch) for step in steps)).apply_async()
+    return {"orders": len(batch["ids"])}
+
+
+def _go_on(task: FulfillmentTask, batch: Batch, outcome: StepOutcome) -> dict[str, Any]:
+    if outcome.is_more_waiting:
+        hint(messages.DISPATCH, batch["account"])
+    if not outcome.goes_on:
+        task.stop_chain()
+    return {"goes_on": outcome.goes_on}
+
+
+@app.task(bind=True, base=FulfillmentTask, name=messages.REFRESH_CATALOG)
+def refresh_catalog(self: FulfillmentTask, /, batch: Batch) -> dict[str, Any]:
+    """Give every order of the batch a fresh price or a definite no."""
+    return _go_on(self, batch, catalog.refresh_catalog(context(), batch))
+
+
+@app.task(bind=True, base=FulfillmentTask, name=messages.CHECK_WALLET)
+def check_wallet(self: FulfillmentTask, /, batch: Batch) -> dict[str, Any]:
+    """Hold money for the batch in the order of arrival."""
+    return _go_on(self, batch, funds.check_wallet(context(), batch))
+
+
+@app.task(bind=True, base=FulfillmentTask, name=messages.SUBMIT_ORDERS)
+def submit_orders(self: FulfillmentTask, /, batch: Batch) -> dict[str, Any]:
+    """Buy what is reserved, or find out what became of it."""
+    is_ours = submission.submit_orders(context(), batch)
+    if not is_ours:
+        self.stop_chain()
+    return {"goes_on": is_ours}
+
+
+@app.task(bind=True, base=FulfillmentTask, name=messages.SCHEDULE_RECONCILIATION)
+def schedule_reconciliation(self: FulfillmentTask, /, batch: Batch) -> dict[str, Any]:
+    """Spread the first polls of the batch; then there is room for another one."""
+    scheduled = reconciliation.schedule_reconciliation(context(), batch)
+    if dispatch.is_waiting(context(), batch["account"]):
+        hint(messages.DISPATCH, batch["account"])
+    return {"scheduled": scheduled}

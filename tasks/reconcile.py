@@ -1,0 +1,23 @@
+"""Polls: find what is due, then ask about it."""
+
+from fulfillment.broker import app, hint
+from fulfillment.services import reconciliation
+from schemas import messages
+from schemas.messages import Batch
+from tasks.base import FulfillmentTask, context
+
+
+@app.task(bind=True, base=FulfillmentTask, name=messages.POLL_DUE)
+def poll_due(self: FulfillmentTask, /) -> dict[str, int]:
+    """Claim the orders that are due for a poll and hand them out in batches."""
+    batches = reconciliation.poll_due(context())
+    for batch in batches:
+        hint(messages.POLL_ORDERS, batch)
+    return {"orders": sum(len(batch["ids"]) for batch in batches)}
+
+
+@app.task(bind=True, base=FulfillmentTask, name=messages.POLL_ORDERS)
+def poll_orders(self: FulfillmentTask, /, batch: Batch) -> dict[str, int]:
+    """Ask the provider about the batch and apply the answers."""
+    changed = reconciliation.poll_orders(context(), batch["account"], batch["ids"])
+    return {"changed": changed}

@@ -1,0 +1,22 @@
+"""The sweep: whatever a lost message or a dead worker left behind is set going again."""
+
+from celery import chain
+
+from fulfillment.broker import app, hint
+from fulfillment.services import sweep
+from schemas import messages
+from tasks.base import FulfillmentTask, context
+from tasks.checkout import schedule_reconciliation, submit_orders
+
+
+@app.task(bind=True, base=FulfillmentTask, name=messages.RESUME_STUCK)
+def resume_stuck(self: FulfillmentTask, /) -> dict[str, int]:
+    """Send what the sweep found."""
+    found = sweep.resume_stuck(context())
+    for account in found.accounts:
+        hint(messages.DISPATCH, account)
+    for batch in found.batches:
+        chain(submit_orders.si(batch), schedule_reconciliation.si(batch)).apply_async()
+    if found.has_webhooks:
+        hint(messages.APPLY_WEBHOOK)
+    return {"dispatches": len(found.accounts), "batches": len(found.batches)}
