@@ -350,7 +350,8 @@ def wallet(as_json: AsJSON = False) -> None:
         return
     table = Table("account", "balance", "held", "available", "settled", "refunded", "paused")
     for view in views:
-        paused = f"until {view.paused_until:%H:%M:%S}: {view.pause_reason}"
+        until = view.paused_until
+        paused = f"until {until:%H:%M:%S}: {view.pause_reason}" if until else ""
         table.add_row(
             view.account,
             dollars(view.balance),
@@ -358,7 +359,7 @@ def wallet(as_json: AsJSON = False) -> None:
             dollars(view.available),
             dollars(view.settled),
             dollars(view.refunded),
-            paused if view.paused_until else "",
+            paused,
         )
     out.print(table)
 

@@ -67,6 +67,10 @@ def configure(level: str = "INFO", style: str = "text") -> None:
     # These tell of every request, with its whole address.
     for noisy in ("httpx", "httpcore", "uvicorn.access", "amqp"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # These tell of every tick, several a second; Flower shows the same.
+    if level != "DEBUG":
+        for ticking in ("celery.beat", "celery.app.trace", "celery.worker.strategy", "alembic"):
+            logging.getLogger(ticking).setLevel(logging.WARNING)
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

@@ -15,10 +15,10 @@ from types import FrameType, TracebackType
 from typing import Self
 
 import httpx
-import kombu
 import psycopg
 from pydantic import SecretStr
 
+from fulfillment import broker
 from fulfillment.devstack.configuration import (
     Ports,
     changed,
@@ -229,8 +229,8 @@ class Stack:
             postgres = EmbeddedPostgres(self.data_dir, report=self.options.report)
             exit_stack.callback(postgres.stop)
             urls["database_url"] = SecretStr(postgres.start())
-        if broker_url := self.settings.broker_url.get_secret_value():
-            self._await("the broker", "BROKER_URL", lambda: _probe_broker(broker_url))
+        if self.settings.broker_url.get_secret_value():
+            self._await("the broker", "BROKER_URL", lambda: _probe_broker(self.settings))
         else:
             redis = EmbeddedRedis(self.data_dir, report=self.options.report)
             exit_stack.callback(redis.stop)
@@ -318,10 +318,10 @@ def _probe_database(url: str) -> str:
     return ""
 
 
-def _probe_broker(url: str) -> str:
+def _probe_broker(settings: Settings) -> str:
     """Give the reason why the broker cannot be used, or nothing."""
     try:
-        connection = kombu.Connection(url, connect_timeout=5)
+        connection = broker.connect(settings)
         failures: tuple[type[BaseException], ...] = (OSError, *connection.connection_errors)
         failures += connection.channel_errors
     except (ValueError, KeyError):

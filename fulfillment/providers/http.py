@@ -44,7 +44,6 @@ NOT_SENT = (
     httpx.PoolTimeout,
     httpx.UnsupportedProtocol,
     httpx.InvalidURL,
-    UnicodeError,  # a host name that cannot be looked up
 )
 CONNECT_REASONS: dict[type[BaseException], str] = {
     socket.gaierror: "the host name cannot be resolved",
@@ -267,7 +266,10 @@ class _DeadlineBackend(httpcore.SyncBackend):
         self, host: str, port: int, timeout: float | None = None, *args: Any, **kwargs: Any
     ) -> httpcore.NetworkStream:
         left = _time_left(timeout, httpcore.ConnectTimeout)
-        return _DeadlineStream(super().connect_tcp(host, port, left, *args, **kwargs))
+        try:
+            return _DeadlineStream(super().connect_tcp(host, port, left, *args, **kwargs))
+        except UnicodeError as error:  # httpcore lets it through: a name that no resolver can take
+            raise httpcore.ConnectError(error) from error
 
 
 class _DeadlineStream(httpcore.NetworkStream):

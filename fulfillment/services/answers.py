@@ -15,6 +15,7 @@ from fulfillment.errors import (
 )
 from fulfillment.services.context import Context
 from fulfillment.store.models import Attempt, Order
+from schemas.enums import FailureCode
 from schemas.provider import OrderReport
 
 
@@ -23,6 +24,7 @@ class Answered:
     """A definite yes: the provider has the order."""
 
     report: OrderReport
+    error: None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def ask(context: Context, order: Order, attempt: Attempt, body: bytes) -> Answer
     if was_unknown and order.submit_by <= context.now():
         # Too late to buy for this customer: find out, but do not ask again.
         return _look_up(
-            context, order, attempt, ProviderRefused("too_late", "not submitted in time")
+            context, order, attempt, ProviderRefused(FailureCode.TOO_LATE, "not submitted in time")
         )
     try:
         return Answered(context.provider(order.account).purchase(body))
@@ -82,5 +84,7 @@ def _look_up(context: Context, order: Order, attempt: Attempt, refusal: Provider
         return Answered(found[order.external_id])
     assert attempt.last_post_at is not None
     if context.now() - attempt.last_post_at < context.cache_time:
-        return Unknown("the provider does not know the order yet; a cached answer proves nothing")
+        # Asked again only when the answer can prove something about this post and all before it.
+        reason = "the provider does not know the order yet; a cached answer proves nothing"
+        return Unknown(reason, ProviderOutcomeUnknown(reason, retry_after=context.cache_time))
     return Refused(refusal)

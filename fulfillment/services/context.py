@@ -1,7 +1,7 @@
 """What every service needs of its process: settings, clock, database, keys and providers."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -27,7 +27,8 @@ class Context:
     database: Database
     seal: Seal
     clock: Clock = field(default_factory=SystemClock)
-    random: random.Random = field(default_factory=random.Random)
+    #: Gives a number from 0 to 1; spreads retries and polls.
+    jitter: Callable[[], float] = random.random
     _providers: dict[str, Provider] = field(default_factory=dict)
 
     def now(self) -> datetime:

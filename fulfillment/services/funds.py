@@ -1,5 +1,6 @@
 """Check the wallet for a batch: hold money for the orders it covers, in the order of arrival."""
 
+import uuid
 from collections.abc import Iterable
 from datetime import timedelta
 
@@ -17,7 +18,7 @@ from fulfillment.services.claiming import (
 )
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import refusal
-from fulfillment.store import accounts, ledger, orders
+from fulfillment.store import accounts, leases, ledger, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.ledger import Figure
 from fulfillment.store.models import UNCLAIMED, Move, Order
@@ -27,6 +28,7 @@ from schemas.money import cap_in_cents, charge_in_cents
 
 #: How often a waiting account's balance is looked at; one probe serves all its waiting orders.
 _PROBE_S = 10.0
+_READ_GAP = timedelta(seconds=5)
 
 
 def allocate(available_mills: int, waiting: Iterable[tuple[int, int]]) -> set[int]:
@@ -69,6 +71,12 @@ def read_figure(context: Context, account: str) -> Figure:
 
 def refresh_wallet(context: Context, account: str) -> None:
     """Read the wallet outside any batch, so that ended orders' money is released."""
+    now = context.now()
+    with context.database.transaction() as session:
+        # One read at a time: sweeps come faster than a slow provider answers.
+        lease = f"wallet:{account}"
+        if not leases.acquire(session, lease, uuid.uuid4().hex, now, now + _READ_GAP):
+            return
     if not outages.take_budget(context, account, Purpose.POLL):
         return
     try:

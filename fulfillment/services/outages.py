@@ -21,7 +21,7 @@ def pause(context: Context, account: str, error: ProviderError) -> datetime:
     now = context.now()
     with context.database.transaction() as session:
         failed = accounts.failures(session, account)
-        length = accounts.pause_length(failed, context.random.random())
+        length = accounts.pause_length(failed, context.jitter())
         if isinstance(error, ProviderDeniesAccount):
             length = max(length, _DENIED_PAUSE)
         if error.retry_after is not None:

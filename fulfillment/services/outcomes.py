@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from sqlmodel import Session
 
 from fulfillment.errors import ProviderError
-from fulfillment.log import get_logger
+from fulfillment.services import schedule
 from fulfillment.services.answers import Answer, Answered, NotSent, Refused, Unknown
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
@@ -14,10 +14,11 @@ from fulfillment.services.reports import apply_reports
 from fulfillment.store import ledger, orders
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Move, Order
-from schemas.enums import FailedBy, OrderStatus, Source
+from schemas.enums import FailedBy, FailureCode, OrderStatus, Source
+from schemas.messages import NEEDS_REVIEW
 
-log = get_logger(__name__)
-
+#: How long after its last time of submission an unknown outcome is left to automatic lookups.
+REVIEW_AFTER = timedelta(hours=1)
 _FIRST_RETRY_S = 1.0
 _SLOWEST_RETRY_S = 30.0
 
@@ -47,11 +48,11 @@ def _write_refusals(
             OrderStatus.SUBMITTING,
             OrderStatus.FAILED,
             Source.SUBMIT,
-            f"refused by the provider: {answer.error}",
+            f"nothing was bought: {answer.error}",
             {
                 "failure_code": answer.error.code,
                 "failure_message": answer.error.message,
-                "failed_by": FailedBy.PROVIDER.value,
+                "failed_by": _decided_by(answer).value,
             },
             NOTHING_DUE,
             claim=claim.name,
@@ -61,6 +62,10 @@ def _write_refusals(
     ]
     moved = orders.apply(session, moves, now)
     ledger.refuse(session, [Posting(order_id, "refused") for order_id in moved], now)
+
+
+def _decided_by(answer: Refused) -> FailedBy:
+    return FailedBy.US if answer.error.code == FailureCode.TOO_LATE else FailedBy.PROVIDER
 
 
 def _write_open(
@@ -81,7 +86,15 @@ def _write_open(
             note = f"nothing was sent: {answer.reason}"
         else:
             note = f"outcome unknown: {answer.reason}"
-        due_at = now + _retry_gap(context, attempts[order.id].posts, answer.error)
+        attempt = attempts[order.id]
+        if attempt.unknown_since is not None and isinstance(answer, Unknown):
+            is_hopeless = now - max(attempt.unknown_since, order.submit_by) >= REVIEW_AFTER
+        else:
+            is_hopeless = False
+        if is_hopeless:
+            moves.append(_review(context, order, note, claim))
+            continue
+        due_at = now + _retry_gap(context, attempt.posts, answer.error)
         moves.append(
             Move(
                 order.id,
@@ -93,15 +106,28 @@ def _write_open(
                 claim=claim.name,
             )
         )
-        log.info("submit.open", order_id=order.external_id, note=note)
     moved = orders.apply(session, moves, now)
     ledger.not_sent(session, [order_id for order_id in unsent if order_id in moved])
+
+
+def _review(context: Context, order: Order, note: str, claim: KeptClaim) -> Move:
+    """Hand an order to a person; its hold stays, and it is adopted should it turn up in a poll."""
+    return Move(
+        order.id,
+        OrderStatus.SUBMITTING,
+        OrderStatus.NEEDS_REVIEW,
+        Source.SUBMIT,
+        f"the outcome stays unknown: {note}",
+        due={**NOTHING_DUE, "next_poll_at": schedule.first_poll(context, context.now())},
+        tell=(NEEDS_REVIEW,),
+        claim=claim.name,
+    )
 
 
 def _retry_gap(context: Context, posts: int, error: ProviderError | None) -> timedelta:
     """Give the pause before the next try: about 1 s, doubling to 30 s, with jitter."""
     seconds = min(_FIRST_RETRY_S * 2 ** max(posts - 1, 0), _SLOWEST_RETRY_S)
-    gap = timedelta(seconds=seconds * (0.8 + 0.4 * context.random.random()))
+    gap = timedelta(seconds=seconds * (0.8 + 0.4 * context.jitter()))
     if error is not None and error.retry_after is not None:
         return max(gap, error.retry_after)
     return gap

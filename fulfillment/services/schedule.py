@@ -18,7 +18,7 @@ _AFTER_PROTECTION = timedelta(minutes=5)
 
 def _jittered(context: Context, seconds: float, spread: float = 0.2) -> timedelta:
     """Lengthen by up to `spread`: never shorter, since the smallest interval is a promise."""
-    return timedelta(seconds=seconds * (1 + spread * context.random.random()))
+    return timedelta(seconds=seconds * (1 + spread * context.jitter()))
 
 
 def first_poll(context: Context, now: datetime) -> datetime:

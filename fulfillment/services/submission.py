@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from fulfillment.errors import ProviderDeniesAccount, ProviderNotReached
 from fulfillment.services import outages
 from fulfillment.services.answers import Answer, NotSent, ask
 from fulfillment.services.claiming import SUBMIT, KeptClaim, take_over
@@ -27,6 +28,10 @@ from schemas.provider import PurchaseCommand
 
 #: How long to gather answers that come together, so that they share a transaction.
 _GROUP_S = 0.02
+
+
+#: Says something about the account and not about one order.
+_AWAY = (ProviderNotReached, ProviderDeniesAccount)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,7 @@ def _run(
                 continue
             answers = _collect(flying)
             write_outcomes(context, claim, answers)
-            down = next((a.error for _, a in answers if isinstance(a, NotSent) and a.error), None)
+            down = next((a.error for _, a in answers if isinstance(a.error, _AWAY)), None)
             if not is_stopped and down is not None:
                 outages.pause(context, claim.account, down)
             # What was not begun keeps its hold and becomes due again.

@@ -9,7 +9,8 @@ from fulfillment.log import get_logger
 from fulfillment.services import schedule
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
-from fulfillment.store import due, leases, orders
+from fulfillment.store import due, leases, ledger, orders
+from fulfillment.store.ledger import Posting
 from fulfillment.store.models import Move, Order
 from schemas.enums import OrderStatus, Source
 from schemas.messages import NEEDS_REVIEW, TRADE_REMINDER
@@ -67,4 +68,5 @@ def expire_waiting(context: Context) -> list[str]:
         late = orders.lock_overdue(session, now, _LIMIT)
         moves = [overdue_refusal(order, now, Source.SWEEP) for order in late]
         ended = orders.apply(session, [move for move in moves if move], now)
+        ledger.refuse(session, [Posting(order_id, "never sent") for order_id in ended], now)
     return [order.external_id for order in ended.values()]

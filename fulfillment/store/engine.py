@@ -9,13 +9,16 @@ from contextlib import contextmanager
 import psycopg
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session
 
 from fulfillment.errors import ServerUnreachable
 
 SETTING = "FULFILLMENT_DATABASE_URL"
+# Classes of SQLSTATE that say "the server is away, going away or full"; other operational errors
+# (a deadlock, a cancelled query) are about the query.
+_LOST = ("08", "53", "57P")
 _OPTIONS = "-c statement_timeout=20000 -c idle_in_transaction_session_timeout=30000 -c timezone=UTC"
 
 
@@ -45,9 +48,9 @@ class Database:
         try:
             with Session(self.engine, expire_on_commit=False) as session, session.begin():
                 yield session
-        except (OperationalError, PoolTimeoutError) as error:
+        except (DBAPIError, PoolTimeoutError) as error:
             original = getattr(error, "orig", None)
-            if isinstance(original, psycopg.errors.QueryCanceled | psycopg.errors.DeadlockDetected):
+            if not isinstance(error, PoolTimeoutError) and not _is_lost(original):
                 raise
             raise ServerUnreachable(
                 "PostgreSQL", SETTING, type(original or error).__name__
@@ -64,3 +67,11 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _is_lost(original: BaseException | None) -> bool:
+    if isinstance(original, psycopg.InterfaceError):
+        return True  # the connection is closed
+    if not isinstance(original, psycopg.OperationalError):
+        return False
+    return original.sqlstate is None or original.sqlstate.startswith(_LOST)

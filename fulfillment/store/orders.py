@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlmodel import Session, col, select
 
 from fulfillment import states
+from fulfillment.log import get_logger
 from fulfillment.store import outbox
 from fulfillment.store.models import Move, Order
 from fulfillment.store.views import order_view
@@ -17,6 +18,8 @@ from schemas.enums import OrderStatus, Source
 from schemas.messages import ORDER_UPDATED
 from schemas.orders import OrderView, TimelineEntry
 from schemas.tables import OrderEventRow, OrderRow
+
+log = get_logger(__name__)
 
 # Columns that a move may set; `jsonb_populate_record` keeps the row's own value for the others.
 _SETTABLE = (
@@ -174,6 +177,11 @@ def apply(session: Session, moves: Sequence[Move], now: datetime) -> dict[int, O
     messages = []
     for order in moved.values():
         move = by_id[order.id]
+        log.info(
+            "order.transition" if move.source is not move.target else "order.event",
+            order_id=order.external_id,
+            **{"from": move.source, "to": move.target, "by": move.by, "note": move.note},
+        )
         entry = TimelineEntry(
             at=now, source=move.by, from_=move.source, to=move.target, note=move.note
         )
@@ -244,7 +252,7 @@ def lock_overdue(session: Session, now: datetime, limit: int) -> list[Order]:
         select(OrderRow)
         .where(
             col(OrderRow.next_attempt_at).is_not(None),
-            col(OrderRow.status).in_(states.WAITING),
+            col(OrderRow.status).in_(states.WAITING | {OrderStatus.RESERVED}),
             (col(OrderRow.submit_by) <= now) | (col(OrderRow.funds_deadline_at) <= now),
             col(OrderRow.claimed_until).is_(None) | (col(OrderRow.claimed_until) <= now),
         )

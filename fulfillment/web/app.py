@@ -1,0 +1,125 @@
+"""The web application: intake, reads, webhooks and health over one context."""
+
+import asyncio
+import resource
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+import anyio.to_thread
+import uvicorn
+from fastapi import FastAPI
+
+from fulfillment import broker
+from fulfillment.errors import ConfigurationError
+from fulfillment.log import configure, get_logger
+from fulfillment.services.context import Context, build_context, register_accounts
+from fulfillment.settings import Settings
+from fulfillment.web import checkouts, errors, health, orders, webhooks
+from fulfillment.web.hints import Hints
+from fulfillment.web.metrics import Metrics, Observed
+from fulfillment.web.requests import Web
+
+log = get_logger(__name__)
+
+#: As many requests may be at the database at once; one connection each.
+THREADS = 20
+_TRY_AGAIN_S = 2.0
+
+
+def create_app(context: Context, hint: Callable[..., object]) -> FastAPI:
+    """Build the application; `hint(task, *args)` enqueues a task by name and never raises.
+
+    The context stays the caller's to close. Raises ConfigurationError without an API token.
+    """
+    context.settings.require("api_token")
+    web = Web(context, Hints(hint), Metrics(context))
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        registration = asyncio.create_task(_register_accounts(context))
+        yield
+        registration.cancel()
+        web.hints.close()
+
+    app = FastAPI(
+        title="Fulfillment",
+        description="Send a paid checkout: it is bought once, for at most `expectedPrice` cents.",
+        version="1",
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.web = web
+    for part in (checkouts, orders, webhooks, health):
+        app.include_router(part.router)
+    errors.install(app)
+    app.add_middleware(Observed, metrics=web.metrics, clock=context.clock)
+    return app
+
+
+async def _register_accounts(context: Context) -> None:
+    """Register the accounts as soon as the database is there; `/readyz` says why it is not."""
+    while True:
+        try:
+            # Abandoned when the process stops: a dead database must not hold it up.
+            return await anyio.to_thread.run_sync(
+                register_accounts, context, abandon_on_cancel=True
+            )
+        except errors.DATABASE_ERRORS as error:
+            log.warning("web.database_not_ready", reason=errors.reason_of(error))
+            await asyncio.sleep(_TRY_AGAIN_S)
+
+
+def build_server(app: FastAPI) -> uvicorn.Server:
+    """Configure uvicorn for an open port: bounded heads, and an end within three seconds."""
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        # Longer than clients keep idle connections, so that none is closed under a request.
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=2,
+        h11_max_incomplete_event_size=16 * 1024,
+    )
+    return uvicorn.Server(config)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the address. Raises ConfigurationError that names the setting."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With the protocol named, asyncio turns Nagle's algorithm off; else each answer takes 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        text = f"cannot listen on {host}:{port}: {error.strerror}"
+        raise ConfigurationError("FULFILLMENT_WEB_PORT", text) from None
+    return listener
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM. Raises ConfigurationError for a setting or a taken port."""
+    settings.require("api_token")
+    configure(settings.log_level, settings.log_format)
+    # Idle connections of strangers must not use up the files that may be open.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    context = build_context(settings, threads=THREADS)
+    try:
+        server = build_server(create_app(context, broker.hint))
+        listener = listen(settings.web_host, settings.web_port)
+        log.info("web.listening", host=settings.web_host, port=listener.getsockname()[1])
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
+    finally:
+        context.close()

@@ -1,0 +1,129 @@
+"""`POST /v1/checkouts` and its batch: the store's paid orders come in."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+
+from fulfillment.errors import CheckoutConflict, InvalidBody, InvalidInput
+from fulfillment.services import intake, operations
+from fulfillment.services.intake import Received
+from fulfillment.web.errors import ErrorDetail, describe, documented
+from fulfillment.web.requests import Web, WebParts, read_body, require_token
+from schemas.checkout import CheckoutEvent
+from schemas.enums import OrderStatus
+from schemas.messages import DISPATCH
+from schemas.orders import CheckoutResult, OrderView, ReadModel
+
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+_BATCH_WITHIN_S = 30.0
+
+router = APIRouter(
+    prefix="/v1/checkouts", tags=["checkouts"], dependencies=[Depends(require_token)]
+)
+
+
+class BatchEntry(ReadModel):
+    """What became of one checkout of a batch: either `status` or `error` is there."""
+
+    external_id: str | None
+    status: OrderStatus | None = None
+    error: ErrorDetail | None = None
+
+
+class BatchAnswer(ReadModel):
+    """One result an entry, in the order of the entries."""
+
+    results: list[BatchEntry]
+
+
+def _body(schema: dict[str, Any], example: Any) -> dict[str, Any]:
+    """Document a body that the endpoint reads itself, with the strict parser of all intakes."""
+    content = {"application/json": {"schema": schema, "example": example}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+_EVENT = CheckoutEvent.model_json_schema()
+_EXAMPLE = _EVENT["examples"][0]
+_LIST = {"type": "array", "items": _EVENT, "minItems": 1, "maxItems": intake.MAX_BATCH}
+_OBJECT = {"type": "object", "properties": {"checkouts": _LIST}, "required": ["checkouts"]}
+_REFUSALS = documented(400, 401, 408, 413, 422, 503)
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=CheckoutResult,
+    response_description="Stored; it will be bought",
+    responses={
+        200: {"model": OrderView, "description": "Known already with the same content"},
+        **_REFUSALS,
+        **documented(409),
+    },
+    openapi_extra=_body(_EVENT, _EXAMPLE),
+)
+async def receive_checkout(request: Request, web: WebParts) -> Response:
+    """Take one checkout in. Sending the same again is safe and answers with the order."""
+    body = await read_body(request, intake.MAX_EVENT_BYTES)
+    return await run_in_threadpool(_receive_one, web, body)
+
+
+def _receive_one(web: Web, body: bytes) -> Response:
+    (result,) = _receive(web, [intake.parse_json(body)])
+    if result.error:
+        raise result.error
+    if not result.is_new and result.external_id:
+        return JSONResponse(operations.show(web.context, result.external_id).as_json())
+    return JSONResponse(_entry(result), 202)
+
+
+@router.post(
+    "/batch",
+    response_model=BatchAnswer,
+    response_description="Each entry's result; a bad entry does not fail the others",
+    responses=_REFUSALS,
+    openapi_extra=_body({"anyOf": [_OBJECT, _LIST]}, {"checkouts": [_EXAMPLE]}),
+)
+async def receive_batch(request: Request, web: WebParts) -> Response:
+    """Take up to 1,000 checkouts in, as a list or as `{"checkouts": [...]}`."""
+    body = await read_body(request, MAX_BATCH_BYTES, _BATCH_WITHIN_S)
+    return await run_in_threadpool(_receive_many, web, body)
+
+
+def _receive_many(web: Web, body: bytes) -> Response:
+    raws = intake.parse_json(body)
+    if isinstance(raws, dict):
+        raws = raws.get("checkouts")
+        if not isinstance(raws, list):
+            raise InvalidInput("checkouts", "expected a list of checkout events")
+    if not isinstance(raws, list):
+        raise InvalidBody("expected a list of checkout events or an object with `checkouts`")
+    if not 1 <= len(raws) <= intake.MAX_BATCH:
+        expected = f"expected 1 to {intake.MAX_BATCH} entries, found {len(raws)}"
+        raise InvalidInput("checkouts", expected)
+    return JSONResponse({"results": [_entry(result) for result in _receive(web, raws)]})
+
+
+def _receive(web: Web, raws: Sequence[Any]) -> list[Received]:
+    results = intake.receive_raw(web.context, raws)
+    for account in intake.new_accounts(results):
+        web.hints(DISPATCH, account)
+    for result in results:
+        web.metrics.checkouts.labels(_word(result)).inc()
+    return results
+
+
+def _word(result: Received) -> str:
+    if result.error:
+        return "conflict" if isinstance(result.error, CheckoutConflict) else "invalid"
+    return "new" if result.is_new else "repeated"
+
+
+def _entry(result: Received) -> dict[str, Any]:
+    # A refused id is echoed as it came; half a surrogate pair would be no UTF-8.
+    shown = result.external_id and result.external_id.encode(errors="replace").decode()
+    if result.error:
+        return {"externalId": shown, "error": describe(result.error)[1].as_json()}
+    return {"externalId": shown, "status": result.status}

@@ -1,0 +1,130 @@
+"""Every refusal as `{"error": {"code", "message", "field"}}`, without traces and secrets."""
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy import exc
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from fulfillment.errors import (
+    CheckoutConflict,
+    FulfillmentError,
+    InvalidBody,
+    InvalidInput,
+    OrderNotFound,
+    ServerUnreachable,
+    WebhookRejected,
+)
+from fulfillment.log import get_logger
+from schemas.orders import ReadModel
+
+log = get_logger(__name__)
+
+#: The database is away, not migrated, read-only or overloaded. All of it passes, so all is 503.
+DATABASE_ERRORS = (
+    ServerUnreachable,
+    exc.OperationalError,
+    exc.ProgrammingError,
+    exc.InternalError,
+    exc.InterfaceError,
+)
+_STATUS = {
+    InvalidBody: 400,  # before InvalidInput, whose kind it is
+    InvalidInput: 422,
+    CheckoutConflict: 409,
+    OrderNotFound: 404,
+    WebhookRejected: 401,
+}
+_CODES = {
+    400: InvalidBody.code,
+    408: "body_too_slow",
+    413: "body_too_large",
+    422: InvalidInput.code,
+    500: "internal",
+    503: "unavailable",
+}
+
+
+class ErrorDetail(ReadModel):
+    """What is wrong: for a program, for a person, and where."""
+
+    code: str
+    message: str
+    field: str | None = None
+
+
+class ErrorAnswer(ReadModel):
+    """The body of every answer that refuses."""
+
+    error: ErrorDetail
+
+
+def _detail(status: int, message: str, field: str | None = None) -> ErrorDetail:
+    code = _CODES.get(status) or HTTPStatus(status).name.lower()
+    return ErrorDetail(code=code, message=message, field=field)
+
+
+def refusal(
+    status: int, message: str, field: str | None = None, headers: dict[str, str] | None = None
+) -> Response:
+    detail = _detail(status, message, field)
+    return JSONResponse(ErrorAnswer(error=detail).as_json(), status, headers)
+
+
+def describe(error: FulfillmentError) -> tuple[int, ErrorDetail]:
+    """Give the status and the detail that an error of ours is answered with."""
+    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
+    if isinstance(error, InvalidInput):
+        return status, _detail(status, error.message, error.field)
+    if status == 500:
+        log.error("web.unexpected_refusal", kind=type(error).__name__, reason=str(error))
+        return status, _detail(status, "something went wrong here; see our log")
+    field = "externalId" if isinstance(error, CheckoutConflict) else None
+    return status, _detail(status, str(error), field)
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        return refusal(422, first["msg"], str(first["loc"][-1]))
+    if isinstance(error, HTTPException):
+        return refusal(error.status_code, error.detail, headers=dict(error.headers or {}))
+    if isinstance(error, FulfillmentError) and not isinstance(error, ServerUnreachable):
+        status, detail = describe(error)
+        return refusal(status, detail.message, detail.field)
+    log.error("web.database_error", path=request.url.path, reason=reason_of(error))
+    text = "the database is not available now; sending the same again later is safe"
+    return refusal(503, text, headers={"Retry-After": "5"})
+
+
+def reason_of(error: BaseException) -> str:
+    """Name a database error by its cause, without the address or values in its text."""
+    if isinstance(error, FulfillmentError):
+        return str(error)
+    return type(getattr(error, "orig", None) or error).__name__
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error in the one form; what is unforeseen, `metrics.Observed` catches."""
+    for kind in (FulfillmentError, HTTPException, RequestValidationError, *DATABASE_ERRORS):
+        app.add_exception_handler(kind, _answer)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe refusals for the OpenAPI document."""
+    return {
+        status: {
+            "model": ErrorAnswer,
+            "description": HTTPStatus(status).phrase,
+            "content": {"application/json": {"example": {"error": _example(status)}}},
+        }
+        for status in statuses
+    }
+
+
+def _example(status: int) -> dict[str, Any]:
+    field = {409: "externalId", 422: "expectedPrice"}.get(status)
+    return _detail(status, "what was expected, and what was found", field).as_json()

@@ -1,0 +1,136 @@
+"""What `/metrics` shows: requests, verdicts and, measured at the scrape, how the database stands.
+
+Labels come from closed sets only: route templates, configured accounts, our own words.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fulfillment.clock import Clock
+from fulfillment.log import get_logger
+from fulfillment.services import operations
+from fulfillment.services.context import Context
+from fulfillment.web.errors import DATABASE_ERRORS, reason_of, refusal
+
+log = get_logger(__name__)
+
+_CACHE_S = 2.0
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+_CLIENT_GONE = 499
+
+
+class Metrics:
+    """The counters of one application, in a registry of its own."""
+
+    def __init__(self, context: Context) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "fulfillment_http_requests",
+            "HTTP requests answered",
+            ["method", "route", "status"],
+            registry=registry,
+        )
+        self.latency = Histogram(
+            "fulfillment_http_request_duration_seconds",
+            "From a request's head to the end of its answer",
+            ["route"],
+            registry=registry,
+        )
+        self.checkouts = Counter(
+            "fulfillment_checkouts", "Checkouts that came by HTTP", ["result"], registry=registry
+        )
+        self.webhooks = Counter(
+            "fulfillment_webhooks", "Webhook deliveries", ["account", "verdict"], registry=registry
+        )
+        registry.register(DatabaseCollector(context))
+        ProcessCollector(registry=registry)
+
+
+class DatabaseCollector(Collector):
+    """Measures at a scrape, at most every other second; says so when the database is away."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._lock = threading.Lock()
+        self._families: list[GaugeMetricFamily] = []
+        self._valid_until = float("-inf")
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        with self._lock:
+            if self._context.clock.monotonic() >= self._valid_until:
+                self._families = list(self._measure())
+                self._valid_until = self._context.clock.monotonic() + _CACHE_S
+            return self._families
+
+    def _measure(self) -> Iterator[GaugeMetricFamily]:
+        try:
+            found = operations.gauges(self._context)
+        except DATABASE_ERRORS as error:
+            log.warning("metrics.database_error", reason=reason_of(error))
+            yield _gauge("database_up", "Whether the database answers", {(): 0})
+            return
+        yield _gauge("database_up", "Whether the database answers", {(): 1})
+        yield _gauge("orders", "Orders by status", found.orders, "account", "status")
+        ticks = {(name,): age for name, age in found.tick_age_s.items()}
+        yield _gauge("tick_age_seconds", "Since a periodic activity last ran", ticks, "name")
+        for name, about, value in (
+            ("orders_overdue", "Offers that outlived their trade window", found.overdue),
+            ("oldest_attempt_age_seconds", "Longest wait for our act", found.oldest_attempt_age_s),
+            ("oldest_poll_age_seconds", "Longest wait to be polled", found.oldest_poll_age_s),
+            ("outbox_waiting", "Messages that the store has not got yet", found.outbox_waiting),
+            ("outbox_age_seconds", "Age of the oldest of them", found.outbox_age_s),
+        ):
+            yield _gauge(name, about, {(): value})
+
+
+def _gauge(
+    name: str, about: str, values: dict[tuple[str, ...], float], *labels: str
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"fulfillment_{name}", about, labels=labels)
+    for key, value in values.items():
+        family.add_metric(key, value)
+    return family
+
+
+class Observed:
+    """ASGI middleware: counts and times every request, and answers what nobody else caught."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, clock: Clock) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 0
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        started = self._clock.monotonic()
+        try:
+            await self._app(scope, receive, noting)
+        except Exception:  # the last place before the client, who learns no more than "500"
+            log.exception("web.unexpected_error", route=_route(scope))
+            if not status:
+                answer = refusal(500, "something went wrong here; see our log")
+                await answer(scope, receive, noting)
+        finally:
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            labels = (method, _route(scope), str(status or _CLIENT_GONE))
+            self._metrics.requests.labels(*labels).inc()
+            self._metrics.latency.labels(labels[1]).observe(self._clock.monotonic() - started)
+
+
+def _route(scope: Scope) -> str:
+    """Give the route's template; a path of the client's own making must not become a label."""
+    return str(getattr(scope.get("route"), "path", "unmatched"))

@@ -1,0 +1,394 @@
+"""The embedded stack: its servers keep their data, its processes never outlive it."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+from pydantic import SecretStr
+
+from fulfillment.devstack.configuration import (
+    Ports,
+    own_secrets,
+    simulated_accounts,
+    variables,
+    wants_simulator,
+    without_leftovers,
+    write_runtime_file,
+)
+from fulfillment.devstack.files import DirectoryLock, private_directory
+from fulfillment.devstack.postgres import EmbeddedPostgres
+from fulfillment.devstack.processes import Child, ProcessGroup
+from fulfillment.devstack.redis import EmbeddedRedis
+from fulfillment.errors import ConfigurationError
+from fulfillment.settings import RUNTIME_FILE, AccountSettings, Settings, load_settings
+
+SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
+DEAF = "import signal; signal.signal(15, signal.SIG_IGN); " + SLEEPER
+PARENT_OF_ONE = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+
+SERVERS_AND_A_CHILD = """
+import sys, time
+from pathlib import Path
+from fulfillment.devstack.postgres import EmbeddedPostgres
+from fulfillment.devstack.processes import Child, ProcessGroup
+from fulfillment.devstack.redis import EmbeddedRedis
+data_dir = Path(sys.argv[1])
+postgres, broker = EmbeddedPostgres(data_dir), EmbeddedRedis(data_dir)
+group = ProcessGroup(data_dir)
+urls = postgres.start(), broker.start()
+group.start(Child("deaf", [sys.executable, "-c", sys.argv[2]], {}))
+print(*urls, postgres.pid, broker.pid, group.pids["deaf"], flush=True)
+time.sleep(600)
+"""
+
+
+def python(source: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-c", source, *arguments]
+
+
+def eventually(condition: Callable[[], Any], within_s: float = 15) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def sql(url: str, statement: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+    server = EmbeddedPostgres(tmp_path / "data")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+    server = EmbeddedRedis(tmp_path / "data")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[ProcessGroup]:
+    processes = ProcessGroup(tmp_path / "logs")
+    yield processes
+    processes.stop(grace_s=0.2)
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An environment without any setting of ours, and a directory without a `.env`."""
+    for name in [name for name in os.environ if name.startswith("FULFILLMENT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_postgres_18_listens_on_a_private_socket_only_and_syncs(postgres: EmbeddedPostgres) -> None:
+    url = postgres.start()
+
+    assert sql(url, "SHOW listen_addresses") == [("",)]
+    assert sql(url, "SHOW fsync") == [("on",)]
+    assert sql(url, "SHOW server_version")[0][0].startswith("18.")
+    directory = Path(sql(url, "SHOW unix_socket_directories")[0][0])
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+    postgres.stop()
+    assert not directory.exists()
+
+
+def test_redis_listens_on_a_private_socket_only_and_appends(broker: EmbeddedRedis) -> None:
+    path = broker.start().removeprefix("redis+socket://")
+
+    with redis.Redis(unix_socket_path=path, decode_responses=True) as client:
+        assert client.config_get("port") == {"port": "0"}
+        assert client.config_get("appendonly") == {"appendonly": "yes"}
+    assert stat.S_IMODE(Path(path).stat().st_mode) == 0o700
+    assert stat.S_IMODE(Path(path).parent.stat().st_mode) == 0o700
+
+
+def test_servers_run_below_a_path_with_spaces_that_no_socket_could_have(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)  # as a home directory: closed to the user that root's PostgreSQL runs as
+    data_dir = tmp_path / "with spaces, 'quotes' and %percent" / ("long" * 25)
+    postgres, broker = EmbeddedPostgres(data_dir), EmbeddedRedis(data_dir)
+    try:
+        assert sql(postgres.start(), "SELECT 1") == [(1,)]
+        assert broker.start()
+    finally:
+        broker.stop()
+        postgres.stop()
+
+
+def test_a_killed_stack_leaves_no_process_and_its_successor_has_the_data(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    command = python(SERVERS_AND_A_CHILD, str(data_dir), DEAF)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as stack:
+        assert stack.stdout is not None
+        url, broker_url, *pids = stack.stdout.readline().split()
+        sql(url, "CREATE TABLE kept AS SELECT 42 AS answer")
+        with redis.Redis(unix_socket_path=broker_url.removeprefix("redis+socket://")) as client:
+            client.set("kept", "42")
+        assert len(pids) == 3
+
+        stack.kill()
+
+    postgres, broker = EmbeddedPostgres(data_dir), EmbeddedRedis(data_dir)
+    try:
+        assert sql(postgres.start(), "SELECT answer FROM kept") == [(42,)]
+        path = broker.start().removeprefix("redis+socket://")
+        with redis.Redis(unix_socket_path=path) as client:
+            assert client.get("kept") == b"42"
+        eventually(lambda: not any(is_alive(int(pid)) for pid in pids))
+        sockets = [path.readlink() for path in data_dir.glob("*/socket")]
+        assert Path(broker_url.removeprefix("redis+socket://")).parent not in sockets
+        assert not Path(broker_url.removeprefix("redis+socket://")).parent.exists()
+    finally:
+        broker.stop()
+        postgres.stop()
+
+
+def test_a_killed_postgres_comes_back_at_the_same_address(postgres: EmbeddedPostgres) -> None:
+    url = postgres.start()
+    sql(url, "CREATE TABLE kept AS SELECT 42 AS answer")
+    before = postgres.pid
+    assert before is not None
+
+    os.kill(before, signal.SIGKILL)
+
+    def answers() -> bool:
+        try:
+            return sql(url, "SELECT answer FROM kept") == [(42,)]
+        except psycopg.OperationalError:
+            return False
+
+    eventually(lambda: postgres.pid not in (None, before) and answers())
+
+
+def test_a_cluster_whose_creation_was_interrupted_is_made_again(
+    postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    unfinished = private_directory(tmp_path / "data/postgres/cluster.new")
+    (unfinished / "PG_VERSION").write_text("18\n")
+
+    assert sql(postgres.start(), "SELECT 1") == [(1,)]
+
+
+def test_an_old_pid_file_whose_number_a_stranger_has_now_does_not_matter(
+    postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    postgres.start()
+    postgres.stop()
+    (tmp_path / "data/postgres/cluster/postmaster.pid").write_text(f"{os.getpid()}\n/x\n1\n5432\n")
+
+    assert sql(postgres.start(), "SELECT 1") == [(1,)]
+
+
+def test_data_of_another_postgres_version_is_named(
+    postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    private_directory(tmp_path / "data/postgres/cluster")
+    (tmp_path / "data/postgres/cluster/PG_VERSION").write_text("17\n")
+
+    with pytest.raises(ConfigurationError, match=r"PostgreSQL 18 .* found 17"):
+        postgres.start()
+
+
+def test_a_directory_is_of_one_stack_only(tmp_path: Path) -> None:
+    first, second = DirectoryLock(tmp_path / "lock"), DirectoryLock(tmp_path / "lock")
+    first.acquire()
+
+    with pytest.raises(ConfigurationError, match=r"FULFILLMENT_DATA_DIR: .* in use"):
+        second.acquire()
+
+    first.release()
+    second.acquire()
+    second.release()
+
+
+def test_a_directory_that_others_may_write_into_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+
+    with pytest.raises(ConfigurationError, match=r"FULFILLMENT_DATA_DIR.*other users"):
+        private_directory(tmp_path)
+
+
+def test_a_child_that_dies_is_revived_after_growing_pauses(tmp_path: Path) -> None:
+    reports: list[str] = []
+    group = ProcessGroup(tmp_path, report=reports.append)
+    try:
+        group.start(Child("brief", python("import sys; sys.exit('no luck')"), {}))
+        eventually(lambda: len(reports) == 2)
+    finally:
+        group.stop()
+
+    assert "brief ended with exit code 1" in reports[0]
+    assert reports[0].endswith("starts again in 0.5 s")
+    assert reports[1].endswith("starts again in 1 s")
+    assert group.last_line("brief") == "no luck"
+
+
+def test_a_killed_child_is_revived_and_an_ended_one_is_not(group: ProcessGroup) -> None:
+    group.start(Child("one", python(SLEEPER), {}))
+    before = group.pids["one"]
+
+    group.kill("one")
+    eventually(lambda: group.pids.get("one", before) != before)
+
+    group.end("one")
+    time.sleep(0.7)
+    assert "one" not in group.pids
+
+
+def test_stop_ends_children_that_ignore_it_and_what_they_forked(group: ProcessGroup) -> None:
+    group.start(Child("deaf", python(DEAF), {}))
+    group.start(Child("parent", python(PARENT_OF_ONE, DEAF), {}))
+    eventually(lambda: "up" in group.log_path("parent").read_text())
+    eventually(lambda: "up" in group.log_path("deaf").read_text())
+    pids = list(group.pids.values())
+    children = Path(f"/proc/{pids[1]}/task/{pids[1]}/children").read_text().split()
+    assert children
+
+    started = time.monotonic()
+    group.stop(grace_s=0.5)
+
+    assert time.monotonic() - started < 3
+    assert not any(is_alive(pid) for pid in [*pids, *map(int, children)])
+    assert group.pids == {}
+
+
+def test_a_childs_output_is_kept_and_echoed(tmp_path: Path) -> None:
+    heard: list[str] = []
+    group = ProcessGroup(tmp_path, echo=heard.append)
+    try:
+        group.start(Child("talker", python(SLEEPER), {}))
+        eventually(lambda: heard)
+    finally:
+        group.stop()
+
+    assert heard == ["talker     | up"]
+    assert group.log_path("talker").read_text() == "up\n"
+
+
+def test_a_large_log_is_put_aside_at_start(group: ProcessGroup) -> None:
+    private_directory(group.log_path("x").parent)
+    with group.log_path("x").open("wb") as log:
+        log.truncate(20_000_000)
+
+    group.start(Child("x", python(SLEEPER), {}))
+
+    assert group.log_path("x").stat().st_size < 1_000
+    assert group.log_path("x").with_suffix(".log.1").stat().st_size == 20_000_000
+
+
+def test_a_default_port_that_is_taken_gives_way_and_a_set_one_is_named() -> None:
+    ports = Ports()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+
+        assert ports.choose("127.0.0.1", port, "FULFILLMENT_WEB_PORT", is_fixed=False) > port
+        with pytest.raises(ConfigurationError, match=f"FULFILLMENT_WEB_PORT.*{port}.*taken"):
+            ports.choose("127.0.0.1", port, "FULFILLMENT_WEB_PORT", is_fixed=True)
+    ports.release()
+
+
+def test_two_stacks_that_start_at_once_choose_different_ports() -> None:
+    one, other = Ports(), Ports()
+
+    first = one.choose("127.0.0.1", 0, "FULFILLMENT_WEB_PORT", is_fixed=True)
+    second = other.choose("127.0.0.1", first, "FULFILLMENT_WEB_PORT", is_fixed=False)
+
+    assert first != second
+    one.release()
+    other.release()
+
+
+def test_secrets_are_made_once_and_only_the_owner_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "secrets.json"
+
+    first = own_secrets(path)
+
+    assert own_secrets(path) == first
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    settings = Settings(data_dir=tmp_path, flower_basic_auth=SecretStr(first["flower_basic_auth"]))
+    assert settings.flower_basic_auth
+    assert first["encryption_keys"].startswith("k1:")
+    assert len(first["encryption_keys"]) == len("k1:") + 44
+
+
+def test_damaged_secrets_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "secrets.json").write_text("{")
+
+    with pytest.raises(ConfigurationError, match=r"secrets\.json"):
+        own_secrets(tmp_path / "secrets.json")
+
+
+def test_variables_give_the_same_settings_again(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = AccountSettings(client_id="a", client_secret=SecretStr("q'\"\\ $X #"), slippage_bps=5)
+    settings = Settings(data_dir=bare, claim_lease_s=7, accounts={"main": account})
+
+    for name, value in variables(settings).items():
+        monkeypatch.setenv(name, value)
+
+    assert load_settings() == settings
+
+
+def test_other_commands_find_a_running_stack_and_its_successor_forgets_it(bare: Path) -> None:
+    before = Settings(data_dir=bare, claim_lease_s=7)
+    accounts = simulated_accounts(before, "http://127.0.0.1:8090", "sim", "q'\"\\ #")
+    stack = before.model_copy(
+        update={
+            "database_url": SecretStr("postgresql://postgres@/x?host=/gone"),
+            "web_port": 8083,
+            "accounts": accounts,
+        }
+    )
+    write_runtime_file(bare / RUNTIME_FILE, stack, before)
+
+    found = load_settings(data_dir=bare)
+    assert found == stack
+
+    fresh = without_leftovers(found, bare / RUNTIME_FILE)
+    assert not fresh.database_url
+    assert fresh.web_port == 8080
+    assert "web_port" not in fresh.model_fields_set
+    assert fresh.claim_lease_s == 7
+    assert wants_simulator(fresh)
+    assert load_settings(data_dir=bare) == Settings(data_dir=bare)
+
+
+def test_the_simulator_is_wanted_only_where_no_account_names_a_provider(bare: Path) -> None:
+    def wanted(**values: Any) -> bool:
+        return wants_simulator(
+            Settings(data_dir=bare, accounts={"main": AccountSettings(**values)})
+        )
+
+    assert wanted(trade_window_s=60)
+    assert not wanted(base_url="https://api.example.com")
+    assert not wanted(client_id="a", client_secret=SecretStr("b"))
