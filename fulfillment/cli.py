@@ -133,8 +133,10 @@ def flower() -> None:
     settings.require("broker_url", "flower_basic_auth")
     # Not an argument: those can be read by every user of the machine.
     os.environ["FLOWER_BASIC_AUTH"] = settings.flower_basic_auth.get_secret_value()
+    # Flower's own variable; a container sets it, since there loopback is reached by nobody.
+    os.environ.setdefault("FLOWER_ADDRESS", "127.0.0.1")
     arguments = [
-        *("flower", "--address=127.0.0.1", f"--port={settings.flower_port}"),
+        *("flower", f"--port={settings.flower_port}"),
         *("--max-tasks=20000", "--purge-offline-workers=300"),
         "--tasks-columns=name,uuid,state,args,received,started,runtime,worker",
     ]

@@ -70,7 +70,7 @@ def _local_edges() -> dict[tuple[S, S], str]:
 
 def _edges() -> dict[tuple[S, S], str]:
     edges = _local_edges()
-    for source in (S.SUBMITTING, *sorted(FOLLOWED, key=RANK.__getitem__)):
+    for source in (S.SUBMITTING, *(status for status in S if status in FOLLOWED)):
         for target, reason in _FORWARD_AT_PROVIDER.items():
             if target is S.EXPIRED and source not in (S.SUBMITTING, S.PENDING, S.SENT):
                 # The window only runs on an offer; a poll that skipped `sent` comes from pending

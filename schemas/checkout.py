@@ -18,6 +18,7 @@ from pydantic.alias_generators import to_camel
 
 MAX_PRICE_CENTS = 10**9  # ten million dollars: more is a wrong unit, not a skin
 _PARTNER = re.compile(r"[0-9]{1,10}")
+_ISO_START = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,16}")
 TRADE_URL_FORM = (
     "expected https://steamcommunity.com/tradeoffer/new/?partner=<32-bit number>&token="
@@ -116,11 +117,21 @@ class CheckoutEvent(BaseModel):
     @field_validator("submit_by", mode="before")
     @classmethod
     def _is_iso_text(cls, value: object) -> object:
-        if value is not None and not isinstance(value, str | datetime):
+        # Text of digits alone would be read as seconds since 1970.
+        is_iso = isinstance(value, str) and _ISO_START.match(value)
+        if value is not None and not is_iso and not isinstance(value, datetime):
             raise ValueError(
                 "expected an ISO 8601 time with its zone, such as 2026-11-20T12:30:00Z"
             )
         return value
+
+    @field_validator("submit_by")
+    @classmethod
+    def _exists_in_utc(cls, value: datetime | None) -> datetime | None:
+        try:
+            return value.astimezone(UTC) if value else None
+        except OverflowError:
+            raise ValueError("expected a time within the years 1 to 9999 of UTC") from None
 
     def content(self) -> dict[str, str | int | None]:
         """Give what makes two checkouts of one id the same; the id itself stands outside."""

@@ -4,12 +4,17 @@ The store's prices and caps are cents; wallets, ledger and charges are mills (a 
 dollar). Nothing here rounds silently.
 """
 
-from decimal import Decimal, InvalidOperation
+import re
+from decimal import Context, Decimal
 
 MILLS_PER_CENT = 10
 MILLS_PER_DOLLAR = 1000
 # What a signed 64-bit column holds, with room to add up many of them.
 MAX_MILLS = 10**15
+# An amount as providers write it. Decimal itself would read "1_000" and other scripts' digits too.
+_AMOUNT = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?", re.ASCII)
+# Wide enough for whatever the pattern lets through, so that no digit is dropped unseen.
+_EXACT = Context(prec=1200)
 
 
 class InexactMoney(ValueError):
@@ -30,15 +35,12 @@ def cap_in_cents(mills: int) -> int:
     return mills // MILLS_PER_CENT
 
 
-def _exact(text: str | int, factor: int, unit: str) -> int:
-    if isinstance(text, bool):
-        raise InexactMoney(f"expected an amount in {unit}, found a boolean")
-    try:
-        value = Decimal(text) * factor
-    except (InvalidOperation, TypeError, ValueError):
-        raise InexactMoney(f"expected an amount in {unit}, found {str(text)[:40]!r}") from None
-    if not value.is_finite() or abs(value) > MAX_MILLS:
-        raise InexactMoney(f"expected a finite amount in {unit}, found {str(text)[:40]!r}")
+def _exact(text: str | int, factor: int, unit: str, most: int) -> int:
+    if isinstance(text, bool | float) or not _AMOUNT.fullmatch(str(text)):
+        raise InexactMoney(f"expected an amount in {unit}, found {str(text)[:40]!r}")
+    value = _EXACT.multiply(Decimal(text), factor)
+    if abs(value) > most:
+        raise InexactMoney(f"expected an amount in {unit}, found {str(text)[:40]!r}")
     if value != value.to_integral_value():
         raise InexactMoney(f"expected whole {unit}, found {str(text)[:40]!r}")
     return int(value)
@@ -46,9 +48,9 @@ def _exact(text: str | int, factor: int, unit: str) -> int:
 
 def mills_from_cents(text: str | int) -> int:
     """Parse whole cents ("1840" or 1840) into mills. Raises InexactMoney."""
-    return _exact(text, 1, "cents") * MILLS_PER_CENT
+    return _exact(text, 1, "cents", MAX_MILLS // MILLS_PER_CENT) * MILLS_PER_CENT
 
 
 def mills_from_dollars(text: str | int) -> int:
     """Parse dollars as written ("6.125") into mills. Raises InexactMoney."""
-    return _exact(text, MILLS_PER_DOLLAR, "mills")
+    return _exact(text, MILLS_PER_DOLLAR, "mills", MAX_MILLS)

@@ -96,19 +96,28 @@ class EmbeddedPostgres(EmbeddedServer):
             "--builtin-locale=C.UTF-8",
             "--no-instructions",
         ]
-        result = subprocess.run(  # noqa: S603
+        # What initdb forks inherits the lock: no successor starts while it is still writing.
+        process = subprocess.Popen(  # noqa: S603
             launch_command(command, user=user),
             env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
             cwd="/",
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
+            start_new_session=True,
+            pass_fds=(self._lock.descriptor,),
         )
-        if result.returncode:
-            lines = result.stderr.splitlines()
-            said = [line for line in lines if "error" in line.lower()] or lines[-1:]
-            raise self._unreachable(said[-1] if said else "initdb failed without a word")
+        with process:
+            try:
+                _, said = process.communicate()
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        if process.returncode:
+            lines = said.splitlines()
+            errors = [line for line in lines if "error" in line.lower()] or lines[-1:]
+            raise self._unreachable(errors[-1] if errors else "initdb failed without a word")
         unfinished.rename(cluster)
 
 

@@ -68,6 +68,8 @@ class StackOptions:
     simulator_prices: Path | None = None
     simulator_balance_cents: int | None = None
     report: Report = say
+    #: Is told of every step of the start that is done.
+    step: Report = field(default=lambda _: None)
     #: Gets every line of the children's output, which is in `data_dir/logs` in any case.
     echo: Report | None = None
 
@@ -120,7 +122,7 @@ class Stack:
         self.processes.start(Child(name=name, command=command, env=self.env))
 
     def wait_ready(self, timeout_s: float = READY_S) -> None:
-        """Return when `/readyz` answers 200. Raises ServerUnreachable with what it says."""
+        """Return when `/readyz` answers 200. Raises FulfillmentError with what it says instead."""
         deadline = time.monotonic() + timeout_s
         while True:
             try:
@@ -131,7 +133,9 @@ class Stack:
             except httpx.HTTPError as error:
                 said = str(error)
             if time.monotonic() > deadline:
-                raise ServerUnreachable("readiness", f"{self.web_url}/readyz", said)
+                raise FulfillmentError(
+                    f"not ready after {timeout_s:g} s; {self.web_url}/readyz: {said}"
+                )
             time.sleep(0.1)
 
     def banner(self) -> list[str]:
@@ -161,11 +165,13 @@ class Stack:
         self._start_servers(exit_stack)
         self.env = child_environment(self.settings, {**extra, **self.options.env})
         self._migrate()
+        self.options.step("the database's schema is up to date")
         write_runtime_file(runtime_file, self.settings, before)
         exit_stack.callback(runtime_file.unlink, missing_ok=True)
         exit_stack.callback(self.processes.stop)
         for name in self._commands:
             self.start_child(name)
+        self.options.step(f"started {', '.join(self._commands)}")
 
     def _decide(self, ports: Ports) -> dict[str, str]:
         """Fill in what is not configured; give what only the simulator may know."""
@@ -229,12 +235,14 @@ class Stack:
             postgres = EmbeddedPostgres(self.data_dir, report=self.options.report)
             exit_stack.callback(postgres.stop)
             urls["database_url"] = SecretStr(postgres.start())
+            self.options.step("PostgreSQL answers")
         if self.settings.broker_url.get_secret_value():
             self._await("the broker", "BROKER_URL", lambda: _probe_broker(self.settings))
         else:
             redis = EmbeddedRedis(self.data_dir, report=self.options.report)
             exit_stack.callback(redis.stop)
             urls["broker_url"] = SecretStr(redis.start())
+            self.options.step("Redis answers")
         self.settings = changed(self.settings, **urls)
 
     def _await(self, what: str, setting: str, probe: Callable[[], str]) -> None:
@@ -268,10 +276,13 @@ def stop_signals() -> Iterator[None]:
     The unwinding stops the children; a second Ctrl-C in the middle of it would leave some.
     """
 
+    is_stopping = False
+
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        nonlocal is_stopping
+        if not is_stopping:
+            is_stopping = True
+            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in STOP_SIGNALS}
     try:
@@ -288,7 +299,7 @@ def run_up(settings: Settings, options: StackOptions | None = None) -> int:
         with stop_signals(), Stack(settings, options) as stack:
             try:
                 stack.wait_ready()
-            except ServerUnreachable as error:
+            except FulfillmentError as error:
                 options.report(f"{error}; still trying, see {stack.data_dir / 'logs'}")
             for line in stack.banner():
                 options.report(line)

@@ -70,7 +70,7 @@ def decide(
     if order.status is not OrderStatus.NEEDS_REVIEW and RANK[target] < RANK[order.status]:
         return NOTHING  # an older answer than what is known already (K6)
     if target is order.status:
-        return _same(order, news, now)
+        return _same(order, news, now, cap_mills)
     assert is_legal(order.status, target)
     return _forward(order, report, target, news, now, window, cap_mills)
 
@@ -87,14 +87,23 @@ def _news(order: Order, report: OrderReport) -> dict[str, Any]:
     return news
 
 
-def _same(order: Order, news: dict[str, Any], now: datetime) -> Decision:
+def _same(order: Order, news: dict[str, Any], now: datetime, cap_mills: int) -> Decision:
     overdue = order.trade_deadline_at is not None and now >= order.trade_deadline_at
     if order.status is OrderStatus.SENT and overdue and not order.overdue:
         note = "the trade window is over and the provider still says sent"
         return Decision(order.status, note, news | {"overdue": True}, is_alarm=True)
     if not news:
         return NOTHING
-    return Decision(order.status, "the provider adds " + ", ".join(sorted(news)), news)
+    above = _above_the_cap(news, cap_mills)
+    note = above or "the provider adds " + ", ".join(sorted(news))
+    return Decision(order.status, note, news, is_alarm=bool(above))
+
+
+def _above_the_cap(news: Mapping[str, Any], cap_mills: int) -> str:
+    charged = news.get("charged_mills")
+    if charged is None or charged <= cap_mills:
+        return ""
+    return f"charged {charge_in_cents(charged)} cents, above the agreed price"
 
 
 def _after_the_end(order: Order, report: OrderReport, target: OrderStatus) -> Decision:
@@ -147,12 +156,8 @@ def _forward(
         money += (Money.END,)
         changes |= _failure(report, target) | {"charged_mills": None, "overdue": False}
         note = f"ended without the item: {changes['failure_code']}"
-    charged = changes.get("charged_mills")
-    if charged is not None and charged > cap_mills:
-        is_alarm = True
-        note = (
-            f"{note}; " if note else ""
-        ) + f"charged {charge_in_cents(charged)} cents, above the agreed price"
+    if above := _above_the_cap(changes, cap_mills):
+        note, is_alarm = f"{note}; {above}" if note else above, True
     return Decision(target, note, changes, money, is_alarm)
 
 

@@ -100,6 +100,7 @@ _TABLE = (
     Scenario("overcharged", "delivered, one cent more than the price is charged", DELIVERED, extra_cents=1),
     # The POST's answer
     Scenario("timeout_after_accept", "order created, the first POST is never answered", DELIVERED, after="hang"),
+    Scenario("timeout_and_silence", "order created, the first POST is never answered, no webhook is ever sent", DELIVERED, WebhookPlan(lost=("*",)), after="hang"),
     Scenario("timeout_before_accept", "nothing created, the first POST is never answered", DELIVERED, before="hang"),
     Scenario("timeout_and_hidden", "order created, POST never answered, lookups say 404 for 45 s", DELIVERED, after="hang", hidden_s=45),
     Scenario("error_after_accept", "order created, the first POST gets a 500", DELIVERED, after="error"),

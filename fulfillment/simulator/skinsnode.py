@@ -236,7 +236,8 @@ class SkinsNode:
         return order
 
     async def _call_back_first(self, order: Order, status: str) -> None:
-        if status != "accepted":
+        # Its own life may have gone on while the first call-back was being answered.
+        if status != "accepted" and order.status in ("accepted", "queued", "processing"):
             self.market.move(order, status, quiet=True)
         await self.courier.deliver_now(order, status)
 

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from fulfillment.errors import CheckoutConflict, InvalidBody, InvalidInput
 from fulfillment.services import intake, operations
 from fulfillment.services.intake import Received
-from fulfillment.web.errors import ErrorDetail, describe, documented
+from fulfillment.web.errors import ErrorDetail, describe, detail, documented
 from fulfillment.web.requests import Web, WebParts, read_body, require_token
 from schemas.checkout import CheckoutEvent
 from schemas.enums import OrderStatus
@@ -18,7 +18,6 @@ from schemas.messages import DISPATCH
 from schemas.orders import CheckoutResult, OrderView, ReadModel
 
 MAX_BATCH_BYTES = 4 * 1024 * 1024
-_BATCH_WITHIN_S = 30.0
 
 router = APIRouter(
     prefix="/v1/checkouts", tags=["checkouts"], dependencies=[Depends(require_token)]
@@ -88,7 +87,7 @@ def _receive_one(web: Web, body: bytes) -> Response:
 )
 async def receive_batch(request: Request, web: WebParts) -> Response:
     """Take up to 1,000 checkouts in, as a list or as `{"checkouts": [...]}`."""
-    body = await read_body(request, MAX_BATCH_BYTES, _BATCH_WITHIN_S)
+    body = await read_body(request, MAX_BATCH_BYTES)
     return await run_in_threadpool(_receive_many, web, body)
 
 
@@ -125,5 +124,5 @@ def _entry(result: Received) -> dict[str, Any]:
     # A refused id is echoed as it came; half a surrogate pair would be no UTF-8.
     shown = result.external_id and result.external_id.encode(errors="replace").decode()
     if result.error:
-        return {"externalId": shown, "error": describe(result.error)[1].as_json()}
+        return {"externalId": shown, "error": detail(*describe(result.error)).as_json()}
     return {"externalId": shown, "status": result.status}

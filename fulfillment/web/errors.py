@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy import exc
+from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -24,13 +24,8 @@ from schemas.orders import ReadModel
 log = get_logger(__name__)
 
 #: The database is away, not migrated, read-only or overloaded. All of it passes, so all is 503.
-DATABASE_ERRORS = (
-    ServerUnreachable,
-    exc.OperationalError,
-    exc.ProgrammingError,
-    exc.InternalError,
-    exc.InterfaceError,
-)
+DATABASE_ERRORS = (ServerUnreachable, DBAPIError)
+UNEXPECTED = "something went wrong here; our log says what"
 _STATUS = {
     InvalidBody: 400,  # before InvalidInput, whose kind it is
     InvalidInput: 422,
@@ -62,28 +57,27 @@ class ErrorAnswer(ReadModel):
     error: ErrorDetail
 
 
-def _detail(status: int, message: str, field: str | None = None) -> ErrorDetail:
+def detail(status: int, message: str, field: str | None = None) -> ErrorDetail:
     code = _CODES.get(status) or HTTPStatus(status).name.lower()
     return ErrorDetail(code=code, message=message, field=field)
+
+
+def describe(error: FulfillmentError) -> tuple[int, str, str | None]:
+    """Give the status, message and field that an error of ours is answered with."""
+    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
+    if isinstance(error, InvalidInput):
+        return status, error.message, error.field
+    if status == 500:
+        log.error("web.unexpected_refusal", kind=type(error).__name__, reason=str(error))
+        return status, UNEXPECTED, None
+    return status, str(error), "externalId" if isinstance(error, CheckoutConflict) else None
 
 
 def refusal(
     status: int, message: str, field: str | None = None, headers: dict[str, str] | None = None
 ) -> Response:
-    detail = _detail(status, message, field)
-    return JSONResponse(ErrorAnswer(error=detail).as_json(), status, headers)
-
-
-def describe(error: FulfillmentError) -> tuple[int, ErrorDetail]:
-    """Give the status and the detail that an error of ours is answered with."""
-    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
-    if isinstance(error, InvalidInput):
-        return status, _detail(status, error.message, error.field)
-    if status == 500:
-        log.error("web.unexpected_refusal", kind=type(error).__name__, reason=str(error))
-        return status, _detail(status, "something went wrong here; see our log")
-    field = "externalId" if isinstance(error, CheckoutConflict) else None
-    return status, _detail(status, str(error), field)
+    answer = ErrorAnswer(error=detail(status, message, field))
+    return JSONResponse(answer.as_json(), status, headers)
 
 
 async def _answer(request: Request, error: Exception) -> Response:
@@ -93,9 +87,10 @@ async def _answer(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return refusal(error.status_code, error.detail, headers=dict(error.headers or {}))
     if isinstance(error, FulfillmentError) and not isinstance(error, ServerUnreachable):
-        status, detail = describe(error)
-        return refusal(status, detail.message, detail.field)
-    log.error("web.database_error", path=request.url.path, reason=reason_of(error))
+        return refusal(*describe(error))
+    is_odd = not isinstance(error, ServerUnreachable)
+    reason = reason_of(error)
+    log.error("web.database_error", path=request.url.path, reason=reason, exc_info=is_odd)
     text = "the database is not available now; sending the same again later is safe"
     return refusal(503, text, headers={"Retry-After": "5"})
 
@@ -115,16 +110,11 @@ def install(app: FastAPI) -> None:
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Describe refusals for the OpenAPI document."""
-    return {
-        status: {
-            "model": ErrorAnswer,
-            "description": HTTPStatus(status).phrase,
-            "content": {"application/json": {"example": {"error": _example(status)}}},
-        }
-        for status in statuses
-    }
-
-
-def _example(status: int) -> dict[str, Any]:
-    field = {409: "externalId", 422: "expectedPrice"}.get(status)
-    return _detail(status, "what was expected, and what was found", field).as_json()
+    fields = {409: "externalId", 422: "expectedPrice"}
+    answers: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        text = HTTPStatus(status).phrase
+        error = detail(status, "what was expected, and what was found", fields.get(status))
+        content = {"application/json": {"example": ErrorAnswer(error=error).as_json()}}
+        answers[status] = {"model": ErrorAnswer, "description": text, "content": content}
+    return answers

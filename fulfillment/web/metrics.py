@@ -3,8 +3,10 @@
 Labels come from closed sets only: route templates, configured accounts, our own words.
 """
 
+import asyncio
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
@@ -15,7 +17,7 @@ from fulfillment.clock import Clock
 from fulfillment.log import get_logger
 from fulfillment.services import operations
 from fulfillment.services.context import Context
-from fulfillment.web.errors import DATABASE_ERRORS, reason_of, refusal
+from fulfillment.web.errors import DATABASE_ERRORS, UNEXPECTED, reason_of, refusal
 
 log = get_logger(__name__)
 
@@ -29,24 +31,13 @@ class Metrics:
 
     def __init__(self, context: Context) -> None:
         self.registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "fulfillment_http_requests",
-            "HTTP requests answered",
-            ["method", "route", "status"],
-            registry=registry,
-        )
-        self.latency = Histogram(
-            "fulfillment_http_request_duration_seconds",
-            "From a request's head to the end of its answer",
-            ["route"],
-            registry=registry,
-        )
-        self.checkouts = Counter(
-            "fulfillment_checkouts", "Checkouts that came by HTTP", ["result"], registry=registry
-        )
-        self.webhooks = Counter(
-            "fulfillment_webhooks", "Webhook deliveries", ["account", "verdict"], registry=registry
-        )
+        count = partial(Counter, namespace="fulfillment", registry=registry)
+        self.requests = count("http_requests", "Requests answered", ["method", "route", "status"])
+        self.checkouts = count("checkouts", "Checkouts that came by HTTP", ["result"])
+        self.webhooks = count("webhooks", "Webhook deliveries", ["account", "verdict"])
+        about = "From a request's head to the end of its answer"
+        name = "fulfillment_http_request_duration_seconds"
+        self.latency = Histogram(name, about, ["route"], registry=registry)
         registry.register(DatabaseCollector(context))
         ProcessCollector(registry=registry)
 
@@ -72,11 +63,11 @@ class DatabaseCollector(Collector):
             found = operations.gauges(self._context)
         except DATABASE_ERRORS as error:
             log.warning("metrics.database_error", reason=reason_of(error))
-            yield _gauge("database_up", "Whether the database answers", {(): 0})
+            yield _gauge("database_up", "Whether the database answers", [((), 0)])
             return
-        yield _gauge("database_up", "Whether the database answers", {(): 1})
-        yield _gauge("orders", "Orders by status", found.orders, "account", "status")
-        ticks = {(name,): age for name, age in found.tick_age_s.items()}
+        yield _gauge("database_up", "Whether the database answers", [((), 1)])
+        yield _gauge("orders", "Orders by status", found.orders.items(), "account", "status")
+        ticks = [([name], age) for name, age in found.tick_age_s.items()]
         yield _gauge("tick_age_seconds", "Since a periodic activity last ran", ticks, "name")
         for name, about, value in (
             ("orders_overdue", "Offers that outlived their trade window", found.overdue),
@@ -85,14 +76,14 @@ class DatabaseCollector(Collector):
             ("outbox_waiting", "Messages that the store has not got yet", found.outbox_waiting),
             ("outbox_age_seconds", "Age of the oldest of them", found.outbox_age_s),
         ):
-            yield _gauge(name, about, {(): value})
+            yield _gauge(name, about, [((), value)])
 
 
 def _gauge(
-    name: str, about: str, values: dict[tuple[str, ...], float], *labels: str
+    name: str, about: str, values: Iterable[tuple[Sequence[str], float]], *labels: str
 ) -> GaugeMetricFamily:
     family = GaugeMetricFamily(f"fulfillment_{name}", about, labels=labels)
-    for key, value in values.items():
+    for key, value in values:
         family.add_metric(key, value)
     return family
 
@@ -119,11 +110,13 @@ class Observed:
         started = self._clock.monotonic()
         try:
             await self._app(scope, receive, noting)
+        except asyncio.CancelledError:  # the server stops, and waits for this request no longer
+            if not status:
+                await refusal(503, "the server stops; send it again")(scope, receive, noting)
         except Exception:  # the last place before the client, who learns no more than "500"
             log.exception("web.unexpected_error", route=_route(scope))
             if not status:
-                answer = refusal(500, "something went wrong here; see our log")
-                await answer(scope, receive, noting)
+                await refusal(500, UNEXPECTED)(scope, receive, noting)
         finally:
             method = scope["method"] if scope["method"] in _METHODS else "other"
             labels = (method, _route(scope), str(status or _CLIENT_GONE))

@@ -48,12 +48,12 @@ async def require_token(
         raise HTTPException(401, text, {"WWW-Authenticate": "Bearer"})
 
 
-async def read_body(request: Request, limit: int, within_s: float = READ_WITHIN_S) -> bytes:
+async def read_body(request: Request, limit: int) -> bytes:
     """Read the body, keeping at most `limit` bytes, whatever the client says of its length."""
     body = bytearray()
     size = 0
     try:
-        async with asyncio.timeout(within_s):
+        async with asyncio.timeout(READ_WITHIN_S):
             async for chunk in request.stream():
                 size += len(chunk)
                 if size <= limit:
@@ -64,7 +64,7 @@ async def read_body(request: Request, limit: int, within_s: float = READ_WITHIN_
         raise HTTPException(400, "the body did not arrive") from None
     except TimeoutError:
         if size <= limit:
-            text = f"expected the whole body within {within_s:g} s"
+            text = f"expected the whole body within {READ_WITHIN_S:g} s"
             raise HTTPException(408, text, _CLOSE) from None
     if size > limit:
         raise HTTPException(413, f"expected at most {limit} bytes", _CLOSE)

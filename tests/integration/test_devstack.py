@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 import redis
 from pydantic import SecretStr
 
+from fulfillment.devstack import stack as stack_module
 from fulfillment.devstack.configuration import (
     Ports,
     own_secrets,
@@ -29,7 +31,8 @@ from fulfillment.devstack.files import DirectoryLock, private_directory
 from fulfillment.devstack.postgres import EmbeddedPostgres
 from fulfillment.devstack.processes import Child, ProcessGroup
 from fulfillment.devstack.redis import EmbeddedRedis
-from fulfillment.errors import ConfigurationError
+from fulfillment.devstack.stack import CHILDREN, Stack, StackOptions
+from fulfillment.errors import ConfigurationError, ServerUnreachable
 from fulfillment.settings import RUNTIME_FILE, AccountSettings, Settings, load_settings
 
 SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
@@ -69,6 +72,11 @@ def is_alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+def children_of(pid: int) -> list[int]:
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(word) for thread in threads for word in thread.read_text().split()]
 
 
 def sql(url: str, statement: str) -> list[tuple[Any, ...]]:
@@ -268,14 +276,14 @@ def test_stop_ends_children_that_ignore_it_and_what_they_forked(group: ProcessGr
     eventually(lambda: "up" in group.log_path("parent").read_text())
     eventually(lambda: "up" in group.log_path("deaf").read_text())
     pids = list(group.pids.values())
-    children = Path(f"/proc/{pids[1]}/task/{pids[1]}/children").read_text().split()
-    assert children
+    forked = children_of(pids[1])
+    assert forked
 
     started = time.monotonic()
     group.stop(grace_s=0.5)
 
     assert time.monotonic() - started < 3
-    assert not any(is_alive(pid) for pid in [*pids, *map(int, children)])
+    assert not any(is_alive(pid) for pid in [*pids, *forked])
     assert group.pids == {}
 
 
@@ -392,3 +400,45 @@ def test_the_simulator_is_wanted_only_where_no_account_names_a_provider(bare: Pa
     assert wanted(trade_window_s=60)
     assert not wanted(base_url="https://api.example.com")
     assert not wanted(client_id="a", client_secret=SecretStr("b"))
+
+
+def test_up_answers_and_takes_all_its_children_along(bare: Path) -> None:
+    command = [sys.executable, "-m", "fulfillment.cli", "up"]
+    environment = {**os.environ, "FULFILLMENT_DATA_DIR": str(bare / "a stack")}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as stack:
+        try:
+            assert stack.stdout is not None
+            web_url = next(line.split()[1] for line in stack.stdout if line.startswith("web "))
+            answer = httpx.get(f"{web_url}/readyz", trust_env=False)
+            second = subprocess.run(command, env=environment, capture_output=True, text=True)
+            children = children_of(stack.pid)
+        finally:
+            started = time.monotonic()
+            stack.terminate()
+            stack.communicate(timeout=20)
+
+    assert answer.status_code == 200
+    assert second.returncode == 1
+    assert second.stderr.count("\n") == 1
+    assert "in use by another running stack" in second.stderr
+    assert stack.returncode == 0
+    assert time.monotonic() - started < 10
+    assert len(children) == len(["postgres", "redis", "worker", "worker", *CHILDREN]) - 1
+    assert not any(is_alive(pid) for pid in children)
+    assert not (bare / "a stack" / RUNTIME_FILE).exists()
+
+
+def test_a_configured_server_that_is_not_there_is_waited_for_and_then_named(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack_module, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(stack_module, "REMINDER_S", 0.2)
+    said: list[str] = []
+    url = SecretStr("postgresql://store:geheim@127.0.0.1:1/orders")
+    settings = Settings(data_dir=bare / "data", database_url=url)
+
+    with pytest.raises(ServerUnreachable, match=r"PostgreSQL.*FULFILLMENT_DATABASE_URL") as error:
+        Stack(settings, StackOptions(report=said.append)).__enter__()
+
+    assert any("waiting for PostgreSQL (FULFILLMENT_DATABASE_URL)" in line for line in said)
+    assert "geheim" not in f"{said} {error.value}"

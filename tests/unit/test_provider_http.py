@@ -516,6 +516,7 @@ def test_gzip_is_read_in_pieces_of_any_size(size: int) -> None:
         ("br", b"{}"),
         ("gzip, gzip", gzip.compress(gzip.compress(b"{}"))),
     ],
+    ids=["no gzip", "cut", "more", "empty", "brotli", "twice"],  # gzip holds the time
 )
 def test_an_encoding_that_cannot_be_trusted_is_refused(encoding: str, body: bytes) -> None:
     with pytest.raises(ProviderNotReached):

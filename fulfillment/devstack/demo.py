@@ -1,0 +1,229 @@
+"""`fulfillment demo`: the whole product on a scripted mix of checkouts, and the books at the end.
+
+It uses only servers and data of its own, and leaves no process.
+"""
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+from pydantic import SecretStr
+
+from fulfillment.devstack.demo_books import Books, dollars
+from fulfillment.devstack.demo_screen import Screen
+from fulfillment.devstack.demo_script import (
+    FUNDS_LATER,
+    SHOWN_AT_THE_END,
+    Run,
+    acts,
+    cast,
+)
+from fulfillment.devstack.demo_store import Provider, Store
+from fulfillment.devstack.files import DirectoryLock, private_directory, remove_short_directory
+from fulfillment.devstack.server import PREVIOUS_SERVER_S
+from fulfillment.devstack.stack import Stack, StackOptions, stop_signals
+from fulfillment.errors import FulfillmentError
+from fulfillment.settings import DEFAULT_ACCOUNT, PREFIX, AccountSettings, Settings, load_settings
+from schemas.enums import OrderStatus
+
+SPEED = 10.0
+WINDOW_S = 20
+READY_S = 60.0
+GAP_S = 0.3  # between two sendings, so that a person can watch
+TICK_S = 0.2
+SHORT_OF_FUNDS_S = 4.0  # how long the order that is short has to wait for the top-up
+QUIET_S = 20.0  # how long the books may take to agree once every order has ended
+DEADLINE_S = 160.0  # of the whole demo
+
+
+def run_demo(settings: Settings, *, keep: bool = False, prices: Path | None = None) -> int:
+    """Run the demo; give the exit code: 0 if all went as scripted and the books agree."""
+    screen = Screen()
+    try:
+        with stop_signals():
+            return _run(settings, screen, keep=keep, prices=prices)
+    except KeyboardInterrupt:
+        screen.say("stopped; every process has ended")
+        return 130
+    except (FulfillmentError, httpx.HTTPError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+
+
+def _run(settings: Settings, screen: Screen, *, keep: bool, prices: Path | None) -> int:
+    prices = prices and prices.absolute()
+    runs, opening_cents = cast(prices)
+    screen.say(
+        f"{len(runs)} checkouts meet a simulated SkinsNode.\nIts time runs {SPEED:.0f} times faster; "
+        f"customers have {WINDOW_S} s instead of 10 minutes to accept a trade.\n",
+        "bold",
+    )
+    options = StackOptions(
+        simulator_speed=SPEED,
+        simulator_prices=prices,
+        simulator_balance_cents=opening_cents,
+        report=screen.note,
+        step=screen.step,
+    )
+    with Stack(_own_settings(settings, screen), options) as stack:
+        stack.wait_ready(READY_S)
+        screen.step("everything is ready\n")
+        for line in stack.banner():
+            screen.note(line)
+        screen.say("")
+        with Store(stack) as store, Provider(stack.simulator_url) as provider:
+            code = Demo(screen, store, provider, runs).play()
+        if keep:
+            screen.say("\nEverything is left running, until Ctrl-C:", "bold")
+            for line in stack.banner():
+                screen.note(line)
+            with suppress(KeyboardInterrupt):
+                while True:
+                    signal.pause()
+    screen.say(f"Every process has ended. The demo took {screen.elapsed_s():.0f} s.")
+    return code
+
+
+def _own_settings(settings: Settings, screen: Screen) -> Settings:
+    """Give settings for an empty data directory, and hide all others from the children."""
+    data_dir = settings.data_dir.absolute() / "demo"
+    others = [
+        PREFIX + name.upper()
+        for name in ("database_url", "broker_url", "accounts")
+        if getattr(settings, name) not in (SecretStr(""), {})
+    ]
+    if others:
+        screen.say(f"The demo uses only servers of its own: {', '.join(others)} are left alone.\n")
+    _clear(data_dir)
+    for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
+        del os.environ[name]
+    os.chdir(data_dir)  # where there is no .env either
+    own = load_settings(
+        data_dir=data_dir,
+        web_port=settings.web_port,
+        flower_port=settings.flower_port,
+        claim_lease_s=10,
+        poll_min_interval_s=1.0,
+        wallet_lag_s=2.0,
+        await_funds_s=15,
+        accounts={DEFAULT_ACCOUNT: AccountSettings(trade_window_s=WINDOW_S, request_timeout_s=3)},
+    )
+    own.model_fields_set.difference_update({"web_port", "flower_port"})  # wished for, not fixed
+    return own
+
+
+def _clear(data_dir: Path) -> None:
+    """Remove what an earlier demo left, once the servers of one that was killed have let go."""
+    private_directory(data_dir)
+    with ExitStack() as locks:
+        for path in (data_dir / "lock", *data_dir.glob("*/lock")):
+            lock = DirectoryLock(path)
+            lock.acquire(wait_s=0 if path.parent == data_dir else PREVIOUS_SERVER_S)
+            locks.callback(lock.release)
+        for path in data_dir.iterdir():
+            remove_short_directory(path / "socket")
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink()
+
+
+class Demo:
+    """One performance on a running stack."""
+
+    def __init__(
+        self, screen: Screen, store: Store, provider: Provider, runs: Sequence[Run]
+    ) -> None:
+        self._screen = screen
+        self._store = store
+        self._provider = provider
+        self._runs = runs
+        self._is_topped_up = False
+
+    def play(self) -> int:
+        """Send everything, follow it to its end, and compare; give the exit code."""
+        self._provider.set_options(window_s=WINDOW_S * SPEED, reads_cached_s=SPEED)
+        with self._screen:
+            self._follow()
+            books = self._close_books()
+        self._screen.summary(self._runs)
+        for run in self._runs:
+            if run.case.name == SHOWN_AT_THE_END:
+                self._screen.timeline(run)
+                break
+        return self._conclude(books)
+
+    def _follow(self) -> None:
+        waiting = deque(acts(self._runs))
+        send_at = 0.0
+        while waiting or not all(run.is_over for run in self._runs):
+            now = self._screen.elapsed_s()
+            if now > DEADLINE_S:
+                return
+            if waiting and now >= send_at:
+                self._send(waiting.popleft())
+                send_at = now + GAP_S
+            self._look()
+            time.sleep(TICK_S)
+
+    def _send(self, runs: Sequence[Run]) -> None:
+        for run in runs:
+            self._provider.move_market(run)
+            run.sent_at = self._screen.elapsed_s()
+        self._store.send(runs)
+
+    def _look(self) -> None:
+        orders = self._store.orders()
+        for run in self._runs:
+            run.view = orders.get(run.external_id)
+            if run.case.name == FUNDS_LATER and run.status == OrderStatus.AWAITING_FUNDS:
+                self._top_up(run)
+        self._screen.show(self._runs)
+
+    def _top_up(self, run: Run) -> None:
+        since = (datetime.now(UTC) - run.path[-1][0]).total_seconds()
+        if since >= SHORT_OF_FUNDS_S and not self._is_topped_up:
+            self._is_topped_up = True
+            self._provider.top_up(run.item.price_cents)
+            self._screen.step(f"the store puts {dollars(run.item.price_cents)} into the wallet")
+
+    def _close_books(self) -> Books:
+        """Compare until everything agrees, or no longer might: figures lag by some seconds."""
+        until = self._screen.elapsed_s() + QUIET_S
+        while True:
+            self._look()
+            provider = self._provider
+            books = Books(self._runs, self._store.wallet(), provider.ledger(), provider.webhooks())
+            if not books.differences() or self._screen.elapsed_s() > until:
+                return books
+            time.sleep(TICK_S)
+
+    def _conclude(self, books: Books) -> int:
+        failures = [
+            f"{run.external_id}: expected {run.case.end}, found {run.end}"
+            + ("" if run.is_over else ", not at its end")
+            for run in self._runs
+            if not run.is_as_scripted
+        ]
+        failures += self._store.surprises()
+        differences = books.differences()
+        self._screen.heading("Our database against the provider's ledger")
+        for line in differences or books.lines():
+            self._screen.say(f"  {line}", "red" if differences else "")
+        for line in failures:
+            self._screen.say(f"  {line}", "red")
+        self._screen.say("")
+        if failures or differences:
+            self._screen.say("FAILED: see the lines above.", "bold red")
+            return 1
+        ended = f"All {len(self._runs)} checkouts ended as scripted"
+        self._screen.say(f"{ended}; the books agree to the cent.", "bold green")
+        return 0

@@ -1,0 +1,190 @@
+"""What happens in the demo: every checkout, the way it comes in, and the end that it must have.
+
+The provider's behaviour is named by the end of the order's id, see simulator/scenarios.py; a word
+that is no scenario is one of ours, and the provider then simply delivers.
+"""
+
+# ruff: noqa: E501 - a row of the script stays on one line
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from fulfillment.errors import InvalidInput
+from fulfillment.simulator import catalog
+from fulfillment.simulator.catalog import Item
+from fulfillment.states import FINAL
+from schemas.enums import FailedBy, OrderStatus
+
+CATALOG_SIZE = 2_000
+CATALOG_SEED = 1  # the simulator's default
+CHEAPEST_CENTS = 50
+TRADE_URL = "https://steamcommunity.com/tradeoffer/new/?partner=246813579&token=demoDEMO"
+BAD_TRADE_URL = "https://steamcommunity.com/id/somebody"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One checkout. `end` is what must become of it, in the words of `Run.end`."""
+
+    title: str
+    name: str = "delivered"
+    end: str = "completed"
+    way: str = "http"
+    #: The item's price at the provider, in percent of the agreed one, when the checkout comes in.
+    market_percent: int = 100
+    is_on_sale: bool = True
+    trade_url: str = TRADE_URL
+    #: Ways by which the same checkout comes in once more; `changed` is HTTP with another price.
+    again: tuple[str, ...] = ()
+
+
+FUNDS_LATER, FUNDS_NEVER = "funds_later", "funds_never"
+SHOWN_AT_THE_END = "timeout_and_silence"
+
+# fmt: off
+SCRIPT = (
+    Case(title="delivered"),
+    Case(title="delivered", way="batch"),
+    Case(title="delivered", way="batch"),
+    Case(title="delivered", way="queue"),
+    Case(title="delivered", way="celery"),
+    Case(title="delivered", way="cli"),
+    Case(title="delivered", way="cli"),
+    Case(title="customer lets the offer expire", name="expired", end="expired"),
+    Case(title="customer lets the offer expire", name="expired", end="expired", way="queue"),
+    Case(title="wallet short, topped up in time", name=FUNDS_LATER),
+    Case(title="wallet short for good", name=FUNDS_NEVER, end="we refused: insufficient_funds"),
+    Case(title="times out after the accept", name="timeout_after_accept"),
+    Case(title="times out after it, no webhook", name="timeout_and_silence"),
+    Case(title="times out after it, no webhook", name="timeout_and_silence", way="celery"),
+    Case(title="times out before the accept", name="timeout_before_accept"),
+    Case(title="every webhook lost", name="webhooks_lost"),
+    Case(title="every webhook lost", name="webhooks_lost", way="queue"),
+    Case(title="every webhook lost", name="webhooks_lost", way="celery"),
+    Case(title="the last webhook lost", name="webhooks_final_lost"),
+    Case(title="reversed after completion", name="reversed", end="reversed"),
+    Case(title="price lower: bought at that", name="price_lower", market_percent=85),
+    Case(title="price higher than agreed", name="price_higher", market_percent=115, end="we refused: price_changed"),
+    Case(title="item gone from the catalog", name="not_on_sale", is_on_sale=False, end="we refused: item_unavailable"),
+    Case(title="trade URL bad", name="bad_trade_url", trade_url=BAD_TRADE_URL, end="422: tradeUrl"),
+    Case(title="same checkout sent twice", name="sent_twice", again=("http",)),
+    Case(title="same checkout over four ways", name="sent_four_ways", again=("queue", "celery", "cli")),
+    Case(title="same id, other content: 409", name="conflict", again=("changed",)),
+    Case(title="failed after the 202", name="fails_after_accept", end="failed: item_unavailable"),
+    Case(title="failed after the 202", name="fails_after_accept", way="queue", end="failed: item_unavailable"),
+    Case(title="price changed after the 202", name="price_changes_after_accept", end="failed: price_changed"),
+    Case(title="cancelled by the provider", name="cancelled", end="cancelled"),
+    Case(title="cancelled by the provider", name="cancelled", end="cancelled", way="celery"),
+    Case(title="customer declines the offer", name="declined", end="failed: cancelled"),
+    Case(title="webhook before the answer", name="webhook_before_answer"),
+    Case(title="completed before the answer", name="completed_before_answer"),
+    Case(title="HTTP 500 after the accept", name="error_after_accept"),
+    Case(title="garbage answer, yet accepted", name="garbage_answer"),
+    Case(title="connection cut after the accept", name="reset_after_accept"),
+    Case(title="every webhook twice", name="webhooks_doubled"),
+    Case(title="webhooks in reverse order", name="webhooks_reordered"),
+    Case(title="forged webhooks among the true", name="webhooks_forged"),
+    Case(title="webhooks with a wrong signature", name="webhooks_bad_signature"),
+    Case(title="a status nobody documented", name="unknown_status"),
+)
+# fmt: on
+
+
+@dataclass
+class Run:
+    """One checkout on its way: what was sent, and what the HTTP API said of it last."""
+
+    case: Case
+    number: int
+    item: Item
+    sent_at: float | None = None
+    refused: str = ""
+    view: dict[str, Any] | None = None
+
+    @property
+    def external_id(self) -> str:
+        return f"demo-{self.number:02d}.{self.case.name}"
+
+    @property
+    def event(self) -> dict[str, Any]:
+        return {
+            "externalId": self.external_id,
+            "catalogItemId": self.item.id,
+            "marketHashName": self.item.name,
+            "expectedPrice": self.item.price_cents,
+            "tradeUrl": self.case.trade_url,
+        }
+
+    @property
+    def status(self) -> str:
+        return self.view["status"] if self.view else ""
+
+    @property
+    def end(self) -> str:
+        """Say how the order stands, in the words of the script."""
+        if self.refused:
+            return self.refused
+        failure = self.view and self.view["failure"]
+        if failure and self.status == OrderStatus.FAILED:
+            who = "we refused" if failure["by"] == FailedBy.US else "failed"
+            return f"{who}: {failure['code']}"
+        return self.status or "not known here"
+
+    @property
+    def is_as_scripted(self) -> bool:
+        return self.end == self.case.end
+
+    @property
+    def is_over(self) -> bool:
+        """Say whether nothing more is to come; `completed` has one exit, which some wait for."""
+        may_go_on = self.status == OrderStatus.COMPLETED and self.case.end == OrderStatus.REVERSED
+        return bool(self.refused) or (self.status in FINAL and not may_go_on)
+
+    @property
+    def path(self) -> list[tuple[datetime, str]]:
+        """Give every status that the order has had, and since when."""
+        timeline = self.view["timeline"] if self.view else []
+        return [
+            (datetime.fromisoformat(e["at"]), e["to"]) for e in timeline if e["from"] != e["to"]
+        ]
+
+
+def acts(runs: Iterable[Run]) -> Iterator[list[Run]]:
+    """Group what is sent in one go: batches and the files of the command line."""
+    for way, group in groupby(runs, key=lambda run: run.case.way):
+        if way in ("batch", "cli"):
+            yield list(group)
+        else:
+            yield from ([run] for run in group)
+
+
+def cast(prices: Path | None) -> tuple[list[Run], int]:
+    """Choose an item for every checkout, and the wallet's opening balance.
+
+    The balance pays for all but two: one is short by a cent until the wallet is topped up by its
+    price, and one costs more than there ever is. Raises InvalidInput for an unusable price file.
+    """
+    try:
+        items = catalog.build(CATALOG_SIZE, prices, CATALOG_SEED)
+    except (OSError, ValueError) as error:
+        raise InvalidInput("--prices", str(error)) from None
+    items.sort(key=lambda item: item.price_cents)
+    dearest = items[-1] if items else None
+    half = [item for item in items if dearest and 2 * item.price_cents <= dearest.price_cents]
+    most = half[-1].price_cents // (len(SCRIPT) + 5) if half else 0
+    cheap = [item for item in half if CHEAPEST_CENTS <= item.price_cents <= most]
+    if dearest is None or len(cheap) < len(SCRIPT):
+        expected = f"expected {len(SCRIPT)} items of {CHEAPEST_CENTS} cents or more that cost"
+        raise InvalidInput("--prices", f"{expected} a hundredth of the dearest, found {len(cheap)}")
+    chosen = random.Random(CATALOG_SEED).sample(cheap, len(SCRIPT))  # noqa: S311
+    special = {FUNDS_LATER: half[-1], FUNDS_NEVER: dearest}
+    runs = [
+        Run(case, number, special.get(case.name, item))
+        for number, (case, item) in enumerate(zip(SCRIPT, chosen, strict=True), start=1)
+    ]
+    return runs, half[-1].price_cents - 1

@@ -1,0 +1,180 @@
+"""Drives a running stack from outside, as a store and as the provider's auditor would."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import SecretStr
+
+from fulfillment.devstack.stack import CHILDREN, Stack, StackOptions
+from fulfillment.settings import AccountSettings, Settings
+
+FINAL = {"completed", "reversed", "failed", "cancelled", "expired"}
+TOKEN = "canaryTk"  # the trade token: must never be seen anywhere outside the provider
+SPEED = 30.0
+T = TypeVar("T")
+_numbers = itertools.count(1)
+
+
+def quick_settings(data_dir: Path, **changes: Any) -> Settings:
+    """Give settings scaled to the simulator's speed: a window of 20 s, polls every second."""
+    account = AccountSettings(trade_window_s=20, request_timeout_s=3)
+    values: dict[str, Any] = {
+        "data_dir": data_dir,
+        "web_port": 0,
+        "flower_port": 0,
+        "poll_min_interval_s": 1.0,
+        "wallet_lag_s": 2.0,
+        "claim_lease_s": 5,
+        "await_funds_s": 10,
+        "accounts": {"main": account},
+        **changes,
+    }
+    return Settings(_env_file=None, **values)
+
+
+@contextmanager
+def running_stack(
+    data_dir: Path, options: StackOptions | None = None, **changes: Any
+) -> Iterator["Driver"]:
+    """Run a whole stack with the simulator as its provider until the block ends."""
+    options = options or StackOptions(
+        children=[name for name in CHILDREN if name != "flower"],
+        simulator_speed=SPEED,
+        report=lambda line: None,
+    )
+    with Stack(quick_settings(data_dir, **changes), options) as stack:
+        stack.wait_ready()
+        driver = Driver(stack)
+        try:
+            yield driver
+        finally:
+            driver.close()
+
+
+def until(what: str, look: Callable[[], T | None], timeout_s: float = 45.0) -> T:
+    """Look until something true is seen."""
+    deadline = time.monotonic() + timeout_s
+    while not (seen := look()):
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.1)
+    return seen
+
+
+class Driver:
+    """A store with one running stack."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        token = stack.settings.api_token.get_secret_value()
+        self.web = httpx.Client(
+            base_url=stack.web_url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=20,
+            trust_env=False,
+        )
+        self.provider = httpx.Client(base_url=stack.simulator_url, timeout=20, trust_env=False)
+        found = self.provider.get("/_sim/items", params={"available": True, "limit": 400})
+        self.items = iter([item for item in found.json()["items"] if item["price"] < 3000])
+
+    def close(self) -> None:
+        self.web.close()
+        self.provider.close()
+
+    def checkout(self, scenario: str = "delivered", **changes: Any) -> dict[str, Any]:
+        """Write a checkout of an item that nobody has bought yet, in this scenario."""
+        item = next(self.items)
+        return {
+            "externalId": f"t-{next(_numbers):04d}.{scenario}",
+            "catalogItemId": item["id"],
+            "expectedPrice": item["price"],
+            "tradeUrl": f"https://steamcommunity.com/tradeoffer/new/?partner=123&token={TOKEN}",
+            **changes,
+        }
+
+    def send(self, events: Iterable[dict[str, Any]]) -> list[str]:
+        """Send checkouts as one batch; give their ids, all of them accepted."""
+        answer = self.web.post("/v1/checkouts/batch", json={"checkouts": list(events)})
+        results = answer.json()["results"]
+        assert all("status" in result for result in results), results
+        return [result["externalId"] for result in results]
+
+    def order(self, external_id: str) -> dict[str, Any]:
+        answer = self.web.get(f"/v1/orders/{external_id}")
+        assert answer.status_code == httpx.codes.OK, answer.text
+        order: dict[str, Any] = answer.json()
+        return order
+
+    def statuses(self, ids: Iterable[str]) -> dict[str, str]:
+        return {external_id: self.order(external_id)["status"] for external_id in ids}
+
+    def wait_final(self, ids: Iterable[str], timeout_s: float = 60.0) -> dict[str, str]:
+        """Wait until all orders have ended; give how."""
+        ids = list(ids)
+        return until(
+            f"the ends of {len(ids)} orders",
+            lambda: found if set((found := self.statuses(ids)).values()) <= FINAL else None,
+            timeout_s,
+        )
+
+    def ledger(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.provider.get("/_sim/ledger").json()
+        return found
+
+    def purchases(self) -> dict[str, list[dict[str, Any]]]:
+        found: dict[str, list[dict[str, Any]]] = {}
+        for purchase in self.ledger()["purchases"]:
+            found.setdefault(purchase["externalId"], []).append(purchase)
+        return found
+
+    def change_balance(self, delta_cents: int) -> None:
+        """Move money into or out of the wallet and wait until the provider's cache shows it."""
+        answer = self.provider.post("/_sim/wallet", json={"deltaCents": delta_cents})
+        answer.raise_for_status()
+        balance = str(self.ledger()["wallet"]["balance"])
+        account = self.stack.settings.accounts["main"]
+        headers = {
+            "x-client-id": account.client_id,
+            "x-client-secret": account.client_secret.get_secret_value(),
+        }
+
+        def shown() -> bool:
+            wallet = self.provider.get("/v1/wallet", headers=headers).json()
+            return bool(wallet["availableBalance"] == balance)
+
+        until(f"the wallet at {balance}", shown)
+
+    def assert_agreement(self, ids: Iterable[str]) -> None:
+        """Compare our view with the provider's own ledger: bought once, same end, same cents."""
+        bought = self.purchases()
+        for external_id in ids:
+            order, purchases = self.order(external_id), bought.get(external_id, [])
+            assert len(purchases) <= 1, f"{external_id} was bought {len(purchases)} times"
+            if not purchases:
+                assert order["status"] == "failed", order
+                assert order["failure"]["by"] == "us" or order["chargedPrice"] is None
+                continue
+            (purchase,) = purchases
+            assert order["status"] == purchase["status"], (order, purchase)
+            if order["status"] in ("completed", "reversed"):
+                assert order["chargedPrice"] == purchase["amountCents"], external_id
+            else:
+                assert order["chargedPrice"] is None, external_id
+
+    def secrets(self) -> list[str]:
+        """Give every value that must not be seen in any log or page."""
+        settings = self.stack.settings
+        values: list[SecretStr | None] = [
+            settings.api_token,
+            settings.encryption_keys,
+            settings.accounts["main"].client_secret,
+        ]
+        return [TOKEN, *(value.get_secret_value() for value in values if value)]
+
+    def logs(self) -> str:
+        folder = self.stack.data_dir / "logs"
+        return "".join(path.read_text(errors="replace") for path in folder.glob("*.log"))

@@ -1,0 +1,225 @@
+"""Fixtures of all tests: one PostgreSQL a session, empty tables and a clock of its own a test."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+
+from fulfillment.devstack.postgres import EmbeddedPostgres
+from fulfillment.providers.base import Provider
+from fulfillment.services.context import Context, register_accounts
+from fulfillment.settings import PREFIX, Settings, load_settings
+from fulfillment.simulator.app import SimulatorOptions, running
+from fulfillment.store.engine import Database
+from fulfillment.store.migrate import migrate
+from fulfillment.store.sealing import Seal, generate_key
+from tests import support
+from tests.support import FakeClock, FakeProvider, Simulator, fixed_jitter
+
+CLIENT_ID = "client_test_4242"
+SECRET = "cs_test_7f3a9c"
+ENCRYPTION_KEYS = f"test:{generate_key()}"
+#: What tests themselves are told by; everything else of the outer shell must not reach them.
+TEST_PREFIX = f"{PREFIX}TEST_"
+
+
+@pytest.fixture(autouse=True)
+def _no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(PREFIX) and not name.startswith(TEST_PREFIX):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Give a database of this session's own, with the tables in it."""
+    server_url = os.environ.get(f"{TEST_PREFIX}DATABASE_URL")
+    if server_url:
+        yield from _database_on(server_url)
+        return
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("stack"))
+    url = server.start()
+    try:
+        _prepare(url)
+        yield url
+    finally:
+        server.stop()
+
+
+def _database_on(server_url: str) -> Iterator[str]:
+    server = make_url(server_url).set(drivername="postgresql")
+    address = server.render_as_string(hide_password=False)
+    name = f"fulfillment_test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    url = server.set(drivername="postgresql+psycopg", database=name)
+    try:
+        _prepare(url.render_as_string(hide_password=False))
+        yield url.render_as_string(hide_password=False)
+    finally:
+        with psycopg.connect(address, autocommit=True) as connection:
+            drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+            connection.execute(drop)
+
+
+def _prepare(url: str) -> None:
+    """Make the tables; no test pulls the plug, so no commit has to wait for the disk."""
+    address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(address, autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(name))
+    database = Database(url)
+    migrate(database)
+    database.close()
+
+
+@pytest.fixture(scope="session")
+def shared_database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url, pool_size=24)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def database(shared_database: Database) -> Database:
+    """Give the database with empty tables."""
+    with shared_database.transaction() as session:
+        names = session.execute(
+            text(
+                "SELECT quote_ident(tablename) FROM pg_tables "
+                "WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+            )
+        ).scalars()
+        session.execute(text(f"TRUNCATE {', '.join(names)} RESTART IDENTITY CASCADE"))
+    return shared_database
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def provider() -> FakeProvider:
+    """Give the provider in memory that `context` buys from."""
+    return FakeProvider()
+
+
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture
+def make_settings(database_url: str, tmp_path: Path) -> MakeSettings:
+    """Build settings that depend on nothing outside: `main={...}` changes the account of the name."""
+
+    def make(
+        base_url: str = "http://127.0.0.1:9", main: dict[str, Any] | None = None, **changes: Any
+    ) -> Settings:
+        account = {
+            "provider": "skinsnode",
+            "base_url": base_url,
+            "client_id": CLIENT_ID,
+            "client_secret": SECRET,
+            "request_timeout_s": 5.0,
+        }
+        values: dict[str, Any] = {
+            "database_url": database_url,
+            "data_dir": tmp_path,
+            "public_url": "http://127.0.0.1:9",
+            "api_token": "test-api-token",
+            "encryption_keys": ENCRYPTION_KEYS,
+            "accounts": {"main": account | (main or {})},
+        }
+        return load_settings(_env_file=None, **values | changes)
+
+    return make
+
+
+MakeContext = Callable[..., Context]
+
+
+@pytest.fixture
+def make_context(
+    database: Database, clock: FakeClock, make_settings: MakeSettings
+) -> Iterator[MakeContext]:
+    """Build contexts on the empty tables: `provider` in memory, or `base_url` of a real one."""
+    made: list[Provider] = []
+
+    def make(provider: Provider | None = None, **changes: Any) -> Context:
+        settings = make_settings(**changes)
+        providers = dict.fromkeys(settings.accounts, provider) if provider else {}
+        context = Context(
+            settings=settings,
+            database=database,
+            seal=Seal(settings.encryption_keys.get_secret_value()),
+            clock=clock,
+            jitter=fixed_jitter,
+            _providers={name: each for name, each in providers.items() if each},
+        )
+        register_accounts(context)
+        made.extend(context.provider(name) for name in settings.accounts)
+        return context
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def context(make_context: MakeContext, provider: FakeProvider) -> Context:
+    """Give what services need, with the account `main` at the provider in memory."""
+    return make_context(provider)
+
+
+@pytest.fixture
+def simulated(make_context: MakeContext, simulator: Simulator) -> Context:
+    """Give what services need, with the account `main` at the simulator."""
+    return make_context(base_url=simulator.url, main={"request_timeout_s": 0.5})
+
+
+@pytest.fixture(scope="session")
+def simulator_process() -> Iterator[Simulator]:
+    options = SimulatorOptions(
+        client_id=CLIENT_ID,
+        client_secret=SECRET,
+        port=0,
+        items=20,
+        reusable_items=True,
+        default_scenario="webhooks_lost",
+    )
+    with running(options) as url:
+        side_door = Simulator(url, CLIENT_ID, SECRET)
+        yield side_door
+        side_door.close()
+
+
+@pytest.fixture
+def simulator(simulator_process: Simulator) -> Iterator[Simulator]:
+    """Give the simulator with a full wallet, its caches outlived; items and options come back."""
+    switches = simulator_process.ask("GET", "/options")
+    items = simulator_process.ask("GET", "/items?limit=100")["items"]
+    simulator_process.set_balance(10_000_000)
+    yield simulator_process
+    simulator_process.ask("DELETE", "/faults")
+    simulator_process.ask("POST", "/options", **switches)
+    for item in items:
+        path = f"/items/{item['id']}"
+        simulator_process.ask("PUT", path, price=item["price"], available=item["available"])
+
+
+@pytest.fixture
+def checkout() -> Callable[..., dict[str, Any]]:
+    """Write checkout events; see `tests.support.checkout`."""
+    return support.checkout
+
+
+@pytest.fixture
+def trade_url() -> str:
+    return support.TRADE_URL

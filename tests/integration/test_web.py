@@ -1,0 +1,1 @@
+"""The web application as the store meets it: checkouts, batches, reads and refusals."""

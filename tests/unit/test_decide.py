@@ -1,0 +1,333 @@
+"""What a report means for an order, over every status and every word."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import product
+from typing import Any
+
+import pytest
+
+from fulfillment.services.decide import REVERSAL_WATCH, Decision, Money, decide
+from fulfillment.states import FINAL, FOLLOWED, LOCAL, RANK, is_legal
+from schemas.enums import OrderStatus as S
+from schemas.provider import OrderReport
+from schemas.provider import ReportState as R
+from tests.support import PRICE_CENTS, report, some_order
+
+NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+WINDOW = timedelta(minutes=10)
+CAP_MILLS = PRICE_CENTS * 10
+
+WORDS = [state for state in R if state is not R.UNKNOWN]
+NEVER_SENT = LOCAL - {S.SUBMITTING}
+AT_PROVIDER = FOLLOWED | {S.SUBMITTING, S.NEEDS_REVIEW}
+
+
+def decided(said: OrderReport, *, now: datetime = NOW, **order: Any) -> Decision:
+    return decide(some_order(**order), said, now, WINDOW, CAP_MILLS)
+
+
+def moves_to(status: S, word: R) -> S:
+    """Say by rank alone where an order must be after a word."""
+    target = S(word.value)
+    if status is S.NEEDS_REVIEW:
+        return target
+    if status in FINAL:
+        return S.REVERSED if (status, target) == (S.COMPLETED, S.REVERSED) else status
+    if status in NEVER_SENT or RANK[target] < RANK[status]:
+        return status
+    return target
+
+
+@pytest.mark.parametrize(("status", "word"), list(product(S, WORDS)))
+def test_status_only_moves_forward(status: S, word: R) -> None:
+    decision = decided(report(word), status=status)
+
+    after = decision.target or status
+    assert after is moves_to(status, word)
+    assert after is status or is_legal(status, after)
+
+
+@pytest.mark.parametrize("status", list(S))
+def test_an_unknown_word_is_recorded_and_alarmed_and_changes_nothing_else(status: S) -> None:
+    said = report(R.UNKNOWN, raw_status="inspecting", charged_mills=1, failure_code="x")
+
+    decision = decided(said, status=status, provider_status="queued")
+
+    assert decision.target is status
+    assert decision.changes == {"provider_status": "inspecting"}
+    assert decision.is_alarm
+    assert decision.money == ()
+
+
+def test_an_unknown_word_is_alarmed_once() -> None:
+    said = report(R.UNKNOWN, raw_status="inspecting")
+
+    decision = decided(said, status=S.PENDING, provider_status="inspecting")
+
+    assert decision == Decision()
+
+
+@pytest.mark.parametrize(("status", "word"), list(product(sorted(NEVER_SENT), WORDS)))
+def test_a_report_of_what_was_never_sent_is_an_alarm_that_changes_nothing(
+    status: S, word: R
+) -> None:
+    decision = decided(report(word, charged_mills=CAP_MILLS), status=status)
+
+    assert decision.target is status
+    assert decision.is_alarm
+    assert decision.changes == {}
+    assert decision.money == ()
+
+
+@pytest.mark.parametrize("status", sorted(FOLLOWED))
+def test_an_older_word_than_what_is_known_changes_nothing(status: S) -> None:
+    older = [w for w in WORDS if RANK[S(w.value)] < RANK[status]]
+
+    decisions = [decided(report(word, charged_mills=1), status=status) for word in older]
+
+    assert all(d == Decision() for d in decisions)
+
+
+FINAL_NEWS = [
+    (status, word)
+    for status, word in product(sorted(FINAL), WORDS)
+    if RANK[S(word.value)] >= RANK[status]
+    and S(word.value) is not status
+    and (status, word) != (S.COMPLETED, R.REVERSED)
+]
+
+
+@pytest.mark.parametrize(("status", "word"), FINAL_NEWS)
+def test_news_that_contradicts_an_end_is_an_alarm_that_is_not_applied(status: S, word: R) -> None:
+    said = report(word, charged_mills=CAP_MILLS)
+
+    decision = decided(said, status=status, provider_status=status.value, failed_by="provider")
+
+    assert decision.target is status
+    assert decision.is_alarm
+    assert decision.money == ()
+    assert "charged_mills" not in decision.changes
+
+
+@pytest.mark.parametrize(("status", "word"), FINAL_NEWS)
+def test_a_contradiction_is_alarmed_once(status: S, word: R) -> None:
+    decision = decided(
+        report(word), status=status, provider_status=word.value, failed_by="provider"
+    )
+
+    assert decision == Decision()
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_provider_that_has_an_order_that_we_refused_is_an_alarm(word: R) -> None:
+    decision = decided(report(word), status=S.FAILED, failed_by="us")
+
+    expected = word is not R.FAILED
+    assert decision.is_alarm is expected
+    assert decision.target in (S.FAILED, None)
+
+
+@pytest.mark.parametrize("status", sorted(FINAL))
+def test_an_older_word_after_the_end_is_no_news(status: S) -> None:
+    older = [w for w in WORDS if RANK[S(w.value)] < RANK[status]]
+
+    decisions = [decided(report(word), status=status, failed_by="provider") for word in older]
+
+    assert all(d == Decision() for d in decisions)
+
+
+def test_a_delivered_trade_that_was_undone_is_reversed_with_an_alarm() -> None:
+    decision = decided(report(R.REVERSED), status=S.COMPLETED)
+
+    assert decision.target is S.REVERSED
+    assert decision.is_alarm
+    assert decision.money == ()
+
+
+def test_a_reversal_gives_money_back_only_where_the_provider_says_so() -> None:
+    decision = decided(report(R.REVERSED, refunded_at=NOW), status=S.COMPLETED)
+
+    assert decision.money == (Money.REFUND,)
+
+
+def test_a_refund_that_comes_after_the_reversal_is_booked() -> None:
+    decision = decided(report(R.REVERSED, refunded_at=NOW), status=S.REVERSED)
+
+    assert decision.target is None
+    assert decision.money == (Money.REFUND,)
+
+
+@pytest.mark.parametrize("status", sorted(AT_PROVIDER))
+def test_a_reversal_seen_at_once_is_both_charged_and_refunded(status: S) -> None:
+    decision = decided(report(R.REVERSED, refunded_at=NOW), status=status)
+
+    assert Money.SETTLE in decision.money
+    assert decision.money[-1] is Money.REFUND
+
+
+@pytest.mark.parametrize(("status", "word"), list(product([S.SUBMITTING, S.NEEDS_REVIEW], WORDS)))
+def test_the_first_word_of_the_provider_confirms_the_hold(status: S, word: R) -> None:
+    decision = decided(report(word), status=status)
+
+    assert decision.money[0] is Money.CONFIRM
+
+
+@pytest.mark.parametrize("status", sorted(FOLLOWED))
+def test_a_delivery_settles_and_starts_the_reversal_watch(status: S) -> None:
+    delivered_at = NOW - timedelta(seconds=5)
+
+    decision = decided(report(R.COMPLETED, reported_at=delivered_at), status=status, overdue=True)
+
+    assert decision.target is S.COMPLETED
+    assert decision.money == (Money.SETTLE,)
+    assert decision.changes["completed_at"] == delivered_at
+    assert decision.changes["reversible_until"] == delivered_at + REVERSAL_WATCH
+    assert decision.changes["overdue"] is False
+
+
+def test_the_reversal_watch_outlasts_trade_protection_by_a_day() -> None:
+    assert timedelta(days=8) == REVERSAL_WATCH
+
+
+def test_the_providers_own_end_of_the_hold_wins_over_ours() -> None:
+    until = NOW + timedelta(days=3)
+
+    decision = decided(report(R.COMPLETED, reversible_until=until), status=S.SENT)
+
+    assert decision.changes["reversible_until"] == until
+
+
+@pytest.mark.parametrize("word", [R.FAILED, R.CANCELLED, R.EXPIRED])
+def test_an_end_without_the_item_keeps_the_hold_for_a_later_figure(word: R) -> None:
+    said = report(word, failure_code="price_changed", failure_message="price moved")
+
+    decision = decided(said, status=S.PENDING, charged_mills=CAP_MILLS)
+
+    assert decision.money == (Money.END,)
+    assert decision.changes["failure_code"] == "price_changed"
+    assert decision.changes["failure_message"] == "price moved"
+    assert decision.changes["failed_by"] == "provider"
+    assert decision.changes["charged_mills"] is None
+
+
+def test_an_end_without_a_code_still_has_one() -> None:
+    codes = [
+        decided(report(word), status=S.SENT).changes["failure_code"]
+        for word in (R.FAILED, R.CANCELLED, R.EXPIRED)
+    ]
+
+    assert codes == ["unknown", "cancelled", "expired"]
+
+
+def test_a_charge_above_the_agreed_price_is_booked_and_alarmed() -> None:
+    decision = decided(report(R.COMPLETED, charged_mills=CAP_MILLS + 1), status=S.SENT)
+
+    assert decision.target is S.COMPLETED
+    assert decision.changes["charged_mills"] == CAP_MILLS + 1
+    assert decision.is_alarm
+    assert "613 cents" in decision.note
+
+
+@pytest.mark.parametrize("charged", [CAP_MILLS, CAP_MILLS - 1, 0])
+def test_a_charge_up_to_the_agreed_price_is_no_alarm(charged: int) -> None:
+    decision = decided(report(R.COMPLETED, charged_mills=charged), status=S.SENT)
+
+    assert not decision.is_alarm
+
+
+@pytest.mark.parametrize("status", sorted(FOLLOWED))
+def test_a_charge_above_the_agreed_price_is_alarmed_in_a_repeated_word_too(status: S) -> None:
+    said = report(R(status.value), charged_mills=CAP_MILLS + 10)
+
+    decision = decided(said, status=status, provider_status=status.value)
+
+    assert decision.changes["charged_mills"] == CAP_MILLS + 10
+    assert decision.is_alarm
+
+
+def test_a_sent_offer_starts_the_trade_window_at_the_providers_own_time() -> None:
+    sent_at = NOW - timedelta(seconds=90)
+
+    decision = decided(report(R.SENT, reported_at=sent_at, steam_offer_id="7"), status=S.PENDING)
+
+    assert decision.changes["sent_at"] == sent_at
+    assert decision.changes["trade_deadline_at"] == sent_at + WINDOW
+    assert decision.changes["steam_offer_id"] == "7"
+
+
+@pytest.mark.parametrize("word", [R.SENT, R.COMPLETED])
+def test_nothing_has_happened_later_than_now(word: R) -> None:
+    decision = decided(report(word, reported_at=NOW + timedelta(hours=2)), status=S.PENDING)
+
+    times = [v for v in decision.changes.values() if isinstance(v, datetime)]
+    assert min(times) == NOW
+    assert max(times) <= NOW + REVERSAL_WATCH
+
+
+def test_without_a_time_of_the_providers_the_window_starts_now() -> None:
+    decision = decided(report(R.SENT), status=S.ACCEPTED)
+
+    assert decision.changes["trade_deadline_at"] == NOW + WINDOW
+
+
+@pytest.mark.parametrize(("seconds", "is_overdue"), [(-1, False), (0, True), (1, True)])
+def test_an_offer_still_sent_after_its_deadline_is_flagged_and_never_expired(
+    seconds: int, is_overdue: bool
+) -> None:
+    order = {"status": S.SENT, "provider_status": "sent", "trade_deadline_at": NOW}
+
+    decision = decided(report(R.SENT), now=NOW + timedelta(seconds=seconds), **order)
+
+    assert decision.target in (None, S.SENT)
+    assert decision.changes.get("overdue", False) is is_overdue
+
+
+def test_an_overdue_offer_is_flagged_once() -> None:
+    order = {"status": S.SENT, "provider_status": "sent", "trade_deadline_at": NOW}
+
+    decision = decided(report(R.SENT), now=NOW + timedelta(hours=1), overdue=True, **order)
+
+    assert decision == Decision()
+
+
+def test_an_overdue_offer_that_is_accepted_after_all_is_delivered() -> None:
+    order = {"status": S.SENT, "trade_deadline_at": NOW - timedelta(hours=1), "overdue": True}
+
+    decision = decided(report(R.COMPLETED), **order)
+
+    assert decision.target is S.COMPLETED
+    assert decision.changes["overdue"] is False
+
+
+@pytest.mark.parametrize("status", sorted(FOLLOWED))
+def test_the_same_word_again_adds_nothing(status: S) -> None:
+    known = {"provider_status": status.value, "charged_mills": 6120, "steam_offer_id": "7"}
+    said = report(R(status.value), charged_mills=6120, steam_offer_id="7")
+
+    assert decided(said, status=status, **known) == Decision()
+
+
+def test_the_same_word_with_more_in_it_records_what_is_new() -> None:
+    said = report(R.PENDING, charged_mills=6110, steam_offer_id="7")
+
+    decision = decided(said, status=S.PENDING, provider_status="pending")
+
+    assert decision.target is S.PENDING
+    assert decision.changes == {"charged_mills": 6110, "steam_offer_id": "7"}
+    assert decision.money == ()
+
+
+def test_the_three_early_words_may_follow_each_other_in_any_order() -> None:
+    early = [R.ACCEPTED, R.QUEUED, R.PROCESSING]
+
+    for status, word in product(early, early):
+        decision = decided(report(word), status=S(status.value), provider_status=status.value)
+        assert (decision.target or S(status.value)) is S(word.value)
+
+
+def test_a_report_is_judged_without_changing_the_order() -> None:
+    order = some_order(status=S.SENT)
+
+    decide(order, report(R.COMPLETED, charged_mills=1), NOW, WINDOW, CAP_MILLS)
+
+    assert order == some_order(status=S.SENT)

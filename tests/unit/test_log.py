@@ -1,0 +1,144 @@
+"""No secret in a log line, whoever wrote it."""
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from fulfillment import log
+from tests.support import TOKEN, TRADE_URL
+
+PASSWORD = "pw-c4n4ry"
+
+
+@pytest.fixture(params=["text", "json"])
+def lines(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    """Configure logging for one test, and give what it wrote."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    levels = {name: each.level for name, each in _loggers()}
+    log.configure("DEBUG", request.param)
+    yield lambda: capsys.readouterr().err
+    root.handlers[:], root.level = handlers, level
+    for name, each in _loggers():
+        each.setLevel(levels.get(name, logging.NOTSET))
+    structlog.reset_defaults()
+
+
+def _loggers() -> list[tuple[str, logging.Logger]]:
+    found = logging.getLogger().manager.loggerDict.items()
+    return [(name, each) for name, each in found if isinstance(each, logging.Logger)]
+
+
+ADDRESSES = [
+    f"amqp://guest:{PASSWORD}@rabbit:5672//",
+    f"postgresql+psycopg://app:{PASSWORD}@db:5432/x",
+    f"redis://:{PASSWORD}@127.0.0.1:6379/0",
+    f"connecting to amqps://a.b:{PASSWORD}@h failed; retrying amqps://a.b:{PASSWORD}@h",
+    f"http://user:{PASSWORD}@flower.example/",
+]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_passwords_inside_addresses_are_masked(address: str) -> None:
+    assert PASSWORD not in log.masked(address)
+    assert "***" in log.masked(address)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [TRADE_URL, TRADE_URL.upper().replace(TOKEN.upper(), TOKEN), f"x {TRADE_URL} y {TRADE_URL}"]
+    + [f"?token={TOKEN}&partner=1", TRADE_URL.replace("&", "&amp;"), repr({"u": TRADE_URL})],
+)
+def test_trade_tokens_are_masked(text: str) -> None:
+    assert TOKEN not in log.masked(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["order_100042 moved", "http://127.0.0.1:8080/webhooks/main", "a: b@c", "token bucket"]
+    + ["redis+socket:///tmp/redis.sock", "at 12:30:00 somebody@example.com wrote"],
+)
+def test_what_is_no_secret_stays_readable(text: str) -> None:
+    assert log.masked(text) == text
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["client_secret", "previous_secret", "api_key", "api_token", "password", "trade_url"]
+    + ["tradeUrl", "x_signature", "token", "encryption_keys", "authorization"],
+)
+def test_a_value_is_masked_by_its_name(lines: Any, key: str) -> None:
+    log.get_logger("test").info("event", **{key: PASSWORD})
+
+    assert PASSWORD not in lines()
+
+
+def test_a_secret_inside_a_value_is_masked(lines: Any) -> None:
+    log.get_logger("test").warning("event", why=f"cannot send to {TRADE_URL}", url=ADDRESSES[0])
+
+    written = lines()
+    assert "cannot send to" in written
+    assert TOKEN not in written
+    assert PASSWORD not in written
+
+
+def test_a_secret_inside_a_nested_value_is_masked(lines: Any) -> None:
+    log.get_logger("test").info(
+        "event", order={"tradeUrl": TRADE_URL, "more": [{"client_secret": PASSWORD}]}
+    )
+
+    written = lines()
+    assert TOKEN not in written
+    assert PASSWORD not in written
+
+
+def test_a_secret_inside_an_object_is_masked(lines: Any) -> None:
+    log.get_logger("test").info("event", error=ValueError(f"no route for {TRADE_URL}"))
+
+    assert TOKEN not in lines()
+
+
+def test_a_secret_in_an_exception_is_masked(lines: Any) -> None:
+    try:
+        raise ValueError(f"{TRADE_URL} {ADDRESSES[0]}")
+    except ValueError:
+        log.get_logger("test").exception("event")
+
+    written = lines()
+    assert "ValueError" in written
+    assert TOKEN not in written
+    assert PASSWORD not in written
+
+
+def test_foreign_libraries_are_masked_too(lines: Any) -> None:
+    foreign = logging.getLogger("some.library")
+
+    foreign.warning("connected to %s for %s", ADDRESSES[0], TRADE_URL)
+    try:
+        raise OSError(ADDRESSES[1])
+    except OSError:
+        foreign.exception("failed")
+
+    written = lines()
+    assert "OSError" in written
+    assert PASSWORD not in written
+    assert TOKEN not in written
+
+
+def test_json_lines_can_be_read_by_a_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    log.configure("INFO", "json")
+
+    log.get_logger("test").info("order.transition", order_id="order_1")
+
+    root.handlers[:], root.level = handlers, level
+    structlog.reset_defaults()
+    line = json.loads(capsys.readouterr().err)
+    assert line["event"] == "order.transition"
+    assert line["order_id"] == "order_1"
+    assert line["level"] == "info"

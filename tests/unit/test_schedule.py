@@ -1,0 +1,172 @@
+"""When we look again: never too early for the provider's cache, never late for a deadline."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fulfillment.services import schedule
+from fulfillment.services.context import Context
+from fulfillment.store.engine import Database
+from fulfillment.store.sealing import Seal, generate_key
+from schemas.enums import OrderStatus as S
+from tests.support import FakeClock, some_order
+from fulfillment.settings import Settings
+
+NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+JITTER = st.floats(0, 1)
+
+
+def context_with(jitter: float) -> Context:
+    """Make a context that no database is behind: the schedule reads settings and jitter only."""
+    return Context(
+        settings=Settings.model_construct(poll_min_interval_s=30.0),
+        database=Database("postgresql://nobody@127.0.0.1:9/none"),
+        seal=Seal(f"k:{generate_key()}"),
+        clock=FakeClock(NOW),
+        jitter=lambda: jitter,
+    )
+
+
+@given(JITTER, st.integers(0, 500), st.booleans(), st.booleans())
+def test_no_order_is_asked_about_more_often_than_the_provider_caches(
+    jitter: float, polls: int, is_overdue: bool, webhooks_flow: bool
+) -> None:
+    order = some_order(status=S.SENT, polls=polls, overdue=is_overdue, trade_deadline_at=NOW)
+
+    at = schedule.next_poll(context_with(jitter), order, NOW, webhooks_flow=webhooks_flow)
+
+    assert at - NOW >= timedelta(seconds=30)
+
+
+@given(JITTER, st.integers(0, 500))
+def test_polls_back_off_to_minutes_and_never_to_hours(jitter: float, polls: int) -> None:
+    order = some_order(status=S.PENDING, polls=polls)
+
+    gap = schedule.next_poll(context_with(jitter), order, NOW, webhooks_flow=False) - NOW
+
+    assert gap <= timedelta(minutes=6)
+
+
+@given(JITTER)
+def test_polls_are_rarer_while_webhooks_flow(jitter: float) -> None:
+    order = some_order(status=S.PENDING, polls=20)
+    context = context_with(jitter)
+
+    quiet = schedule.next_poll(context, order, NOW, webhooks_flow=True)
+    alone = schedule.next_poll(context, order, NOW, webhooks_flow=False)
+
+    assert quiet > alone
+
+
+@given(JITTER, st.integers(0, 500), st.booleans())
+def test_an_overdue_offer_is_asked_about_every_half_minute(
+    jitter: float, polls: int, webhooks_flow: bool
+) -> None:
+    order = some_order(status=S.SENT, polls=polls, overdue=True, trade_deadline_at=NOW)
+
+    at = schedule.next_poll(context_with(jitter), order, NOW, webhooks_flow=webhooks_flow)
+
+    assert timedelta(seconds=30) <= at - NOW <= timedelta(seconds=36)
+
+
+@given(JITTER, st.floats(1, 600), st.integers(0, 50))
+def test_no_poll_sleeps_through_the_deadline(jitter: float, left_s: float, polls: int) -> None:
+    deadline = NOW + timedelta(seconds=left_s)
+    order = some_order(status=S.SENT, polls=polls, trade_deadline_at=deadline)
+
+    at = schedule.next_poll(context_with(jitter), order, NOW, webhooks_flow=True)
+
+    assert at <= max(deadline, NOW + timedelta(seconds=36))
+
+
+@given(JITTER)
+def test_the_first_poll_waits_until_the_cache_can_tell_something(jitter: float) -> None:
+    gap = schedule.first_poll(context_with(jitter), NOW) - NOW
+
+    assert timedelta(seconds=30) <= gap <= timedelta(seconds=45)
+
+
+def test_jitter_spreads_the_polls_of_orders_that_came_together() -> None:
+    order = some_order(status=S.PENDING)
+
+    times = {
+        schedule.next_poll(context_with(jitter / 10), order, NOW, webhooks_flow=False)
+        for jitter in range(10)
+    }
+
+    assert len(times) == 10
+
+
+@given(JITTER, st.floats(0, 8 * 86_400))
+def test_the_reversal_watch_looks_again_within_six_hours_until_the_end(
+    jitter: float, since_s: float
+) -> None:
+    until = NOW + timedelta(days=8)
+    now = NOW + timedelta(seconds=since_s)
+
+    at = schedule.next_reversal_poll(context_with(jitter), NOW, now, until)
+
+    assert at is not None
+    assert timedelta(0) < at - now <= timedelta(hours=7.2)
+    assert at <= until + timedelta(hours=1)
+
+
+def test_the_reversal_watch_looks_once_after_the_protection_and_then_ends() -> None:
+    until = NOW + timedelta(days=8)
+    looks = []
+    at: datetime | None = NOW
+    while at is not None:
+        looks.append(at)
+        at = schedule.next_reversal_poll(context_with(0.5), NOW, at, until)
+
+    assert looks[-2] <= until < looks[-1]
+    assert len(looks) < 60
+
+
+def looks_from(sent_at: datetime, deadline: datetime) -> list[timedelta]:
+    """Follow the watchdog through one trade window; give how long is left at each look."""
+    looks = []
+    at = schedule.next_watch(sent_at, sent_at, deadline)
+    while at is not None:
+        looks.append(deadline - at)
+        at = schedule.next_watch(at, sent_at, deadline)
+    return looks
+
+
+def test_the_watchdog_looks_at_five_and_one_minute_left_at_the_end_and_after_the_grace_time() -> (
+    None
+):
+    looks = looks_from(NOW, NOW + timedelta(seconds=600))
+
+    assert looks == [
+        timedelta(minutes=5),
+        timedelta(minutes=1),
+        timedelta(0),
+        -schedule.OVERDUE_GRACE,
+    ]
+
+
+@pytest.mark.parametrize(("window_s", "reminders"), [(301, 2), (300, 1), (90, 1), (60, 0), (1, 0)])
+def test_a_short_window_has_only_the_reminders_that_fit(window_s: int, reminders: int) -> None:
+    looks = looks_from(NOW, NOW + timedelta(seconds=window_s))
+
+    assert len([left for left in looks if left > timedelta(0)]) == reminders
+
+
+def test_a_watchdog_that_was_dead_goes_on_with_what_is_left() -> None:
+    deadline = NOW + timedelta(seconds=600)
+
+    at = schedule.next_watch(NOW + timedelta(seconds=400), NOW, deadline)
+
+    assert at == deadline - timedelta(minutes=1)
+
+
+def test_the_smallest_interval_is_a_setting() -> None:
+    context = replace(
+        context_with(0), settings=Settings.model_construct(poll_min_interval_s=2.0)
+    )
+
+    assert schedule.first_poll(context, NOW) == NOW + timedelta(seconds=2)
