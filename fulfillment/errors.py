@@ -9,6 +9,7 @@ FulfillmentError
 +-- NotAllowedNow                 the operator's command does not fit the order's status
 +-- IllegalTransition             a bug: the edge is not in the table
 +-- ServerUnreachable             database or broker cannot be reached
++-- SchemaOutdated                the database was not migrated
 +-- WebhookRejected               the delivery's signature or form is wrong
 +-- ProviderError
     +-- ProviderRefused           a definite no: the provider created nothing
@@ -83,6 +84,13 @@ class ServerUnreachable(FulfillmentError):
 
     def __init__(self, what: str, setting: str, detail: str) -> None:
         super().__init__(f"{what} cannot be reached ({setting}): {detail}")
+
+
+class SchemaOutdated(FulfillmentError):
+    """The database lacks tables or columns that this code needs."""
+
+    def __init__(self) -> None:
+        super().__init__("the database's schema is missing or old; run `fulfillment migrate`")
 
 
 class WebhookRejected(FulfillmentError):

@@ -6,16 +6,19 @@ What looks like a secret is masked in every line, whoever wrote it.
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import structlog
 
 _SECRETS = (
-    (re.compile(r"(?i)([?&]token=)[A-Za-z0-9_-]+"), r"\1***"),
+    # Also where the address stands escaped inside another one.
+    (re.compile(r"(?i)((?:[?&]|%3F|%26)token(?:=|%3D))[A-Za-z0-9_-]+"), r"\1***"),
     (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^:/@\s]*):[^@/\s]+@"), r"\1:***@"),
 )
-_SECRET_KEYS = re.compile(r"(?i)secret|token$|password|api_key|trade_url|signature")
+_SECRET_KEYS = re.compile(
+    r"(?i)secret|token$|password|api_?key|trade_?url|signature|encryption_keys|authorization"
+)
 
 
 def masked(text: str) -> str:
@@ -27,11 +30,25 @@ def masked(text: str) -> str:
 
 def _mask(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for key, value in event.items():
-        if _SECRET_KEYS.search(key):
-            event[key] = "***"
-        elif isinstance(value, str):
-            event[key] = masked(value)
+        event[key] = _masked_value(key, value)
     return event
+
+
+def _masked_value(key: Any, value: Any) -> Any:
+    if _SECRET_KEYS.search(str(key)):
+        return "***"
+    if isinstance(value, Mapping):
+        return {name: _masked_value(name, each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked_value("", each) for each in value]
+    return value
+
+
+class _MaskingFormatter(structlog.stdlib.ProcessorFormatter):
+    """Masks the finished line, so that no exception, object or foreign message goes past it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
 
 
 def configure(level: str = "INFO", style: str = "text") -> None:
@@ -56,7 +73,7 @@ def configure(level: str = "INFO", style: str = "text") -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        _MaskingFormatter(
             foreign_pre_chain=shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 from pydantic_settings.sources import PydanticBaseSettingsSource
 
 from fulfillment.errors import ConfigurationError
@@ -101,7 +106,7 @@ class Settings(BaseSettings):
     poll_min_interval_s: float = Field(30.0, gt=0, le=3600)
     webhook_tolerance_s: int = Field(3600, ge=1)
     await_funds_s: int = Field(900, ge=0)
-    wallet_lag_s: float = Field(35.0, ge=0)
+    wallet_lag_s: float = Field(35.0, ge=0, allow_inf_nan=False)
     submit_within_s: int = Field(3600, ge=1)
     batch_limit: int = Field(64, ge=1, le=1000)
     worker_threads: int = Field(16, ge=1, le=256)
@@ -195,6 +200,10 @@ def load_settings(**overrides: Any) -> Settings:
     """Read the settings. Raises ConfigurationError that names every wrong one."""
     try:
         return Settings(**overrides)
+    except SettingsError:  # only `accounts` has a form that is parsed before it is validated
+        raise ConfigurationError(
+            f"{PREFIX}ACCOUNTS", f"expected {PREFIX}ACCOUNTS__<NAME>__<SETTING>, or all as JSON"
+        ) from None
     except ValidationError as error:
         wrong = [
             (_setting_name(e["loc"]), e["msg"].removeprefix("Value error, "))

@@ -96,6 +96,8 @@ class OrderRow(SQLModel, table=True):
         sa_column=Column(_words(OrderStatus, "order_status"), nullable=False)
     )
     provider_status: str | None = None
+    #: The provider's own time of `provider_status`; tells news from older answers of one rank.
+    reported_at: datetime | None = _time(nullable=True)
     quoted_mills: int | None = Field(default=None, sa_type=BigInteger)
     charged_mills: int | None = Field(default=None, sa_type=BigInteger)
     steam_offer_id: str | None = None

@@ -117,7 +117,7 @@ MakeSettings = Callable[..., Settings]
 
 @pytest.fixture
 def make_settings(database_url: str, tmp_path: Path) -> MakeSettings:
-    """Build settings that depend on nothing outside: `main={...}` changes the account of the name."""
+    """Build settings that depend on nothing outside; `main={...}` changes the account."""
 
     def make(
         base_url: str = "http://127.0.0.1:9", main: dict[str, Any] | None = None, **changes: Any

@@ -1,4 +1,4 @@
-"""What tests share: a clock they own, a provider that can be made to fail, and short ways to act."""
+"""What tests share: a clock they own, a provider that fails on request, short ways to act."""
 
 import random
 import threading
@@ -141,7 +141,9 @@ class FakeProvider:
         self.on_purchase(fields)
         with self._lock:
             self.bodies.append(body)
-            error, is_made = self.purchase_script.popleft() if self.purchase_script else (None, True)
+            error, is_made = (
+                self.purchase_script.popleft() if self.purchase_script else (None, True)
+            )
             external_id = fields["external_id"]
             if is_made and external_id not in self.orders:
                 self.orders[external_id] = report(ReportState.ACCEPTED, external_id)

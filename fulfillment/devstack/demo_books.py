@@ -33,18 +33,19 @@ class Books:
         opening, balance = self.ledger["wallet"]["opening"], self.ledger["wallet"]["balance"]
         posts = sum(purchase["posts"] for purchase in self.ledger["purchases"])
         hooks = Counter("bad" if h["tamper"] else h["outcome"] for h in self.webhooks)
+        charges, refunds = dollars(-by_kind["charge"]), dollars(by_kind["refund"])
+        top_up, total = dollars(by_kind["top_up"]), dollars(opening + by_kind.total())
+        here = dollars(self.wallet["balance"] or 0)
         return [
             f"purchases  {len(self.ledger['purchases'])} from {posts} POSTs, none twice; "
-            "status and charge of each are the same here",
-            f"wallet     {dollars(opening)} at first + {dollars(by_kind['top_up'])} top-up"
-            f" - {dollars(-by_kind['charge'])} charged + {dollars(by_kind['refund'])} refunded"
-            f" = {dollars(opening + by_kind.total())}",
-            f"balance    {dollars(balance)} at the provider, "
-            f"{dollars(self.wallet['balance'] or 0)} here",
+            "status and charge of each as here",
+            f"wallet     {dollars(opening)} + {top_up} top-up - {charges} charges "
+            f"+ {refunds} refunds",
+            f"balance    {total} by that sum, {dollars(balance)} at the provider, {here} here",
             f"spent      {dollars(self._spent())} at the provider, {dollars(self._booked())} here; "
             f"{dollars(self.wallet['held'])} still held",
-            f"webhooks   {hooks['delivered']} delivered, {hooks['lost']} lost on purpose, "
-            f"{hooks['bad']} forged or badly signed, of which none was taken",
+            f"webhooks   {hooks['delivered']} delivered, {hooks['lost']} lost on purpose; "
+            f"of {hooks['bad']} forged ones none was taken",
         ]
 
     def _by_kind(self) -> Counter[str]:

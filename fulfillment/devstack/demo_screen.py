@@ -1,10 +1,9 @@
 """What the demo shows: a live table on a terminal, plain lines elsewhere, and the summary."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from time import monotonic
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.live import Live
@@ -15,11 +14,12 @@ from fulfillment.devstack.demo_books import dollars
 from fulfillment.devstack.demo_script import Run
 
 WIDTH = 130  # where there is no terminal to ask
+WIDE = 100
 REFRESH_PER_S = 4
 
 
 class Screen:
-    """Prints one demo; a `with` block shows the orders as they move."""
+    """Prints one demo, and knows how long it has been going on."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
@@ -27,27 +27,25 @@ class Screen:
             self.console.width = WIDTH
         self._began = monotonic()
         self._seen: dict[str, int] = {}
-        self._live = Live(console=self.console, refresh_per_second=REFRESH_PER_S, transient=True)
+        self._live: Live | None = None
 
-    def __enter__(self) -> Self:
-        if self.console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.console.is_terminal:
-            self._live.stop()
+    @contextmanager
+    def moving(self) -> Iterator[None]:
+        """Keep what `show` shows in its place, where there is a terminal."""
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(
+            console=self.console, refresh_per_second=REFRESH_PER_S, transient=True
+        ) as self._live:
+            yield
 
     def elapsed_s(self) -> float:
         return monotonic() - self._began
 
     def say(self, line: str, style: str = "") -> None:
-        self.console.print(Text(line, style=style), soft_wrap=True)
+        soft_wrap = not self.console.is_terminal
+        self.console.print(Text(line, style=style), soft_wrap=soft_wrap)
 
     def step(self, line: str) -> None:
         self.say(f"{self.elapsed_s():6.1f} s  {line}")
@@ -60,7 +58,7 @@ class Screen:
 
     def show(self, runs: Sequence[Run]) -> None:
         """Show how the orders stand now."""
-        if self.console.is_terminal:
+        if self._live is not None:
             self._live.update(self._moving(runs))
             return
         for run in runs:
@@ -87,40 +85,42 @@ class Screen:
         table = Table(
             title=f"{title}, {self.elapsed_s():.0f} s", box=None, padding=(0, 1), title_style="bold"
         )
-        table.add_column("order", no_wrap=True, overflow="ellipsis")
-        table.add_column("sent by", no_wrap=True)
+        table.add_column("order", no_wrap=True)
+        if self._is_wide:
+            table.add_column("sent by", no_wrap=True)
         table.add_column("status", no_wrap=True, min_width=14)
-        table.add_column("provider says", no_wrap=True, min_width=10)
-        table.add_column("price", no_wrap=True, justify="right")
-        table.add_column("s", no_wrap=True, justify="right", min_width=5)
+        table.add_column("provider", no_wrap=True, min_width=10)
+        table.add_column("price", no_wrap=True, justify="right", min_width=9)
+        table.add_column("s", no_wrap=True, justify="right", min_width=4)
         for run in shown[:room]:
             said = (run.view or {}).get("providerStatus") or ""
-            table.add_row(
-                run.external_id,
-                run.case.way,
-                Text(run.status or run.end, style=_style(run)),
-                Text(said, style="dim"),
-                _price(run),
-                _seconds(run),
-                style="dim" if run.is_over else "",
-            )
+            status = Text(run.status or run.end, style=_style(run))
+            cells = (status, Text(said, style="dim"), _price(run), _seconds(run))
+            table.add_row(*self._names(run, run.external_id), *cells)
         return table
+
+    @property
+    def _is_wide(self) -> bool:
+        return self.console.width >= WIDE
+
+    def _names(self, run: Run, name: str) -> tuple[str, ...]:
+        return (name, run.case.way) if self._is_wide else (name,)
 
     def summary(self, runs: Sequence[Run]) -> None:
         """Print what was to happen beside what happened."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("", justify="right", style="dim")
-        table.add_column("scenario")
-        table.add_column("sent by", style="dim")
-        table.add_column("expected end")
-        table.add_column("actual end")
-        table.add_column("s", justify="right")
-        table.add_column("charged", justify="right")
+        table.add_column("scenario", no_wrap=True)
+        if self._is_wide:
+            table.add_column("sent by", style="dim")
+        table.add_column("expected end", overflow="fold")
+        table.add_column("actual end", overflow="fold")
+        table.add_column("s", justify="right", no_wrap=True)
+        table.add_column("charged", justify="right", no_wrap=True)
         for run in runs:
-            mark = "" if run.is_as_scripted else " !"
-            actual = Text(run.end + mark, style=_style(run))
-            row = (run.case.title, run.case.way, run.case.end, actual, _seconds(run), _price(run))
-            table.add_row(str(run.number), *row)
+            actual = Text(run.end if run.is_as_scripted else f"{run.end} !", style=_style(run))
+            cells = (run.case.end, actual, _seconds(run), _price(run))
+            table.add_row(str(run.number), *self._names(run, run.case.title), *cells)
         self.console.print()
         self.console.print(table)
 

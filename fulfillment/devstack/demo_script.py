@@ -59,15 +59,15 @@ SCRIPT = (
     Case(title="customer lets the offer expire", name="expired", end="expired", way="queue"),
     Case(title="wallet short, topped up in time", name=FUNDS_LATER),
     Case(title="wallet short for good", name=FUNDS_NEVER, end="we refused: insufficient_funds"),
-    Case(title="times out after the accept", name="timeout_after_accept"),
-    Case(title="times out after it, no webhook", name="timeout_and_silence"),
-    Case(title="times out after it, no webhook", name="timeout_and_silence", way="celery"),
-    Case(title="times out before the accept", name="timeout_before_accept"),
+    Case(title="timeout after the accept", name="timeout_after_accept"),
+    Case(title="timeout after accept, no webhook", name="timeout_and_silence"),
+    Case(title="timeout after accept, no webhook", name="timeout_and_silence", way="celery"),
+    Case(title="timeout before the accept", name="timeout_before_accept"),
     Case(title="every webhook lost", name="webhooks_lost"),
     Case(title="every webhook lost", name="webhooks_lost", way="queue"),
     Case(title="every webhook lost", name="webhooks_lost", way="celery"),
     Case(title="the last webhook lost", name="webhooks_final_lost"),
-    Case(title="reversed after completion", name="reversed", end="reversed"),
+    Case(title="reversed later, money returned", name="reversed", end="reversed"),
     Case(title="price lower: bought at that", name="price_lower", market_percent=85),
     Case(title="price higher than agreed", name="price_higher", market_percent=115, end="we refused: price_changed"),
     Case(title="item gone from the catalog", name="not_on_sale", is_on_sale=False, end="we refused: item_unavailable"),
@@ -133,7 +133,7 @@ class Run:
         if failure and self.status == OrderStatus.FAILED:
             who = "we refused" if failure["by"] == FailedBy.US else "failed"
             return f"{who}: {failure['code']}"
-        return self.status or "not known here"
+        return self.status or "not here yet"
 
     @property
     def is_as_scripted(self) -> bool:

@@ -47,17 +47,11 @@ class Store:
         self._http.close()
 
     def send(self, runs: Sequence[Run]) -> None:
-        """Send checkouts that go in together."""
-        way = runs[0].case.way
-        if way == "batch":
-            self._send_batch(runs)
-        elif way == "http":
-            self._send_first(runs[0])
-        else:
-            self._send_by(way, [run.event for run in runs])
+        """Send checkouts that go in together, and once more what the script has come again."""
+        self._send(runs[0].case.way, runs, httpx.codes.ACCEPTED)
         for run in runs:
-            for again in run.case.again:
-                self._send_again(again, run)
+            for way in run.case.again:
+                self._send(way, [run], httpx.codes.OK)
 
     def orders(self) -> dict[str, dict[str, Any]]:
         """Read all orders with their timelines, by id."""
@@ -75,48 +69,42 @@ class Store:
         assert isinstance(wallet, dict)
         return wallet
 
-    def _send_first(self, run: Run) -> None:
-        answer = self._http.post("/v1/checkouts", json=run.event)
+    def _send(self, way: str, runs: Sequence[Run], code: int) -> None:
+        first, events = runs[0], [run.event for run in runs]
+        match way:
+            case "http":
+                self._post(first, "/v1/checkouts", events[0], code)
+            case "changed":
+                other = events[0] | {"expectedPrice": first.item.price_cents + 1}
+                self._post(first, "/v1/checkouts", other, httpx.codes.CONFLICT)
+            case "batch":
+                self._post(first, "/v1/checkouts/batch", {"checkouts": events}, httpx.codes.OK)
+            case "queue":
+                self._publish(events[0])
+            case "celery":
+                send_checkout(self._stack.settings.broker_url.get_secret_value(), events[0])
+            case "cli":
+                self._run_command(events)
+
+    def _post(self, run: Run, path: str, content: dict[str, Any], code: int) -> None:
+        answer = self._http.post(path, json=content)
         if answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
             run.refused = f"422: {answer.json()['error']['field']}"
-        else:
-            self._expect(answer, httpx.codes.ACCEPTED, run)
-
-    def _send_batch(self, runs: Sequence[Run]) -> None:
-        events = [run.event for run in runs]
-        answer = self._http.post("/v1/checkouts/batch", json={"checkouts": events})
-        self._expect(answer, httpx.codes.OK, runs[0])
-
-    def _send_again(self, way: str, run: Run) -> None:
-        if way == "http":
-            self._expect(self._http.post("/v1/checkouts", json=run.event), httpx.codes.OK, run)
-        elif way == "changed":
-            event = run.event | {"expectedPrice": run.item.price_cents + 1}
-            self._expect(self._http.post("/v1/checkouts", json=event), httpx.codes.CONFLICT, run)
-        else:
-            self._send_by(way, [run.event])
-
-    def _expect(self, answer: httpx.Response, code: int, run: Run) -> None:
-        if answer.status_code != code:
+        elif answer.status_code != code:
             found = f"HTTP {answer.status_code}: {answer.text[:200]}"
             self._surprises.append(f"{run.external_id}: expected HTTP {code}, found {found}")
 
-    def _send_by(self, way: str, events: list[dict[str, Any]]) -> None:
-        if way == "cli":
-            self._send_by_command(events)
-        for event in events if way == "queue" else ():
-            with connect(self._stack.settings, confirm=True) as connection:
-                Producer(connection).publish(
-                    event,
-                    exchange=store_exchange,
-                    routing_key=CHECKOUT_KEY,
-                    declare=[checkout_queue],
-                    serializer="json",
-                )
-        for event in events if way == "celery" else ():
-            send_checkout(self._stack.settings.broker_url.get_secret_value(), event)
+    def _publish(self, event: dict[str, Any]) -> None:
+        with connect(self._stack.settings, confirm=True) as connection:
+            Producer(connection).publish(
+                event,
+                exchange=store_exchange,
+                routing_key=CHECKOUT_KEY,
+                declare=[checkout_queue],
+                serializer="json",
+            )
 
-    def _send_by_command(self, events: list[dict[str, Any]]) -> None:
+    def _run_command(self, events: list[dict[str, Any]]) -> None:
         """Start `fulfillment checkout -`; the demo goes on while it runs."""
         command = [sys.executable, "-m", "fulfillment.cli", "checkout", "-"]
         with self._stack.processes.log_path("checkout").open("a") as log:
@@ -137,14 +125,8 @@ class Store:
 class Provider:
     """The simulator's side door: the market moves, money comes in, and the true ledger is read."""
 
-    def __init__(self, url: str) -> None:
-        self._http = httpx.Client(base_url=f"{url}/_sim", timeout=TIMEOUT_S, trust_env=False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._http.close()
+    def __init__(self, side_door: httpx.Client) -> None:
+        self._http = side_door
 
     def set_options(self, **options: float) -> None:
         self._http.post("/options", json=options).raise_for_status()

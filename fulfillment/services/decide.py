@@ -69,10 +69,23 @@ def decide(
         )
     if order.status is not OrderStatus.NEEDS_REVIEW and RANK[target] < RANK[order.status]:
         return NOTHING  # an older answer than what is known already (K6)
+    if RANK.get(order.status) == RANK[target] and _is_older(order, report, target):
+        return NOTHING
     if target is order.status:
         return _same(order, news, now, cap_mills)
     assert is_legal(order.status, target)
     return _forward(order, report, target, news, now, window, cap_mills)
+
+
+def _is_older(order: Order, report: OrderReport, target: OrderStatus) -> bool:
+    """Say whether a report of the same rank is no news: accepted, queued and processing may come
+    in any order, and doubled or late webhooks must not send an order to and fro among them."""
+    if target is order.status:
+        return False
+    if report.reported_at is not None and order.reported_at is not None:
+        return report.reported_at <= order.reported_at
+    steps = list(OrderStatus)
+    return steps.index(target) < steps.index(order.status)
 
 
 def _news(order: Order, report: OrderReport) -> dict[str, Any]:
@@ -135,6 +148,8 @@ def _forward(
     cap_mills: int,
 ) -> Decision:
     changes = dict(news)
+    if report.reported_at is not None:
+        changes["reported_at"] = report.reported_at
     confirm = order.status not in FOLLOWED
     money: tuple[Money, ...] = (Money.CONFIRM,) if confirm else ()
     note, is_alarm = "", False

@@ -9,15 +9,15 @@ from sqlmodel import Session
 from fulfillment.errors import FulfillmentError, InvalidInput, NotAllowedNow, OrderNotFound
 from fulfillment.services.context import Context
 from fulfillment.services.reports import apply_reports
-from fulfillment.services.watchdog import HEARTBEAT
+from fulfillment.services.sweep import HEARTBEAT
 from fulfillment.store import accounts, leases, ledger, migrate, orders, outbox, statistics
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, Move, Order
 from schemas.enums import FailedBy, FailureCode, OrderStatus, Source
 from schemas.orders import OrderView, WalletView
 
-#: The watchdog ticks every 5 s; three missed ticks mean that beat or all workers are dead.
-STALE_TICK = timedelta(seconds=20)
+#: The sweep ticks every second; so many missed ticks mean that beat or all workers are dead.
+STALE_TICK = timedelta(seconds=15)
 
 
 class Resolution(StrEnum):

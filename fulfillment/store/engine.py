@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session
 
-from fulfillment.errors import ServerUnreachable
+from fulfillment.errors import SchemaOutdated, ServerUnreachable
 
 SETTING = "FULFILLMENT_DATABASE_URL"
 # Classes of SQLSTATE that say "the server is away, going away or full"; other operational errors
@@ -42,14 +42,16 @@ class Database:
     def transaction(self) -> Iterator[Session]:
         """Run one short transaction; it commits when the block ends and rolls back on any error.
 
-        Raises ServerUnreachable when Postgres does not answer. Whether a commit cut off in the
-        middle took place is then unknown, so callers re-read state instead of assuming.
+        Raises ServerUnreachable when Postgres does not answer and SchemaOutdated before migration.
+        Whether a commit that was cut off took place is unknown: callers re-read state.
         """
         try:
             with Session(self.engine, expire_on_commit=False) as session, session.begin():
                 yield session
         except (DBAPIError, PoolTimeoutError) as error:
             original = getattr(error, "orig", None)
+            if isinstance(original, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
+                raise SchemaOutdated from None
             if not isinstance(error, PoolTimeoutError) and not _is_lost(original):
                 raise
             raise ServerUnreachable(

@@ -22,6 +22,7 @@ class Order:
     submit_by: datetime
     status: OrderStatus
     provider_status: str | None
+    reported_at: datetime | None
     quoted_mills: int | None
     charged_mills: int | None
     steam_offer_id: str | None

@@ -26,6 +26,7 @@ _SETTABLE = (
     "account",
     "market_hash_name",
     "provider_status",
+    "reported_at",
     "quoted_mills",
     "charged_mills",
     "steam_offer_id",

@@ -5,7 +5,6 @@ key opens.
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
 import os
@@ -35,7 +34,7 @@ class Seal:
             key_id, _, text = pair.partition(":")
             try:
                 key = base64.b64decode(text, altchars=b"-_", validate=True)
-            except binascii.Error:
+            except ValueError:  # binascii's own error, or text beyond ASCII
                 key = b""
             if not key_id or len(key) != _KEY_BYTES or key_id in self._keys:
                 raise ConfigurationError(SETTING, FORM)
@@ -58,7 +57,7 @@ class Seal:
             raise ConfigurationError(SETTING, f"lacks the key {key_id.decode(errors='replace')!r}")
         try:
             return cipher.decrypt(rest[:_NONCE_BYTES], rest[_NONCE_BYTES:], key_id)
-        except InvalidTag:
+        except (InvalidTag, ValueError):  # a ValueError tells of bytes too short to be sealed ones
             raise ConfigurationError(SETTING, "has another key under a known id") from None
 
     def fingerprint(self, content: bytes) -> str:

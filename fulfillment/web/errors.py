@@ -15,6 +15,7 @@ from fulfillment.errors import (
     InvalidBody,
     InvalidInput,
     OrderNotFound,
+    SchemaOutdated,
     ServerUnreachable,
     WebhookRejected,
 )
@@ -24,7 +25,7 @@ from schemas.orders import ReadModel
 log = get_logger(__name__)
 
 #: The database is away, not migrated, read-only or overloaded. All of it passes, so all is 503.
-DATABASE_ERRORS = (ServerUnreachable, DBAPIError)
+DATABASE_ERRORS = (ServerUnreachable, SchemaOutdated, DBAPIError)
 UNEXPECTED = "something went wrong here; our log says what"
 _STATUS = {
     InvalidBody: 400,  # before InvalidInput, whose kind it is
@@ -86,9 +87,9 @@ async def _answer(request: Request, error: Exception) -> Response:
         return refusal(422, first["msg"], str(first["loc"][-1]))
     if isinstance(error, HTTPException):
         return refusal(error.status_code, error.detail, headers=dict(error.headers or {}))
-    if isinstance(error, FulfillmentError) and not isinstance(error, ServerUnreachable):
+    if isinstance(error, FulfillmentError) and not isinstance(error, DATABASE_ERRORS):
         return refusal(*describe(error))
-    is_odd = not isinstance(error, ServerUnreachable)
+    is_odd = isinstance(error, DBAPIError)
     reason = reason_of(error)
     log.error("web.database_error", path=request.url.path, reason=reason, exc_info=is_odd)
     text = "the database is not available now; sending the same again later is safe"

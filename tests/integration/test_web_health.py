@@ -36,8 +36,6 @@ from tests.integration.web_client import (
 )
 from tests.support import checkout, until
 
-# Health, and a database that is not there
-
 
 def test_ready_only_while_ticks_come_in(web_context: Context, store: Store) -> None:
     waiting = store.get("/readyz")

@@ -40,7 +40,7 @@ BAD_TRADE_URLS = {
     "sub domain": f"https://www.steamcommunity.com/tradeoffer/new/?partner=123&token={TOKEN}",
     "host as sub domain": f"https://steamcommunity.com.evil.example/tradeoffer/new/?partner=1&token={TOKEN}",
     "host with a dot": f"https://steamcommunity.com./tradeoffer/new/?partner=123&token={TOKEN}",
-    "look-alike": f"https://ѕteamcommunity.com/tradeoffer/new/?partner=123&token={TOKEN}",
+    "look-alike": f"https://\u0455teamcommunity.com/tradeoffer/new/?partner=123&token={TOKEN}",
     "user": f"https://someone@steamcommunity.com/tradeoffer/new/?partner=123&token={TOKEN}",
     "user and password": f"https://a:b@steamcommunity.com/tradeoffer/new/?partner=123&token={TOKEN}",
     "host as user": f"https://steamcommunity.com@evil.example/tradeoffer/new/?partner=1&token={TOKEN}",
@@ -62,7 +62,7 @@ BAD_TRADE_URLS = {
     "partner hex": f"{URL}?partner=0x1f&token={TOKEN}",
     "partner with a fraction": f"{URL}?partner=12.5&token={TOKEN}",
     "partner in other digits": f"{URL}?partner=١٢٣&token={TOKEN}",
-    "partner in full-width digits": f"{URL}?partner=１２３&token={TOKEN}",
+    "partner in full-width digits": f"{URL}?partner=\uff11\uff12\uff13&token={TOKEN}",
     "partner in escaped digits": f"{URL}?partner=%D9%A1&token={TOKEN}",
     "partner twice": f"{URL}?partner=123&partner=124&token={TOKEN}",
     "token twice": f"{URL}?partner=123&token={TOKEN}&token=x",
@@ -110,10 +110,13 @@ def test_partner_and_token_are_read_as_written(partner: int, token: str) -> None
 
 @given(st.text(max_size=60))
 def test_no_text_makes_the_trade_url_check_fail_in_another_way(text: str) -> None:
+    refusal = ""
     try:
         trade_url_parts(f"{URL}?partner=1&token={text}")
     except ValueError as error:
-        assert len(text) < 8 or text not in str(error)
+        refusal = str(error)
+
+    assert len(text) < 8 or text not in refusal
 
 
 @pytest.mark.parametrize(
@@ -140,8 +143,30 @@ def test_an_id_of_the_documented_alphabet_is_taken(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "x" * 65, "x" * 10_000, "a/b", "a\\b", "a b", " a", "a\n", "\na", "a\x00"]
-    + ["ä", "１", "a%2e", "a\r\nX: y", "\u202ea", "'; DROP TABLE orders; --", None, 5, 5.0, True],
+    [
+        "",
+        ".",
+        "..",
+        "x" * 65,
+        "x" * 10000,
+        "a/b",
+        "a\\b",
+        "a b",
+        " a",
+        "a\n",
+        "\na",
+        "a\x00",
+        "ä",
+        "\uff11",
+        "a%2e",
+        "a\r\nX: y",
+        "\u202ea",
+        "'; DROP TABLE orders; --",
+        None,
+        5,
+        5.0,
+        True,
+    ],
 )
 def test_any_other_id_is_refused(name: Any) -> None:
     assert refusal_of(checkout(externalId=name)).field == "externalId"
@@ -153,9 +178,7 @@ def test_a_text_that_no_column_holds_is_refused(field: str, value: Any) -> None:
     assert refusal_of(checkout(**{field: value})).field == field
 
 
-@pytest.mark.parametrize(
-    "field", ["externalId", "catalogItemId", "expectedPrice", "tradeUrl"]
-)
+@pytest.mark.parametrize("field", ["externalId", "catalogItemId", "expectedPrice", "tradeUrl"])
 def test_a_missing_field_is_named(field: str) -> None:
     raw = checkout()
     del raw[field]
@@ -181,9 +204,24 @@ def test_a_time_with_its_zone_is_taken(text: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["2026-11-20T12:30:00", "2026-11-20", "12:30", "", "soon", "2026-13-01T00:00:00Z", "NaN"]
-    + [1_795_000_000, 1.5, True, "1795000000", "-1", ["x"], {}]
-    + ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"],
+    [
+        "2026-11-20T12:30:00",
+        "2026-11-20",
+        "12:30",
+        "",
+        "soon",
+        "2026-13-01T00:00:00Z",
+        "NaN",
+        1795000000,
+        1.5,
+        True,
+        "1795000000",
+        "-1",
+        ["x"],
+        {},
+        "0001-01-01T00:00:00+23:59",
+        "9999-12-31T23:59:59-23:59",
+    ],
 )
 def test_a_time_that_is_no_moment_in_iso_8601_is_refused(value: Any) -> None:
     assert refusal_of(checkout(submitBy=value)).field == "submitBy"
@@ -234,8 +272,19 @@ def test_an_event_shows_no_trade_url() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"\xff\xfe", b'{"a": NaN}', b'{"a": Infinity}', b'{"a": 1, "a": 2}', b"{'a': 1}"]
-    + [b"[" * 100_000, b'{"a":' * 100_000, b"\xef\xbb\xbf{}", b'{"a": ' + b"9" * 5000 + b"}"],
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b'{"a": 1, "a": 2}',
+        b"{'a': 1}",
+        b"[" * 100000,
+        b'{"a":' * 100000,
+        b"\xef\xbb\xbf{}",
+        b'{"a": ' + b"9" * 5000 + b"}",
+    ],
 )
 def test_json_that_parsers_read_differently_or_not_at_all_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidBody):

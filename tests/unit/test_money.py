@@ -79,8 +79,27 @@ def test_a_float_as_text_is_the_amount_that_it_shows(text: str, mills: int) -> N
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "NaN", "sNaN", "Infinity", "-Infinity", "1e308", "1e999999", "9" * 40, "0x10"]
-    + ["1,000", "12 34", "$5", "45.989999", "5e-4", "١٢٣.٤٥٦٧", "\x00", "1\n2", "--1"],
+    [
+        "",
+        " ",
+        "NaN",
+        "sNaN",
+        "Infinity",
+        "-Infinity",
+        "1e308",
+        "1e999999",
+        "9" * 40,
+        "0x10",
+        "1,000",
+        "12 34",
+        "$5",
+        "45.989999",
+        "5e-4",
+        "١٢٣.٤٥٦٧",
+        "\x00",
+        "1\n2",
+        "--1",
+    ],
 )
 def test_what_is_no_exact_amount_is_refused(text: str) -> None:
     with pytest.raises(InexactMoney):

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from fulfillment.services import schedule
 from fulfillment.services.context import Context
+from fulfillment.settings import Settings
 from fulfillment.store.engine import Database
 from fulfillment.store.sealing import Seal, generate_key
 from schemas.enums import OrderStatus as S
 from tests.support import FakeClock, some_order
-from fulfillment.settings import Settings
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 JITTER = st.floats(0, 1)
@@ -165,8 +165,6 @@ def test_a_watchdog_that_was_dead_goes_on_with_what_is_left() -> None:
 
 
 def test_the_smallest_interval_is_a_setting() -> None:
-    context = replace(
-        context_with(0), settings=Settings.model_construct(poll_min_interval_s=2.0)
-    )
+    context = replace(context_with(0), settings=Settings.model_construct(poll_min_interval_s=2.0))
 
     assert schedule.first_poll(context, NOW) == NOW + timedelta(seconds=2)

@@ -85,8 +85,18 @@ def test_a_fingerprint_cannot_be_guessed_without_the_key() -> None:
 
 @pytest.mark.parametrize(
     "keys",
-    ["", ",", "nokey", "a:", f":{generate_key()}", "a:c2hvcnQ=", f"a:{generate_key()}x", "a:ä"]
-    + [f"{OLD},{OLD}", f"{OLD};{NEW}"],
+    [
+        "",
+        ",",
+        "nokey",
+        "a:",
+        f":{generate_key()}",
+        "a:c2hvcnQ=",
+        f"a:{generate_key()}x",
+        "a:ä",
+        f"{OLD},{OLD}",
+        f"{OLD};{NEW}",
+    ],
 )
 def test_wrong_keys_are_refused_with_what_was_expected_and_never_shown(keys: str) -> None:
     with pytest.raises(ConfigurationError, match="expected id:key pairs") as error:

@@ -96,6 +96,7 @@ def upgrade() -> None:
             nullable=False,
         ),
         sa.Column("provider_status", sa.String(), nullable=True),
+        sa.Column("reported_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("quoted_mills", sa.BigInteger(), nullable=True),
         sa.Column("charged_mills", sa.BigInteger(), nullable=True),
         sa.Column("steam_offer_id", sa.String(), nullable=True),

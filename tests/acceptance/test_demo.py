@@ -1,0 +1,114 @@
+"""`fulfillment demo`, as a stranger runs it: once, piped, beside a person's own settings."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fulfillment.devstack.demo_script import FUNDS_LATER, FUNDS_NEVER, SCRIPT, cast
+from fulfillment.errors import InvalidInput
+from fulfillment.simulator.scenarios import SCENARIOS
+
+FULFILLMENT = str(Path(sys.executable).with_name("fulfillment"))
+OURS = {"price_lower", "price_higher", "not_on_sale", "bad_trade_url", FUNDS_LATER, FUNDS_NEVER}
+AGAIN = {"sent_twice", "sent_four_ways", "conflict"}
+SETTINGS_OF_A_PERSON = {
+    "FULFILLMENT_DATABASE_URL": "postgresql://nobody:s3cret@127.0.0.1:1/theirs",
+    "FULFILLMENT_BROKER_URL": "amqp://nobody:s3cret@127.0.0.1:1//",
+    "FULFILLMENT_PUBLIC_URL": "https://store.example",
+    "FULFILLMENT_ACCOUNTS__OTHER__CLIENT_ID": "theirs",
+}
+
+
+def start_demo(data_dir: Path) -> subprocess.Popen[str]:
+    env = {**os.environ, **SETTINGS_OF_A_PERSON, "FULFILLMENT_DATA_DIR": str(data_dir)}
+    return subprocess.Popen(
+        [FULFILLMENT, "demo"],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def processes_of(data_dir: Path) -> list[str]:
+    """Find every process that was told of this data directory."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command, environment = ((entry / n).read_bytes() for n in ("cmdline", "environ"))
+        except OSError:  # gone meanwhile
+            continue
+        if os.fsencode(data_dir) in command + environment:
+            found.append(command.replace(b"\0", b" ").decode())
+    return found
+
+
+@pytest.mark.timeout(150)
+def test_the_demo_ends_every_order_as_scripted_and_leaves_no_process(tmp_path: Path) -> None:
+    data_dir = tmp_path / "a demo"
+
+    demo = start_demo(data_dir)
+    output, _ = demo.communicate(timeout=140)
+
+    assert demo.returncode == 0, output
+    assert f"All {len(SCRIPT)} checkouts ended as scripted; the books agree to the cent." in output
+    for case in SCRIPT:
+        row = rf"{re.escape(case.title)} +{case.way} +{re.escape(case.end)} +{re.escape(case.end)} "
+        assert re.search(row, output), case
+    assert "and not FULFILLMENT_DATABASE_URL, FULFILLMENT_BROKER_URL" in output
+    assert "s3cret" not in output
+    assert output.count("password ") == 1
+    assert "demoDEMO" not in output
+    assert processes_of(data_dir) == []
+
+
+def test_an_interrupted_demo_ends_within_seconds_and_leaves_no_process(tmp_path: Path) -> None:
+    demo = start_demo(tmp_path)
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if "quoted" in line:
+            break
+
+    interrupted_at = time.monotonic()
+    demo.send_signal(signal.SIGINT)
+    rest, _ = demo.communicate(timeout=20)
+
+    assert demo.returncode == 130, rest
+    assert "Traceback" not in rest
+    assert time.monotonic() - interrupted_at < 10
+    assert processes_of(tmp_path) == []
+
+
+def test_every_case_of_the_script_is_a_scenario_of_the_simulator_or_one_of_ours() -> None:
+    assert {case.name for case in SCRIPT} <= set(SCENARIOS) | OURS | AGAIN
+    assert not (OURS | AGAIN) & set(SCENARIOS)
+
+
+def test_the_wallet_covers_all_but_the_two_that_are_to_be_short() -> None:
+    runs, opening_cents = cast(None)
+
+    prices = {run.case.name: run.item.price_cents for run in runs}
+    later, never = prices[FUNDS_LATER], prices[FUNDS_NEVER]
+    others = sum(r.item.price_cents for r in runs if r.case.name not in (FUNDS_LATER, FUNDS_NEVER))
+    assert others < opening_cents < later
+    assert opening_cents + later < never
+    assert len({run.item.id for run in runs}) == len(runs)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"prices": {}}', '{"prices": {"AWP": 500}}', "[]", "\udcff no text"]
+)
+def test_a_price_file_that_cannot_be_used_is_named_in_one_line(
+    tmp_path: Path, content: str
+) -> None:
+    path = tmp_path / "prices.json"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+
+    with pytest.raises(InvalidInput, match="--prices"):
+        cast(path)

@@ -1,0 +1,253 @@
+"""Settings: a wrong one is named with what was expected, and none of them shows a secret."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fulfillment.errors import ConfigurationError
+from fulfillment.settings import RUNTIME_FILE, AccountSettings, Settings, load_settings
+
+CANARY = "c4n4ry-s3cr3t"
+Setter = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def _empty_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def setenv(monkeypatch: pytest.MonkeyPatch) -> Setter:
+    """Set variables by their name behind the prefix."""
+
+    def set_all(**variables: str) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(f"FULFILLMENT_{name}", value)
+
+    return set_all
+
+
+WRONG = [
+    ("DATABASE_URL", f"mysql://u:{CANARY}@h/d", "postgresql://"),
+    ("DATABASE_URL", CANARY, "postgresql://"),
+    ("BROKER_URL", f"kafka://u:{CANARY}@h", "amqp://"),
+    ("PUBLIC_URL", "shop.example", "http"),
+    ("WEB_PORT", "http", "integer"),
+    ("WEB_PORT", "70000", "65535"),
+    ("WEB_PORT", "-1", "0"),
+    ("FLOWER_BASIC_AUTH", CANARY, "user:password"),
+    ("FLOWER_BASIC_AUTH", f":{CANARY}", "user:password"),
+    ("CLAIM_LEASE_S", "0", "1"),
+    ("POLL_MIN_INTERVAL_S", "0", "0"),
+    ("POLL_MIN_INTERVAL_S", "nan", "0"),
+    ("WALLET_LAG_S", "-1", "0"),
+    ("WALLET_LAG_S", "nan", "0"),
+    ("WALLET_LAG_S", "inf", "finite"),
+    ("SUBMIT_WITHIN_S", "1h", "integer"),
+    ("BATCH_LIMIT", "0", "1"),
+    ("LOG_LEVEL", "LOUD", "INFO"),
+    ("LOG_FORMAT", "xml", "json"),
+    ("ACCOUNTS__MAIN__PROVIDER", "skinsnod", "skinsnode"),
+    ("ACCOUNTS__MAIN__BASE_URL", f"ftp://u:{CANARY}@h", "http"),
+    ("ACCOUNTS__MAIN__TRADE_WINDOW_S", "0", "1"),
+    ("ACCOUNTS__MAIN__RATE_PER_MINUTE", "1", "10"),
+    ("ACCOUNTS__MAIN__SLIPPAGE_BPS", "-1", "0"),
+    ("ACCOUNTS__MAIN__SLIPPAGE_CENTS", "1.5", "integer"),
+    ("ACCOUNTS__MAIN__ON_INSUFFICIENT_FUNDS", "later", "wait"),
+    ("ACCOUNTS__MAIN__MAX_SUBMITS_IN_FLIGHT", "0", "1"),
+    ("ACCOUNTS__MAIN__DEBITS_AT", "never", "accept"),
+    ("ACCOUNTS__MAIN__CHECK_RECIPIENT", "perhaps", "boolean"),
+    ("ACCOUNTS__MAIN__REQUEST_TIMEOUT_S", "0", "0"),
+    ("ACCOUNTS__MAIN__COLOUR", "blue", "not permitted"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), WRONG)
+def test_a_wrong_setting_is_named_with_what_was_expected(
+    setenv: Setter, name: str, value: str, expected: str
+) -> None:
+    setenv(**{name: value})
+
+    with pytest.raises(ConfigurationError) as error:
+        load_settings()
+
+    assert f"FULFILLMENT_{name}" in str(error.value)
+    assert expected in str(error.value)
+    assert CANARY not in str(error.value)
+
+
+def test_every_wrong_setting_is_named_at_once(setenv: Setter) -> None:
+    setenv(WEB_PORT="x", BATCH_LIMIT="0", ACCOUNTS__MAIN__PROVIDER="y")
+
+    with pytest.raises(ConfigurationError) as error:
+        load_settings()
+
+    names = ("WEB_PORT", "BATCH_LIMIT", "ACCOUNTS__MAIN__PROVIDER")
+    assert all(f"FULFILLMENT_{name}" in str(error.value) for name in names)
+
+
+@pytest.mark.parametrize("name", ["with blank", "ä", "x" * 33, "-a", "a/b"])
+def test_an_account_name_that_no_address_takes_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="ACCOUNTS"):
+        load_settings(accounts={name: {}})
+
+
+def test_accounts_that_are_no_table_are_refused_and_not_shown(setenv: Setter) -> None:
+    setenv(ACCOUNTS=CANARY)
+
+    with pytest.raises(ConfigurationError, match="FULFILLMENT_ACCOUNTS") as error:
+        load_settings()
+
+    assert CANARY not in str(error.value)
+
+
+def test_any_number_of_accounts_is_read_from_the_environment(setenv: Setter) -> None:
+    setenv(
+        ACCOUNTS__MAIN__CLIENT_ID="one",
+        ACCOUNTS__SECOND__CLIENT_ID="two",
+        ACCOUNTS__SECOND__PROVIDER="skinsback",
+        ACCOUNTS__SECOND__TRADE_WINDOW_S="120",
+    )
+
+    settings = load_settings()
+
+    assert {name: a.client_id for name, a in settings.accounts.items()} == {
+        "main": "one",
+        "second": "two",
+    }
+    assert settings.account("main").trade_window_s == 600
+    assert settings.account("second").trade_window_s == 120
+
+
+def test_an_account_that_is_not_configured_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="FULFILLMENT_ACCOUNTS__THIRD__PROVIDER"):
+        load_settings().account("third")
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    settings = load_settings()
+
+    assert {
+        "web": (settings.web_host, settings.web_port),
+        "flower": (settings.flower_port, settings.flower_read_only),
+        "lease": settings.claim_lease_s,
+        "poll": settings.poll_min_interval_s,
+        "tolerance": settings.webhook_tolerance_s,
+        "funds": settings.await_funds_s,
+        "lag": settings.wallet_lag_s,
+        "submit": settings.submit_within_s,
+        "batch": settings.batch_limit,
+    } == {
+        "web": ("127.0.0.1", 8080),
+        "flower": (5555, True),
+        "lease": 30,
+        "poll": 30,
+        "tolerance": 3600,
+        "funds": 900,
+        "lag": 35,
+        "submit": 3600,
+        "batch": 64,
+    }
+    account = AccountSettings()
+    assert account.url == "https://api.skinsnode.com"
+    assert account.price_limit_cents(1840) == 1840
+    assert (account.max_submits_in_flight, account.on_insufficient_funds) == (32, "wait")
+    assert (account.debits_at, account.check_recipient) == ("accept", False)
+
+
+@pytest.mark.parametrize(
+    ("bps", "cents", "limit"), [(0, 0, 1840), (100, 0, 1858), (0, 5, 1845), (100, 20, 1860)]
+)
+def test_slippage_is_rounded_down_and_the_wider_of_the_two_counts(
+    bps: int, cents: int, limit: int
+) -> None:
+    account = AccountSettings(slippage_bps=bps, slippage_cents=cents)
+
+    assert account.price_limit_cents(1840) == limit
+
+
+def settings_full_of_secrets() -> Settings:
+    return load_settings(
+        database_url=f"postgresql://app:{CANARY}@db/x",
+        broker_url=f"amqp://app:{CANARY}@mq//",
+        api_token=CANARY,
+        flower_basic_auth=f"admin:{CANARY}",
+        encryption_keys=f"k:{CANARY}",
+        accounts={"main": {"client_secret": CANARY, "previous_secret": CANARY, "api_key": CANARY}},
+    )
+
+
+@pytest.mark.parametrize("show", [repr, str, lambda s: s.model_dump_json(), lambda s: f"{s!s}"])
+def test_settings_show_no_secret(show: Callable[[Settings], str]) -> None:
+    settings = settings_full_of_secrets()
+
+    assert CANARY not in show(settings)
+
+
+def test_a_missing_setting_is_named_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="FULFILLMENT_DATABASE_URL") as error:
+        load_settings().require("database_url", "broker_url")
+
+    assert "fulfillment up" in str(error.value)
+
+
+def test_what_a_person_set_wins_over_the_file_and_the_running_stack(
+    setenv: Setter, tmp_path: Path
+) -> None:
+    (tmp_path / ".fulfillment").mkdir()
+    lines = [f"FULFILLMENT_{name}=stack" for name in ("PUBLIC_URL", "WEB_HOST", "LOG_LEVEL")]
+    text = "\n".join(lines).replace("PUBLIC_URL=stack", "PUBLIC_URL=http://stack")
+    (tmp_path / ".fulfillment" / RUNTIME_FILE).write_text(
+        text.replace("LEVEL=stack", "LEVEL=ERROR")
+    )
+    (tmp_path / ".env").write_text("FULFILLMENT_WEB_HOST=file\nFULFILLMENT_LOG_LEVEL=DEBUG\n")
+    setenv(LOG_LEVEL="WARNING")
+
+    settings = load_settings()
+
+    assert settings.public_url == "http://stack"
+    assert settings.web_host == "file"
+    assert settings.log_level == "WARNING"
+
+
+def test_accounts_of_several_sources_are_merged_field_by_field(
+    setenv: Setter, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("FULFILLMENT_ACCOUNTS__MAIN__CLIENT_ID=file\n")
+    setenv(ACCOUNTS__MAIN__TRADE_WINDOW_S="60")
+
+    account = load_settings().account("main")
+
+    assert (account.client_id, account.trade_window_s) == ("file", 60)
+
+
+@pytest.mark.parametrize(
+    ("secret", "previous", "usable"),
+    [("new", "old", ("new", "old")), ("new", None, ("new",)), ("", "old", ("old",)), ("", "", ())],
+)
+def test_an_empty_webhook_secret_never_counts(
+    secret: str, previous: Any, usable: tuple[str, ...]
+) -> None:
+    account = AccountSettings.model_validate({"client_secret": secret, "previous_secret": previous})
+
+    assert account.webhook_secrets == usable
+
+
+def test_a_slash_at_the_end_of_an_address_does_not_matter() -> None:
+    settings = load_settings(
+        public_url="https://shop.example/", accounts={"main": {"base_url": "http://p/v/"}}
+    )
+
+    assert settings.webhook_base_url == "https://shop.example"
+    assert settings.account("main").url == "http://p/v"
+
+
+def test_only_skinsback_has_a_documented_rate_limit() -> None:
+    limits = [
+        AccountSettings.model_validate({"provider": name}).requests_per_minute
+        for name in ("skinsnode", "skinsback", "skinslink")
+    ]
+
+    assert limits == [None, 500, None]
