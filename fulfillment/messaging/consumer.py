@@ -12,6 +12,7 @@ from fulfillment.log import get_logger
 from fulfillment.messaging import dead_letters
 from fulfillment.services import intake
 from fulfillment.services.context import Context
+from fulfillment.services.pulse import CONSUMER, Pulse
 from schemas.messages import DISPATCH
 
 log = get_logger(__name__)
@@ -30,14 +31,15 @@ class CheckoutConsumer:
         self._context = context
         self._stop = stop
         self._waiting: list[Message] = []
+        self._pulse = Pulse(context, CONSUMER)
 
     def run(self) -> None:
         while not self._stop.is_set():
             try:
                 with connect(self._context.settings, confirm=True) as connection:
                     self._consume(connection)
-            except PUBLISH_ERRORS as error:
-                log.warning("intake.broker_lost", reason=type(error).__name__)
+            except (*PUBLISH_ERRORS, ServerUnreachable) as error:
+                log.warning("intake.interrupted", reason=type(error).__name__)
                 self._stop.wait(_RETRY_S)
 
     def _consume(self, connection: Connection) -> None:
@@ -50,6 +52,7 @@ class CheckoutConsumer:
         with consumer:
             log.info("intake.consuming", queue=checkout_queue.name)
             while not self._stop.is_set():
+                self._pulse.beat()
                 self._gather(connection)
                 if self._waiting:
                     self._take(connection, list(self._waiting))

@@ -16,6 +16,7 @@ from fulfillment.broker import PUBLISH_ERRORS, connect, store_exchange
 from fulfillment.errors import ServerUnreachable
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
+from fulfillment.services.pulse import RELAY, Pulse
 from fulfillment.store import leases, outbox
 
 log = get_logger(__name__)
@@ -40,6 +41,7 @@ class OutboxRelay:
         self._context = context
         self._stop = stop
         self._holder = uuid.uuid4().hex
+        self._pulse = Pulse(context, RELAY)
         self._secret = context.settings.api_token.get_secret_value()
 
     def run(self) -> None:
@@ -55,6 +57,7 @@ class OutboxRelay:
         producer = Producer(connection, exchange=store_exchange)
         store_exchange(connection.default_channel).declare()
         while not self._stop.is_set():
+            self._pulse.beat()
             published = self._publish_some(producer)
             if connection.supports_heartbeats and connection.heartbeat:
                 connection.heartbeat_check()

@@ -1,23 +1,20 @@
 """What an operator may do and see: resolve an order, read orders and wallets, check readiness."""
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from sqlmodel import Session
 
 from fulfillment.errors import FulfillmentError, InvalidInput, NotAllowedNow, OrderNotFound
+from fulfillment.services import pulse
 from fulfillment.services.context import Context
 from fulfillment.services.reports import apply_reports
-from fulfillment.services.sweep import HEARTBEAT
 from fulfillment.store import accounts, leases, ledger, migrate, orders, outbox, statistics
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, Move, Order
 from schemas.enums import FailedBy, FailureCode, OrderStatus, Source
 from schemas.orders import OrderView, WalletView
-
-#: The sweep ticks every second; so many missed ticks mean that beat or all workers are dead.
-STALE_TICK = timedelta(seconds=15)
 
 
 class Resolution(StrEnum):
@@ -153,14 +150,42 @@ def check_readiness(context: Context) -> list[Check]:
     if not is_current:
         return checks
     with context.database.transaction() as session:
-        last = leases.heartbeats(session).get(HEARTBEAT)
+        beats = leases.heartbeats(session)
+    return [*checks, *(_check_pulse(context, beats.get(part.heartbeat), part) for part in _TURNING)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Turning:
+    """Something that must turn: its heartbeat, how old that may be, and what is dead if older."""
+
+    title: str
+    heartbeat: str
+    patience: timedelta
+    dead: str
+    since: str = "last_seen_at"
+
+
+_TURNING = (
+    _Turning(
+        "ticks",
+        pulse.SWEEP,
+        timedelta(seconds=15),  # the sweep ticks every second
+        "beat or the workers are dead",
+        "last_tick_at",
+    ),
+    _Turning("intake", pulse.CONSUMER, timedelta(seconds=30), "`fulfillment intake` is dead"),
+    _Turning("relay", pulse.RELAY, timedelta(seconds=30), "`fulfillment intake` is dead"),
+)
+
+
+def _check_pulse(context: Context, last: datetime | None, part: _Turning) -> Check:
     if last is None:
-        return [*checks, Check("ticks", is_ok=False, detail="no worker has run a tick of beat yet")]
+        return Check(part.title, is_ok=False, detail=f"not seen yet: {part.dead}")
     age = context.now() - last
-    detail = f"last_tick_at {last.isoformat()}"
-    if age > STALE_TICK:
-        detail += f", {round(age.total_seconds())} s ago: beat or the workers are dead"
-    return [*checks, Check("ticks", age <= STALE_TICK, detail)]
+    detail = f"{part.since} {last.isoformat()}"
+    if age > part.patience:
+        detail += f", {round(age.total_seconds())} s ago: {part.dead}"
+    return Check(part.title, age <= part.patience, detail)
 
 
 def gauges(context: Context) -> statistics.Gauges:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from fulfillment.errors import ProviderDeniesAccount, ProviderError
 from fulfillment.log import get_logger
-from fulfillment.services import outages, schedule
+from fulfillment.services import outages, pulse, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import make_batch
 from fulfillment.services.reports import apply_reports
@@ -57,7 +57,7 @@ def poll_due(context: Context) -> list[Batch]:
     # A lost message costs one interval: the claim is the due time moved on.
     until = now + timedelta(seconds=max(context.settings.poll_min_interval_s, 5.0))
     with context.database.transaction() as session:
-        leases.beat(session, "reconcile.poll_due", now)
+        leases.beat(session, pulse.POLL, now)
         claimed = due.claim_polls(session, now, until, _CLAIM_LIMIT)
     by_account: dict[str, list[Order]] = defaultdict(list)
     for order in claimed:

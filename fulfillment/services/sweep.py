@@ -4,7 +4,7 @@ import uuid
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from fulfillment.services import funds
+from fulfillment.services import funds, pulse
 from fulfillment.services.claiming import WALLET, claim_name
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import make_batch
@@ -12,7 +12,6 @@ from fulfillment.services.watchdog import expire_waiting
 from fulfillment.store import claims, inbox, leases, ledger, orders
 from schemas.messages import Batch
 
-HEARTBEAT = "sweep"
 _LIMIT = 256
 
 
@@ -30,7 +29,7 @@ def resume_stuck(context: Context) -> Found:
     now = context.now()
     token = uuid.uuid4().hex
     with context.database.transaction() as session:
-        leases.beat(session, HEARTBEAT, now)
+        leases.beat(session, pulse.SWEEP, now)
         claim = claim_name(token, WALLET)
         stuck = claims.claim_stuck(session, claim, now, now + context.lease, _LIMIT)
         members = orders.get(session, [order_id for order_id, _ in stuck])

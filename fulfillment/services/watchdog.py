@@ -6,7 +6,7 @@ The provider's word wins: nothing here ever declares an offer expired.
 from datetime import datetime, timedelta
 
 from fulfillment.log import get_logger
-from fulfillment.services import schedule
+from fulfillment.services import pulse, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
 from fulfillment.store import due, leases, ledger, orders
@@ -17,7 +17,6 @@ from schemas.messages import NEEDS_REVIEW, TRADE_REMINDER
 
 log = get_logger(__name__)
 
-HEARTBEAT = "watchdog"
 _LIMIT = 500
 
 
@@ -26,7 +25,7 @@ def watch_trade_windows(context: Context) -> list[str]:
     now = context.now()
     acted: list[str] = []
     with context.database.transaction() as session:
-        leases.beat(session, HEARTBEAT, now)
+        leases.beat(session, pulse.WATCHDOG, now)
         # Claimed for a minute: a crash below rolls the claim back with the rest.
         watched = due.claim_watches(session, now, now + timedelta(minutes=1), _LIMIT)
         moves, over = [], []

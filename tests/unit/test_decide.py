@@ -1,7 +1,8 @@
 """What a report means for an order, over every status and every word."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from itertools import product
+from itertools import permutations, product
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ WINDOW = timedelta(minutes=10)
 CAP_MILLS = PRICE_CENTS * 10
 
 WORDS = [state for state in R if state is not R.UNKNOWN]
+#: One rank: the contract gives no order among them, so that the provider's own time decides.
+EARLY = [S.ACCEPTED, S.QUEUED, S.PROCESSING]
 NEVER_SENT = LOCAL - {S.SUBMITTING}
 AT_PROVIDER = FOLLOWED | {S.SUBMITTING, S.NEEDS_REVIEW}
 
@@ -27,7 +30,7 @@ def decided(said: OrderReport, *, now: datetime = NOW, **order: Any) -> Decision
 
 
 def moves_to(status: S, word: R) -> S:
-    """Say by rank alone where an order must be after a word."""
+    """Say where an order must be after a word of which no time is known."""
     target = S(word.value)
     if status is S.NEEDS_REVIEW:
         return target
@@ -35,6 +38,8 @@ def moves_to(status: S, word: R) -> S:
         return S.REVERSED if (status, target) == (S.COMPLETED, S.REVERSED) else status
     if status in NEVER_SENT or RANK[target] < RANK[status]:
         return status
+    if status in EARLY and target in EARLY:
+        return max(status, target, key=EARLY.index)
     return target
 
 
@@ -317,12 +322,34 @@ def test_the_same_word_with_more_in_it_records_what_is_new() -> None:
     assert decision.money == ()
 
 
-def test_the_three_early_words_may_follow_each_other_in_any_order() -> None:
-    early = [R.ACCEPTED, R.QUEUED, R.PROCESSING]
+EARLY_PAIRS = [(old, R(new.value)) for old, new in permutations(EARLY, 2)]
 
-    for status, word in product(early, early):
-        decision = decided(report(word), status=S(status.value), provider_status=status.value)
-        assert (decision.target or S(status.value)) is S(word.value)
+
+@pytest.mark.parametrize(("status", "word"), EARLY_PAIRS)
+def test_among_the_three_early_words_the_providers_newer_one_counts(status: S, word: R) -> None:
+    known = {"status": status, "provider_status": status.value, "reported_at": NOW}
+    newer, older = NOW + timedelta(seconds=1), NOW - timedelta(seconds=1)
+
+    after_newer = decided(report(word, reported_at=newer), **known)
+    after_older = decided(report(word, reported_at=older), **known)
+
+    assert after_newer.target is S(word.value)
+    assert after_older.target is None
+
+
+def test_doubled_webhooks_never_send_an_order_to_and_fro_among_the_early_words() -> None:
+    times = {word.value: NOW + timedelta(seconds=place) for place, word in enumerate(EARLY)}
+    order = some_order(status=S.SUBMITTING)
+    path = []
+
+    for word in ["queued", "processing", "queued", "processing", "accepted", "queued"]:
+        said = report(R(word), reported_at=times[word])
+        decision = decide(order, said, NOW, WINDOW, CAP_MILLS)
+        if decision.target not in (None, order.status):
+            order = replace(order, status=decision.target, **decision.changes)
+            path.append(word)
+
+    assert path == ["queued", "processing"]
 
 
 def test_a_report_is_judged_without_changing_the_order() -> None:

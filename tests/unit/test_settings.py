@@ -43,7 +43,7 @@ WRONG = [
     ("POLL_MIN_INTERVAL_S", "0", "0"),
     ("POLL_MIN_INTERVAL_S", "nan", "0"),
     ("WALLET_LAG_S", "-1", "0"),
-    ("WALLET_LAG_S", "nan", "0"),
+    ("WALLET_LAG_S", "nan", "finite"),
     ("WALLET_LAG_S", "inf", "finite"),
     ("SUBMIT_WITHIN_S", "1h", "integer"),
     ("BATCH_LIMIT", "0", "1"),

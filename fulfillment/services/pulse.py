@@ -1,0 +1,25 @@
+"""Heartbeats of periodic activities and long-running loops, for `/readyz` and the metrics."""
+
+from fulfillment.services.context import Context
+from fulfillment.store import leases
+
+SWEEP, WATCHDOG, POLL = "sweep", "watchdog", "poll"
+CONSUMER, RELAY = "intake.consumer", "intake.relay"
+_GAP_S = 3.0
+
+
+class Pulse:
+    """A loop's heartbeat; written now and then, however often the loop turns."""
+
+    def __init__(self, context: Context, name: str) -> None:
+        self._context = context
+        self._name = name
+        self._next = 0.0
+
+    def beat(self) -> None:
+        """Note that the loop turns. Raises ServerUnreachable."""
+        if self._context.clock.monotonic() < self._next:
+            return
+        with self._context.database.transaction() as session:
+            leases.beat(session, self._name, self._context.now())
+        self._next = self._context.clock.monotonic() + _GAP_S
