@@ -11,12 +11,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 from pydantic import SecretStr
 
+from fulfillment.clock import SystemClock
 from fulfillment.devstack.demo_books import Books, dollars
 from fulfillment.devstack.demo_screen import Screen
 from fulfillment.devstack.demo_script import (
@@ -30,7 +30,7 @@ from fulfillment.devstack.demo_store import Provider, Store
 from fulfillment.devstack.files import DirectoryLock, private_directory, remove_short_directory
 from fulfillment.devstack.server import PREVIOUS_SERVER_S
 from fulfillment.devstack.stack import Stack, StackOptions, stop_signals
-from fulfillment.errors import FulfillmentError
+from fulfillment.errors import FulfillmentError, ServerUnreachable
 from fulfillment.settings import DEFAULT_ACCOUNT, PREFIX, AccountSettings, Settings, load_settings
 from schemas.enums import OrderStatus
 
@@ -56,7 +56,8 @@ def run_demo(settings: Settings, *, keep: bool = False, prices: Path | None = No
         return 130
     except (FulfillmentError, httpx.HTTPError) as error:
         logs = settings.data_dir / DIRECTORY / "logs"
-        sys.stderr.write(f"error: {error} (logs, if any, are in {logs})\n")
+        is_of_a_process = isinstance(error, ServerUnreachable | httpx.HTTPError)
+        sys.stderr.write(f"error: {error}{f' (see {logs})' if is_of_a_process else ''}\n")
         return 1
 
 
@@ -196,7 +197,7 @@ class Demo:
         self._screen.show(self._runs)
 
     def _top_up(self, run: Run) -> None:
-        since = (datetime.now(UTC) - run.path[-1][0]).total_seconds()
+        since = (SystemClock().now() - run.path[-1][0]).total_seconds()
         if since >= SHORT_OF_FUNDS_S and not self._is_topped_up:
             self._is_topped_up = True
             self._provider.top_up(run.item.price_cents)

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from time import monotonic
+from datetime import datetime
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fulfillment.clock import SystemClock
 from fulfillment.devstack.demo_books import dollars
 from fulfillment.devstack.demo_script import Run
 
@@ -25,7 +25,8 @@ class Screen:
         self.console = console or Console(highlight=False)
         if not self.console.is_terminal:
             self.console.width = WIDTH
-        self._began = monotonic()
+        self._clock = SystemClock()
+        self._began = self._clock.monotonic()
         self._seen: dict[str, int] = {}
         self._live: Live | None = None
 
@@ -41,7 +42,7 @@ class Screen:
             yield
 
     def elapsed_s(self) -> float:
-        return monotonic() - self._began
+        return self._clock.monotonic() - self._began
 
     def say(self, line: str, style: str = "") -> None:
         soft_wrap = not self.console.is_terminal
@@ -155,5 +156,5 @@ def _seconds(run: Run) -> str:
     """Give the time from intake to the last change of status, or to now."""
     if not run.path:
         return ""
-    until = run.path[-1][0] if run.is_over else datetime.now(UTC)
+    until = run.path[-1][0] if run.is_over else SystemClock().now()
     return f"{(until - run.path[0][0]).total_seconds():.1f}"

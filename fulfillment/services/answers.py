@@ -59,11 +59,10 @@ def ask(context: Context, order: Order, attempt: Attempt, body: bytes) -> Answer
     `attempt` is the attempt as it was before this post.
     """
     was_unknown = attempt.unknown_since is not None
-    if was_unknown and order.submit_by <= context.now():
-        # Too late to buy for this customer: find out, but do not ask again.
-        return _look_up(
-            context, order, attempt, ProviderRefused(FailureCode.TOO_LATE, "not submitted in time")
-        )
+    if order.submit_by <= context.now():
+        # Too late to buy for this customer: find out what was sent, but do not ask again.
+        too_late = ProviderRefused(FailureCode.TOO_LATE, "not submitted in time")
+        return _look_up(context, order, attempt, too_late) if was_unknown else Refused(too_late)
     try:
         return Answered(context.provider(order.account).purchase(body))
     except ProviderRefused as error:

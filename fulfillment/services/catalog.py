@@ -18,7 +18,11 @@ from fulfillment.store.models import Move, Order
 from schemas.enums import FailureCode, OrderStatus, Source
 from schemas.messages import Batch
 from schemas.money import cents_to_mills, charge_in_cents
-from schemas.provider import Quotes, Want
+from schemas.provider import Quote, Quotes, Want
+
+#: A batch's catalog and wallet requests, taken from the rate budget at once: a catalog that no
+#: wallet request can follow would be asked for again, and again use up what the wallet waits for.
+_REQUESTS = 2
 
 
 def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
@@ -30,7 +34,7 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
     with take_over(context, batch, CATALOG) as claim:
         if claim is None:
             return StepOutcome(goes_on=False)
-        if not outages.take_budget(context, account, Purpose.SUBMIT):
+        if not outages.take_budget(context, account, Purpose.SUBMIT, _REQUESTS, is_whole=True):
             give_back(context, batch, claim, outages.budget_refilled_at(context))
             return StepOutcome(goes_on=False)
         with context.database.transaction() as session:
@@ -58,7 +62,7 @@ def _quote(context: Context, claim: KeptClaim, members: list[Order], quotes: Quo
     """Write the prices and refusals; say whether any order goes on."""
     settings = context.account(claim.account)
     moves: list[Move] = []
-    fresh: dict[int, int] = {}
+    is_any_unchanged = False
     for order in members:
         quote = quotes.found.get(_want(order))
         limit_cents = settings.price_limit_cents(order.expected_price_cents)
@@ -72,24 +76,26 @@ def _quote(context: Context, claim: KeptClaim, members: list[Order], quotes: Quo
             )
             code = FailureCode.PRICE_CHANGED
             moves.append(refusal(order, code, message, Source.CATALOG, claim.name))
-        elif order.status is OrderStatus.RECEIVED:
-            changes: dict[str, object] = {"quoted_mills": quote.price_mills}
-            if order.market_hash_name is None:
-                changes["market_hash_name"] = quote.market_hash_name
-            moves.append(
-                Move(
-                    order.id,
-                    order.status,
-                    OrderStatus.QUOTED,
-                    Source.CATALOG,
-                    f"priced at {charge_in_cents(quote.price_mills)} cents",
-                    changes,
-                    claim=claim.name,
-                )
-            )
+        elif quote.price_mills == order.quoted_mills:
+            is_any_unchanged = True  # it waited, and nothing is new
         else:
-            fresh[order.id] = quote.price_mills
+            moves.append(_priced(order, quote, claim))
     with context.database.transaction() as session:
         moved = orders.apply(session, moves, context.now())
-        orders.set_quotes(session, fresh)
-    return bool(fresh) or any(o.status is OrderStatus.QUOTED for o in moved.values())
+    return is_any_unchanged or any(o.status is not OrderStatus.FAILED for o in moved.values())
+
+
+def _priced(order: Order, quote: Quote, claim: KeptClaim) -> Move:
+    """Write the price into the order and its log; one that waits for money keeps its status."""
+    changes: dict[str, object] = {"quoted_mills": quote.price_mills}
+    if order.market_hash_name is None:
+        changes["market_hash_name"] = quote.market_hash_name
+    return Move(
+        order.id,
+        order.status,
+        OrderStatus.QUOTED if order.status is OrderStatus.RECEIVED else order.status,
+        Source.CATALOG,
+        f"priced at {charge_in_cents(quote.price_mills)} cents",
+        changes,
+        claim=claim.name,
+    )

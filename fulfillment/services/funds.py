@@ -50,9 +50,6 @@ def check_wallet(context: Context, batch: Batch) -> StepOutcome:
     with take_over(context, batch, WALLET) as claim:
         if claim is None:
             return StepOutcome(goes_on=False)
-        if not outages.take_budget(context, account, Purpose.SUBMIT):
-            give_back(context, batch, claim, outages.budget_refilled_at(context))
-            return StepOutcome(goes_on=False)
         try:
             figure = read_figure(context, account)
         except ProviderError as error:

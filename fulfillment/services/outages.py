@@ -31,13 +31,16 @@ def pause(context: Context, account: str, error: ProviderError) -> datetime:
     return now + length
 
 
-def take_budget(context: Context, account: str, purpose: Purpose, wanted: int = 1) -> int:
+def take_budget(
+    context: Context, account: str, purpose: Purpose, wanted: int = 1, *, is_whole: bool = False
+) -> int:
     """Take requests out of the account's rate budget; give how many may be sent now."""
     limit = context.account(account).requests_per_minute
     if limit is None:
         return wanted
     with context.database.transaction() as session:
-        return accounts.take(session, account, limit, purpose, wanted, context.now())
+        now = context.now()
+        return accounts.take(session, account, limit, purpose, wanted, now, is_whole=is_whole)
 
 
 def budget_refilled_at(context: Context) -> datetime:

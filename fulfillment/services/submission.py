@@ -51,7 +51,9 @@ def submit_orders(context: Context, batch: Batch) -> bool:
         members, attempts = _read(context, claim)
         late = [o for o in members if o.status is OrderStatus.RESERVED and _is_late(context, o)]
         _refuse_late(context, late, claim)
-        waiting = deque(o for o in members if o not in late and o.id in attempts)
+        due = [o for o in members if o not in late and o.id in attempts]
+        # Unknown outcomes first: where the budget ends, the end of the queue is put off.
+        waiting = deque(sorted(due, key=lambda o: o.status is not OrderStatus.SUBMITTING))
         granted = _budget(context, batch["account"], waiting)
         _postpone(context, claim, [waiting.pop() for _ in range(len(waiting) - granted)])
         _run(context, claim, waiting, attempts)

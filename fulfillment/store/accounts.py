@@ -23,6 +23,9 @@ class Purpose(StrEnum):
 # burst + a minute's refill stay below the limit: a tenth bursts, nine tenths flow in.
 _BURST_SHARE = 0.1
 _POLL_SHARE = 0.1
+# Under a small limit the burst is larger and the refill smaller: less would never let a batch
+# gather (a catalog and a wallet request) beside what is kept for urgent ones.
+_SMALLEST_BURST = 4.0
 # The part of the burst that only urgent requests may touch.
 _URGENT_SHARE = 0.3
 
@@ -89,8 +92,13 @@ def take(
     purpose: Purpose,
     wanted: int,
     now: datetime,
+    *,
+    is_whole: bool = False,
 ) -> int:
-    """Take requests out of the account's budget; give how many may be sent now (0 to wanted)."""
+    """Take requests out of the account's budget; give how many may be sent now (0 to wanted).
+
+    With `is_whole` they are of no use one by one: all are given, or none.
+    """
     if limit_per_minute is None or wanted == 0:
         return wanted
     row = session.execute(
@@ -99,8 +107,8 @@ def take(
         ),
         {"account": account},
     ).one()
-    burst = limit_per_minute * _BURST_SHARE
-    flow_per_s = limit_per_minute * (1 - _BURST_SHARE) / 60
+    burst = max(limit_per_minute * _BURST_SHARE, _SMALLEST_BURST)
+    flow_per_s = (limit_per_minute - burst) / 60
     poll_burst = max(burst * _POLL_SHARE, 1.0)
     burst -= poll_burst
     elapsed = max((now - row.budget_at).total_seconds(), 0.0) if row.budget_at else 3600.0
@@ -116,6 +124,8 @@ def take(
     else:
         kept = burst * _URGENT_SHARE if purpose is Purpose.SUBMIT else 0.0
         granted = min(wanted, max(int(budget - kept), 0))
+        if is_whole and granted < wanted:
+            granted = 0
         budget -= granted
     session.execute(
         text(

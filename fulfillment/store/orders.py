@@ -1,6 +1,6 @@
 """Orders and their event log. The one way to change a status is `apply`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -211,22 +211,11 @@ def _encode(moves: Iterable[Move]) -> str:
 
 
 def set_due(session: Session, order_ids: Sequence[int], **due: Any) -> None:
-    """Set due times or quotes of orders; these are no events."""
+    """Set due times of orders; these are no events."""
     names = ", ".join(f"{name} = :{name}" for name in due if name in _SETTABLE)
     session.execute(
         text(f"UPDATE orders SET {names} WHERE id = ANY(:ids)"),  # noqa: S608 - checked names
         {**due, "ids": list(order_ids)},
-    )
-
-
-def set_quotes(session: Session, quotes: Mapping[int, int]) -> None:
-    """Store fresh prices (mills) of orders that are quoted already."""
-    session.execute(
-        text(
-            "UPDATE orders o SET quoted_mills = q.mills FROM unnest("
-            "CAST(:ids AS bigint[]), CAST(:mills AS bigint[])) AS q(id, mills) WHERE o.id = q.id"
-        ),
-        {"ids": list(quotes), "mills": list(quotes.values())},
     )
 
 

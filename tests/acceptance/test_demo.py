@@ -10,13 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fulfillment.devstack.demo_script import FUNDS_LATER, FUNDS_NEVER, SCRIPT, cast
-from fulfillment.errors import InvalidInput
-from fulfillment.simulator.scenarios import SCENARIOS
+from fulfillment.devstack.demo_script import SCRIPT
 
 FULFILLMENT = str(Path(sys.executable).with_name("fulfillment"))
-OURS = {"price_lower", "price_higher", "not_on_sale", "bad_trade_url", FUNDS_LATER, FUNDS_NEVER}
-AGAIN = {"sent_twice", "sent_four_ways", "conflict"}
 SETTINGS_OF_A_PERSON = {
     "FULFILLMENT_DATABASE_URL": "postgresql://nobody:s3cret@127.0.0.1:1/theirs",
     "FULFILLMENT_BROKER_URL": "amqp://nobody:s3cret@127.0.0.1:1//",
@@ -83,32 +79,3 @@ def test_an_interrupted_demo_ends_within_seconds_and_leaves_no_process(tmp_path:
     assert "Traceback" not in rest
     assert time.monotonic() - interrupted_at < 10
     assert processes_of(tmp_path) == []
-
-
-def test_every_case_of_the_script_is_a_scenario_of_the_simulator_or_one_of_ours() -> None:
-    assert {case.name for case in SCRIPT} <= set(SCENARIOS) | OURS | AGAIN
-    assert not (OURS | AGAIN) & set(SCENARIOS)
-
-
-def test_the_wallet_covers_all_but_the_two_that_are_to_be_short() -> None:
-    runs, opening_cents = cast(None)
-
-    prices = {run.case.name: run.item.price_cents for run in runs}
-    later, never = prices[FUNDS_LATER], prices[FUNDS_NEVER]
-    others = sum(r.item.price_cents for r in runs if r.case.name not in (FUNDS_LATER, FUNDS_NEVER))
-    assert others < opening_cents < later
-    assert opening_cents + later < never
-    assert len({run.item.id for run in runs}) == len(runs)
-
-
-@pytest.mark.parametrize(
-    "content", ['{"prices": {}}', '{"prices": {"AWP": 500}}', "[]", "\udcff no text"]
-)
-def test_a_price_file_that_cannot_be_used_is_named_in_one_line(
-    tmp_path: Path, content: str
-) -> None:
-    path = tmp_path / "prices.json"
-    path.write_bytes(content.encode(errors="surrogateescape"))
-
-    with pytest.raises(InvalidInput, match="--prices"):
-        cast(path)

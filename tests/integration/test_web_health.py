@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from fulfillment.errors import ConfigurationError
+from fulfillment.services import pulse
 from fulfillment.services.context import Context
 from fulfillment.store import leases
 from fulfillment.store.engine import Database
@@ -37,10 +38,11 @@ from tests.integration.web_client import (
 from tests.support import checkout, until
 
 
-def test_ready_only_while_ticks_come_in(web_context: Context, store: Store) -> None:
+def test_ready_only_while_everything_turns(web_context: Context, store: Store) -> None:
     waiting = store.get("/readyz")
     with web_context.database.transaction() as session:
-        leases.beat(session, "watchdog", web_context.now())
+        for name in (pulse.SWEEP, pulse.CONSUMER, pulse.RELAY):
+            leases.beat(session, name, web_context.now())
     ready = store.get("/readyz")
 
     assert waiting.status_code == 503
