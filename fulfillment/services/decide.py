@@ -104,7 +104,8 @@ def _same(order: Order, news: dict[str, Any], now: datetime, cap_mills: int) -> 
     overdue = order.trade_deadline_at is not None and now >= order.trade_deadline_at
     if order.status is OrderStatus.SENT and overdue and not order.overdue:
         note = "the trade window is over and the provider still says sent"
-        return Decision(order.status, note, news | {"overdue": True}, is_alarm=True)
+        # No alarm yet: the watchdog raises it after the grace time.
+        return Decision(order.status, note, news | {"overdue": True})
     if not news:
         return NOTHING
     above = _above_the_cap(news, cap_mills)
@@ -126,6 +127,8 @@ def _after_the_end(order: Order, report: OrderReport, target: OrderStatus) -> De
         return Decision(target, note, {"provider_status": report.raw_status}, money, is_alarm=True)
     if order.status is OrderStatus.REVERSED and target is OrderStatus.REVERSED:
         return Decision(None, money=(Money.REFUND,) if report.refunded_at else ())
+    if target is order.status is OrderStatus.COMPLETED:
+        return _charge_after_all(order, report)
     # An older word that comes late is no news, unless we ended the order and the provider has it:
     # then money is attached to an order that we believe free.
     is_late = RANK[target] < RANK[order.status] and order.failed_by != FailedBy.US
@@ -136,6 +139,18 @@ def _after_the_end(order: Order, report: OrderReport, target: OrderStatus) -> De
         )
         return Decision(order.status, note, {"provider_status": report.raw_status}, is_alarm=True)
     return NOTHING
+
+
+def _charge_after_all(order: Order, report: OrderReport) -> Decision:
+    """Take note of a charge told after the delivery; the ledger's entry is not rewritten."""
+    charged = report.charged_mills
+    if charged is None or charged == order.charged_mills:
+        return NOTHING
+    booked = order.quoted_mills if order.charged_mills is None else order.charged_mills
+    note = f"the provider says that it charged {charge_in_cents(charged)} cents"
+    if charged != booked:
+        note += f"; booked were {charge_in_cents(booked or 0)}"
+    return Decision(order.status, note, {"charged_mills": charged}, is_alarm=charged != booked)
 
 
 def _forward(

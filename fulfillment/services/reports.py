@@ -121,5 +121,7 @@ def _due(context: Context, order: Order, decision: Decision, now: datetime) -> d
         due["next_poll_at"] = schedule.first_poll(context, now)
     if target is OrderStatus.SENT:
         deadline = decision.changes["trade_deadline_at"]
-        due["next_watch_at"] = schedule.next_watch(now, decision.changes["sent_at"], deadline)
+        # Of a window that was over before we heard of it, the watchdog is to tell at once.
+        at = schedule.next_watch(now, decision.changes["sent_at"], deadline)
+        due["next_watch_at"] = at or now
     return due

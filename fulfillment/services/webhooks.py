@@ -37,6 +37,7 @@ class Taken:
 
     verdict: Verdict
     delivery_id: int | None = None
+    external_id: str = ""
 
 
 def take(context: Context, account: str, headers: Mapping[str, str], body: bytes) -> Taken:
@@ -57,7 +58,8 @@ def take(context: Context, account: str, headers: Mapping[str, str], body: bytes
         digest = _digest(notice, body)
         delivery_id = inbox.add(session, order, digest, notice.signed_at, report, now)
         leases.beat(session, webhook_heartbeat(account), now)
-    return Taken(Verdict.STORED if delivery_id else Verdict.KNOWN, delivery_id)
+    verdict = Verdict.STORED if delivery_id else Verdict.KNOWN
+    return Taken(verdict, delivery_id, order.external_id)
 
 
 def _encode(notice: WebhookNotice) -> str | None:

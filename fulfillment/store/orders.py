@@ -94,6 +94,8 @@ class NewOrder:
     submit_by: datetime
 
 
+# Numbered in the order of arrival, but inserted in the order of the store's ids: two calls that
+# share checkouts in another order would each wait for the other's row.
 _INSERT = text(
     """
     WITH new AS (
@@ -104,15 +106,18 @@ _INSERT = text(
         ) WITH ORDINALITY AS n(
             external_id, account, fingerprint, catalog_item_id, market_hash_name,
             expected_price_cents, trade_url_sealed, submit_by, place)
+    ), numbered AS (
+        SELECT nextval(pg_get_serial_sequence('orders', 'id')) AS id, n.*
+          FROM (SELECT * FROM new ORDER BY place) AS n
     ), inserted AS (
         INSERT INTO orders (
-            external_id, account, fingerprint, catalog_item_id, market_hash_name,
+            id, external_id, account, fingerprint, catalog_item_id, market_hash_name,
             expected_price_cents, trade_url_sealed, submit_by, status, overdue, polls, sequence,
             next_attempt_at, created_at, updated_at)
-        SELECT external_id, account, fingerprint, catalog_item_id, market_hash_name,
+        SELECT id, external_id, account, fingerprint, catalog_item_id, market_hash_name,
                expected_price_cents, trade_url_sealed, submit_by, 'received', false, 0, 1,
                :now, :now, :now
-          FROM new ORDER BY place
+          FROM numbered ORDER BY external_id, place
         ON CONFLICT (external_id) DO NOTHING
         RETURNING *
     ), logged AS (

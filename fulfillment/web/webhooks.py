@@ -37,7 +37,7 @@ async def receive_webhook(account: str, request: Request, web: WebParts) -> Resp
     taken = await run_in_threadpool(_take, web, account, request, body)
     web.metrics.webhooks.labels(account, taken.verdict).inc()
     if taken.delivery_id is not None:
-        web.hints(APPLY_WEBHOOK, taken.delivery_id)
+        web.hints(APPLY_WEBHOOK, taken.delivery_id, taken.external_id)
     return JSONResponse({"status": taken.verdict})
 
 

@@ -271,6 +271,33 @@ def empty_database() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def broker_url() -> Iterator[str]:
+    """Give a virtual host of this run's own where we may make one, else the one that is named.
+
+    In a shared one, two runs at once take each other's messages.
+    """
+    url = make_url(server("BROKER_URL"))
+    name = f"fulfillment_docker_{uuid.uuid4().hex[:12]}"
+    if not control("add_vhost", name):
+        yield url.render_as_string(hide_password=False)
+        return
+    try:
+        assert control("set_permissions", "--vhost", name, url.username or "guest", *[".*"] * 3)
+        yield url.set(database=name).render_as_string(hide_password=False)
+    finally:
+        control("delete_vhost", name)
+
+
+def control(*command: str) -> bool:
+    """Run rabbitmqctl; say whether it could."""
+    program = shutil.which("rabbitmqctl")
+    if program is None:
+        return False
+    result = subprocess.run([program, *command], capture_output=True, check=False, timeout=60)
+    return result.returncode == 0
+
+
+@pytest.fixture(scope="module")
 def provider() -> Iterator[str]:
     options = SimulatorOptions(
         client_id="docker", client_secret="docker-secret", port=0, items=20, speed=30
@@ -281,7 +308,7 @@ def provider() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def containers(
-    tmp_path_factory: pytest.TempPathFactory, empty_database: str, provider: str
+    tmp_path_factory: pytest.TempPathFactory, empty_database: str, broker_url: str, provider: str
 ) -> Iterator[Containers]:
     directory = tmp_path_factory.mktemp("docker")
     home, logs = directory / "srv", directory / "logs"
@@ -296,7 +323,7 @@ def containers(
         "FULFILLMENT_WEB_PORT": ports["8080"],
         "FULFILLMENT_FLOWER_PORT": ports["5555"],
         "FULFILLMENT_DATABASE_URL": empty_database,
-        "FULFILLMENT_BROKER_URL": server("BROKER_URL"),
+        "FULFILLMENT_BROKER_URL": broker_url,
         "FULFILLMENT_PUBLIC_URL": f"http://127.0.0.1:{ports['8080']}",
         "FULFILLMENT_ACCOUNTS__MAIN__BASE_URL": provider,
         "FULFILLMENT_ACCOUNTS__MAIN__CLIENT_ID": "docker",

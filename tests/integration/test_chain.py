@@ -1,4 +1,4 @@
-"""The chain against the real simulator: bought once, at no more than agreed, or refused for a reason."""
+"""The chain: bought once, at no more than agreed, or refused for a reason."""
 
 from datetime import timedelta
 from typing import Any
@@ -248,10 +248,7 @@ def test_a_slow_answer_delays_only_its_own_order(simulated: Context, simulator: 
 
     run_chain(simulated)
 
-    accepted = [
-        entry for o in quick for entry in view(simulated, o).timeline if entry.to == "accepted"
-    ]
-    assert len(accepted) == 5
+    assert {again(simulated, order).status for order in quick} == {S.ACCEPTED}
     assert again(simulated, slow).status is S.SUBMITTING
 
 
@@ -597,6 +594,7 @@ def test_an_order_in_review_is_adopted_when_it_turns_up(
     order = receive_one(context)
     provider.fail_purchase(ProviderOutcomeUnknown("timeout"))
     run_chain(context)
+    clock.advance(3601)
     provider.reads_fail(ProviderNotReached("timeout"))
     for _ in range(200):
         clock.advance(61)
@@ -804,9 +802,9 @@ def test_every_allowed_rate_lets_orders_through(
     context = make_context(provider, main={"rate_per_minute": limit})
     order = receive_one(context)
 
-    for _ in range(180):
-        run_ticks(context)
-        clock.advance(1)
+    for _ in range(30):
+        run_sweep(context)
+        clock.advance(2)
 
     assert again(context, order).status is S.ACCEPTED
 
@@ -868,9 +866,9 @@ def _leave_budget(context: Context, requests: int) -> None:
 def test_an_account_is_paused_longer_with_each_failure_and_never_over_a_minute(
     context: Context, clock: FakeClock
 ) -> None:
-    lengths = []
-    for _ in range(10):
-        lengths.append(outages.pause(context, "main", ProviderNotReached("away")) - clock.now())
+    away = ProviderNotReached("away")
+
+    lengths = [outages.pause(context, "main", away) - clock.now() for _ in range(10)]
 
     assert lengths == sorted(lengths)
     assert timedelta(0) < lengths[0] <= timedelta(seconds=1)

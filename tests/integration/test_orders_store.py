@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from fulfillment.errors import IllegalTransition
+from fulfillment.services import catalog, dispatch
 from fulfillment.services.context import Context
 from fulfillment.states import FINAL, is_legal
 from fulfillment.store import orders
@@ -150,22 +151,18 @@ def test_the_database_lets_a_delivery_be_reversed(context: Context) -> None:
 @pytest.mark.parametrize("word", ["", "done", "COMPLETED", "Completed"])
 def test_the_database_refuses_a_status_of_no_table(context: Context, word: str) -> None:
     order = receive_one(context)
+    query = "UPDATE orders SET status = :word WHERE id = :id RETURNING id"
 
     with pytest.raises(DBAPIError, match="order_status"):
-        rows(
-            context, "UPDATE orders SET status = :s WHERE id = :id RETURNING 1", s=word, id=order.id
-        )
+        rows(context, query, word=word, id=order.id)
 
 
 def test_the_log_cannot_be_rewritten(context: Context) -> None:
     order = receive_one(context)
+    query = "UPDATE order_events SET note = 'x' WHERE order_id = :id RETURNING 1"
 
     with pytest.raises(DBAPIError, match="append-only"):
-        rows(
-            context,
-            "UPDATE order_events SET note = 'x' WHERE order_id = :i RETURNING 1",
-            i=order.id,
-        )
+        rows(context, query, id=order.id)
 
 
 def test_the_log_cannot_have_two_events_of_one_number(context: Context) -> None:
@@ -244,9 +241,13 @@ def test_a_transaction_that_fails_leaves_neither_change_nor_event_nor_message(
 ) -> None:
     order = receive_one(context)
 
-    with pytest.raises(ZeroDivisionError), context.database.transaction() as session:
-        orders.apply(session, [move(order, S.RECEIVED, S.QUOTED)], context.now())
-        _ = 1 // 0
+    def fail_after_the_move() -> None:
+        with context.database.transaction() as session:
+            orders.apply(session, [move(order, S.RECEIVED, S.QUOTED)], context.now())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_after_the_move()
 
     assert again(context, order) == order
     assert len(view(context, order).timeline) == len(messages_of(context, order)) == 1
@@ -317,8 +318,9 @@ def test_a_price_that_changed_after_a_crash_between_two_steps_is_in_the_log(
     context: Context, provider: FakeProvider, clock: FakeClock
 ) -> None:
     order = receive_one(context)
-    rows(context, "UPDATE accounts SET failures = 0 RETURNING 1")
-    _crash_after_the_catalog(context)
+    batch = dispatch.dispatch(context, "main")
+    assert batch is not None
+    assert catalog.refresh_catalog(context, batch).goes_on
 
     provider.prices[order.catalog_item_id] -= 100
     clock.advance(31)
@@ -326,14 +328,6 @@ def test_a_price_that_changed_after_a_crash_between_two_steps_is_in_the_log(
 
     assert again(context, order).status is S.ACCEPTED
     assert_rebuilds(context, order)
-
-
-def _crash_after_the_catalog(context: Context) -> None:
-    from fulfillment.services import catalog, dispatch  # noqa: PLC0415
-
-    batch = dispatch.dispatch(context, "main")
-    assert batch is not None
-    assert catalog.refresh_catalog(context, batch).goes_on
 
 
 def test_pages_go_from_new_to_old_without_gap_or_repetition(context: Context) -> None:

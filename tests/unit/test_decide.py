@@ -279,7 +279,7 @@ def test_without_a_time_of_the_providers_the_window_starts_now() -> None:
 def test_an_offer_still_sent_after_its_deadline_is_flagged_and_never_expired(
     seconds: int, is_overdue: bool
 ) -> None:
-    order = {"status": S.SENT, "provider_status": "sent", "trade_deadline_at": NOW}
+    order: dict[str, Any] = {"status": S.SENT, "provider_status": "sent", "trade_deadline_at": NOW}
 
     decision = decided(report(R.SENT), now=NOW + timedelta(seconds=seconds), **order)
 
@@ -288,7 +288,7 @@ def test_an_offer_still_sent_after_its_deadline_is_flagged_and_never_expired(
 
 
 def test_an_overdue_offer_is_flagged_once() -> None:
-    order = {"status": S.SENT, "provider_status": "sent", "trade_deadline_at": NOW}
+    order: dict[str, Any] = {"status": S.SENT, "provider_status": "sent", "trade_deadline_at": NOW}
 
     decision = decided(report(R.SENT), now=NOW + timedelta(hours=1), overdue=True, **order)
 
@@ -296,7 +296,11 @@ def test_an_overdue_offer_is_flagged_once() -> None:
 
 
 def test_an_overdue_offer_that_is_accepted_after_all_is_delivered() -> None:
-    order = {"status": S.SENT, "trade_deadline_at": NOW - timedelta(hours=1), "overdue": True}
+    order: dict[str, Any] = {
+        "status": S.SENT,
+        "trade_deadline_at": NOW - timedelta(hours=1),
+        "overdue": True,
+    }
 
     decision = decided(report(R.COMPLETED), **order)
 
@@ -306,7 +310,11 @@ def test_an_overdue_offer_that_is_accepted_after_all_is_delivered() -> None:
 
 @pytest.mark.parametrize("status", sorted(FOLLOWED))
 def test_the_same_word_again_adds_nothing(status: S) -> None:
-    known = {"provider_status": status.value, "charged_mills": 6120, "steam_offer_id": "7"}
+    known: dict[str, Any] = {
+        "provider_status": status.value,
+        "charged_mills": 6120,
+        "steam_offer_id": "7",
+    }
     said = report(R(status.value), charged_mills=6120, steam_offer_id="7")
 
     assert decided(said, status=status, **known) == Decision()
@@ -327,7 +335,7 @@ EARLY_PAIRS = [(old, R(new.value)) for old, new in permutations(EARLY, 2)]
 
 @pytest.mark.parametrize(("status", "word"), EARLY_PAIRS)
 def test_among_the_three_early_words_the_providers_newer_one_counts(status: S, word: R) -> None:
-    known = {"status": status, "provider_status": status.value, "reported_at": NOW}
+    known: dict[str, Any] = {"status": status, "provider_status": status.value, "reported_at": NOW}
     newer, older = NOW + timedelta(seconds=1), NOW - timedelta(seconds=1)
 
     after_newer = decided(report(word, reported_at=newer), **known)

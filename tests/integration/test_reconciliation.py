@@ -1,0 +1,411 @@
+"""Polls: every order is followed to its true end although no webhook ever comes."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from fulfillment.errors import NotAllowedNow, ProviderDeniesAccount, ProviderNotReached
+from fulfillment.services import operations, reconciliation
+from fulfillment.services.context import Context
+from fulfillment.services.operations import Resolution
+from fulfillment.store.models import Order
+from schemas.enums import OrderStatus as S
+from schemas.provider import ReportState as R
+from tests.conftest import MakeContext
+from tests.support import (
+    PRICE_CENTS,
+    FakeClock,
+    FakeProvider,
+    Simulator,
+    again,
+    checkout,
+    entries,
+    in_threads,
+    messages_of,
+    path_of,
+    receive,
+    receive_one,
+    rows,
+    run_chain,
+    run_polls,
+    run_ticks,
+    view,
+)
+
+PRICE_MILLS = PRICE_CENTS * 10
+
+
+def accepted(context: Context) -> Order:
+    """Give an order that the provider has."""
+    order = receive_one(context)
+    run_chain(context)
+    return again(context, order)
+
+
+def polls_of(provider: FakeProvider) -> int:
+    return sum(read.startswith("order") for read in provider.reads)
+
+
+def test_no_order_is_asked_about_more_often_than_every_30_seconds(
+    simulated: Context, simulator: Simulator, clock: FakeClock
+) -> None:
+    simulator.ask("POST", "/scenarios", default="stuck")
+    placed = receive(simulated, *(simulator.checkout("stuck", i) for i in range(3)))
+    run_chain(simulated)
+
+    for _ in range(200):
+        run_polls(simulated)
+        clock.advance(5)
+        simulator.jump(5)
+
+    purchases = [simulator.purchase(order) for order in placed]
+    assert all(p is not None and p["reads"] >= 5 for p in purchases)
+    assert all(p is not None and p["minReadGapS"] >= 30 for p in purchases)
+
+
+def test_polls_back_off_while_nothing_happens(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    accepted(context)
+    counts = []
+
+    for _ in range(3):
+        before = polls_of(provider)
+        for _ in range(60):
+            clock.advance(15)
+            run_polls(context)
+        counts.append(polls_of(provider) - before)
+
+    assert counts[0] > counts[1] >= counts[2] >= 2
+
+
+def test_a_stale_answer_never_takes_an_order_back(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = accepted(context)
+    provider.says(order.external_id, R.SENT)
+    clock.advance(31)
+    run_polls(context)
+
+    provider.says(order.external_id, R.QUEUED)
+    clock.advance(60)
+    run_polls(context)
+
+    assert again(context, order).status is S.SENT
+
+
+def test_an_order_that_the_provider_says_it_does_not_know_stays_as_it_is(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = accepted(context)
+    del provider.orders[order.external_id]
+
+    clock.advance(31)
+    run_polls(context)
+
+    after = again(context, order)
+    assert after.status is S.ACCEPTED
+    assert after.next_poll_at is not None
+    assert [kind for kind, _ in entries(context, order)] == ["hold"]
+
+
+def test_a_poll_that_fails_is_tried_again_and_costs_no_order(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = accepted(context)
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+    provider.reads_fail(ProviderNotReached("503"))
+    clock.advance(31)
+    run_polls(context)
+    during = again(context, order)
+
+    provider.reads_fail(None)
+    clock.advance(31)
+    run_polls(context)
+
+    assert (during.status, during.polls) == (S.ACCEPTED, 0)
+    assert again(context, order).status is S.COMPLETED
+
+
+def test_wrong_credentials_at_a_poll_pause_the_account(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    accepted(context)
+    provider.reads_fail(ProviderDeniesAccount("403"))
+
+    clock.advance(31)
+    run_polls(context)
+
+    (wallet,) = operations.wallets(context)
+    assert wallet.paused_until is not None
+    assert wallet.paused_until >= clock.now() + timedelta(seconds=30)
+
+
+def test_two_beats_ask_no_more_than_one(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    receive(context, *(checkout() for _ in range(10)))
+    run_chain(context)
+    clock.advance(31)
+
+    for _ in range(20):
+        clock.advance(1)
+    in_threads(4, lambda _: run_polls(context))
+
+    assert polls_of(provider) == 10
+
+
+def test_a_lost_message_costs_one_interval(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    accepted(context)
+    clock.advance(31)
+
+    lost = reconciliation.poll_due(context)
+    clock.advance(31)
+    found_again = reconciliation.poll_due(context)
+
+    assert [batch["ids"] for batch in lost] == [batch["ids"] for batch in found_again]
+
+
+def test_first_polls_of_a_burst_are_spread(context: Context, clock: FakeClock) -> None:
+    placed = receive(context, *(checkout() for _ in range(10)))
+    run_chain(context)
+
+    times = [again(context, order).next_poll_at for order in placed]
+
+    assert len(set(times)) == 10
+    assert min(t for t in times if t) >= clock.now() + timedelta(seconds=30)
+
+
+def test_an_offer_near_its_end_is_asked_about_before_routine(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    context = make_context(provider)
+    routine, urgent = receive(context, checkout(), checkout())
+    run_chain(context)
+    provider.says(urgent.external_id, R.SENT)
+    clock.advance(60)
+    run_polls(context)
+    clock.advance(601)
+
+    (batch,) = reconciliation.poll_due(context)
+
+    assert batch["ids"] == [urgent.id, routine.id]
+
+
+def test_a_delivered_order_is_watched_for_a_reversal_for_eight_days(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = accepted(context)
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+    clock.advance(31)
+    run_polls(context)
+    until = again(context, order).reversible_until
+
+    before = polls_of(provider)
+    for _ in range(9 * 24 * 2):
+        clock.advance(1800)
+        run_polls(context)
+
+    assert until is not None
+    assert 30 <= polls_of(provider) - before <= 80
+    assert again(context, order).next_poll_at is None
+
+
+@pytest.mark.parametrize(("is_refunded", "kinds"), [(True, ["refund"]), (False, [])])
+def test_a_reversal_on_the_seventh_day_is_recorded_and_costed(
+    context: Context, provider: FakeProvider, clock: FakeClock, is_refunded: bool, kinds: list[str]
+) -> None:
+    order = accepted(context)
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+    clock.advance(31)
+    run_polls(context)
+
+    clock.advance(7 * 86_400)
+    refunded_at = clock.now() if is_refunded else None
+    provider.says(order.external_id, R.REVERSED, refunded_at=refunded_at)
+    run_polls(context)
+
+    assert again(context, order).status is S.REVERSED
+    assert [kind for kind, _ in entries(context, order)] == ["hold", "settle", *kinds]
+    assert "order.needs_review" in [message["type"] for message in messages_of(context, order)]
+
+
+def test_news_after_the_end_that_contradicts_it_is_an_alarm_and_moves_no_money(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = accepted(context)
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+    clock.advance(31)
+    run_polls(context)
+
+    provider.says(order.external_id, R.FAILED, failure_code="item_unavailable")
+    clock.advance(3600)
+    run_polls(context)
+    clock.advance(3600)
+    run_polls(context)
+
+    types = [message["type"] for message in messages_of(context, order)]
+    assert again(context, order).status is S.COMPLETED
+    assert types.count("order.needs_review") == 1
+    assert [kind for kind, _ in entries(context, order)] == ["hold", "settle"]
+
+
+def test_a_charge_that_was_not_told_at_the_delivery_is_learned_later(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = accepted(context)
+    provider.says(order.external_id, R.COMPLETED)
+    clock.advance(31)
+    run_polls(context)
+
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+    clock.advance(3600)
+    run_polls(context)
+
+    types = [message["type"] for message in messages_of(context, order)]
+    assert view(context, order).charged_price == PRICE_CENTS
+    assert "order.needs_review" not in types
+
+
+def test_a_charge_that_changes_after_the_delivery_is_an_alarm_and_rewrites_no_entry(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = accepted(context)
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+    clock.advance(31)
+    run_polls(context)
+
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS + 10)
+    for _ in range(3):
+        clock.advance(3600)
+        run_polls(context)
+
+    types = [message["type"] for message in messages_of(context, order)]
+    assert view(context, order).charged_price == PRICE_CENTS + 1
+    assert types.count("order.needs_review") == 1
+    assert entries(context, order)[1] == ("settle", PRICE_MILLS)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "ends", "seconds"),
+    [
+        ("webhooks_lost", ["completed"], 40),
+        ("declined", ["failed"], 40),
+        ("expired", ["expired"], 650),
+        ("reversed", ["completed", "reversed"], 40),
+        ("unknown_status", ["completed"], 40),
+    ],
+)
+def test_polls_alone_bring_an_order_to_its_true_end(
+    simulated: Context,
+    simulator: Simulator,
+    clock: FakeClock,
+    scenario: str,
+    ends: list[str],
+    seconds: float,
+) -> None:
+    (order,) = receive(simulated, simulator.checkout(scenario))
+    run_chain(simulated)
+
+    for end in ends:
+        simulator.jump(seconds)
+        simulator.until_status(order, end)
+        clock.advance(3600)
+        run_polls(simulated)
+
+    purchase = simulator.purchase(order)
+    shown = view(simulated, order)
+    assert purchase is not None
+    assert path_of(simulated, order)[-len(ends) :] == ends
+    assert (shown.charged_price or 0) in (purchase["amountCents"], 0)
+
+
+def test_reconcile_makes_everything_under_way_due_now(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = accepted(context)
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+
+    due = reconciliation.reconcile_now(context, None)
+    run_polls(context)
+
+    assert due == 1
+    assert again(context, order).status is S.COMPLETED
+
+
+# --- a person's decisions -------------------------------------------------------------------------
+
+
+def in_review(context: Context) -> Order:
+    """Give an order of which nobody knows whether it was bought."""
+    order = accepted(context)
+    update = "UPDATE orders SET status = 'needs_review' WHERE id = :id RETURNING 1"
+    rows(context, update, id=order.id)
+    rows(context, "UPDATE attempts SET state = 'sending', confirmed_at = NULL RETURNING 1")
+    return again(context, order)
+
+
+def test_an_order_that_a_person_found_is_adopted(context: Context, provider: FakeProvider) -> None:
+    order = in_review(context)
+    provider.says(order.external_id, R.SENT)
+
+    operations.resolve(context, order.external_id, Resolution.FOUND, "seen in their panel")
+
+    notes = [entry.note for entry in view(context, order).timeline]
+    assert again(context, order).status is S.SENT
+    assert any("seen in their panel" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "status"),
+    [(Resolution.NOT_FOUND, S.FAILED), (Resolution.CANCELLED, S.CANCELLED)],
+)
+def test_an_order_that_a_person_ended_frees_its_money(
+    context: Context, resolution: Resolution, status: S
+) -> None:
+    order = in_review(context)
+
+    operations.resolve(context, order.external_id, resolution, "asked support")
+
+    after = again(context, order)
+    assert (after.status, after.failed_by, after.failure_message) == (status, "us", "asked support")
+    assert [kind for kind, _ in entries(context, order)] == ["hold", "release"]
+
+
+def test_only_a_review_can_be_resolved(context: Context) -> None:
+    order = accepted(context)
+
+    with pytest.raises(NotAllowedNow, match="accepted"):
+        operations.resolve(context, order.external_id, Resolution.CANCELLED, "because")
+
+
+def test_of_two_people_who_resolve_at_once_one_is_told_to_look_again(context: Context) -> None:
+    order = in_review(context)
+
+    def resolve(_: int) -> Any:
+        try:
+            return operations.resolve(context, order.external_id, Resolution.CANCELLED, "why")
+        except NotAllowedNow as error:
+            return error
+
+    answers = in_threads(4, resolve)
+
+    assert sum(isinstance(answer, Order) for answer in answers) == 1
+    assert [kind for kind, _ in entries(context, order)] == ["hold", "release"]
+
+
+def test_a_closed_order_that_turns_out_bought_after_all_is_an_alarm(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = in_review(context)
+    operations.resolve(context, order.external_id, Resolution.NOT_FOUND, "not in their panel")
+
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+    reconciliation.reconcile_now(context, [order.external_id])
+    clock.advance(31)
+    run_ticks(context)
+
+    assert again(context, order).status is S.FAILED
