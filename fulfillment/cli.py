@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from fulfillment import log
 from fulfillment.errors import FulfillmentError, InvalidInput
@@ -291,7 +291,15 @@ def orders(
     if as_json:
         _print_json([view.as_json() for view in views])
         return
-    table = Table("order", "account", "status", "agreed", "charged", "deadline", "failure")
+    table = Table(
+        Column("order", overflow="fold"),
+        "account",
+        "status",
+        "agreed",
+        "charged",
+        "deadline",
+        "failure",
+    )
     for view in views:
         table.add_row(*_row(view))
     out.print(table)

@@ -9,8 +9,8 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
-from sqlalchemy import text
 from sqlalchemy.engine import make_url
+from sqlmodel import SQLModel
 
 from fulfillment.devstack.postgres import EmbeddedPostgres
 from fulfillment.providers.base import Provider
@@ -91,13 +91,9 @@ def shared_database(database_url: str) -> Iterator[Database]:
 def database(shared_database: Database) -> Database:
     """Give the database with empty tables."""
     with shared_database.transaction() as session:
-        names = session.execute(
-            text(
-                "SELECT quote_ident(tablename) FROM pg_tables "
-                "WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
-            )
-        ).scalars()
-        session.execute(text(f"TRUNCATE {', '.join(names)} RESTART IDENTITY CASCADE"))
+        # Several times faster than TRUNCATE, which makes every table's file anew.
+        for table in reversed(SQLModel.metadata.sorted_tables):
+            session.execute(table.delete())
     return shared_database
 
 

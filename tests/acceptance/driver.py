@@ -22,7 +22,7 @@ _numbers = itertools.count(1)
 
 def quick_settings(data_dir: Path, **changes: Any) -> Settings:
     """Give settings scaled to the simulator's speed: a window of 20 s, polls every second."""
-    account = AccountSettings(trade_window_s=20, request_timeout_s=3)
+    account = AccountSettings(trade_window_s=20, request_timeout_s=3, max_submits_in_flight=4)
     values: dict[str, Any] = {
         "data_dir": data_dir,
         "web_port": 0,

@@ -441,14 +441,7 @@ def test_the_settings_are_those_of_env_example(containers: Containers, monkeypat
     assert settings.account("main").webhook_secrets == ("docker-secret",)
 
 
-RAISES_AGAIN = pytest.mark.xfail(
-    reason="uvicorn raises SIGTERM again after its clean end: 143 instead of 0", strict=False
-)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=RAISES_AGAIN) if n == "web" else n for n in LASTING]
-)
+@pytest.mark.parametrize("name", LASTING)
 def test_a_stopped_service_ends_cleanly_within_its_grace(containers: Containers, name: str) -> None:
     process = containers.processes[name]
     assert process.poll() is None, containers.said(name)
