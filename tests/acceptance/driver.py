@@ -112,6 +112,14 @@ class Driver:
     def statuses(self, ids: Iterable[str]) -> dict[str, str]:
         return {external_id: self.order(external_id)["status"] for external_id in ids}
 
+    def wait_for(self, ends: dict[str, str], timeout_s: float = 90.0) -> None:
+        """Wait until each order has come to its scripted end."""
+        until("the scripted ends", lambda: self.statuses(ends) == ends, timeout_s)
+
+    def wait_revived(self, name: str) -> None:
+        """Wait until the supervisor has started a killed child again."""
+        until(f"{name} again", lambda: name in self.stack.processes.pids)
+
     def wait_final(self, ids: Iterable[str], timeout_s: float = 60.0) -> dict[str, str]:
         """Wait until all orders have ended; give how."""
         ids = list(ids)

@@ -46,11 +46,7 @@ def test_every_scenario_ends_as_the_provider_says_and_is_bought_once(stack: Driv
     events = [stack.checkout(scenario) for scenario in EXPECTED_ENDS]
 
     ids = stack.send(events)
-    until(
-        "every order's scripted end",
-        lambda: stack.statuses(ids) == dict(zip(ids, EXPECTED_ENDS.values(), strict=True)),
-        90,
-    )
+    stack.wait_for(dict(zip(ids, EXPECTED_ENDS.values(), strict=True)))
 
     stack.assert_agreement(ids)
 
