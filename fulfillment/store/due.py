@@ -1,4 +1,7 @@
-"""What is due by a time in a row: polls and trade windows. A tick claims by moving the time on."""
+"""What is due by a time in a row: polls and trade windows. A tick claims by moving the time on.
+
+Whoever locks several orders does it in the order of their ids, so that no two wait for each other.
+"""
 
 from datetime import datetime
 
@@ -42,9 +45,12 @@ def poll_at(session: Session, order_ids: list[int], at: datetime, min_interval_s
             UPDATE orders SET next_poll_at = least(
                 coalesce(next_poll_at, 'infinity'),
                 greatest(:at, coalesce(polled_at, '-infinity') + make_interval(secs => :gap)))
-             WHERE id = ANY(:ids)
-               AND status IN ('submitting', 'accepted', 'queued', 'processing', 'pending', 'sent',
-                              'completed', 'needs_review')
+             WHERE id IN (
+                SELECT id FROM orders
+                 WHERE id = ANY(:ids)
+                   AND status IN ('submitting', 'accepted', 'queued', 'processing', 'pending',
+                                  'sent', 'completed', 'needs_review')
+                 ORDER BY id FOR UPDATE)
             """
         ),
         {"ids": order_ids, "at": at, "gap": min_interval_s},
@@ -55,8 +61,10 @@ def poll_all(session: Session, now: datetime) -> int:
     """Make every order that is under way at a provider due for a poll now; give how many."""
     rows = session.execute(
         text(
-            "UPDATE orders SET next_poll_at = :now WHERE next_poll_at IS NOT NULL "
-            "AND status IN ('accepted', 'queued', 'processing', 'pending', 'sent') RETURNING id"
+            "UPDATE orders SET next_poll_at = :now WHERE id IN ("
+            "SELECT id FROM orders WHERE next_poll_at IS NOT NULL "
+            "AND status IN ('accepted', 'queued', 'processing', 'pending', 'sent') "
+            "ORDER BY id FOR UPDATE) RETURNING id"
         ),
         {"now": now},
     )

@@ -219,7 +219,10 @@ def set_due(session: Session, order_ids: Sequence[int], **due: Any) -> None:
     """Set due times of orders; these are no events."""
     names = ", ".join(f"{name} = :{name}" for name in due if name in _SETTABLE)
     session.execute(
-        text(f"UPDATE orders SET {names} WHERE id = ANY(:ids)"),  # noqa: S608 - checked names
+        text(
+            f"UPDATE orders SET {names} WHERE id IN ("  # noqa: S608 - checked names
+            "SELECT id FROM orders WHERE id = ANY(:ids) ORDER BY id FOR UPDATE)"
+        ),
         {**due, "ids": list(order_ids)},
     )
 

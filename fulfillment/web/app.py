@@ -1,6 +1,8 @@
 """The web application: intake, reads, webhooks and health over one context."""
 
 import asyncio
+import logging
+import os
 import resource
 import signal
 import socket
@@ -126,3 +128,6 @@ def serve(settings: Settings) -> None:
             server.run(sockets=[listener])
     finally:
         context.close()
+    # A hint on its way to a dead broker is not worth waiting for: the sweep sends it again.
+    logging.shutdown()
+    os._exit(0)

@@ -15,7 +15,6 @@ from fulfillment.store import accounts, claims
 from schemas.enums import OrderStatus as S
 from tests.conftest import MakeContext
 from tests.support import (
-    PRICE_CENTS,
     FakeClock,
     FakeProvider,
     again,
@@ -27,8 +26,6 @@ from tests.support import (
     run_sweep,
     submit,
 )
-
-PRICE_MILLS = PRICE_CENTS * 10
 
 
 @pytest.mark.parametrize("limit", [10, 11, 15, 19, 20, 25, 60, 500])

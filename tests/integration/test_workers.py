@@ -15,7 +15,6 @@ from fulfillment.services.context import Context
 from schemas.enums import OrderStatus as S
 from tests.conftest import MakeContext
 from tests.support import (
-    PRICE_CENTS,
     FakeClock,
     FakeProvider,
     again,
@@ -30,8 +29,6 @@ from tests.support import (
     run_ticks,
     submit,
 )
-
-PRICE_MILLS = PRICE_CENTS * 10
 
 
 @pytest.mark.parametrize(
