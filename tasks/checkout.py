@@ -14,9 +14,11 @@ from tasks.base import FulfillmentTask, context
 
 
 @app.task(bind=True, base=FulfillmentTask, name=messages.RECEIVE)
-def receive(self: FulfillmentTask, /, event: Any = None, **fields: Any) -> dict[str, Any]:
+def receive(
+    self: FulfillmentTask, /, event: Any = None, *more: Any, **fields: Any
+) -> dict[str, Any]:
     """Take a checkout in from a store that speaks Celery: one event, as a dict or as keywords."""
-    raw = fields if event is None else event
+    raw = [event, *more] if more else fields if event is None else event
     results = intake.receive_raw(context(), [raw])
     for account in intake.new_accounts(results):
         hint(messages.DISPATCH, account)

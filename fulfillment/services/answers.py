@@ -66,7 +66,9 @@ def ask(context: Context, order: Order, attempt: Attempt, body: bytes) -> Answer
     try:
         return Answered(context.provider(order.account).purchase(body))
     except ProviderRefused as error:
-        return _look_up(context, order, attempt, error) if was_unknown else Refused(error)
+        if was_unknown or not error.is_documented:
+            return _look_up(context, order, attempt, error)
+        return Refused(error)
     except ProviderOutcomeUnknown as error:
         return Unknown(str(error), error)
     except (ProviderNotReached, ProviderDeniesAccount) as error:
@@ -81,8 +83,7 @@ def _look_up(context: Context, order: Order, attempt: Attempt, refusal: Provider
         return Unknown(f"lookup: {error}", error)
     if order.external_id in found:
         return Answered(found[order.external_id])
-    assert attempt.last_post_at is not None
-    if context.now() - attempt.last_post_at < context.cache_time:
+    if attempt.last_post_at is None or context.now() - attempt.last_post_at < context.cache_time:
         # Asked again only when the answer can prove something about this post and all before it.
         reason = "the provider does not know the order yet; a cached answer proves nothing"
         return Unknown(reason, ProviderOutcomeUnknown(reason, retry_after=context.cache_time))

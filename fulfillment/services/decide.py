@@ -59,7 +59,7 @@ def decide(
         note = f"unknown provider status {report.raw_status!r}: nothing is concluded from it"
         return Decision(order.status, note, {"provider_status": report.raw_status}, is_alarm=True)
     if order.status in FINAL:
-        return _after_the_end(order, report, target)
+        return _after_the_end(order, report, target, cap_mills)
     if order.status not in FOLLOWED | {OrderStatus.SUBMITTING, OrderStatus.NEEDS_REVIEW}:
         # Only a foreign use of our ids explains a report of what we never sent.
         return Decision(
@@ -120,15 +120,18 @@ def _above_the_cap(news: Mapping[str, Any], cap_mills: int) -> str:
     return f"charged {charge_in_cents(charged)} cents, above the agreed price"
 
 
-def _after_the_end(order: Order, report: OrderReport, target: OrderStatus) -> Decision:
+def _after_the_end(
+    order: Order, report: OrderReport, target: OrderStatus, cap_mills: int
+) -> Decision:
     if order.status is OrderStatus.COMPLETED and target is OrderStatus.REVERSED:
-        money = (Money.REFUND,) if report.refunded_at else ()
-        note = "the delivered trade was undone" + (" and refunded" if money else "")
+        money: tuple[Money, ...] = (Money.SETTLE,) if order.charged_mills is None else ()
+        money += (Money.REFUND,) if report.refunded_at else ()
+        note = "the delivered trade was undone" + (" and refunded" if report.refunded_at else "")
         return Decision(target, note, {"provider_status": report.raw_status}, money, is_alarm=True)
     if order.status is OrderStatus.REVERSED and target is OrderStatus.REVERSED:
         return Decision(None, money=(Money.REFUND,) if report.refunded_at else ())
     if target is order.status is OrderStatus.COMPLETED:
-        return _charge_after_all(order, report)
+        return _charge_after_all(order, report, cap_mills)
     # An older word that comes late is no news, unless we ended the order and the provider has it:
     # then money is attached to an order that we believe free.
     is_late = RANK[target] < RANK[order.status] and order.failed_by != FailedBy.US
@@ -137,20 +140,28 @@ def _after_the_end(order: Order, report: OrderReport, target: OrderStatus) -> De
         note = (
             f"the provider says {report.raw_status!r} after the end ({order.status}): not applied"
         )
-        return Decision(order.status, note, {"provider_status": report.raw_status}, is_alarm=True)
+        changes: dict[str, Any] = {"provider_status": report.raw_status}
+        if target is OrderStatus.COMPLETED and report.charged_mills is not None:
+            # The status stays, but the money was spent on this order and on no other.
+            changes["charged_mills"] = report.charged_mills
+            return Decision(order.status, note, changes, (Money.SETTLE,), is_alarm=True)
+        return Decision(order.status, note, changes, is_alarm=True)
     return NOTHING
 
 
-def _charge_after_all(order: Order, report: OrderReport) -> Decision:
-    """Take note of a charge told after the delivery; the ledger's entry is not rewritten."""
+def _charge_after_all(order: Order, report: OrderReport, cap_mills: int) -> Decision:
+    """Book a charge that is told after the delivery; one booked before is not rewritten."""
     charged = report.charged_mills
     if charged is None or charged == order.charged_mills:
         return NOTHING
-    booked = order.quoted_mills if order.charged_mills is None else order.charged_mills
     note = f"the provider says that it charged {charge_in_cents(charged)} cents"
-    if charged != booked:
-        note += f"; booked were {charge_in_cents(booked or 0)}"
-    return Decision(order.status, note, {"charged_mills": charged}, is_alarm=charged != booked)
+    changes = {"charged_mills": charged}
+    if order.charged_mills is None:
+        above = _above_the_cap(changes, cap_mills)
+        note = f"{note}; {above}" if above else note
+        return Decision(order.status, note, changes, (Money.SETTLE,), is_alarm=bool(above))
+    note += f"; booked were {charge_in_cents(order.charged_mills)}"
+    return Decision(order.status, note, changes, is_alarm=True)
 
 
 def _forward(
@@ -176,8 +187,11 @@ def _forward(
     elif target is OrderStatus.COMPLETED:
         until = report.reversible_until or reported + REVERSAL_WATCH
         changes |= {"completed_at": reported, "reversible_until": until, "overdue": False}
-        money += (Money.SETTLE,)
-        note = "delivered"
+        # The charged amount is booked, never the expected one: without it the hold stays open
+        # and the provider is asked again.
+        is_charge_known = order.charged_mills is not None or "charged_mills" in changes
+        money += (Money.SETTLE,) if is_charge_known else ()
+        note = "delivered" if is_charge_known else "delivered; the charge is not told yet"
     elif target is OrderStatus.REVERSED:
         money += (Money.SETTLE, *((Money.REFUND,) if report.refunded_at else ()))
         changes["overdue"] = False

@@ -3,9 +3,11 @@
 import signal
 from collections.abc import Iterator
 
+import kombu
 import pytest
 
 from fulfillment.devstack.stack import StackOptions
+from schemas.messages import CHECKOUT_KEY, STORE_EXCHANGE
 from tests.acceptance.driver import SPEED, Driver, running_stack
 
 ENDS = {
@@ -44,6 +46,26 @@ def test_scenarios_end_as_scripted_on_real_servers(real: Driver) -> None:
 
     real.wait_for(dict(zip(ids, ENDS.values(), strict=True)))
 
+    real.assert_agreement(ids)
+
+
+def test_garbage_between_good_checkouts_strands_none_of_them(real: Driver) -> None:
+    events = [real.checkout("webhooks_lost") for _ in range(100)]
+    exchange = kombu.Exchange(STORE_EXCHANGE, type="topic", durable=True)
+    with kombu.Connection(real.stack.settings.broker_url.get_secret_value()) as connection:
+        producer = kombu.Producer(connection, exchange=exchange)
+        for place, event in enumerate(events):
+            producer.publish(event, routing_key=CHECKOUT_KEY)
+            if place % 5 == 0:
+                producer.publish(
+                    b"junk",
+                    routing_key=CHECKOUT_KEY,
+                    content_type="application/json",
+                    content_encoding="utf-8",
+                )
+
+    ids = [event["externalId"] for event in events]
+    assert set(real.wait_final(ids).values()) == {"completed"}
     real.assert_agreement(ids)
 
 

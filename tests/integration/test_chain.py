@@ -284,3 +284,19 @@ def test_a_burst_is_one_batch_with_one_catalog_and_one_wallet_request(
     assert made["GET /v1/catalog"] == made["GET /v1/wallet"] == 1
     assert made["POST /v1/orders"] == 20
     assert {again(simulated, order).status for order in placed} == {S.ACCEPTED}
+
+
+def test_an_item_that_the_catalog_lists_twice_waits_for_a_clear_one(
+    simulated: Context, simulator: Simulator, clock: FakeClock
+) -> None:
+    (order,) = receive(simulated, simulator.checkout("delivered", 9))
+    simulator.ask("POST", "/faults", fault="doubled_catalog")
+    run_chain(simulated)
+    unclear = again(simulated, order).status
+
+    simulator.ask("DELETE", "/faults")
+    clock.advance(11)
+    run_chain(simulated)
+
+    assert unclear is S.RECEIVED
+    assert again(simulated, order).status is not S.FAILED

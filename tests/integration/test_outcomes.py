@@ -9,7 +9,10 @@ from fulfillment.errors import (
     ProviderRefused,
 )
 from fulfillment.services.context import Context
+from fulfillment.services.reports import apply_reports
+from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
+from schemas.enums import Source
 from schemas.provider import ReportState as R
 from tests.support import (
     ITEM,
@@ -205,6 +208,68 @@ def test_a_first_refusal_is_definite(context: Context, provider: FakeProvider) -
     assert order.failed_by == "provider"
     assert provider.reads.count(f"order {order.external_id}") == 0
     assert available(context) == 10_000_000
+
+
+def test_an_undocumented_no_is_believed_when_a_lookup_past_the_cache_time_knows_nothing(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = receive_one(context)
+    for _ in range(3):
+        provider.fail_purchase(
+            ProviderRefused("refused_by_provider", "HTTP 400", is_documented=False)
+        )
+
+    run_chain(context)
+    at_first = again(context, order).status
+    clock.advance(36)
+    run_sweep(context)
+
+    assert at_first is S.SUBMITTING
+    assert again(context, order).failure_code == "refused_by_provider"
+    assert [kind for kind, _ in entries(context, order)] == ["hold", "release"]
+
+
+def test_a_delivery_whose_charge_is_untold_keeps_its_hold_until_it_is_told(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = receive_one(context)
+    run_chain(context)
+    provider.says(order.external_id, R.COMPLETED)
+    clock.advance(60)
+    run_polls(context)
+    untold = entries(context, order)
+
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS - 10)
+    clock.advance(3600)
+    run_polls(context)
+
+    assert [kind for kind, _ in untold] == ["hold"]
+    assert entries(context, order)[1:] == [("settle", PRICE_MILLS - 10)]
+    assert again(context, order).charged_mills == PRICE_MILLS - 10
+
+
+def test_money_that_a_failed_order_cost_after_all_is_booked_on_it(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = receive_one(context)
+    run_chain(context)
+    provider.says(order.external_id, R.FAILED)
+    clock.advance(60)
+    run_polls(context)
+
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+    reconciled = apply_by_webhook(context, order, provider)
+
+    assert reconciled.status is S.FAILED
+    assert reconciled.charged_mills == PRICE_MILLS
+    assert ("settle", PRICE_MILLS) in entries(context, order)
+
+
+def apply_by_webhook(context: Context, order: Order, provider: FakeProvider) -> Order:
+    said = provider.orders[order.external_id]
+    with context.database.transaction() as session:
+        apply_reports(context, session, {order.id: said}, Source.WEBHOOK)
+    return again(context, order)
 
 
 def test_an_unknown_outcome_holds_its_money_however_long_it_takes(
