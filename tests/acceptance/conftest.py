@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+import redis
 from psycopg import sql
 from sqlalchemy.engine import make_url
 
@@ -60,6 +61,17 @@ def broker_url() -> Iterator[str]:
         yield url.set(database=name).render_as_string(hide_password=False)
     finally:
         control("delete_vhost", name)
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    """Give an empty database of a real Redis; it is emptied again."""
+    url = server("REDIS_URL")
+    client = redis.Redis.from_url(url)
+    client.flushdb()
+    yield url
+    client.flushdb()
+    client.close()
 
 
 def control(*command: str) -> bool:

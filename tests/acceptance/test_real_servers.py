@@ -1,4 +1,7 @@
-"""The same processes on a PostgreSQL and a RabbitMQ of their own; skipped where none is named."""
+"""The same processes on real servers: PostgreSQL with RabbitMQ and with Redis.
+
+Skipped where none is named.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -23,10 +26,12 @@ ENDS = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["rabbitmq", "redis"])
 def real(
-    tmp_path_factory: pytest.TempPathFactory, empty_database: str, broker_url: str
+    tmp_path_factory: pytest.TempPathFactory, empty_database: str, request: pytest.FixtureRequest
 ) -> Iterator[Driver]:
+    name = "broker_url" if request.param == "rabbitmq" else "redis_url"
+    broker_url: str = request.getfixturevalue(name)
     options = StackOptions(
         children=("simulator", "web", "worker", "beat", "intake"),
         simulator_speed=SPEED,
