@@ -379,12 +379,12 @@ def reconcile(
     order_id: Annotated[str | None, typer.Argument(metavar="[ID]")] = None,
 ) -> None:
     """Have the provider asked now about one order, or about all that are under way."""
-    from fulfillment.errors import OrderNotFound
-    from fulfillment.services import reconciliation
+    from fulfillment.services import operations, reconciliation
 
-    count = reconciliation.reconcile_now(_context(), [order_id] if order_id else None)
-    if order_id and not count:
-        raise OrderNotFound(order_id)
+    context = _context()
+    if order_id:
+        operations.show(context, order_id)
+    count = reconciliation.reconcile_now(context, [order_id] if order_id else None)
     out.print(f"{count} order{'s' if count != 1 else ''} will be asked about")
 
 

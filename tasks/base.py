@@ -17,7 +17,7 @@ from schemas.messages import RECEIVE
 log = get_logger(__name__)
 
 _MOST_NAMES = 20
-_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _lock = threading.Lock()
 _context: Context | None = None
 
@@ -47,7 +47,7 @@ def shown(args: Any, *, is_foreign: bool) -> str:
 
 def _event_id(arg: Any) -> str:
     found = arg.get("externalId") if isinstance(arg, dict) else None
-    is_id = isinstance(found, str) and _ID.fullmatch(found)
+    is_id = isinstance(found, str) and ID.fullmatch(found)
     return f"externalId={found} ***" if is_id else "***"
 
 

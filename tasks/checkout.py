@@ -10,7 +10,7 @@ from fulfillment.services import catalog, dispatch, funds, intake, reconciliatio
 from fulfillment.services.claiming import StepOutcome
 from schemas import messages
 from schemas.messages import Batch
-from tasks.base import FulfillmentTask, context
+from tasks.base import ID, FulfillmentTask, context
 
 
 @app.task(bind=True, base=FulfillmentTask, name=messages.RECEIVE)
@@ -23,10 +23,12 @@ def receive(
     for account in intake.new_accounts(results):
         hint(messages.DISPATCH, account)
     (result,) = results
+    # Flower shows the result: a sender's id is echoed only where it can be nothing but an id.
+    shown = result.external_id if ID.fullmatch(result.external_id or "") else None
     if result.error is not None:
         bury(context().settings, raw, str(result.error))
-        return {"externalId": result.external_id, "refused": str(result.error)}
-    return {"externalId": result.external_id, "status": result.status}
+        return {"externalId": shown, "refused": str(result.error)}
+    return {"externalId": shown, "status": result.status}
 
 
 @app.task(bind=True, base=FulfillmentTask, name=messages.DISPATCH)

@@ -145,7 +145,10 @@ def _after_the_end(
             # The status stays, but the money was spent on this order and on no other.
             changes["charged_mills"] = report.charged_mills
             return Decision(order.status, note, changes, (Money.SETTLE,), is_alarm=True)
-        return Decision(order.status, note, changes, is_alarm=True)
+        # Money that came back is booked where it was booked as spent before.
+        is_refund = target is OrderStatus.REVERSED and report.refunded_at is not None
+        money = (Money.REFUND,) if is_refund else ()
+        return Decision(order.status, note, changes, money, is_alarm=True)
     return NOTHING
 
 

@@ -109,12 +109,11 @@ def _move(context: Context, order: Order, decision: Decision, by: Source, now: d
 def _due(context: Context, order: Order, decision: Decision, now: datetime) -> dict[str, Any]:
     target = decision.target
     if target is OrderStatus.COMPLETED:
-        return {
-            **NOTHING_DUE,
-            "next_poll_at": schedule.next_reversal_poll(
-                context, now, now, decision.changes["reversible_until"]
-            ),
-        }
+        until = decision.changes["reversible_until"]
+        at = schedule.next_reversal_poll(context, now, now, until)
+        if Money.SETTLE not in decision.money:
+            at = schedule.first_poll(context, now)  # the charge is still to be learned
+        return {**NOTHING_DUE, "next_poll_at": at}
     if target in FINAL:
         return dict(NOTHING_DUE)
     due: dict[str, Any] = {**UNCLAIMED, "next_attempt_at": None}

@@ -8,6 +8,7 @@ from fulfillment.errors import (
     ProviderOutcomeUnknown,
     ProviderRefused,
 )
+from fulfillment.services import reconciliation
 from fulfillment.services.context import Context
 from fulfillment.services.reports import apply_reports
 from fulfillment.store.models import Order
@@ -246,6 +247,7 @@ def test_a_delivery_whose_charge_is_untold_keeps_its_hold_until_it_is_told(
     assert [kind for kind, _ in untold] == ["hold"]
     assert entries(context, order)[1:] == [("settle", PRICE_MILLS - 10)]
     assert again(context, order).charged_mills == PRICE_MILLS - 10
+    assert messages_of(context, order)[-1]["order"]["chargedPrice"] == PRICE_CENTS - 1
 
 
 def test_money_that_a_failed_order_cost_after_all_is_booked_on_it(
@@ -263,6 +265,27 @@ def test_money_that_a_failed_order_cost_after_all_is_booked_on_it(
     assert reconciled.status is S.FAILED
     assert reconciled.charged_mills == PRICE_MILLS
     assert ("settle", PRICE_MILLS) in entries(context, order)
+
+    provider.says(order.external_id, R.REVERSED, refunded_at=context.now())
+    apply_by_webhook(context, order, provider)
+    assert ("refund", PRICE_MILLS) in entries(context, order)
+
+
+def test_an_ended_order_is_asked_about_when_a_person_asks(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = receive_one(context)
+    run_chain(context)
+    provider.says(order.external_id, R.FAILED)
+    clock.advance(60)
+    run_polls(context)
+    provider.reads.clear()
+
+    asked = reconciliation.reconcile_now(context, [order.external_id])
+    run_polls(context)
+
+    assert asked == 1
+    assert provider.reads == [f"order {order.external_id}"]
 
 
 def apply_by_webhook(context: Context, order: Order, provider: FakeProvider) -> Order:
