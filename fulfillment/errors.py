@@ -113,12 +113,16 @@ class ProviderError(FulfillmentError):
 
 
 class ProviderRefused(ProviderError):
-    """A definite no to one purchase: nothing was created, its money is free."""
+    """A definite no to one purchase: nothing was created, its money is free.
 
-    def __init__(self, code: str, message: str) -> None:
+    `is_ours` says that we refused, before anything was sent.
+    """
+
+    def __init__(self, code: str, message: str, *, is_ours: bool = False) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
+        self.is_ours = is_ours
 
 
 class ProviderNotReached(ProviderError):
