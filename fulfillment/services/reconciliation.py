@@ -116,12 +116,17 @@ def _next(context: Context, order: Order, now: datetime, flows: bool) -> datetim
 def _within_budget(
     context: Context, account: str, members: list[Order], now: datetime
 ) -> list[Order]:
+    """Choose whom to ask about: the budget counts requests, of which one may serve many orders."""
+    size = context.provider(account).lookup_limit
     urgent = [order for order in members if _is_urgent(order, now)]
     routine = [order for order in members if not _is_urgent(order, now)]
-    granted = outages.take_budget(context, account, Purpose.URGENT, len(urgent))
-    chosen = urgent[:granted]
-    granted = outages.take_budget(context, account, Purpose.POLL, len(routine))
-    return chosen + routine[:granted]
+    granted = outages.take_budget(context, account, Purpose.URGENT, -(-len(urgent) // size))
+    # What the last urgent request has room for rides along.
+    free = max(granted * size - len(urgent), 0)
+    chosen = urgent[: granted * size] + routine[:free]
+    routine = routine[free:]
+    granted = outages.take_budget(context, account, Purpose.POLL, -(-len(routine) // size))
+    return chosen + routine[: granted * size]
 
 
 def _ask(

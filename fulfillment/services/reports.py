@@ -108,11 +108,10 @@ def _move(context: Context, order: Order, decision: Decision, by: Source, now: d
 def _due(context: Context, order: Order, decision: Decision, now: datetime) -> dict[str, Any]:
     target = decision.target
     if target is OrderStatus.COMPLETED:
+        until = decision.changes["reversible_until"]
         return {
             **NOTHING_DUE,
-            "next_poll_at": schedule.next_reversal_poll(
-                context, now, now, decision.changes["reversible_until"]
-            ),
+            "next_poll_at": until and schedule.next_reversal_poll(context, now, now, until),
         }
     if target in FINAL:
         return dict(NOTHING_DUE)
