@@ -15,10 +15,11 @@ from starlette.responses import Response
 
 from fulfillment.clock import Clock, SystemClock
 from fulfillment.simulator.control import Control
-from fulfillment.simulator.core import Market, Timeline, VirtualClock
+from fulfillment.simulator.core import Market
 from fulfillment.simulator.faults import problem
 from fulfillment.simulator.options import SimulatorOptions
 from fulfillment.simulator.skinsnode import SkinsNode
+from fulfillment.simulator.timeline import Timeline, VirtualClock
 
 __all__ = ["SimulatorOptions", "build_app", "running", "serve"]
 

@@ -31,7 +31,8 @@ class Dialect(Protocol):
 
 
 class WalletChange(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    delta_cents: int
+    delta_cents: int = 0
+    delta_mills: int = 0
     kind: str | None = None
 
 
@@ -42,8 +43,9 @@ class ScenarioChoice(msgspec.Struct, rename="camel", forbid_unknown_fields=True)
     default: str | None = None
 
 
-class ItemChange(msgspec.Struct, forbid_unknown_fields=True):
-    price: int | None = None
+class ItemChange(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    price: int | None = None  # cents
+    price_mills: int | None = None
     available: bool | None = None
 
 
@@ -123,9 +125,11 @@ class Control:
 
     async def change_wallet(self, request: Request) -> Any:
         change = await _read(request, WalletChange)
-        kind = change.kind or ("top_up" if change.delta_cents > 0 else "foreign_spending")
-        self.market.move_money(kind, change.delta_cents)
-        return {"balanceCents": self.market.balance_cents}
+        mills = change.delta_cents * 10 + change.delta_mills
+        kind = change.kind or ("top_up" if mills > 0 else "foreign_spending")
+        self.market.move_money(kind, mills)
+        balance = self.market.balance_mills
+        return {"balanceCents": balance // 10, "balanceMills": balance}
 
     async def list_scenarios(self, request: Request) -> Any:
         return {
@@ -164,7 +168,8 @@ class Control:
         if item is None:
             raise Missing("no such item")
         change = await _read(request, ItemChange)
-        self.market.change_item(item, price_cents=change.price, available=change.available)
+        mills = change.price_mills if change.price is None else change.price * 10
+        self.market.change_item(item, price_mills=mills, available=change.available)
         return _item_row(item)
 
     async def read_order(self, request: Request) -> Any:
@@ -228,5 +233,6 @@ def _item_row(item: Item) -> dict[str, Any]:
         "id": item.id,
         "marketHashName": item.name,
         "price": item.price_cents,
+        "priceMills": item.price_mills,
         "available": item.available,
     }

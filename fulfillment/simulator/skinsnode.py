@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from fulfillment.simulator.catalog import Item
+from fulfillment.simulator.catalog import Item, cents_up
 from fulfillment.simulator.core import MESSAGES, Market, Order
 from fulfillment.simulator.faults import FAULTS, Gate, Handler, answer_json, problem
 from fulfillment.simulator.webhooks import Courier
@@ -76,7 +76,7 @@ def webhook_body(order: Order, status: str) -> bytes:
             "externalId": order.external_id,
             "status": status,
             "steamOfferId": order.steam_offer_id,
-            "amount": str(order.amount_cents),
+            "amount": str(cents_up(order.amount_mills)),
             "currency": "USD",
             "error": failure_of(order) if status == order.status else None,
             "timestamps": timestamps_of(order),
@@ -98,7 +98,7 @@ def order_body(order: Order) -> bytes:
                 "price": item.price_cents,
                 "currency": "USD",
             },
-            "pricing": {"currency": "USD", "amount": str(order.amount_cents)},
+            "pricing": {"currency": "USD", "amount": str(cents_up(order.amount_mills))},
             "failure": failure_of(order),
             "timestamps": timestamps_of(order),
         }
@@ -171,7 +171,7 @@ class SkinsNode:
             figure = {
                 "clientId": self.market.options.client_id,
                 "currency": "USD",
-                "availableBalance": str(self.market.balance_cents),
+                "availableBalance": str(self.market.balance_mills // 10),
             }
             self._wallet = self.market.clock.now(), answer_json(200, figure)
         return self._wallet[1]
@@ -226,7 +226,7 @@ class SkinsNode:
         order = self.market.buy(
             ask.external_id,
             ask.catalog_item_id,
-            ask.expected_price,
+            ask.expected_price * 10,
             trade_url=ask.trade_url,
             webhook_url=ask.webhook_url,
         )
@@ -244,8 +244,8 @@ class SkinsNode:
     def _replay(self, order: Order, ask: OrderRequest) -> bool:
         """Note a repeated POST and tell whether its other content is to be refused."""
         order.posts += 1
-        said = (ask.catalog_item_id, ask.expected_price, ask.trade_url, ask.webhook_url)
-        kept = (order.item.id, order.expected_cents, order.trade_url, order.webhook_url)
+        said = (ask.catalog_item_id, ask.expected_price * 10, ask.trade_url, ask.webhook_url)
+        kept = (order.item.id, order.cap_mills, order.trade_url, order.webhook_url)
         if said == kept:
             return False
         order.conflicts += 1
