@@ -16,6 +16,7 @@ import msgspec
 from fulfillment.simulator import catalog, scenarios
 from fulfillment.simulator.catalog import Item, cents_up
 from fulfillment.simulator.options import SimulatorOptions
+from fulfillment.simulator.recipients import BY_TOKEN, PROBLEMS, Problem
 from fulfillment.simulator.scenarios import Scenario, Step
 from fulfillment.simulator.timeline import Timeline
 
@@ -29,6 +30,18 @@ MESSAGES = {
 }
 
 
+def trade_url_of(partner: str, token: str) -> str:
+    return f"https://steamcommunity.com/tradeoffer/new/?partner={partner}&token={token}"
+
+
+def recipient_of(trade_url: str) -> tuple[str, str, str]:
+    """Give a trade URL's token, its partner number, and that number as SteamID64."""
+    token, partner = (re.search(rf"[?&]{n}=([\w-]+)", trade_url) for n in ("token", "partner"))
+    number = partner[1] if partner else ""
+    steam_id = str(STEAM_ID_BASE + int(number)) if number.isdecimal() else ""
+    return token[1] if token else "", number, steam_id
+
+
 @dataclass(slots=True)
 class Order:
     """One purchase as it truly stands."""
@@ -37,6 +50,7 @@ class Order:
     number: int  # the provider's own id, where it gives one
     item: Item  # a copy from the moment of purchase
     cap_mills: int | None
+    custom_id: str | None  # the client's id, if it gave one
     webhook_url: str | None
     trade_url: str = field(repr=False)
     scenario: Scenario
@@ -55,6 +69,7 @@ class Order:
     steam_offer_id: str | None = None
     steps: tuple[Step, ...] = ()
     generation: int = 0  # raised when a hand moved the order: its own steps are off
+    told: str = ""  # the word of the last callback, where only a new word makes one
     posts: int = 1
     conflicts: int = 0
     reads: int = 0
@@ -65,8 +80,7 @@ class Order:
     @property
     def steam_id(self) -> str:
         """Name the recipient: the trade URL's 32-bit partner, as Steam writes it in full."""
-        found = re.search(r"partner=(\d+)", self.trade_url)
-        return str(STEAM_ID_BASE + int(found[1])) if found else ""
+        return recipient_of(self.trade_url)[2]
 
     def note_read(self, now: float) -> None:
         if self.last_read is not None:
@@ -137,7 +151,17 @@ class Market:
         path = options.ledger_file
         self._file = path.open("ab", buffering=0) if path else None
 
-    def scenario_for(self, external_id: str, item_id: str) -> Scenario:
+    def problem_of(self, token: str, *accounts: str) -> Problem | None:
+        """Find what is wrong with a recipient, by his token, partner number or SteamID64."""
+        set_by_api = next(
+            (self.recipients[k] for k in (token, *accounts) if k in self.recipients), ""
+        )
+        return PROBLEMS.get(set_by_api) or BY_TOKEN.get(token)
+
+    def scenario_for(self, external_id: str, item_id: str, trade_url: str) -> Scenario:
+        problem = self.problem_of(*recipient_of(trade_url))
+        if problem is not None:
+            return scenarios.SCENARIOS[f"recipient_{problem.name}"]
         return (
             self.scenario_of_id.get(external_id)
             or scenarios.named_by(external_id)
@@ -210,9 +234,10 @@ class Market:
             number=number,
             item=replace(item),
             cap_mills=cap_mills,
+            custom_id=external_id,
             webhook_url=webhook_url,
             trade_url=trade_url,
-            scenario=self.scenario_for(key, item.id),
+            scenario=self.scenario_for(key, item.id, trade_url),
             accepted_at=now,
             started=self.clock.now(),
             updated_at=now,
