@@ -53,6 +53,11 @@ class PriceFile(msgspec.Struct):
     prices: dict[str, int]
 
 
+def missing(item_id: str, name: str) -> Item:
+    """Stand for an item that is not on sale, in the record of a purchase that was refused."""
+    return Item(item_id, name, 0, None, None, None, None, "", "", available=False)
+
+
 def _uuid(name: str, index: int) -> str:
     return str(uuid.uuid5(NAMESPACE, f"{name}#{index}"))
 

@@ -69,6 +69,7 @@ class Order:
     steam_offer_id: str | None = None
     steps: tuple[Step, ...] = ()
     generation: int = 0  # raised when a hand moved the order: its own steps are off
+    is_refused: bool = False  # failed at once: kept, where the provider keeps such purchases
     told: str = ""  # the word of the last callback, where only a new word makes one
     posts: int = 1
     conflicts: int = 0
@@ -210,7 +211,7 @@ class Market:
     ) -> Order:
         """Keep a purchase that failed at once: nothing was sold and no money moved."""
         order = self._enter(external_id, item, cap_mills, trade_url, None)
-        order.status, order.failure = "failed", code
+        order.status, order.failure, order.is_refused = "failed", code, True
         order.history = [(order.accepted_at, "failed")]
         self._write("purchase", order.row())
         return order
