@@ -70,8 +70,8 @@ class OrderReport:
 
     `charged_mills` is the amount the provider says it charges; None where it did not say.
     `reported_at` is the provider's own time of the state where it gives one. `is_settled` says
-    that a delivered order can be undone no more. `alarm` is what a person is to look at although
-    the report stands.
+    that a delivered order can be undone no more; `is_held` whether it is protected now, where "not
+    held" may also mean: not yet. `alarm` is what a person is to look at although the report stands.
     """
 
     external_id: str
@@ -86,6 +86,7 @@ class OrderReport:
     reversible_until: datetime | None = None
     provider_reference: str | None = None
     is_settled: bool = False
+    is_held: bool | None = None
     alarm: str | None = None
 
 

@@ -165,15 +165,25 @@ def _after_delivery(order: Order, report: OrderReport) -> Decision:
         is_alarm = charged != booked
         if is_alarm:
             notes.append(f"booked were {charge_in_cents(booked or 0)}")
-    if report.is_settled and order.reversible_until is not None:
+    if _is_settled(order, report) and order.reversible_until is not None:
         changes |= {"reversible_until": None, "provider_status": report.raw_status}
         notes.append("settled: the provider says that it can be undone no more")
-    elif report.reversible_until not in (None, order.reversible_until) and not report.is_settled:
+    elif report.reversible_until not in (None, order.reversible_until):
         changes["reversible_until"] = report.reversible_until
         notes.append("the provider says until when it can be undone")
     return (
         Decision(order.status, "; ".join(notes), changes, is_alarm=is_alarm) if notes else NOTHING
     )
+
+
+def _is_settled(order: Order, report: OrderReport) -> bool:
+    """Say whether a delivery stands for good: by the provider's word, or since a hold is over.
+
+    "Not held" ends only a hold that the provider told of before: else it may be yet to come.
+    """
+    if report.is_held is not False or order.completed_at is None:
+        return report.is_settled
+    return report.is_settled or order.reversible_until != order.completed_at + REVERSAL_WATCH
 
 
 def _forward(

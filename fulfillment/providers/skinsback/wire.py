@@ -382,10 +382,7 @@ def read_purchase(row: Any) -> Purchase:
         steam_offer_id=number(row.get("tradeofferid")),
         reversible_until=until if _flag(row.get("in_hold")) is not False else None,
         provider_reference=number(row.get("buy_id")),
-        # "Not in hold" alone may also mean "not yet"; with an end it means "no more".
-        is_settled=state is ReportState.COMPLETED
-        and _flag(row.get("in_hold")) is False
-        and until is not None,
+        is_held=_flag(row.get("in_hold")),
         alarm=alarm,
     )
     if state in UNFULFILLED:
