@@ -184,7 +184,7 @@ class RawListing(msgspec.Struct):
 class Listed:
     """What is listed under the wanted ids and names: id -> (name, mills), name -> least mills."""
 
-    by_id: dict[str, tuple[str, int]] = field(default_factory=dict)
+    by_id: dict[str, tuple[str, int | None]] = field(default_factory=dict)
     by_name: dict[str, int] = field(default_factory=dict)
     size: int = 0
 
@@ -284,26 +284,34 @@ def read_listing(body: bytes, wants: Sequence[Want]) -> Listed | Problem:
     ids = {id_ for want in wants if (id_ := skin_id_of(want.catalog_item_id))}
     names = {want.market_hash_name or want.catalog_item_id for want in wants}
     listed = Listed(size=len(rows))
-    ambiguous, is_any_usable = set(), False
+    ambiguous: set[str] = set()
+    is_any_usable = False
     for row in rows:
         skin_id = number(row.id)
         if skin_id not in ids and row.name not in names:
             is_any_usable = True
             continue
-        with suppress(Unusable):
-            price = dollars(read_json(bytes(row.price)))
-            if price <= 0:
-                continue
-            is_any_usable = True
-            if skin_id and listed.by_id.setdefault(skin_id, (row.name, price)) != (row.name, price):
-                ambiguous.add(skin_id)
+        price = _price(row)
+        is_any_usable = is_any_usable or price is not None
+        if skin_id and listed.by_id.setdefault(skin_id, (row.name, price)) != (row.name, price):
+            ambiguous |= {skin_id, listed.by_id[skin_id][0], row.name}
+        if price is not None:
             listed.by_name[row.name] = min(price, listed.by_name.get(row.name, price))
     if rows and not is_any_usable:
         raise Unusable("expected items with a price, found none")
-    for skin_id in ambiguous:
+    for word in ambiguous:
         # A name's lowest price may have come from such a row: leave the name out too.
-        listed.by_name.pop(listed.by_id.pop(skin_id)[0], None)
+        listed.by_id.pop(word, None)
+        listed.by_name.pop(word, None)
     return listed
+
+
+def _price(row: Row) -> int | None:
+    """Read a row's price in mills; None for one that is not exact, or none."""
+    try:
+        return dollars(read_json(bytes(row.price))) or None
+    except Unusable:
+        return None
 
 
 def _rows(body: bytes) -> list[Row] | None:

@@ -90,7 +90,7 @@ class Listing(msgspec.Struct):
 class Listed:
     """What is listed of the wanted names: id -> (name, mills), name -> least mills."""
 
-    by_id: dict[str, tuple[str, int]] = field(default_factory=dict)
+    by_id: dict[str, tuple[str, int | None]] = field(default_factory=dict)
     by_name: dict[str, int] = field(default_factory=dict)
     ambiguous: set[str] = field(default_factory=set)
     size: int = 0
@@ -169,12 +169,10 @@ def read_listing(body: bytes, names: Sequence[str], listed: Listed) -> None:
         raise Unusable("expected a successful search")
     wanted, is_any_usable = set(names), False
     for raw in listing.data.items:
-        with suppress(msgspec.DecodeError, RecursionError, Unusable):
+        with suppress(msgspec.DecodeError, RecursionError):
             row = msgspec.json.decode(raw, type=Row)
-            price = dollars(read_json(bytes(row.price)))
-            if price <= 0:
-                continue
-            is_any_usable = True
+            price = _price(row)
+            is_any_usable = is_any_usable or price is not None
             listed.size += 1
             if row.name in wanted:
                 _add(listed, row, price)
@@ -182,12 +180,21 @@ def read_listing(body: bytes, names: Sequence[str], listed: Listed) -> None:
         raise Unusable("expected items with a price, found none")
 
 
-def _add(listed: Listed, row: Row, price: int) -> None:
+def _price(row: Row) -> int | None:
+    """Read a row's price in mills; None for one that is not exact, or none."""
+    try:
+        return dollars(read_json(bytes(row.price))) or None
+    except Unusable:
+        return None
+
+
+def _add(listed: Listed, row: Row, price: int | None) -> None:
     if row.id is not None:
         known = listed.by_id.setdefault(str(row.id), (row.name, price))
         if known != (row.name, price):
             listed.ambiguous |= {str(row.id), known[0], row.name}
-    listed.by_name[row.name] = min(price, listed.by_name.get(row.name, price))
+    if price is not None:
+        listed.by_name[row.name] = min(price, listed.by_name.get(row.name, price))
 
 
 def quotes(wants: Sequence[Want], listed: Listed) -> Quotes:
