@@ -1,5 +1,6 @@
 """What follows a purchase of unknown outcome, by what the provider documents (DESIGN section 3)."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -295,13 +296,10 @@ def test_a_replay_needs_two_lookups_far_enough_apart(
 ) -> None:
     attempt = attempt_of(context, lost(context, careful))
     assert attempt.last_post_at is not None
-    known = dict.fromkeys(type(attempt).__dataclass_fields__)
-    known |= {name: getattr(attempt, name) for name in known}
-    if count:
-        since = attempt.last_post_at + timedelta(seconds=1)
-        known |= {"empty_since": since, "empty_at": since + timedelta(seconds=apart_s)}
-    known["empty_lookups"] = count
+    since = attempt.last_post_at + timedelta(seconds=1) if count else None
+    last = since + timedelta(seconds=apart_s) if since else None
+    attempt = replace(attempt, empty_lookups=count, empty_since=since, empty_at=last)
 
-    step = unknowns.next_step(AfterUnknown.LOOKUP_THEN_REPLAY, type(attempt)(**known))
+    step = unknowns.next_step(AfterUnknown.LOOKUP_THEN_REPLAY, attempt)
 
     assert (step is unknowns.Step.POST) is is_allowed
