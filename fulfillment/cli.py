@@ -175,6 +175,7 @@ def intake() -> None:
 
 @cli.command()
 def simulator(
+    provider: Annotated[str, typer.Option(help="skinsnode, skinsback or skinslink.")] = "skinsnode",
     host: str = "127.0.0.1",
     port: int = 8090,
     speed: Annotated[float, typer.Option(help="How much faster than life.")] = 1.0,
@@ -182,15 +183,33 @@ def simulator(
     prices: Annotated[Path | None, typer.Option(help="Names and prices instead.")] = None,
     balance_cents: Annotated[int, typer.Option(help="The wallet's opening balance.")] = 1_000_000,
     client_id: Annotated[str, typer.Option(envvar="FULFILLMENT_SIMULATOR_CLIENT_ID")] = "sim",
+    webhook_url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="FULFILLMENT_SIMULATOR_WEBHOOK_URL",
+            help="The account's own, for providers that take none with the order.",
+        ),
+    ] = None,
+    hold_s: Annotated[float | None, typer.Option(help="Length of the trade's hold.")] = None,
+    three_decimals: Annotated[bool, typer.Option(help="Prices of no whole cents.")] = False,
 ) -> None:
-    """Run the provider simulator; its secret is FULFILLMENT_SIMULATOR_CLIENT_SECRET."""
+    """Run the provider simulator; its secret is FULFILLMENT_SIMULATOR_CLIENT_SECRET.
+
+    Skinslink's key is FULFILLMENT_SIMULATOR_API_KEY.
+    """
     import os
 
     from fulfillment.simulator.app import SimulatorOptions, serve
 
     log.configure("INFO")
     secret = os.environ.get("FULFILLMENT_SIMULATOR_CLIENT_SECRET", "sim-secret")
+    api_key = os.environ.get("FULFILLMENT_SIMULATOR_API_KEY", "sim-api-key")
     options = {
+        "provider": provider,
+        "api_key": api_key,
+        "webhook_url": webhook_url,
+        "hold_s": hold_s,
+        "three_decimals": three_decimals,
         "host": host,
         "port": port,
         "speed": speed,

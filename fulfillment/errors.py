@@ -121,14 +121,18 @@ class ProviderRefused(ProviderError):
     """A no to one purchase: nothing was created, its money is free.
 
     A no that the provider's contract does not know (`is_documented` false) becomes definite only
-    when a lookup past the provider's cache time knows nothing of the order.
+    when a lookup past the provider's cache time knows nothing of the order. `is_ours` says that we
+    refused, before anything was sent.
     """
 
-    def __init__(self, code: str, message: str, *, is_documented: bool = True) -> None:
+    def __init__(
+        self, code: str, message: str, *, is_documented: bool = True, is_ours: bool = False
+    ) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
         self.is_documented = is_documented
+        self.is_ours = is_ours
 
 
 class ProviderNotReached(ProviderError):

@@ -53,6 +53,7 @@ class AccountSettings(BaseModel):
     max_submits_in_flight: int = Field(32, ge=1, le=256)
     debits_at: DebitsAt = DebitsAt.ACCEPT
     check_recipient: bool = False
+    sign_requests: bool = False
     request_timeout_s: float = Field(20.0, gt=0, le=120)
 
     @field_validator("base_url")

@@ -73,7 +73,9 @@ class OrderReport:
     """What the provider says about one order, by poll, webhook or as the answer to a submit.
 
     `charged_mills` is the amount the provider says it charges; None where it did not say.
-    `reported_at` is the provider's own time of the state where it gives one.
+    `reported_at` is the provider's own time of the state where it gives one. `is_settled` says
+    that a delivered order can be undone no more; `is_held` whether it is protected now, where "not
+    held" may also mean: not yet. `alarm` is what a person is to look at although the report stands.
     """
 
     external_id: str
@@ -87,6 +89,9 @@ class OrderReport:
     refunded_at: datetime | None = None
     reversible_until: datetime | None = None
     provider_reference: str | None = None
+    is_settled: bool = False
+    is_held: bool | None = None
+    alarm: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +100,13 @@ class WebhookNotice:
 
     `report` is None where the provider's signature does not cover the body: then it is only a
     hint to ask. `signed_at` is the signed timestamp, None where the provider signs none.
+    `provider_reference` is the provider's own id of the order, which finds it before `external_id`
+    does; one of the two may be missing. `identity` tells deliveries apart where bytes outside the
+    signature would not.
     """
 
     external_id: str
     signed_at: datetime | None
     report: OrderReport | None
+    provider_reference: str | None = None
+    identity: str | None = None

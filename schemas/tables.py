@@ -79,6 +79,12 @@ class OrderRow(SQLModel, table=True):
         _due("ix_orders_next_watch", "next_watch_at"),
         Index("ix_orders_status", "status", "id"),
         Index("ix_orders_account", "account", "id"),
+        Index(
+            "ix_orders_provider_reference",
+            "account",
+            "provider_reference",
+            postgresql_where="provider_reference IS NOT NULL",
+        ),
     )
 
     id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
@@ -96,6 +102,8 @@ class OrderRow(SQLModel, table=True):
         sa_column=Column(_words(OrderStatus, "order_status"), nullable=False)
     )
     provider_status: str | None = None
+    #: The provider's own id of its order, by which some webhooks name it.
+    provider_reference: str | None = None
     #: The provider's own time of `provider_status`; tells news from older answers of one rank.
     reported_at: datetime | None = _time(nullable=True)
     quoted_mills: int | None = Field(default=None, sa_type=BigInteger)
@@ -168,6 +176,10 @@ class AttemptRow(SQLModel, table=True):
     last_post_at: datetime | None = _time(nullable=True)
     #: Set while the outcome of a post is not known.
     unknown_since: datetime | None = _time(nullable=True)
+    #: Lookups since the last post that did not find the order: how many, the first, the last.
+    empty_lookups: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    empty_since: datetime | None = _time(nullable=True)
+    empty_at: datetime | None = _time(nullable=True)
     confirmed_at: datetime | None = _time(nullable=True)
     ended_at: datetime | None = _time(nullable=True)
     #: The hold was settled or released in the ledger.

@@ -91,6 +91,7 @@ class FakeProvider:
 
     after_unknown = AfterUnknown.REPLAY
     lookup_limit = 1
+    requests_per_purchase = 1
 
     def __init__(self) -> None:
         self.prices: dict[str, int] = {ITEM: PRICE_CENTS * 10}

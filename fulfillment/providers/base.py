@@ -25,6 +25,8 @@ class Provider(Protocol):
     after_unknown: AfterUnknown
     #: How many orders one `reports` request can ask for.
     lookup_limit: int
+    #: How many requests one `purchase` takes out of the rate budget.
+    requests_per_purchase: int
 
     def quote(self, wants: Sequence[Want]) -> Quotes:
         """Ask for the present prices of these items."""

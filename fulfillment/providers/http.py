@@ -98,14 +98,17 @@ class HTTPClient:
         total_s: float | None = None,
         limit: int = ANSWER_LIMIT,
         accept_gzip: bool = False,
+        name: str = "",
+        is_throttled_unacted: bool = False,
     ) -> Answer:
         """Send one request and read its whole answer.
 
         Raises ProviderDeniesAccount for 401 and 403. All else that is no `Answer` is
         ProviderNotReached for a read or where nothing was sent, and ProviderOutcomeUnknown
-        for a purchase.
+        for a purchase. `name` stands for method and path in messages, where one path serves all;
+        `is_throttled_unacted` says that a 429 means: nothing was done, of a purchase too.
         """
-        what = f"{method} {path.partition('?')[0]}"
+        what = name or f"{method} {path.partition('?')[0]}"
         doubt = ProviderOutcomeUnknown if is_purchase else ProviderNotReached
         fixed = {
             "accept": "application/json",
@@ -131,7 +134,8 @@ class HTTPClient:
             with self._deadline(total_s or self._timeout_s):
                 response = self._transport.handle_request(request)
                 try:
-                    self._check_status(response, what, doubt)
+                    throttled = ProviderNotReached if is_throttled_unacted else doubt
+                    self._check_status(response, what, doubt, throttled)
                     return Answer(response.status_code, _read_body(response, limit))
                 finally:
                     response.close()
@@ -158,13 +162,18 @@ class HTTPClient:
             _present.time_left = None
 
     def _check_status(
-        self, response: httpx.Response, what: str, doubt: type[ProviderError]
+        self,
+        response: httpx.Response,
+        what: str,
+        doubt: type[ProviderError],
+        throttled: type[ProviderError],
     ) -> None:
         status = response.status_code
         if status in (401, 403):
             raise ProviderDeniesAccount(f"{what}: credentials or address refused (HTTP {status})")
         if status == 429 or status >= 500:
-            raise doubt(f"{what}: HTTP {status}", retry_after=self._retry_after(response))
+            kind = throttled if status == 429 else doubt
+            raise kind(f"{what}: HTTP {status}", retry_after=self._retry_after(response))
         if not (200 <= status < 300 or status >= 400):
             raise doubt(f"{what}: expected an answer, found a redirect (HTTP {status})")
 

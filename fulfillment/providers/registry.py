@@ -13,6 +13,8 @@ from schemas.enums import ProviderName
 #: Each package offers `build(account)` and `REQUIRED`, the settings that it cannot do without.
 ADAPTERS = {
     ProviderName.SKINSNODE: "fulfillment.providers.skinsnode",
+    ProviderName.SKINSBACK: "fulfillment.providers.skinsback",
+    ProviderName.SKINSLINK: "fulfillment.providers.skinslink",
 }
 
 

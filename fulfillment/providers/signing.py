@@ -7,10 +7,22 @@ import base64
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from fulfillment.errors import WebhookRejected
+
 Digest = Literal["sha1", "sha256"]
+
+BAD_SIGNATURE = "the signature is missing or wrong"
+
+
+def only_header(headers: Mapping[str, str], name: str) -> str:
+    """Give a header that must stand exactly once, however its name is written."""
+    values = [value for key, value in headers.items() if key.lower() == name]
+    if len(values) != 1:
+        raise WebhookRejected(BAD_SIGNATURE)
+    return values[0]
 
 
 def hmac_hex(secret: str, message: bytes, digest: Digest = "sha256") -> str:

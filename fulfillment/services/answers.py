@@ -5,6 +5,7 @@ database.
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from fulfillment.errors import (
     ProviderDeniesAccount,
@@ -13,7 +14,9 @@ from fulfillment.errors import (
     ProviderOutcomeUnknown,
     ProviderRefused,
 )
+from fulfillment.providers.base import AfterUnknown
 from fulfillment.services.context import Context
+from fulfillment.services.unknowns import Step
 from fulfillment.store.models import Attempt, Order
 from schemas.enums import FailureCode
 from schemas.provider import OrderReport
@@ -44,30 +47,36 @@ class NotSent:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Only the provider's own later answer can say what happened."""
+    """Only the provider's own later answer can say what happened.
+
+    `empty_at` is when the provider was asked, where it was and did not know the order.
+    """
 
     reason: str
     error: ProviderError | None = None
+    empty_at: datetime | None = None
 
 
 Answer = Answered | Refused | NotSent | Unknown
 
 
-def ask(context: Context, order: Order, attempt: Attempt, body: bytes) -> Answer:
-    """Post the body; after an earlier post of unknown outcome, a no needs a lookup to be sure.
+def ask(context: Context, order: Order, attempt: Attempt, body: bytes, step: Step) -> Answer:
+    """Take the step; after an earlier post of unknown outcome, a no needs a lookup to be sure.
 
-    `attempt` is the attempt as it was before this post.
+    `attempt` is the attempt as it was before this step.
     """
+    if step is Step.LOOK_UP:
+        return _look_up(context, order)
     was_unknown = attempt.unknown_since is not None
     if order.submit_by <= context.now():
         # Too late to buy for this customer: find out what was sent, but do not ask again.
-        too_late = ProviderRefused(FailureCode.TOO_LATE, "not submitted in time")
-        return _look_up(context, order, attempt, too_late) if was_unknown else Refused(too_late)
+        too_late = ProviderRefused(FailureCode.TOO_LATE, "not submitted in time", is_ours=True)
+        return _confirm(context, order, attempt, too_late) if was_unknown else Refused(too_late)
     try:
         return Answered(context.provider(order.account).purchase(body))
     except ProviderRefused as error:
         if was_unknown or not error.is_documented:
-            return _look_up(context, order, attempt, error)
+            return _confirm(context, order, attempt, error)
         return Refused(error)
     except ProviderOutcomeUnknown as error:
         return Unknown(str(error), error)
@@ -75,14 +84,25 @@ def ask(context: Context, order: Order, attempt: Attempt, body: bytes) -> Answer
         return Unknown(str(error), error) if was_unknown else NotSent(str(error), error)
 
 
-def _look_up(context: Context, order: Order, attempt: Attempt, refusal: ProviderRefused) -> Answer:
-    """Believe a no after an unknown post only when a lookup past the cache time knows nothing."""
+def _look_up(context: Context, order: Order) -> Answered | Unknown:
+    """Ask for the order, which is adopted where the provider has it."""
+    asked_at = context.now()
     try:
         found = context.provider(order.account).reports([order.external_id])
     except ProviderError as error:
         return Unknown(f"lookup: {error}", error)
     if order.external_id in found:
         return Answered(found[order.external_id])
+    return Unknown("the provider does not know the order", empty_at=asked_at)
+
+
+def _confirm(context: Context, order: Order, attempt: Attempt, refusal: ProviderRefused) -> Answer:
+    """Believe a no after an unknown post only when a lookup past the cache time knows nothing."""
+    answer = _look_up(context, order)
+    if isinstance(answer, Answered) or answer.empty_at is None:
+        return answer
+    if context.provider(order.account).after_unknown is AfterUnknown.LOOKUP_ONLY:
+        return answer  # no number of empty lookups proves an absence here
     if attempt.last_post_at is None or context.now() - attempt.last_post_at < context.cache_time:
         # Asked again only when the answer can prove something about this post and all before it.
         reason = "the provider does not know the order yet; a cached answer proves nothing"

@@ -17,6 +17,8 @@ from fulfillment.store.sealing import Seal
 # A provider's read cache (30 s, contracts/skinsnode.md section 1) and a margin: a lookup younger
 # than this proves nothing about what was just done.
 CACHE_S = 35.0
+# The longest that a provider is known to block a purchase, and a margin (contracts/skinslink.md 4).
+LONGEST_CALL_S = 35.0
 
 
 @dataclass
@@ -56,6 +58,15 @@ class Context:
     @cached_property
     def wallet_lag(self) -> timedelta:
         return timedelta(seconds=self.settings.wallet_lag_s)
+
+    def longest_call(self, account: str) -> timedelta:
+        """Say how long after its intent a purchase may still be under way.
+
+        The last look at the claim before the byte leaves is at most a lease old; the provider may
+        work on as long as it lets us wait.
+        """
+        call_s = max(self.account(account).request_timeout_s, LONGEST_CALL_S)
+        return self.lease + timedelta(seconds=call_s)
 
     def webhook_url(self, account: str) -> str:
         return f"{self.settings.webhook_base_url}/webhooks/{account}"

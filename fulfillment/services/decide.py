@@ -57,6 +57,7 @@ def decide(
         if order.provider_status == report.raw_status:
             return NOTHING
         note = f"unknown provider status {report.raw_status!r}: nothing is concluded from it"
+        note += f"; {report.alarm}" if report.alarm else ""
         return Decision(order.status, note, {"provider_status": report.raw_status}, is_alarm=True)
     if order.status in FINAL:
         return _after_the_end(order, report, target, cap_mills)
@@ -72,7 +73,7 @@ def decide(
     if RANK.get(order.status) == RANK[target] and _is_older(order, report, target):
         return NOTHING
     if target is order.status:
-        return _same(order, news, now, cap_mills)
+        return _same(order, report, news, now, cap_mills)
     assert is_legal(order.status, target)
     return _forward(order, report, target, news, now, window, cap_mills)
 
@@ -97,10 +98,14 @@ def _news(order: Order, report: OrderReport) -> dict[str, Any]:
         news["charged_mills"] = report.charged_mills
     if report.steam_offer_id is not None and order.steam_offer_id != report.steam_offer_id:
         news["steam_offer_id"] = report.steam_offer_id
+    if report.provider_reference is not None and order.provider_reference is None:
+        news["provider_reference"] = report.provider_reference
     return news
 
 
-def _same(order: Order, news: dict[str, Any], now: datetime, cap_mills: int) -> Decision:
+def _same(
+    order: Order, report: OrderReport, news: dict[str, Any], now: datetime, cap_mills: int
+) -> Decision:
     overdue = order.trade_deadline_at is not None and now >= order.trade_deadline_at
     if order.status is OrderStatus.SENT and overdue and not order.overdue:
         note = "the trade window is over and the provider still says sent"
@@ -108,16 +113,20 @@ def _same(order: Order, news: dict[str, Any], now: datetime, cap_mills: int) -> 
         return Decision(order.status, note, news | {"overdue": True})
     if not news:
         return NOTHING
-    above = _above_the_cap(news, cap_mills)
-    note = above or "the provider adds " + ", ".join(sorted(news))
-    return Decision(order.status, note, news, is_alarm=bool(above))
+    worry = _worry(report, news, cap_mills)
+    note = worry or "the provider adds " + ", ".join(sorted(news))
+    return Decision(order.status, note, news, is_alarm=bool(worry))
 
 
-def _above_the_cap(news: Mapping[str, Any], cap_mills: int) -> str:
-    charged = news.get("charged_mills")
-    if charged is None or charged <= cap_mills:
+def _worry(report: OrderReport, news: Mapping[str, Any], cap_mills: int) -> str:
+    """Say what is wrong with a charge or an end that is news; each is told once."""
+    if "charged_mills" not in news:
         return ""
-    return f"charged {charge_in_cents(charged)} cents, above the agreed price"
+    charged = news["charged_mills"]
+    worries = [report.alarm] if report.alarm else []
+    if charged is not None and charged > cap_mills:
+        worries.append(f"charged {charge_in_cents(charged)} cents, above the agreed price")
+    return "; ".join(worries)
 
 
 def _after_the_end(
@@ -131,7 +140,7 @@ def _after_the_end(
     if order.status is OrderStatus.REVERSED and target is OrderStatus.REVERSED:
         return Decision(None, money=(Money.REFUND,) if report.refunded_at else ())
     if target is order.status is OrderStatus.COMPLETED:
-        return _charge_after_all(order, report, cap_mills)
+        return _after_delivery(order, report, cap_mills)
     # An older word that comes late is no news, unless we ended the order and the provider has it:
     # then money is attached to an order that we believe free.
     is_late = RANK[target] < RANK[order.status] and order.failed_by != FailedBy.US
@@ -152,19 +161,46 @@ def _after_the_end(
     return NOTHING
 
 
-def _charge_after_all(order: Order, report: OrderReport, cap_mills: int) -> Decision:
-    """Book a charge that is told after the delivery; one booked before is not rewritten."""
+def _after_delivery(order: Order, report: OrderReport, cap_mills: int) -> Decision:
+    """Take note of what is told after the delivery: its charge, and how long it can be undone.
+
+    A charge that was not told before is booked now; one that was booked is not rewritten.
+    """
+    changes: dict[str, Any] = {}
+    notes: list[str] = []
+    money: tuple[Money, ...] = ()
+    is_alarm = False
     charged = report.charged_mills
-    if charged is None or charged == order.charged_mills:
+    if charged is not None and charged != order.charged_mills:
+        changes["charged_mills"] = charged
+        notes.append(f"the provider says that it charged {charge_in_cents(charged)} cents")
+        if order.charged_mills is None:
+            money = (Money.SETTLE,)
+            worry = _worry(report, changes, cap_mills)
+            is_alarm = bool(worry)
+            notes += [worry] if worry else []
+        else:
+            is_alarm = True
+            notes.append(f"booked were {charge_in_cents(order.charged_mills)}")
+    if _is_settled(order, report) and order.reversible_until is not None:
+        changes |= {"reversible_until": None, "provider_status": report.raw_status}
+        notes.append("settled: the provider says that it can be undone no more")
+    elif report.reversible_until not in (None, order.reversible_until):
+        changes["reversible_until"] = report.reversible_until
+        notes.append("the provider says until when it can be undone")
+    if not notes:
         return NOTHING
-    note = f"the provider says that it charged {charge_in_cents(charged)} cents"
-    changes = {"charged_mills": charged}
-    if order.charged_mills is None:
-        above = _above_the_cap(changes, cap_mills)
-        note = f"{note}; {above}" if above else note
-        return Decision(order.status, note, changes, (Money.SETTLE,), is_alarm=bool(above))
-    note += f"; booked were {charge_in_cents(order.charged_mills)}"
-    return Decision(order.status, note, changes, is_alarm=True)
+    return Decision(order.status, "; ".join(notes), changes, money, is_alarm)
+
+
+def _is_settled(order: Order, report: OrderReport) -> bool:
+    """Say whether a delivery stands for good: by the provider's word, or since a hold is over.
+
+    "Not held" ends only a hold that the provider told of before: else it may be yet to come.
+    """
+    if report.is_held is not False or order.completed_at is None:
+        return report.is_settled
+    return report.is_settled or order.reversible_until != order.completed_at + REVERSAL_WATCH
 
 
 def _forward(
@@ -188,7 +224,7 @@ def _forward(
         changes |= {"sent_at": reported, "trade_deadline_at": reported + window}
         note = "the Steam offer is out"
     elif target is OrderStatus.COMPLETED:
-        until = report.reversible_until or reported + REVERSAL_WATCH
+        until = None if report.is_settled else report.reversible_until or reported + REVERSAL_WATCH
         changes |= {"completed_at": reported, "reversible_until": until, "overdue": False}
         # The charged amount is booked, never the expected one: without it the hold stays open
         # and the provider is asked again.
@@ -203,8 +239,8 @@ def _forward(
         money += (Money.END,)
         changes |= _failure(report, target) | {"charged_mills": None, "overdue": False}
         note = f"ended without the item: {changes['failure_code']}"
-    if above := _above_the_cap(changes, cap_mills):
-        note, is_alarm = f"{note}; {above}" if note else above, True
+    if worry := _worry(report, changes, cap_mills):
+        note, is_alarm = f"{note}; {worry}" if note else worry, True
     return Decision(target, note, changes, money, is_alarm)
 
 

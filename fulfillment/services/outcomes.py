@@ -1,12 +1,11 @@
 """Write what came of submits: accepted, refused, or still unknown and due again soon."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sqlmodel import Session
 
-from fulfillment.errors import ProviderError
-from fulfillment.services import schedule
+from fulfillment.services import schedule, unknowns
 from fulfillment.services.answers import Answer, Answered, NotSent, Refused, Unknown
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
@@ -14,13 +13,8 @@ from fulfillment.services.reports import apply_reports
 from fulfillment.store import ledger, orders
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Move, Order
-from schemas.enums import FailedBy, FailureCode, OrderStatus, Source
+from schemas.enums import FailedBy, OrderStatus, Source
 from schemas.messages import NEEDS_REVIEW
-
-#: How long after its last time of submission an unknown outcome is left to automatic lookups.
-REVIEW_AFTER = timedelta(hours=1)
-_FIRST_RETRY_S = 1.0
-_SLOWEST_RETRY_S = 30.0
 
 
 def write_outcomes(
@@ -65,7 +59,7 @@ def _write_refusals(
 
 
 def _decided_by(answer: Refused) -> FailedBy:
-    return FailedBy.US if answer.error.code == FailureCode.TOO_LATE else FailedBy.PROVIDER
+    return FailedBy.US if answer.error.is_ours else FailedBy.PROVIDER
 
 
 def _write_open(
@@ -78,7 +72,15 @@ def _write_open(
     open_answers = {o.id: (o, a) for o, a in answers if isinstance(a, NotSent | Unknown)}
     if not open_answers:
         return
+    empty = {
+        order.id: answer.empty_at
+        for order, answer in open_answers.values()
+        if isinstance(answer, Unknown) and answer.empty_at is not None
+    }
+    ledger.note_empty_lookups(session, empty)
     attempts = ledger.open_attempts(session, list(open_answers))
+    policy = context.provider(claim.account).after_unknown
+    longest_call = context.longest_call(claim.account)
     moves, unsent = [], []
     for order, answer in open_answers.values():
         if isinstance(answer, NotSent):
@@ -87,14 +89,15 @@ def _write_open(
         else:
             note = f"outcome unknown: {answer.reason}"
         attempt = attempts[order.id]
-        if attempt.unknown_since is not None and isinstance(answer, Unknown):
-            is_hopeless = now - max(attempt.unknown_since, order.submit_by) >= REVIEW_AFTER
-        else:
-            is_hopeless = False
-        if is_hopeless:
+        if isinstance(answer, Unknown) and unknowns.is_for_a_person(
+            policy, order, attempt, now, longest_call, is_empty=order.id in empty
+        ):
             moves.append(_review(context, order, note, claim))
             continue
-        due_at = now + _retry_gap(context, attempt.posts, answer.error)
+        gap = unknowns.retry_gap(policy, attempt, now, context.jitter())
+        if answer.error is not None and answer.error.retry_after is not None:
+            gap = max(gap, answer.error.retry_after)
+        due_at = now + gap
         moves.append(
             Move(
                 order.id,
@@ -122,12 +125,3 @@ def _review(context: Context, order: Order, note: str, claim: KeptClaim) -> Move
         tell=(NEEDS_REVIEW,),
         claim=claim.name,
     )
-
-
-def _retry_gap(context: Context, posts: int, error: ProviderError | None) -> timedelta:
-    """Give the pause before the next try: about 1 s, doubling to 30 s, with jitter."""
-    seconds = min(_FIRST_RETRY_S * 2 ** max(posts - 1, 0), _SLOWEST_RETRY_S)
-    gap = timedelta(seconds=seconds * (0.8 + 0.4 * context.jitter()))
-    if error is not None and error.retry_after is not None:
-        return max(gap, error.retry_after)
-    return gap

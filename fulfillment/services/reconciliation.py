@@ -106,7 +106,7 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
 
 def _next(context: Context, order: Order, now: datetime, flows: bool) -> datetime | None:
     if order.status is OrderStatus.COMPLETED and order.reversible_until is not None:
-        if order.charged_mills is None:
+        if order.charged_mills is None and now < order.reversible_until:
             return schedule.next_poll(context, order, now, webhooks_flow=flows)
         completed_at = order.completed_at or now
         return schedule.next_reversal_poll(context, completed_at, now, order.reversible_until)
@@ -118,12 +118,17 @@ def _next(context: Context, order: Order, now: datetime, flows: bool) -> datetim
 def _within_budget(
     context: Context, account: str, members: list[Order], now: datetime
 ) -> list[Order]:
+    """Choose whom to ask about: the budget counts requests, of which one may serve many orders."""
+    size = context.provider(account).lookup_limit
     urgent = [order for order in members if _is_urgent(order, now)]
     routine = [order for order in members if not _is_urgent(order, now)]
-    granted = outages.take_budget(context, account, Purpose.URGENT, len(urgent))
-    chosen = urgent[:granted]
-    granted = outages.take_budget(context, account, Purpose.POLL, len(routine))
-    return chosen + routine[:granted]
+    granted = outages.take_budget(context, account, Purpose.URGENT, -(-len(urgent) // size))
+    # What the last urgent request has room for rides along.
+    free = max(granted * size - len(urgent), 0)
+    chosen = urgent[: granted * size] + routine[:free]
+    routine = routine[free:]
+    granted = outages.take_budget(context, account, Purpose.POLL, -(-len(routine) // size))
+    return chosen + routine[: granted * size]
 
 
 def _ask(

@@ -110,7 +110,7 @@ def _due(context: Context, order: Order, decision: Decision, now: datetime) -> d
     target = decision.target
     if target is OrderStatus.COMPLETED:
         until = decision.changes["reversible_until"]
-        at = schedule.next_reversal_poll(context, now, now, until)
+        at = until and schedule.next_reversal_poll(context, now, now, until)
         if Money.SETTLE not in decision.money:
             at = schedule.first_poll(context, now)  # the charge is still to be learned
         return {**NOTHING_DUE, "next_poll_at": at}

@@ -17,6 +17,7 @@ from fulfillment.services.claiming import SUBMIT, KeptClaim, take_over
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
 from fulfillment.services.outcomes import write_outcomes
+from fulfillment.services.unknowns import Step, next_step
 from fulfillment.store import claims, ledger, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.ledger import Posting
@@ -41,6 +42,7 @@ class _Task:
     order: Order
     attempt: Attempt
     body: bytes
+    step: Step
 
 
 def submit_orders(context: Context, batch: Batch) -> bool:
@@ -75,7 +77,9 @@ def _budget(context: Context, account: str, waiting: Sequence[Order]) -> int:
     """Take the batch's requests out of the budget; what is unknown goes before what is new."""
     unknown = sum(order.status is OrderStatus.SUBMITTING for order in waiting)
     granted = outages.take_budget(context, account, Purpose.URGENT, unknown)
-    return granted + outages.take_budget(context, account, Purpose.SUBMIT, len(waiting) - unknown)
+    cost = context.provider(account).requests_per_purchase
+    wanted = (len(waiting) - unknown) * cost
+    return granted + outages.take_budget(context, account, Purpose.SUBMIT, wanted) // cost
 
 
 def _is_late(context: Context, order: Order) -> bool:
@@ -147,17 +151,14 @@ def _ask(context: Context, claim: KeptClaim, task: _Task) -> Answer:
     # of the claim, and the rules for unknown answers make what is left of it safe.
     if not claim.is_held:
         return NotSent("the claim was lost before the request")
-    return ask(context, task.order, task.attempt, task.body)
+    return ask(context, task.order, task.attempt, task.body, task.step)
 
 
 def _begin(
     context: Context, claim: KeptClaim, group: list[Order], attempts: Mapping[int, Attempt]
 ) -> list[_Task]:
     """Commit the intent to send, with the exact bytes, before any of them leaves."""
-    tasks = [
-        _Task(order, attempts[order.id], _body(context, order, attempts[order.id]))
-        for order in group
-    ]
+    tasks = [_task(context, order, attempts[order.id]) for order in group]
     now = context.now()
     moves = [
         Move(
@@ -172,13 +173,21 @@ def _begin(
     ]
     with context.database.transaction() as session:
         begun = orders.apply(session, moves, now)
-        sealed = {t.order.id: context.seal.seal(t.body) for t in tasks if t.order.id in begun}
+        posts = [t for t in tasks if t.order.id in begun and t.step is Step.POST]
+        sealed = {task.order.id: context.seal.seal(task.body) for task in posts}
         ledger.begin_posts(session, sealed, now)
     # Each task keeps the attempt as it was: that tells whether an earlier post is unresolved.
     return [task for task in tasks if task.order.id in begun]
 
 
+def _task(context: Context, order: Order, attempt: Attempt) -> _Task:
+    step = next_step(context.provider(order.account).after_unknown, attempt)
+    return _Task(order, attempt, _body(context, order, attempt), step)
+
+
 def _intent(task: _Task) -> str:
+    if task.step is Step.LOOK_UP:
+        return f"resolving an unknown outcome, lookup {task.attempt.empty_lookups + 1}"
     if task.order.status is OrderStatus.SUBMITTING:
         return f"resolving an unknown outcome, request {task.attempt.posts + 1}"
     return f"about to buy for {charge_in_cents(task.attempt.hold_mills)} cents"

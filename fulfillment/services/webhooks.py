@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
+from sqlmodel import Session
 
 from fulfillment.errors import ConfigurationError
 from fulfillment.log import get_logger
@@ -14,6 +15,7 @@ from fulfillment.services.context import Context
 from fulfillment.services.reconciliation import webhook_heartbeat
 from fulfillment.services.reports import apply_reports
 from fulfillment.store import due, inbox, leases, orders
+from fulfillment.store.models import Order
 from schemas.enums import Source
 from schemas.provider import OrderReport, WebhookNotice
 
@@ -52,8 +54,8 @@ def take(context: Context, account: str, headers: Mapping[str, str], body: bytes
     # Without a fresh signed time the bytes may be a replay: then the order is asked about instead.
     report = _encode(notice) if fresh else None
     with context.database.transaction() as session:
-        order = orders.find(session, [notice.external_id]).get(notice.external_id)
-        if order is None or order.account != account:
+        order = _find(session, account, notice)
+        if order is None:
             return Taken(Verdict.UNKNOWN_ORDER)
         digest = _digest(notice, body)
         delivery_id = inbox.add(session, order, digest, notice.signed_at, report, now)
@@ -62,12 +64,24 @@ def take(context: Context, account: str, headers: Mapping[str, str], body: bytes
     return Taken(verdict, delivery_id, order.external_id)
 
 
+def _find(session: Session, account: str, notice: WebhookNotice) -> Order | None:
+    """Find the account's order: by the provider's own id of it, which is what some sign alone."""
+    if notice.provider_reference is not None:
+        order = orders.find_by_reference(session, account, notice.provider_reference)
+        if order is not None:
+            return order
+    order = orders.find(session, [notice.external_id]).get(notice.external_id)
+    return order if order is not None and order.account == account else None
+
+
 def _encode(notice: WebhookNotice) -> str | None:
     return msgspec.json.encode(notice.report).decode() if notice.report else None
 
 
 def _digest(notice: WebhookNotice, body: bytes) -> str:
     """Identify the signed bytes; the delivery id is outside the signature (K1)."""
+    if notice.identity is not None:
+        return hashlib.sha256(notice.identity.encode()).hexdigest()
     signed_at = notice.signed_at.isoformat() if notice.signed_at else ""
     return hashlib.sha256(signed_at.encode() + b"." + body).hexdigest()
 

@@ -14,22 +14,31 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fulfillment.clock import Clock, SystemClock
-from fulfillment.simulator.control import Control
-from fulfillment.simulator.core import Market, Timeline, VirtualClock
+from fulfillment.simulator.control import Control, Dialect
+from fulfillment.simulator.core import Market
 from fulfillment.simulator.faults import problem
 from fulfillment.simulator.options import SimulatorOptions
+from fulfillment.simulator.skinsback import SkinsBack
+from fulfillment.simulator.skinslink import Skinslink
 from fulfillment.simulator.skinsnode import SkinsNode
+from fulfillment.simulator.timeline import Timeline, VirtualClock
 
 __all__ = ["SimulatorOptions", "build_app", "running", "serve"]
 
 logger = logging.getLogger(__name__)
+
+DIALECTS: dict[str, Callable[[Market], Dialect]] = {
+    "skinsnode": SkinsNode,
+    "skinsback": SkinsBack,
+    "skinslink": Skinslink,
+}
 
 
 def build_app(options: SimulatorOptions, clock: Clock | None = None) -> Starlette:
     """Build one provider with its own catalog, wallet and ledger."""
     virtual = VirtualClock(clock or SystemClock(), options.speed, options.clock_offset_s)
     market = Market(options, Timeline(virtual))
-    dialect = SkinsNode(market)
+    dialect = DIALECTS[options.provider](market)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -1,8 +1,9 @@
 """Makes the items on sale: invented ones from a seed, or the names and prices of a price file."""
 
+import hashlib
 import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class Item:
 
     id: str
     name: str
-    price_cents: int
+    price_mills: int
     phase: str | None
     float_value: str | None
     paint_index: int | None
@@ -38,16 +39,65 @@ class Item:
     class_id: str
     available: bool = True
 
+    @property
+    def price_cents(self) -> int:
+        """Give the price in cents, rounded up: as a cap, it is enough."""
+        return cents_up(self.price_mills)
+
+
+def cents_up(mills: int) -> int:
+    return -(-mills // 10)
+
 
 class PriceFile(msgspec.Struct):
     prices: dict[str, int]
 
 
-def build(count: int, prices_file: Path | None, seed: int) -> list[Item]:
+def missing(item_id: str, name: str) -> Item:
+    """Stand for an item that is not on sale, in the record of a purchase that was refused."""
+    return Item(item_id, name, 0, None, None, None, None, "", "", available=False)
+
+
+def _uuid(name: str, index: int) -> str:
+    return str(uuid.uuid5(NAMESPACE, f"{name}#{index}"))
+
+
+def _number(name: str, index: int) -> str:
+    return str(88_000 + index)
+
+
+def _opaque(name: str, index: int) -> str:
+    """Give a Steam asset id, or for every fourth item the long hex string that also occurs."""
+    if index % 4 != 3:
+        return str(40_155_500_000 + index)
+    return hashlib.shake_128(f"{name}#{index}".encode()).hexdigest(135)
+
+
+# What the provider's own ids look like.
+IDS: dict[str, Callable[[str, int], str]] = {
+    "skinsnode": _uuid,
+    "skinsback": _number,
+    "skinslink": _opaque,
+}
+
+
+def build(
+    count: int,
+    prices_file: Path | None,
+    seed: int,
+    provider: str = "skinsnode",
+    *,
+    three_decimals: bool = False,
+) -> list[Item]:
     """Make the catalog; with a price file every name of it becomes one item."""
     source = random.Random(seed)  # noqa: S311 - a repeatable catalog, not a secret
     named = _read(prices_file) if prices_file else _invent(count, source)
-    return [_item(index, name, cents, source) for index, (name, cents) in enumerate(named)]
+    items = [_item(index, name, cents, source) for index, (name, cents) in enumerate(named)]
+    for index, item in enumerate(items):
+        item.id = IDS[provider](item.name, index)
+        if three_decimals:
+            item.price_mills += index * 7 % 10
+    return items
 
 
 def _read(path: Path) -> Iterator[tuple[str, int]]:
@@ -73,9 +123,9 @@ def _item(index: int, name: str, cents: int, source: random.Random) -> Item:
     # Cases, stickers and agents have no wear in their name, and so neither float nor paint.
     wear = WEARS.get(name.rpartition(" (")[2].removesuffix(")"))
     return Item(
-        id=str(uuid.uuid5(NAMESPACE, f"{name}#{index}")),
+        id="",
         name=name,
-        price_cents=cents,
+        price_mills=cents * 10,
         phase=f"Phase {source.randint(1, 4)}" if "Doppler" in name else None,
         float_value=f"0.{source.randint(*wear):04d}" if wear else None,
         paint_index=source.randint(1, 1200) if wear else None,

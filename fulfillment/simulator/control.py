@@ -15,6 +15,7 @@ from fulfillment.simulator import scenarios
 from fulfillment.simulator.catalog import Item
 from fulfillment.simulator.core import Market, Order
 from fulfillment.simulator.faults import FAULTS, ActiveFault, Gate, answer_json, problem
+from fulfillment.simulator.recipients import PROBLEMS
 from fulfillment.simulator.webhooks import TAMPERS, Courier
 
 T = TypeVar("T")
@@ -29,9 +30,13 @@ class Dialect(Protocol):
 
     def routes(self) -> list[BaseRoute]: ...
 
+    def word(self, order: Order) -> str:
+        """Give the order's status in the provider's words."""
+
 
 class WalletChange(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    delta_cents: int
+    delta_cents: int = 0
+    delta_mills: int = 0
     kind: str | None = None
 
 
@@ -42,8 +47,9 @@ class ScenarioChoice(msgspec.Struct, rename="camel", forbid_unknown_fields=True)
     default: str | None = None
 
 
-class ItemChange(msgspec.Struct, forbid_unknown_fields=True):
-    price: int | None = None
+class ItemChange(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    price: int | None = None  # cents
+    price_mills: int | None = None
     available: bool | None = None
 
 
@@ -55,11 +61,17 @@ class Advance(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 
 class FaultChoice(msgspec.Struct, forbid_unknown_fields=True):
     fault: str
-    path: str = "/v1"
+    path: str = "/"
     method: str | None = None
+    call: str | None = None
     times: int | None = None
     seconds: float = 0.0
     after: bool = False
+
+
+class RecipientChange(msgspec.Struct, forbid_unknown_fields=True):
+    recipient: str  # a token, a partner number or a SteamID64
+    problem: str | None = None  # None: nothing is wrong any more
 
 
 class Jump(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -74,6 +86,7 @@ class Control:
     """Handlers of the side door; each is listed once, in `routes`."""
 
     def __init__(self, dialect: Dialect) -> None:
+        self.dialect = dialect
         self.market = dialect.market
         self.courier = dialect.courier
         self.gate = dialect.gate
@@ -92,6 +105,8 @@ class Control:
             ("GET", "/faults", self.list_faults),
             ("POST", "/faults", self.lay_fault),
             ("DELETE", "/faults", self.clear_faults),
+            ("GET", "/recipients", self.list_recipients),
+            ("POST", "/recipients", self.change_recipient),
             ("GET", "/deliveries", self.list_deliveries),
             ("GET", "/options", self.read_options),
             ("POST", "/options", self.change_options),
@@ -119,19 +134,27 @@ class Control:
         return {"status": "ok", "orders": len(self.market.orders), "items": len(self.market.items)}
 
     async def ledger(self, request: Request) -> Any:
-        return {**self.market.ledger(), "requests": dict(self.gate.requests)}
+        return {
+            **self.market.ledger(),
+            "requests": dict(self.gate.requests),
+            "requestsLimited": self.gate.limited,
+            "peakRequestsPerMinute": self.gate.peak_per_minute,
+        }
 
     async def change_wallet(self, request: Request) -> Any:
         change = await _read(request, WalletChange)
-        kind = change.kind or ("top_up" if change.delta_cents > 0 else "foreign_spending")
-        self.market.move_money(kind, change.delta_cents)
-        return {"balanceCents": self.market.balance_cents}
+        mills = change.delta_cents * 10 + change.delta_mills
+        kind = change.kind or ("top_up" if mills > 0 else "foreign_spending")
+        self.market.move_money(kind, mills)
+        balance = self.market.balance_mills
+        return {"balanceCents": balance // 10, "balanceMills": balance}
 
     async def list_scenarios(self, request: Request) -> Any:
         return {
             "scenarios": dict(scenarios.describe()),
             "faults": {name: fault.description for name, fault in FAULTS.items()},
             "tampers": TAMPERS,
+            "recipients": {name: p.description for name, p in PROBLEMS.items()},
         }
 
     async def choose_scenario(self, request: Request) -> Any:
@@ -164,12 +187,19 @@ class Control:
         if item is None:
             raise Missing("no such item")
         change = await _read(request, ItemChange)
-        self.market.change_item(item, price_cents=change.price, available=change.available)
+        mills = change.price_mills if change.price is None else change.price * 10
+        self.market.change_item(item, price_mills=mills, available=change.available)
         return _item_row(item)
 
     async def read_order(self, request: Request) -> Any:
         order = self._order(request)
-        return {**order.row(), "steamOfferId": order.steam_offer_id, "history": order.history}
+        return {
+            **order.row(),
+            "providerStatus": self.dialect.word(order),
+            "steamOfferId": order.steam_offer_id,
+            "holdUntil": order.hold_until,
+            "history": order.history,
+        }
 
     async def advance_order(self, request: Request) -> Any:
         order, step = self._order(request), await _read(request, Advance)
@@ -196,6 +226,20 @@ class Control:
         fired = sum(active.fired for active in self.gate.active)
         self.gate.active.clear()
         return {"active": [], "fired": fired}
+
+    async def list_recipients(self, request: Request) -> Any:
+        tokens = {problem.token: problem.name for problem in PROBLEMS.values()}
+        return {"byToken": tokens, "set": self.market.recipients}
+
+    async def change_recipient(self, request: Request) -> Any:
+        change = await _read(request, RecipientChange)
+        if change.problem is None:
+            self.market.recipients.pop(change.recipient, None)
+        elif change.problem in PROBLEMS:
+            self.market.recipients[change.recipient] = change.problem
+        else:
+            raise ValueError(f"expected one of {', '.join(PROBLEMS)}, found {change.problem!r}")
+        return {"set": self.market.recipients}
 
     async def list_deliveries(self, request: Request) -> Any:
         query = request.query_params
@@ -228,5 +272,6 @@ def _item_row(item: Item) -> dict[str, Any]:
         "id": item.id,
         "marketHashName": item.name,
         "price": item.price_cents,
+        "priceMills": item.price_mills,
         "available": item.available,
     }

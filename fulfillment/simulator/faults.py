@@ -4,8 +4,8 @@
 
 import asyncio
 import gzip
-from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +130,11 @@ def _value(change: Callable[[Any], Any]) -> Apply:
 
 def _items(change: Callable[[list[Any]], list[Any]]) -> Apply:
     def change_catalog(content: Any) -> Any:
-        return {**content, "items": change(content["items"])} if "items" in content else content
+        if "items" in content:
+            return {**content, "items": change(content["items"])}
+        if isinstance(content.get("data"), dict):
+            return {**content, "data": change_catalog(content["data"])}
+        return content
 
     return _value(change_catalog)
 
@@ -148,6 +152,21 @@ def _wrong_types(value: Any) -> Any:
         case str() if value.isdigit():
             return int(value) + 0.5
     return value
+
+
+def _foreign(value: Any) -> Any:
+    """Put another order's id, and another item, where the answer speaks of the asked one."""
+    if isinstance(value, list):
+        return [_foreign(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    foreign = {key: _foreign(each) for key, each in value.items()}
+    for key in ("externalId", "custom_id", "merchant_tx_id"):
+        if key in foreign:
+            foreign[key] = "somebody-elses-order"
+    if isinstance(value.get("item"), dict):
+        foreign["item"] = {**value["item"], "name": "Somebody Else's Skin"}
+    return foreign
 
 
 def _half_missing(value: Any) -> Any:
@@ -169,6 +188,10 @@ class Fault:
 FAULTS = {
     "outage": Fault("503", _always(lambda: problem(503, "unavailable", "maintenance"))),
     "outage_retry_after": Fault("503 with Retry-After: 2", _always(lambda: problem(503, "unavailable", "maintenance", retry_after="2"))),
+    "maintenance": Fault("503, or the provider's own word for maintenance (SkinsBack -9)", _always(lambda: problem(503, "unavailable", "maintenance"))),
+    "market_disabled": Fault("503, or the provider's own word for a closed market (SkinsBack -6)", _always(lambda: problem(503, "unavailable", "market is off"))),
+    "account_disabled": Fault("403, as for a closed account (SkinsBack -4)", _always(lambda: problem(403, "forbidden", "account is disabled"))),
+    "gateway_timeout": Fault("504 with a page of HTML", _always(lambda: Response("<html><h1>504 Gateway Time-out</h1></html>", 504, media_type="text/html"))),
     "error": Fault("500 without JSON", _always(lambda: Response("internal error", 500))),
     "unauthorized": Fault("401, as with rotated credentials", _always(lambda: problem(401, "unauthorized", "credentials are inactive"))),
     "forbidden": Fault("403, as from a foreign address", _always(lambda: problem(403, "forbidden", "source address is not allowed"))),
@@ -189,7 +212,7 @@ FAULTS = {
     "huge_body": Fault("the right answer behind 64 MB of blanks", _body(lambda body: b" " * (1 << 26) + body), needs_answer=True),
     "wrong_types": Fault("numbers as strings, strings of digits as fractions", _value(_wrong_types), needs_answer=True),
     "missing_fields": Fault("every second field left out", _value(_half_missing), needs_answer=True),
-    "foreign_order": Fault("speaks about another order", _value(lambda content: {**content, "externalId": "somebody-elses-order"}), needs_answer=True),
+    "foreign_order": Fault("speaks about another order", _value(_foreign), needs_answer=True),
     "empty_catalog": Fault("no item on sale", _items(lambda items: []), needs_answer=True),
     "half_catalog": Fault("every second item missing", _items(lambda items: items[::2]), needs_answer=True),
     "doubled_catalog": Fault("every item twice, the second dearer", _items(lambda items: items + [{**item, "price": item["price"] + 1} for item in items]), needs_answer=True),
@@ -200,41 +223,85 @@ FAULTS = {
 
 @dataclass(slots=True, kw_only=True)
 class ActiveFault:
-    """A fault laid on every request whose path starts so, for some times or until cleared."""
+    """A fault laid on the requests that match, for some times or until cleared."""
 
     fault: str
-    path: str = "/v1"
+    path: str = "/"
     method: str | None = None
+    call: str | None = None  # what is asked for, in the provider's words or in `PURPOSES`
     times: int | None = None
     seconds: float = 0.0
     after: bool = False  # let the request do its work first, though the fault needs no answer
     fired: int = 0
 
-    def matches(self, method: str, path: str) -> bool:
+    def matches(self, request: Request, names: tuple[str, str]) -> bool:
         spent = self.times is not None and self.fired >= self.times
-        return not spent and path.startswith(self.path) and self.method in (None, method)
+        return (
+            not spent
+            and request.scope["path"].startswith(self.path)
+            and self.method in (None, request.method)
+            and (self.call is None or self.call in names)
+        )
+
+
+# What every provider is asked for, whatever it calls it.
+PURPOSES = ("submit", "lookup", "wallet", "catalog", "check", "other")
 
 
 class Gate:
-    """What every request meets before its handler: counting, latency and the faults laid on all."""
+    """What every request meets before its handler: counting, limit, latency, faults laid on all.
 
-    def __init__(self, market: Market) -> None:
+    `words` are the provider's own ways to say what some faults say.
+    """
+
+    def __init__(
+        self, market: Market, words: Mapping[str, Callable[[], Response]] | None = None
+    ) -> None:
         self.market = market
         self.active: list[ActiveFault] = []
         self.requests: Counter[str] = Counter()
+        self.limited = 0  # requests refused because of the limit
+        self.peak_per_minute = 0
+        self._words = words or {}
+        self._last_minute: deque[float] = deque()
+        self._blocked_until = 0.0
 
-    def answering(self, name: str, handler: Handler) -> Handler:
+    def answering(self, name: str, handler: Handler, purpose: str = "other") -> Handler:
         async def answer(request: Request) -> Response:
-            self.requests[name] += 1
-            if self.market.options.latency_s:
-                await asyncio.sleep(self.market.options.latency_s)
-            for active in self.active:
-                if active.matches(request.method, request.scope["path"]):
-                    active.fired += 1
-                    fault = FAULTS[active.fault]
-                    handled = fault.needs_answer or active.after
-                    response = await handler(request) if handled else Response()
-                    return await fault.apply(request, response, active.seconds)
-            return await handler(request)
+            return await self.answer(request, name, purpose, handler)
 
         return answer
+
+    async def answer(self, request: Request, name: str, purpose: str, handler: Handler) -> Response:
+        self.requests[name] += 1
+        if self._is_over_limit():
+            self.limited += 1
+            return await self.spoil("rate_limited", request, Response())
+        if self.market.options.latency_s:
+            await asyncio.sleep(self.market.options.latency_s)
+        for active in self.active:
+            if active.matches(request, (name, purpose)):
+                active.fired += 1
+                handled = FAULTS[active.fault].needs_answer or active.after
+                response = await handler(request) if handled else Response()
+                return await self.spoil(active.fault, request, response, active.seconds)
+        return await handler(request)
+
+    async def spoil(
+        self, fault: str, request: Request, response: Response, seconds: float = 0.0
+    ) -> Response:
+        """Answer with a fault, in the provider's own words where it has some."""
+        if fault in self._words:
+            return self._words[fault]()
+        return await FAULTS[fault].apply(request, response, seconds)
+
+    def _is_over_limit(self) -> bool:
+        now, options = self.market.clock.real(), self.market.options
+        self._last_minute.append(now)
+        while self._last_minute[0] <= now - 60:
+            self._last_minute.popleft()
+        self.peak_per_minute = max(self.peak_per_minute, len(self._last_minute))
+        limit = options.limit_per_minute
+        if limit and len(self._last_minute) > limit:
+            self._blocked_until = now + options.limit_block_s
+        return limit > 0 and now < self._blocked_until

@@ -8,27 +8,57 @@ import msgspec
 
 from fulfillment.simulator.scenarios import SCENARIOS
 
+DAY_S = 86_400.0
+# How long a delivered item can still be taken back, where the contract knows of it.
+HOLD_S = {"skinsnode": 0.0, "skinsback": 8 * DAY_S, "skinslink": 7 * DAY_S}
+# Requests a minute where the contract names a limit.
+LIMITS = {"skinsback": 500}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatorOptions:
-    """Durations named `_s` are virtual seconds (real time x `speed`) unless marked real."""
+    """Durations named `_s` are virtual seconds (real time x `speed`) unless marked real.
 
+    What a comment marks with a provider's name is heeded by that dialect only.
+    """
+
+    provider: Literal["skinsnode", "skinsback", "skinslink"] = "skinsnode"
     client_id: str
     client_secret: str = field(repr=False)
+    api_key: str = field(default="sim-api-key", repr=False)  # Skinslink
     host: str = "127.0.0.1"
     port: int = 8090  # 0 takes a free one
     balance_cents: int = 1_000_000
     items: int = 2_000
     prices_file: Path | None = None
+    three_decimals: bool = False  # prices that are no whole cents
     seed: int = 1
     speed: float = 1.0
-    latency_s: float = 0.0  # real, before each answer under /v1
+    latency_s: float = 0.0  # real, before each answer of the provider's API
     window_s: float = 600.0
-    reads_cached_s: float = 30.0
-    cache_missing_orders: bool = True
+    hold_s: float | None = None  # None: as in HOLD_S
+    reads_cached_s: float = 30.0  # SkinsNode
+    cache_missing_orders: bool = True  # SkinsNode
     reusable_items: bool = False
     debits_at: Literal["accept", "final"] = "accept"
-    replay_conflict: Literal["stored", "refused"] = "stored"
+    replay_conflict: Literal["stored", "refused"] = "stored"  # SkinsNode: other content, same id
+    repeated_id: Literal["stored", "conflict", "failed"] = "stored"  # Skinslink
+    refusals_burn_id: bool | None = None  # None: Skinslink keeps the refused purchase
+    requests_per_minute: int | None = None  # None: as in LIMITS; 0: no limit
+    limit_block_s: float = 10.0  # real, how long the limit's overstepping is answered with a no
+    unknown_ids: Literal["omitted", "error"] = "omitted"  # SkinsBack: lookups by several ids
+    numbers: Literal["mixed", "strings", "numbers"] = "mixed"  # SkinsBack: how they are written
+    search_matches: Literal["substring", "exact"] = "substring"  # SkinsBack
+    buy_echoes_custom_id: bool = False  # SkinsBack
+    old_currency: bool = False  # SkinsBack: `balance` and the debited sum in roubles
+    hold_flag_stays: bool = False  # SkinsBack: `in_hold` is not taken back when the hold ends
+    pushes_rollbacks: bool = True  # SkinsBack
+    pushes_balance: bool = False  # SkinsBack: a `balance_change` event beside each `buy_item`
+    site: Literal["available", "site_off", "no_bots"] = "available"  # SkinsBack: `status`
+    declined_word: Literal["canceled", "failed"] = "canceled"  # Skinslink
+    dates: Literal["z", "offset"] = "z"  # Skinslink: how times are written
+    list_pages: int = 16  # Skinslink: pages of the full list
+    webhook_url: str | None = None  # SkinsBack, Skinslink: one for the whole account
     default_scenario: str = "delivered"
     ledger_file: Path | None = None
     webhook_timeout_s: float = 10.0  # real
@@ -42,6 +72,21 @@ class SimulatorOptions:
             raise ValueError(f"default_scenario: expected a name of the table, found {found}")
         if self.speed <= 0:
             raise ValueError(f"speed: expected a number above 0, found {self.speed}")
+        if self.provider not in HOLD_S:
+            raise ValueError(
+                f"provider: expected one of {', '.join(HOLD_S)}, found {self.provider!r}"
+            )
+        if self.list_pages < 1:
+            raise ValueError(f"list_pages: expected 1 or more, found {self.list_pages}")
+
+    @property
+    def hold_duration_s(self) -> float:
+        return HOLD_S[self.provider] if self.hold_s is None else self.hold_s
+
+    @property
+    def limit_per_minute(self) -> int:
+        given = self.requests_per_minute
+        return LIMITS.get(self.provider, 0) if given is None else given
 
     def switched(self, changes: dict[str, Any]) -> "SimulatorOptions":
         """Give the options with some switches changed; raise ValueError naming a wrong one."""
@@ -56,10 +101,9 @@ class SimulatorOptions:
 
 
 # The documented facts (identity, secret) and what is already built (catalog, address) stay.
-SWITCHES = frozenset(
-    each.name
-    for each in fields(SimulatorOptions)
-    if each.name
-    not in {"client_id", "client_secret", "host", "port", "balance_cents", "items", "prices_file"}
-    and each.name not in {"seed", "speed", "clock_offset_s", "ledger_file", "webhook_concurrency"}
+FIXED = (
+    *("provider", "client_id", "client_secret", "api_key", "host", "port", "balance_cents"),
+    *("items", "prices_file", "three_decimals", "seed", "speed", "clock_offset_s", "ledger_file"),
+    "webhook_concurrency",
 )
+SWITCHES = frozenset(each.name for each in fields(SimulatorOptions)).difference(FIXED)

@@ -1,17 +1,23 @@
 """What can happen to an order, as a table: its way through the statuses, the answer to its POST, its webhooks.
 
 An order gets the scenario set for its externalId by API, else the one its externalId names after the last dot
-(`demo-07.webhooks_lost`), else the one set for its catalog item, else the default.
+(`demo-07.webhooks_lost`), else the one set for its catalog item, else the default. A recipient with a problem
+goes before all. The statuses are the market's own; each dialect puts them into its provider's words.
 """
 
 # ruff: noqa: E501 - a row of the table stays on one line
 
 from dataclasses import dataclass, field
 
+from fulfillment.simulator.recipients import PROBLEMS
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One status change, `at` virtual seconds (and `windows` trade windows) after acceptance."""
+    """One status change, `at` virtual seconds (and `windows` trade windows) after acceptance.
+
+    `settled` is no status: it ends the hold of a completed order.
+    """
 
     status: str
     at: float
@@ -49,6 +55,11 @@ class Scenario:
     called_back_first: tuple[str, ...] = ()  # delivered as callbacks before the POST's answer
     hidden_s: float = 0.0  # lookups answer 404 this long after acceptance
     extra_cents: int = 0  # charged on top of the price
+    stalls_s: float = 0.0  # virtual, how long the POST is held back before it is looked at
+    refuse: str = ""  # said at once by providers that refuse at once; the others play the steps
+    recipient: str = ""  # name of the recipient's problem
+    repeat: str = ""  # the first POST is answered as a repeat: "conflict" or "failed"
+    undone_by: str = "user"  # or "supplier"
 
 
 TO_SENT = (Step("queued", 0.5), Step("processing", 1), Step("pending", 2), Step("sent", 4))
@@ -114,7 +125,30 @@ _TABLE = (
     Scenario("foreign_answer", "order created, the answer names another order", DELIVERED, after="foreign_order"),
     Scenario("late_answer", "order created, the first POST is answered after 3 real seconds", DELIVERED, after="latency"),
     Scenario("rate_limited", "nothing created, the first POST gets 429 with Retry-After: 1", DELIVERED, before="rate_limited"),
-    Scenario("item_gone", "the catalog shows the item, every POST gets 404", DELIVERED, before="not_found", posts=ALWAYS),
+    Scenario("item_gone", "the catalog shows the item, every POST gets 404", DELIVERED, before="not_found", posts=ALWAYS, refuse="item_unavailable"),
+    # With the next two a client that gave up cannot know yet: the order is made after it hung up.
+    Scenario("stalled_before_accept", "the first POST is held back for 30 s, then the order is created and answered", DELIVERED, stalls_s=30),
+    Scenario("stalled_and_dropped", "the first POST is held back for 30 s, then dropped with nothing created", DELIVERED, before="drop", stalls_s=30),
+    # Refused at once (SkinsNode: accepted, then failed)
+    Scenario("refused_price", "refused: nothing at or below the highest price", refusal("price_changed"), refuse="price_changed"),
+    Scenario("refused_funds", "refused: the balance is too low", refusal("insufficient_funds"), refuse="insufficient_funds"),
+    Scenario("refused_item", "refused: the item cannot be bought", refusal("item_unavailable"), refuse="item_unavailable"),
+    Scenario("refused_unavailable", "refused: the provider is down for now", refusal("provider_unavailable"), refuse="provider_unavailable"),
+    Scenario("refused_unknown", "refused with a code nobody documented", refusal("blue_moon"), refuse="blue_moon"),
+    # The same id
+    Scenario("duplicate_id", "order created, the first POST is answered as a repeat (SkinsBack error 7, Skinslink 409)", DELIVERED, repeat="conflict"),
+    Scenario("duplicate_purchase", "order created, the first POST is answered as a repeat (SkinsBack error 7, Skinslink `duplicate_purchase`)", DELIVERED, repeat="failed"),
+    # Hold and settlement (SkinsNode knows none)
+    Scenario("hold_settles", "completed into a hold that ends 40 s later", (*DELIVERED, Step("settled", 60))),
+    Scenario("rollback_user", "completed into a hold, undone by the recipient 40 s later, refunded", (*DELIVERED, Step("reversed", 60))),
+    Scenario("rollback_supplier", "completed into a hold, undone by the supplier 40 s later, refunded", (*DELIVERED, Step("reversed", 60)), undone_by="supplier"),
+    Scenario("reversed_after_settling", "completed, the hold ends 20 s later, undone after all 20 s later, refunded", (*DELIVERED, Step("settled", 40), Step("reversed", 60))),
+    # Trouble with the trade itself
+    Scenario("trade_not_created", "the trade offer cannot be made, no reason given, refunded", _ends("failed", "trade_not_created", at=1.5)),
+    *(
+        Scenario(f"recipient_{p.name}", f"the recipient's fault: {p.description}, refunded", _ends("failed", f"recipient_{p.name}", at=1.5), recipient=p.name)
+        for p in PROBLEMS.values()
+    ),
 )
 # fmt: on
 

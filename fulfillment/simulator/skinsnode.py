@@ -6,7 +6,6 @@ What the contract leaves open is an option; its caches and replays are played ev
 import hashlib
 import hmac
 import re
-from collections import Counter
 from typing import Annotated
 
 import msgspec
@@ -14,10 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from fulfillment.simulator.catalog import Item
+from fulfillment.simulator.catalog import Item, cents_up
 from fulfillment.simulator.core import MESSAGES, Market, Order
-from fulfillment.simulator.faults import FAULTS, Gate, Handler, answer_json, problem
-from fulfillment.simulator.webhooks import Courier
+from fulfillment.simulator.desk import Desk
+from fulfillment.simulator.faults import Gate, Handler, answer_json, problem
+from fulfillment.simulator.webhooks import GARBAGE, Courier, Delivery
 
 EXTERNAL_ID = r"^[A-Za-z0-9._-]{1,64}\Z"
 TRADE_URL = (
@@ -76,7 +76,7 @@ def webhook_body(order: Order, status: str) -> bytes:
             "externalId": order.external_id,
             "status": status,
             "steamOfferId": order.steam_offer_id,
-            "amount": str(order.amount_cents),
+            "amount": str(cents_up(order.amount_mills)),
             "currency": "USD",
             "error": failure_of(order) if status == order.status else None,
             "timestamps": timestamps_of(order),
@@ -98,7 +98,7 @@ def order_body(order: Order) -> bytes:
                 "price": item.price_cents,
                 "currency": "USD",
             },
-            "pricing": {"currency": "USD", "amount": str(order.amount_cents)},
+            "pricing": {"currency": "USD", "amount": str(cents_up(order.amount_mills))},
             "failure": failure_of(order),
             "timestamps": timestamps_of(order),
         }
@@ -124,14 +124,35 @@ def item_body(item: Item) -> bytes:
     )
 
 
+class Letters:
+    """A signed callback for every status, to the URL that came with the order."""
+
+    retry_s: tuple[float, ...] = ()
+
+    def url_of(self, order: Order) -> str | None:
+        return order.webhook_url
+
+    def is_news(self, order: Order) -> bool:
+        return True
+
+    def body_of(self, order: Order, status: str) -> bytes:
+        return webhook_body(order, status)
+
+    def sealed(self, delivery: Delivery, secret: str, stamp: str) -> tuple[dict[str, str], bytes]:
+        headers = signed_headers(secret, stamp, delivery.id, delivery.signed_body)
+        if delivery.tamper == "garbage":
+            headers["x-signature"] = GARBAGE
+        return headers, delivery.body
+
+
 class SkinsNode:
     """Answers for one account, from the market's truth through the provider's caches."""
 
     def __init__(self, market: Market) -> None:
         self.market = market
-        self.courier = Courier(market, signed_headers, webhook_body, "x-signature")
+        self.courier = Courier(market, Letters())
         self.gate = Gate(market)
-        self._posts: Counter[str] = Counter()
+        self.desk = Desk(market, self.courier, self.gate)
         self._lookups: dict[str, tuple[float, Response]] = {}
         self._wallet: tuple[float, Response] | None = None
         self._catalog: Response | None = None
@@ -141,17 +162,20 @@ class SkinsNode:
         market.on_item.append(self._item_changed)
 
     def routes(self) -> list[BaseRoute]:
-        table: tuple[tuple[str, str, Handler], ...] = (
-            ("GET", "/v1/health", self.health),
-            ("GET", "/v1/wallet", self.authorised(self.wallet)),
-            ("GET", "/v1/catalog", self.authorised(self.catalog)),
-            ("POST", "/v1/orders", self.authorised(self.create_order)),
-            ("GET", "/v1/orders/{externalId}", self.authorised(self.read_order)),
+        table: tuple[tuple[str, str, Handler, str], ...] = (
+            ("GET", "/v1/health", self.health, "other"),
+            ("GET", "/v1/wallet", self.authorised(self.wallet), "wallet"),
+            ("GET", "/v1/catalog", self.authorised(self.catalog), "catalog"),
+            ("POST", "/v1/orders", self.authorised(self.create_order), "submit"),
+            ("GET", "/v1/orders/{externalId}", self.authorised(self.read_order), "lookup"),
         )
         return [
-            Route(path, self.gate.answering(f"{method} {path}", handler), methods=[method])
-            for method, path, handler in table
+            Route(path, self.gate.answering(f"{method} {path}", handler, what), methods=[method])
+            for method, path, handler, what in table
         ]
+
+    def word(self, order: Order) -> str:
+        return order.status
 
     def authorised(self, handler: Handler) -> Handler:
         async def answer(request: Request) -> Response:
@@ -171,7 +195,7 @@ class SkinsNode:
             figure = {
                 "clientId": self.market.options.client_id,
                 "currency": "USD",
-                "availableBalance": str(self.market.balance_cents),
+                "availableBalance": str(self.market.balance_mills // 10),
             }
             self._wallet = self.market.clock.now(), answer_json(200, figure)
         return self._wallet[1]
@@ -198,18 +222,14 @@ class SkinsNode:
             ask = decoder.decode(await request.body())
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return problem(422, "validation_failed", str(error))
-        self._posts[ask.external_id] += 1
-        existing = self.market.orders.get(ask.external_id)
-        if existing is None:
-            scenario = self.market.scenario_for(ask.external_id, ask.catalog_item_id)
-        else:
-            scenario = existing.scenario
-        spoils = self._posts[ask.external_id] <= scenario.posts
-        if existing is None and spoils and scenario.before:
-            return await FAULTS[scenario.before].apply(request, Response(), 0.0)
-        if existing is not None and self._replay(existing, ask):
+        visit = self.desk.visit(request, ask.external_id, ask.catalog_item_id, ask.trade_url)
+        early = await self.desk.before(visit)
+        if early is not None:
+            return early
+        order = self.market.orders.get(ask.external_id)
+        if order is not None and self._replay(order, ask):
             return problem(422, "external_id_reused", "externalId was used with another body")
-        order = existing or await self._take(ask)
+        order = order or await self._take(ask)
         if order is None:
             return problem(404, "not_found", "catalog item is not on sale")
         accepted = {
@@ -217,35 +237,25 @@ class SkinsNode:
             "status": "accepted",
             "acceptedAt": order.accepted_at,
         }
-        response = answer_json(202, accepted)
-        if spoils and scenario.after:
-            return await FAULTS[scenario.after].apply(request, response, 0.0)
-        return response
+        return await self.desk.after(visit, answer_json(202, accepted))
 
     async def _take(self, ask: OrderRequest) -> Order | None:
         order = self.market.buy(
             ask.external_id,
             ask.catalog_item_id,
-            ask.expected_price,
+            ask.expected_price * 10,
             trade_url=ask.trade_url,
             webhook_url=ask.webhook_url,
         )
-        if order is not None and order.steps == order.scenario.steps:
-            for status in order.scenario.called_back_first:
-                await self._call_back_first(order, status)
+        if order is not None:
+            await self.desk.call_back_first(order)
         return order
-
-    async def _call_back_first(self, order: Order, status: str) -> None:
-        # Its own life may have gone on while the first call-back was being answered.
-        if status != "accepted" and order.status in ("accepted", "queued", "processing"):
-            self.market.move(order, status, quiet=True)
-        await self.courier.deliver_now(order, status)
 
     def _replay(self, order: Order, ask: OrderRequest) -> bool:
         """Note a repeated POST and tell whether its other content is to be refused."""
         order.posts += 1
-        said = (ask.catalog_item_id, ask.expected_price, ask.trade_url, ask.webhook_url)
-        kept = (order.item.id, order.expected_cents, order.trade_url, order.webhook_url)
+        said = (ask.catalog_item_id, ask.expected_price * 10, ask.trade_url, ask.webhook_url)
+        kept = (order.item.id, order.cap_mills, order.trade_url, order.webhook_url)
         if said == kept:
             return False
         order.conflicts += 1

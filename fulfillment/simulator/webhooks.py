@@ -9,10 +9,9 @@ import json
 import secrets
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -20,6 +19,7 @@ from fulfillment.simulator.core import Market, Order
 from fulfillment.simulator.scenarios import WebhookPlan
 
 MAX_BACKOFF_S = 300.0
+GARBAGE = "zz-not-hex"
 REMEMBERED = 20_000
 STALE_S = 7200.0
 TAMPERS = {
@@ -30,9 +30,6 @@ TAMPERS = {
     "garbage": "a signature that is no hex",
     "stale": "well signed two hours ago",
 }
-
-# (secret, timestamp, delivery id, body) -> headers
-Sign = Callable[[str, str, str, bytes], dict[str, str]]
 
 
 @dataclass(slots=True)
@@ -64,19 +61,32 @@ class Delivery:
         }
 
 
+class Letters(Protocol):
+    """How a provider writes its callbacks."""
+
+    retry_s: tuple[float, ...]  # pauses before each further attempt; empty: doubling
+
+    def url_of(self, order: Order) -> str | None: ...
+
+    def is_news(self, order: Order) -> bool:
+        """Say whether the order's present status is called back at all."""
+
+    def body_of(self, order: Order, status: str) -> bytes:
+        """Write what is said of this status, which may be a claim that is not true."""
+
+    def sealed(self, delivery: Delivery, secret: str, stamp: str) -> tuple[dict[str, str], bytes]:
+        """Sign a delivery: give its headers and its body."""
+
+
 class Courier:
     """Sends what is due with a bounded number of connections; retries go back to the timeline."""
 
-    def __init__(
-        self, market: Market, sign: Sign, body_of: Callable[[Order, str], bytes], header: str
-    ) -> None:
+    def __init__(self, market: Market, letters: Letters) -> None:
         self.market = market
+        self.letters = letters
         self.timeline = market.timeline
         self.deliveries: deque[Delivery] = deque(maxlen=REMEMBERED)
         self.outcomes: Counter[str] = Counter()
-        self._sign = sign
-        self._body_of = body_of
-        self._signature_header = header
         self._queue: asyncio.Queue[Delivery] = asyncio.Queue()
         self._client: httpx.AsyncClient | None = None
         market.on_order.append(self.announce)
@@ -92,21 +102,21 @@ class Courier:
             for _ in range(options.webhook_concurrency):
                 group.create_task(self._work())
 
-    def announce(self, order: Order) -> None:
-        """Plan the callbacks of the status the order has just reached."""
+    def announce(self, order: Order, topic: str = "") -> None:
+        """Plan the callbacks of the status the order has just reached, or of another topic."""
         plan = order.scenario.webhooks
-        if not order.webhook_url:
+        if not self.letters.url_of(order) or not (topic or self.letters.is_news(order)):
             return
-        body = self._body_of(order, order.status)
-        genuine = self._delivery(order, order.status, body, plan.tamper)
+        body = self.letters.body_of(order, topic or order.status)
+        genuine = self._delivery(order, topic or order.status, body, plan.tamper)
         if plan.lost == ("*",) or order.status in plan.lost:
             self._end(genuine, "lost")
         else:
             for _ in range(plan.copies):
                 self._plan(genuine, plan, order)
-        for tamper in plan.forgeries:
+        for tamper in () if topic else plan.forgeries:
             claim = self._delivery(order, "completed", body, tamper, forged=True)
-            claim.body = self._body_of(order, "completed")
+            claim.body = self.letters.body_of(order, "completed")
             claim.signed_body = body if tamper == "body" else claim.body
             # A forgery equal to what was truly signed would be no forgery.
             if tamper != "body" or claim.body != body:
@@ -114,16 +124,17 @@ class Courier:
 
     async def deliver_now(self, order: Order, status: str) -> None:
         """Bring one callback to its end or its first failure before returning."""
-        if order.webhook_url:
-            body = self._body_of(order, status)
+        if self.letters.url_of(order):
+            body = self.letters.body_of(order, status)
             await self._attempt(self._delivery(order, status, body, order.scenario.webhooks.tamper))
 
     def _delivery(
         self, order: Order, status: str, body: bytes, tamper: str, *, forged: bool = False
     ) -> Delivery:
-        assert order.webhook_url is not None
+        url = self.letters.url_of(order)
+        assert url is not None
         delivery = Delivery(
-            self._new_id(), order.external_id, status, order.webhook_url, body, body, tamper, forged
+            self._new_id(), order.external_id, status, url, body, body, tamper, forged
         )
         if tamper == "spaces":
             delivery.body = json.dumps(json.loads(body)).encode()
@@ -157,33 +168,33 @@ class Courier:
         options = self.market.options
         try:
             async with asyncio.timeout(options.webhook_timeout_s):
-                response = await self._client.post(
-                    delivery.url, content=delivery.body, headers=self._headers(delivery)
-                )
+                headers, body = self._sealed(delivery)
+                response = await self._client.post(delivery.url, content=body, headers=headers)
             answer, is_taken = str(response.status_code), response.is_success
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, TimeoutError) as error:
             answer, is_taken = type(error).__name__, False
         delivery.answers.append(answer)
         if is_taken:
             self._end(delivery, "delivered")
-        elif delivery.forged or attempt >= options.webhook_attempts:
+        elif delivery.forged or attempt >= self._attempts():
             self._end(delivery, "refused" if delivery.forged else "given_up")
         else:
             delivery.outcome = "retrying"
-            self.timeline.after(
-                min(2.0**attempt, MAX_BACKOFF_S), partial(self._queue.put_nowait, delivery)
-            )
+            pauses = self.letters.retry_s
+            pause_s = pauses[attempt - 1] if pauses else min(2.0**attempt, MAX_BACKOFF_S)
+            self.timeline.after(pause_s, partial(self._queue.put_nowait, delivery))
 
-    def _headers(self, delivery: Delivery) -> dict[str, str]:
+    def _attempts(self) -> int:
+        allowed = self.market.options.webhook_attempts
+        return min(allowed, len(self.letters.retry_s) + 1) if self.letters.retry_s else allowed
+
+    def _sealed(self, delivery: Delivery) -> tuple[dict[str, str], bytes]:
         # Made anew at each attempt, so that a late retry still carries a young timestamp.
         stamp = self.market.clock.stamp(STALE_S if delivery.tamper == "stale" else 0.0)
         secret = self.market.options.client_secret
         if delivery.tamper == "key":
             secret = hashlib.sha256(secret.encode()).hexdigest()
-        headers = self._sign(secret, stamp, delivery.id, delivery.signed_body)
-        if delivery.tamper == "garbage":
-            headers[self._signature_header] = "zz-not-hex"
-        return headers
+        return self.letters.sealed(delivery, secret, stamp)
 
     def _end(self, delivery: Delivery, outcome: str) -> None:
         delivery.outcome = outcome

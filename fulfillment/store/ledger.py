@@ -166,12 +166,28 @@ def begin_posts(session: Session, bodies: Mapping[int, bytes], now: datetime) ->
             """
             UPDATE attempts a SET state = 'sending', body_sealed = b.body, posts = posts + 1,
                    sending_at = coalesce(sending_at, :now), last_post_at = :now,
-                   unknown_since = coalesce(unknown_since, :now)
+                   unknown_since = coalesce(unknown_since, :now),
+                   empty_lookups = 0, empty_since = NULL, empty_at = NULL
               FROM unnest(CAST(:ids AS bigint[]), CAST(:bodies AS bytea[])) AS b(order_id, body)
              WHERE a.order_id = b.order_id AND a.state IN ('reserved', 'sending')
             """
         ),
         {"ids": list(bodies), "bodies": list(bodies.values()), "now": now},
+    )
+
+
+def note_empty_lookups(session: Session, asked: Mapping[int, datetime]) -> None:
+    """Count a lookup that did not find the order, by order: when the provider was asked."""
+    session.execute(
+        text(
+            """
+            UPDATE attempts a SET empty_lookups = empty_lookups + 1, empty_at = b.at,
+                   empty_since = coalesce(empty_since, b.at)
+              FROM unnest(CAST(:ids AS bigint[]), CAST(:ats AS timestamptz[])) AS b(order_id, at)
+             WHERE a.order_id = b.order_id AND a.state = 'sending'
+            """
+        ),
+        {"ids": list(asked), "ats": list(asked.values())},
     )
 
 

@@ -22,6 +22,7 @@ class Order:
     submit_by: datetime
     status: OrderStatus
     provider_status: str | None
+    provider_reference: str | None
     reported_at: datetime | None
     quoted_mills: int | None
     charged_mills: int | None
@@ -67,6 +68,9 @@ class Attempt:
     posts: int
     last_post_at: datetime | None
     unknown_since: datetime | None
+    empty_lookups: int
+    empty_since: datetime | None
+    empty_at: datetime | None
     confirmed_at: datetime | None
     body_sealed: bytes | None = field(repr=False)
 

@@ -26,6 +26,7 @@ _SETTABLE = (
     "account",
     "market_hash_name",
     "provider_status",
+    "provider_reference",
     "reported_at",
     "quoted_mills",
     "charged_mills",
@@ -278,6 +279,18 @@ def find(session: Session, external_ids: Sequence[str]) -> dict[str, Order]:
     """Read orders by the store's ids."""
     statement = select(OrderRow).where(col(OrderRow.external_id).in_(external_ids))
     return {row.external_id: Order.of(vars(row)) for row in session.exec(statement)}
+
+
+def find_by_reference(session: Session, account: str, reference: str) -> Order | None:
+    """Read the account's order that the provider calls so; the newest, should it be two."""
+    statement = (
+        select(OrderRow)
+        .where(OrderRow.account == account, OrderRow.provider_reference == reference)
+        .order_by(col(OrderRow.id).desc())
+        .limit(1)
+    )
+    row = session.exec(statement).first()
+    return Order.of(vars(row)) if row else None
 
 
 def view(session: Session, external_id: str) -> OrderView | None:

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from fulfillment.errors import ProviderError, ProviderNotReached, ProviderOutcomeUnknown
 from fulfillment.providers import registry
 from fulfillment.providers.base import Provider
 from fulfillment.settings import AccountSettings
@@ -24,9 +25,38 @@ from schemas.provider import PurchaseCommand, Want, WebhookNotice
 
 CLIENT_ID = "client_test_4242"
 SECRET = "cs_test_7f3a9c"
+API_KEY = "ak_test_51d0b8"
 TOKEN = "AbCdEfGh"
 TRADE_URL = f"https://steamcommunity.com/tradeoffer/new/?partner=123456789&token={TOKEN}"
 WAIT_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Where the contracts differ, so that a card expects what its provider promises."""
+
+    base_path: str = ""
+    #: False: the signature covers no time or not the body, so a webhook is a hint to ask.
+    is_webhook_applied: bool = False
+    #: What a request too many means for a purchase, and the pause that is asked for.
+    throttled: type[ProviderError] = ProviderNotReached
+    pause_s: int = 1
+    bad_trade_url: str = "invalid_trade_url"
+    has_cents_only: bool = False
+    #: The provider's first callback comes so many seconds after the acceptance at the latest.
+    called_back_s: int = 1
+
+
+FACTS = {
+    ProviderName.SKINSNODE: Facts(
+        is_webhook_applied=True,
+        throttled=ProviderOutcomeUnknown,
+        bad_trade_url="refused_by_provider",
+        has_cents_only=True,
+    ),
+    ProviderName.SKINSBACK: Facts(base_path="/api.php", pause_s=60),
+    ProviderName.SKINSLINK: Facts(base_path="/api/v1", called_back_s=31),
+}
 
 
 def _serve(options: SimulatorOptions, bound: Connection) -> None:
@@ -51,9 +81,14 @@ class Simulator:
         return found
 
     def purchases(self, external_id: str) -> list[dict[str, Any]]:
-        """Give the provider's own record of what was bought for this order."""
+        """Give the provider's own record of what was bought for this order.
+
+        What it refused at once and keeps as a failed purchase was not bought.
+        """
         rows = self.ask("GET", "/ledger")["purchases"]
-        return [row for row in rows if row["externalId"] == external_id]
+        return [
+            row for row in rows if row["externalId"] == external_id and row["status"] != "failed"
+        ]
 
     def lay(self, fault: str, **options: Any) -> None:
         """Spoil every answer until the end of the test."""
@@ -110,10 +145,31 @@ def provider_name(request: pytest.FixtureRequest) -> ProviderName:
     return ProviderName(request.param)
 
 
+@pytest.fixture
+def facts(provider_name: ProviderName) -> Facts:
+    return FACTS[provider_name]
+
+
+Applies = Callable[..., None]
+
+
+@pytest.fixture
+def applies(provider_name: ProviderName) -> Applies:
+    """Skip a card of other providers only, with the contract's section that says why."""
+
+    def only(*names: ProviderName, why: str) -> None:
+        if provider_name not in names:
+            pytest.skip(f"{provider_name}: {why}")
+
+    return only
+
+
 @pytest.fixture(scope="session")
 def simulator_process(provider_name: ProviderName) -> Iterator[Simulator]:
-    assert provider_name is ProviderName.SKINSNODE  # the only dialect so far
     options = SimulatorOptions(
+        provider=provider_name.value,
+        api_key=API_KEY,
+        requests_per_minute=0,
         client_id=CLIENT_ID,
         client_secret=SECRET,
         port=0,
@@ -148,7 +204,7 @@ def simulator(simulator_process: Simulator) -> Iterator[Simulator]:
 
 
 @pytest.fixture
-def mailbox() -> Iterator[Mailbox]:
+def mailbox(simulator: Simulator) -> Iterator[Mailbox]:
     box = Mailbox()
 
     class Receiver(http.server.BaseHTTPRequestHandler):
@@ -165,6 +221,7 @@ def mailbox() -> Iterator[Mailbox]:
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     box.url = f"http://127.0.0.1:{server.server_port}/webhooks/main"
+    simulator.ask("POST", "/options", webhook_url=box.url)
     yield box
     server.shutdown()
     server.server_close()
@@ -182,8 +239,9 @@ def build(provider_name: ProviderName, simulator: Simulator) -> Iterator[BuildPr
     def build_provider(**changes: Any) -> Provider:
         account = {
             "provider": provider_name,
-            "base_url": simulator.url,
+            "base_url": simulator.url + FACTS[provider_name].base_path,
             "client_id": CLIENT_ID,
+            "api_key": SecretStr(API_KEY),
             "client_secret": SecretStr(SECRET),
             **changes,
         }

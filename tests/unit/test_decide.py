@@ -386,3 +386,73 @@ def test_a_report_is_judged_without_changing_the_order() -> None:
     decide(order, report(R.COMPLETED, charged_mills=1), NOW, WINDOW, CAP_MILLS)
 
     assert order == some_order(status=S.SENT)
+
+
+# --- holds, settlement, and what a person is to look at
+
+
+HELD: dict[str, Any] = {
+    "status": S.COMPLETED,
+    "completed_at": NOW - timedelta(days=1),
+    "charged_mills": CAP_MILLS,
+}
+
+
+def test_a_settled_delivery_is_watched_no_more() -> None:
+    decision = decided(report(R.COMPLETED, is_settled=True), status=S.SENT)
+
+    assert decision.changes["reversible_until"] is None
+    assert Money.SETTLE in decision.money
+
+
+@pytest.mark.parametrize("said", [{"is_settled": True}, {"is_held": False}])
+def test_settlement_ends_a_hold_that_the_provider_told_of(said: dict[str, Any]) -> None:
+    decision = decided(report(R.COMPLETED, **said), **HELD, reversible_until=NOW)
+
+    assert decision.target is S.COMPLETED
+    assert decision.changes["reversible_until"] is None
+    assert not decision.is_alarm
+
+
+def test_not_held_may_mean_not_yet() -> None:
+    first = decided(report(R.COMPLETED, is_held=False), status=S.SENT)
+    ours = HELD["completed_at"] + REVERSAL_WATCH
+    later = decided(report(R.COMPLETED, is_held=False), **HELD, reversible_until=ours)
+
+    assert first.changes["reversible_until"] == NOW + REVERSAL_WATCH
+    assert later == Decision()
+
+
+def test_the_end_of_a_hold_may_be_told_after_the_delivery() -> None:
+    end = NOW + timedelta(days=3)
+    said = report(R.COMPLETED, reversible_until=end)
+
+    decision = decided(said, **HELD, reversible_until=HELD["completed_at"] + REVERSAL_WATCH)
+
+    assert decision.changes == {"reversible_until": end}
+    assert decided(said, **HELD, reversible_until=end) == Decision()
+
+
+def test_a_doubtful_charge_is_alarmed_once() -> None:
+    said = report(R.SENT, charged_mills=CAP_MILLS, alarm="not believed")
+
+    first = decided(said, status=S.SUBMITTING)
+    again = decided(said, status=S.SENT, charged_mills=CAP_MILLS, provider_status="sent")
+
+    assert first.is_alarm
+    assert "not believed" in first.note
+    assert again == Decision()
+
+
+def test_an_end_for_an_unknown_reason_is_alarmed() -> None:
+    decision = decided(report(R.FAILED, failure_code="x", alarm="unknown"), status=S.SENT)
+
+    assert decision.is_alarm
+
+
+def test_the_providers_own_id_is_kept_and_not_overwritten() -> None:
+    said = report(R.SENT, provider_reference="5501")
+
+    assert decided(said, status=S.SUBMITTING).changes["provider_reference"] == "5501"
+    kept = decided(said, status=S.SUBMITTING, provider_reference="1").changes
+    assert "provider_reference" not in kept

@@ -14,10 +14,17 @@ GOOD: dict[str, Any] = {"client_id": "me", "client_secret": "cs_secret"}
 
 
 def test_an_account_gets_its_adapter() -> None:
-    provider = registry.build("main", AccountSettings(**GOOD))
+    policies = {}
+    for name in ProviderName:
+        provider = registry.build("main", AccountSettings(**GOOD, provider=name, api_key="key"))
+        policies[name] = provider.after_unknown
+        provider.close()
 
-    assert provider.after_unknown is AfterUnknown.REPLAY
-    provider.close()
+    assert policies == {
+        ProviderName.SKINSNODE: AfterUnknown.REPLAY,
+        ProviderName.SKINSBACK: AfterUnknown.LOOKUP_THEN_REPLAY,
+        ProviderName.SKINSLINK: AfterUnknown.LOOKUP_ONLY,
+    }
 
 
 @pytest.mark.parametrize(
@@ -28,6 +35,7 @@ def test_an_account_gets_its_adapter() -> None:
         ({"client_secret": "cs\nsecret"}, "CLIENT_SECRET"),
         ({"client_secret": "cs_sécret"}, "CLIENT_SECRET"),
         ({"client_secret": " cs_secret"}, "CLIENT_SECRET"),
+        ({"provider": "skinslink"}, "API_KEY"),
         ({"base_url": "http://"}, "BASE_URL"),
         ({"base_url": "https://user:cs_secret@host"}, "BASE_URL"),
         ({"base_url": "https://host?key=cs_secret"}, "BASE_URL"),
@@ -42,7 +50,10 @@ def test_a_wrong_setting_is_named_and_not_quoted(changes: dict[str, Any], settin
     assert "cs_s" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(set(ProviderName) - set(registry.ADAPTERS)))
-def test_a_provider_without_an_adapter_is_refused(name: ProviderName) -> None:
+@pytest.mark.parametrize("name", list(ProviderName))
+def test_a_provider_without_an_adapter_is_refused(
+    name: ProviderName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(registry.ADAPTERS, name)
     with pytest.raises(ConfigurationError, match="FULFILLMENT_ACCOUNTS__MAIN__PROVIDER"):
         registry.build("main", AccountSettings(provider=name, **GOOD))

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulfillment.errors import WebhookRejected
+from fulfillment.providers import reading
 from fulfillment.providers.http import Unusable, read_json
 from fulfillment.providers.signing import hmac_hex
 from fulfillment.providers.skinsnode import webhook, wire
@@ -404,7 +405,7 @@ def test_a_steam_offer_id_is_digits_or_nothing(found: object, expected: str | No
     ],
 )
 def test_a_time_without_zone_is_no_time(found: object, expected: datetime | None) -> None:
-    assert wire.instant(found) == expected
+    assert reading.instant(found) == expected
 
 
 @pytest.mark.parametrize(

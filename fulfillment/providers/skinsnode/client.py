@@ -37,6 +37,7 @@ class SkinsNode:
 
     after_unknown = AfterUnknown.REPLAY
     lookup_limit = 1
+    requests_per_purchase = 1
 
     def __init__(
         self, http: HTTPClient, client_id: str, client_secret: str, webhook_secrets: Sequence[str]

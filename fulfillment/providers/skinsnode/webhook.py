@@ -8,17 +8,15 @@ from collections.abc import Mapping, Sequence
 
 from fulfillment.errors import WebhookRejected, WebhookUnreadable
 from fulfillment.providers.http import Unusable, read_json
-from fulfillment.providers.signing import is_hex_hmac
+from fulfillment.providers.reading import EXTERNAL_ID, instant
+from fulfillment.providers.signing import BAD_SIGNATURE, is_hex_hmac, only_header
 from fulfillment.providers.skinsnode import wire
 from schemas.provider import WebhookNotice
 
 TIMESTAMP = "x-timestamp"
 SIGNATURE = "x-signature"
-BAD_SIGNATURE = "the signature is missing or wrong"
 UNREADABLE = "well signed, but no JSON that names an order"
 UTC_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z")
-# What intake lets through (DESIGN section 7): another id cannot be an order of ours.
-EXTERNAL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def read(headers: Mapping[str, str], body: bytes, secrets: Sequence[str]) -> WebhookNotice:
@@ -27,9 +25,9 @@ def read(headers: Mapping[str, str], body: bytes, secrets: Sequence[str]) -> Web
     A well-signed delivery that cannot be taken at its word (a malformed time, an amount that is
     not exact, a duplicate key) has no report: it is a hint to ask. Its age is not judged here.
     """
-    timestamp = _only(headers, TIMESTAMP)
+    timestamp = only_header(headers, TIMESTAMP)
     message = timestamp.encode("latin-1", "replace") + b"." + body
-    if not is_hex_hmac(_only(headers, SIGNATURE), secrets, message):
+    if not is_hex_hmac(only_header(headers, SIGNATURE), secrets, message):
         raise WebhookRejected(BAD_SIGNATURE)
     try:
         document = read_json(body)
@@ -38,17 +36,9 @@ def read(headers: Mapping[str, str], body: bytes, secrets: Sequence[str]) -> Web
     external_id = document.get("externalId") if isinstance(document, dict) else None
     if not (isinstance(external_id, str) and EXTERNAL_ID.fullmatch(external_id)):
         raise WebhookUnreadable(UNREADABLE)
-    signed_at = wire.instant(timestamp) if UTC_TIME.fullmatch(timestamp) else None
+    signed_at = instant(timestamp) if UTC_TIME.fullmatch(timestamp) else None
     try:
         report = wire.read_order(document) if signed_at else None
     except Unusable:
         report = None
     return WebhookNotice(external_id, signed_at, report)
-
-
-def _only(headers: Mapping[str, str], name: str) -> str:
-    """Give a header that must stand exactly once, however its name is written."""
-    values = [value for key, value in headers.items() if key.lower() == name]
-    if len(values) != 1:
-        raise WebhookRejected(BAD_SIGNATURE)
-    return values[0]

@@ -6,13 +6,13 @@ An unknown status word is never taken for success, and no trade URL gets out of 
 import re
 from collections.abc import Collection
 from contextlib import suppress
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from fulfillment.providers.http import BOM, Unusable, read_json
+from fulfillment.providers.reading import MESSAGE_LENGTH, WORD_LENGTH, clean, instant, number
 from schemas.money import MAX_MILLS, MILLS_PER_CENT, InexactMoney, mills_from_cents
 from schemas.provider import OrderReport, PurchaseCommand, ReportState
 
@@ -35,11 +35,6 @@ STATES = {
 # Narrower than Decimal: no underscores, foreign digits or exponents that overflow, and few
 # enough digits that Decimal arithmetic cannot round.
 AMOUNT = re.compile(r"[0-9]{1,18}(\.[0-9]{1,6})?([eE]\+?[0-9]{1,2})?")
-TRADE_LINK = re.compile(r"(?i)\S*steamcommunity\.com\S*|\btoken\s?(=|:|%3D)\s?\S+")
-HIDDEN = "[removed]"
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-WORD_LENGTH = 64
-MESSAGE_LENGTH = 200
 
 
 class CatalogItem(msgspec.Struct, rename="camel", gc=False, frozen=True):
@@ -177,35 +172,12 @@ def read_order(document: Any) -> OrderReport:
         state=state,
         raw_status=clean(order.status, WORD_LENGTH, token) or "",
         charged_mills=None if price.amount is None else mills(price.amount, price.currency),
-        steam_offer_id=offer_id(order.steam_offer_id),
+        steam_offer_id=number(order.steam_offer_id),
         failure_code=clean(failure.get("code"), WORD_LENGTH, token),
         failure_message=clean(failure.get("message"), MESSAGE_LENGTH, token),
         reported_at=reported_at,
         refunded_at=instant(times.get("refundedAt")),
     )
-
-
-def offer_id(value: object) -> str | None:
-    """Give a Steam offer's number as text; None for anything else."""
-    text = str(value) if type(value) in (str, int) else ""
-    return text if re.fullmatch(r"[0-9]{1,20}", text) else None
-
-
-def clean(value: object, length: int, secret: str | None) -> str | None:
-    """Make a provider's text fit to be kept: no trade link, nothing that a database refuses."""
-    if not isinstance(value, str):
-        return None
-    text = TRADE_LINK.sub(HIDDEN, UNPRINTABLE.sub("", value))
-    return (text.replace(secret, HIDDEN) if secret else text)[:length]
-
-
-def instant(value: object) -> datetime | None:
-    """Read an ISO 8601 time that says its zone; None for anything else."""
-    try:
-        moment = datetime.fromisoformat(value if isinstance(value, str) else "")
-        return moment.astimezone(UTC) if moment.tzinfo else None
-    except (ValueError, OverflowError):
-        return None
 
 
 def _typed(document: Any, kind: type[T]) -> T:

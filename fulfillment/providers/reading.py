@@ -1,0 +1,76 @@
+"""What adapters read of every provider alike: dollars, times, offer numbers, text fit to be kept.
+
+Amounts are exact or refused, and no trade link gets out of here.
+"""
+
+import re
+from contextlib import suppress
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from fulfillment.errors import ProviderRefused
+from fulfillment.providers.http import Unusable
+from schemas.checkout import trade_url_parts
+from schemas.enums import FailureCode
+from schemas.money import InexactMoney, mills_from_dollars
+
+TRADE_LINK = re.compile(r"(?i)\S*steamcommunity\.com\S*|\btoken\s?(=|:|%3D)\s?\S+")
+HIDDEN = "[removed]"
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+WORD_LENGTH = 64
+MESSAGE_LENGTH = 200
+# What intake lets through (DESIGN section 7): another id cannot be an order of ours.
+EXTERNAL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+#: SteamID64 of the account with the number 0; a trade URL's `partner` is added to it.
+STEAM_ID_BASE = 76561197960265728
+
+
+def dollars(amount: object) -> int:
+    """Read dollars, a JSON number or numeric text, as mills, never below zero. Raises Unusable."""
+    if type(amount) in (str, int, Decimal):
+        with suppress(InexactMoney):
+            mills = mills_from_dollars(str(amount))
+            if mills >= 0:
+                return mills
+    raise Unusable("expected an amount in dollars of at most three decimals")
+
+
+def number(value: object) -> str | None:
+    """Give a natural number, written as a number or as text, as text; None for anything else."""
+    text = str(value) if type(value) in (str, int) else ""
+    return text if re.fullmatch(r"[0-9]{1,20}", text) else None
+
+
+def clean(value: object, length: int, secret: str | None = None) -> str | None:
+    """Make a provider's text fit to be kept: no trade link, nothing that a database refuses."""
+    if not isinstance(value, str):
+        return None
+    text = TRADE_LINK.sub(HIDDEN, UNPRINTABLE.sub("", value))
+    return (text.replace(secret, HIDDEN) if secret else text)[:length]
+
+
+def instant(value: object) -> datetime | None:
+    """Read an ISO 8601 time that says its zone; None for anything else."""
+    try:
+        moment = datetime.fromisoformat(value if isinstance(value, str) else "")
+        return moment.astimezone(UTC) if moment.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def recipient(trade_url: str) -> dict[str, Any]:
+    """Give a trade URL's `partner` and `token` as fields of a body; nothing where it is no URL.
+
+    A body without them is stored like any other, and refused before it is sent.
+    """
+    try:
+        partner, token = trade_url_parts(trade_url)
+    except ValueError:
+        return {}
+    return {"partner": partner, "token": token}
+
+
+def bad_trade_url(why: str) -> ProviderRefused:
+    """Refuse on our own side, before anything was sent."""
+    return ProviderRefused(FailureCode.INVALID_TRADE_URL, why, is_ours=True)

@@ -1,0 +1,252 @@
+"""SkinsBack as a Provider: one endpoint, errors inside HTTP 200 (contracts/skinsback.md).
+
+The client secret is also the webhook key: it is sent in one header, or only signs, and is never
+written anywhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from fulfillment.errors import (
+    ProviderDeniesAccount,
+    ProviderError,
+    ProviderNotReached,
+    ProviderOutcomeUnknown,
+    ProviderRefused,
+)
+from fulfillment.providers.base import AfterUnknown
+from fulfillment.providers.http import LIST_LIMIT, HTTPClient, Unusable, read_json
+from fulfillment.providers.reading import STEAM_ID_BASE, bad_trade_url, recipient
+from fulfillment.providers.skinsback import webhook, wire
+from fulfillment.providers.skinsback.wire import Meaning, Problem, Purchase, Refusal, Table
+from schemas.provider import OrderReport, PurchaseCommand, Quotes, Want, WebhookNotice
+
+LIST_S = 60.0  # the price list may be tens of megabytes
+LIMIT_PAUSE = timedelta(seconds=60)  # error -7 names no length; the limit is by the minute
+#: How many orders one lookup asks for; the documentation names no maximum.
+LOOKUP_LIMIT = 100
+
+
+class SkinsBack:
+    """One SkinsBack project."""
+
+    after_unknown = AfterUnknown.LOOKUP_THEN_REPLAY
+    lookup_limit = LOOKUP_LIMIT
+
+    def __init__(
+        self,
+        http: HTTPClient,
+        client_id: str,
+        client_secret: str,
+        webhook_secrets: Sequence[str],
+        *,
+        is_signing: bool = False,
+        is_checking_recipient: bool = False,
+    ) -> None:
+        self._http = http
+        self._client_id = client_id
+        self._client_secret = client_secret
+        self._webhook_secrets = tuple(webhook_secrets)
+        self._is_signing = is_signing
+        self._is_checking_recipient = is_checking_recipient
+        self.requests_per_purchase = 2 if is_checking_recipient else 1
+
+    def quote(self, wants: Sequence[Want]) -> Quotes:
+        """Search the wanted names; where an id comes without a name, read the whole list."""
+        fields: dict[str, Any]
+        if any(w.market_hash_name is None and wire.skin_id_of(w.catalog_item_id) for w in wants):
+            method, fields = "market_pricelist", {"full": 1}
+        else:
+            names = sorted({want.market_hash_name or want.catalog_item_id for want in wants})
+            # A shorter name would be refused, and the others with it.
+            names = [name for name in names if len(name) >= wire.SHORTEST_NAME]
+            method, fields = "market_search", {"names": names}
+            if not names:
+                return Quotes({}, 0)
+        body = wire.write_request(method, game=wire.GAME, **fields)
+        answer = self._send(body, method, total_s=LIST_S, limit=LIST_LIMIT, accept_gzip=True)
+        try:
+            listed = wire.read_listing(answer, wants)
+        except Unusable as error:
+            raise ProviderNotReached(f"{method}: {error}") from error
+        if isinstance(listed, Problem):
+            raise _error(method, listed, wire.STANDARD, ProviderNotReached)
+        return wire.quotes(wants, listed)
+
+    def wallet_mills(self) -> int:
+        """Read the project's balance."""
+        fields = self._read("balance")
+        try:
+            return wire.read_wallet(fields)
+        except Unusable as error:
+            raise ProviderNotReached(f"balance: {error}") from error
+
+    def purchase_body(self, command: PurchaseCommand) -> bytes:
+        """Write the body, without credentials. Raises ValueError for a price that is none."""
+        return wire.write_purchase(command)
+
+    def purchase(self, body: bytes) -> OrderReport:
+        """Post the stored bytes; a used custom_id is an unknown outcome, for a lookup to settle."""
+        asked = read_json(body)
+        if "partner" not in asked:
+            raise bad_trade_url("expected a Steam trade URL with partner and token")
+        if self._is_checking_recipient:
+            self._check(int(asked["partner"]), asked["token"])
+        method = "market_buy"
+        answer = self._send(body, method, is_purchase=True)
+        try:
+            fields = wire.read_answer(answer)
+            if isinstance(fields, Problem):
+                raise _error(method, fields, wire.PURCHASE, ProviderOutcomeUnknown)
+            bought = wire.read_purchase(fields)
+            _check_is_asked(bought, asked)
+        except Unusable as error:
+            raise ProviderOutcomeUnknown(f"{method}: {error}") from error
+        return _about(bought.report, asked["custom_id"])
+
+    def check_recipient(self, trade_url: str) -> None:
+        """Ask whether this recipient can be sent anything. Raises ProviderRefused where not."""
+        to = recipient(trade_url)
+        if not to:
+            raise bad_trade_url("expected a Steam trade URL with partner and token")
+        self._check(to["partner"], to["token"])
+
+    def _check(self, partner: int, token: str) -> None:
+        method = "user_inventory"
+        steam_id = str(STEAM_ID_BASE + partner)
+        body = wire.write_request(method, game=wire.GAME, steam_id=steam_id, trade_token=token)
+        answer = self._answer(method, self._send(body, method))
+        if isinstance(answer, dict):
+            return
+        error = _error(method, answer, wire.RECIPIENT, ProviderNotReached)
+        # Any other word is no statement about the recipient, such as an inventory that Steam does
+        # not show at the moment: the purchase itself will tell.
+        if answer.meaning(wire.RECIPIENT) is not None:
+            raise error
+
+    def reports(self, external_ids: Sequence[str]) -> dict[str, OrderReport]:
+        """Ask for many orders at once; in parts, where one unknown id spoils the whole answer."""
+        if not external_ids:
+            return {}
+        method = "market_getinfo"
+        body = wire.write_request(method, custom_ids=list(external_ids))
+        answer = self._answer(method, self._send(body, method))
+        if isinstance(answer, Problem):
+            if not answer.is_about(*wire.NOT_FOUND):
+                raise _error(method, answer, wire.STANDARD, ProviderNotReached)
+            found: dict[str, OrderReport] | None = None if len(external_ids) > 1 else {}
+        else:
+            try:
+                found = _by_custom_id(answer.get("items"), external_ids)
+            except Unusable as error:
+                raise ProviderNotReached(f"{method}: {error}") from error
+        if found is not None:
+            return found
+        half = len(external_ids) // 2
+        return self.reports(external_ids[:half]) | self.reports(external_ids[half:])
+
+    def read_webhook(self, headers: Mapping[str, str], body: bytes) -> WebhookNotice:
+        """Verify and read one delivery; see `webhook.read`."""
+        return webhook.read(headers, body, self._webhook_secrets)
+
+    def healthy(self) -> bool:
+        """Ask for the market's status."""
+        try:
+            return wire.is_available(self._read("status"))
+        except ProviderError:
+            return False
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def _read(self, method: str) -> dict[str, Any]:
+        answer = self._answer(method, self._send(wire.write_request(method), method))
+        if isinstance(answer, Problem):
+            raise _error(method, answer, wire.STANDARD, ProviderNotReached)
+        return answer
+
+    def _answer(self, method: str, body: bytes) -> dict[str, Any] | Problem:
+        try:
+            return wire.read_answer(body)
+        except Unusable as error:
+            raise ProviderNotReached(f"{method}: {error}") from error
+
+    def _send(self, body: bytes, method: str, **options: Any) -> bytes:
+        if self._is_signing:
+            headers = {}
+            body = wire.signed(body, self._client_id, self._client_secret)
+        else:
+            headers = {"x-client-id": self._client_id, "x-client-secret": self._client_secret}
+        # The HTTP code of errors is not documented: what the body says is what counts.
+        return self._http.request(
+            "POST", "", headers=headers, content=body, name=method, **options
+        ).body
+
+
+def _error(
+    method: str,
+    problem: Problem,
+    table: Table,
+    doubt: type[ProviderError],
+) -> ProviderError:
+    what = f"{method}: {problem}"
+    match problem.meaning(table):
+        case Meaning.DENIED:
+            return ProviderDeniesAccount(what)
+        case Meaning.AWAY:
+            pause = LIMIT_PAUSE if problem.is_about("request_limit_reached", -7) else None
+            return ProviderNotReached(what, retry_after=pause)
+        case Refusal(code, text):
+            return ProviderRefused(code, text)
+        case _:
+            return doubt(what)
+
+
+def _check_is_asked(bought: Purchase, asked: Mapping[str, Any]) -> None:
+    """Refuse an answer about another order or another item."""
+    if bought.custom_id not in (None, asked["custom_id"]):
+        raise Unusable("expected this order, found another custom_id")
+    is_item = bought.skin_id == str(asked["id"]) if "id" in asked else bought.name == asked["name"]
+    if not is_item:
+        raise Unusable("expected the item that was asked for, found another")
+    if bought.report.provider_reference is None:
+        raise Unusable("expected a buy_id")
+
+
+def _about(report: OrderReport, external_id: str) -> OrderReport:
+    return replace(report, external_id=external_id)
+
+
+def _by_custom_id(items: Any, asked: Sequence[str]) -> dict[str, OrderReport] | None:
+    """Give the reports by order; None where a row does not say whose it is. Raises Unusable.
+
+    A row that cannot be read is told of as such and spoils no other.
+    """
+    if not isinstance(items, list):
+        raise Unusable("expected a list of purchases")
+    found: dict[str, OrderReport] = {}
+    for row in items:
+        if not isinstance(row, dict):
+            raise Unusable("expected a list of purchases")
+        custom_id = row.get("custom_id")
+        if custom_id is None and len(asked) > 1:
+            return None  # asked for one by one, each is known by its being the only answer
+        if custom_id is None and len(items) == 1:
+            custom_id = asked[0]
+        if not isinstance(custom_id, str) or custom_id not in asked:
+            raise Unusable("expected only orders that were asked for")
+        report = _report(row, custom_id)
+        before = found.setdefault(custom_id, report)
+        if before.provider_reference != report.provider_reference:
+            found[custom_id] = wire.unreadable(row, custom_id, "one custom_id has two purchases")
+    return found
+
+
+def _report(row: Any, custom_id: str) -> OrderReport:
+    try:
+        return _about(wire.read_purchase(row).report, custom_id)
+    except Unusable as error:
+        return wire.unreadable(row, custom_id, str(error))
