@@ -46,7 +46,7 @@ def mills_in(text: Any) -> int | None:
     if not value.is_finite():
         return None
     # Beyond every price, and small enough to be an integer.
-    value = max(min(value, Decimal(10**9)), Decimal(-1))
+    value = max(min(value, Decimal(10**12)), Decimal(-1))
     return int((value * 1000).to_integral_value("ROUND_FLOOR"))
 
 
