@@ -79,6 +79,7 @@ class Words:
     """Writes items, purchases and events; also the letters of the courier."""
 
     retry_s: tuple[float, ...] = ()
+    claim = "completed"
 
     def __init__(self, market: Market) -> None:
         self.market = market
