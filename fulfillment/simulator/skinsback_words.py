@@ -46,7 +46,7 @@ def mills_in(text: Any) -> int | None:
     if not value.is_finite():
         return None
     # Beyond every price, and small enough to be an integer.
-    value = max(min(value, Decimal(10**9)), Decimal(-1))
+    value = max(min(value, Decimal(10**12)), Decimal(-1))
     return int((value * 1000).to_integral_value("ROUND_FLOOR"))
 
 
@@ -79,6 +79,7 @@ class Words:
     """Writes items, purchases and events; also the letters of the courier."""
 
     retry_s: tuple[float, ...] = ()
+    claim = "completed"
 
     def __init__(self, market: Market) -> None:
         self.market = market

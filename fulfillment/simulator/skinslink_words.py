@@ -49,6 +49,7 @@ class Words:
     """Writes items, purchases and webhooks; also the letters of the courier."""
 
     retry_s: tuple[float, ...] = (1.0, 5.0, 30.0, 120.0)
+    claim = "settled"
 
     def __init__(self, market: Market) -> None:
         self.market = market

@@ -128,6 +128,7 @@ class Letters:
     """A signed callback for every status, to the URL that came with the order."""
 
     retry_s: tuple[float, ...] = ()
+    claim = "completed"
 
     def url_of(self, order: Order) -> str | None:
         return order.webhook_url

@@ -65,6 +65,7 @@ class Letters(Protocol):
     """How a provider writes its callbacks."""
 
     retry_s: tuple[float, ...]  # pauses before each further attempt; empty: doubling
+    claim: str  # the status that forgeries tell of
 
     def url_of(self, order: Order) -> str | None: ...
 
@@ -105,18 +106,19 @@ class Courier:
     def announce(self, order: Order, topic: str = "") -> None:
         """Plan the callbacks of the status the order has just reached, or of another topic."""
         plan = order.scenario.webhooks
-        if not self.letters.url_of(order) or not (topic or self.letters.is_news(order)):
+        if not self.letters.url_of(order):
             return
         body = self.letters.body_of(order, topic or order.status)
-        genuine = self._delivery(order, topic or order.status, body, plan.tamper)
-        if plan.lost == ("*",) or order.status in plan.lost:
-            self._end(genuine, "lost")
-        else:
-            for _ in range(plan.copies):
-                self._plan(genuine, plan, order)
+        if topic or self.letters.is_news(order):
+            genuine = self._delivery(order, topic or order.status, body, plan.tamper)
+            if plan.lost == ("*",) or order.status in plan.lost:
+                self._end(genuine, "lost")
+            else:
+                for _ in range(plan.copies):
+                    self._plan(genuine, plan, order)
         for tamper in () if topic else plan.forgeries:
             claim = self._delivery(order, "completed", body, tamper, forged=True)
-            claim.body = self.letters.body_of(order, "completed")
+            claim.body = self.letters.body_of(order, self.letters.claim)
             claim.signed_body = body if tamper == "body" else claim.body
             # A forgery equal to what was truly signed would be no forgery.
             if tamper != "body" or claim.body != body:

@@ -13,6 +13,8 @@ from fulfillment.cli import cli
 from fulfillment.settings import PREFIX, AccountSettings, Settings
 from fulfillment.simulator import scenarios
 from fulfillment.simulator.faults import FAULTS
+from fulfillment.simulator.options import SWITCHES
+from fulfillment.simulator.recipients import PROBLEMS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -76,6 +78,7 @@ def test_every_setting_that_the_papers_name_exists() -> None:
     known = {f"{PREFIX}{name}" for name, _default in settings()}
     known |= {name.replace("<NAME>", "MAIN") for name in known}
     known |= {f"{PREFIX}SIMULATOR_CLIENT_ID", f"{PREFIX}SIMULATOR_CLIENT_SECRET"}
+    known |= {f"{PREFIX}SIMULATOR_API_KEY", f"{PREFIX}SIMULATOR_WEBHOOK_URL"}
     known |= {f"{PREFIX}TEST_DATABASE_URL", f"{PREFIX}TEST_BROKER_URL"}
     known.add(f"{PREFIX}TEST_REDIS_URL")
     for paper in papers():
@@ -90,6 +93,17 @@ def test_the_simulators_tables_are_those_of_the_code() -> None:
     assert [(name.strip("`"), what) for name, what in shown] == scenarios.describe()
     faults = re.findall(r"^\| `(\w+)` \| (.*) \|$", text.partition("The faults:")[2], re.MULTILINE)
     assert dict(faults) == {name: fault.description for name, fault in FAULTS.items()}
+    head = (
+        "| problem | token | | SkinsBack `user_inventory` | SkinsBack purchase | Skinslink, 400 |"
+    )
+    named = [tuple(cell.strip("`") for cell in row[:3]) for row in table(text, head)]
+    assert named == [(p.name, p.token, p.description) for p in PROBLEMS.values()]
+    switches = {
+        name
+        for row in table(text, "| switch | default | |")
+        for name in re.findall(r"`(\w+)`", row[0])
+    }
+    assert switches <= SWITCHES
 
 
 def anchors(text: str) -> set[str]:

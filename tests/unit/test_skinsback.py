@@ -23,7 +23,7 @@ from fulfillment.providers.skinsback import webhook, wire
 from fulfillment.providers.skinsback.client import SkinsBack
 from schemas.provider import PurchaseCommand, ReportState, Want
 
-VECTORS = json.loads((Path(__file__).parent / "vectors/skinsback-requests.json").read_text())
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors/skinsback-requests.json").read_text())
 SECRET = "s3cr3t"
 COMMAND = PurchaseCommand(
     external_id="order-1",
