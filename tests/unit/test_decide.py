@@ -399,7 +399,7 @@ HELD: dict[str, Any] = {
 
 
 def test_a_settled_delivery_is_watched_no_more() -> None:
-    decision = decided(report(R.COMPLETED, is_settled=True), status=S.SENT)
+    decision = decided(report(R.COMPLETED, is_settled=True, charged_mills=CAP_MILLS), status=S.SENT)
 
     assert decision.changes["reversible_until"] is None
     assert Money.SETTLE in decision.money
