@@ -7,6 +7,7 @@ from amqp.exceptions import AMQPError
 from celery import Celery
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError as KombuError
+from redis.exceptions import RedisError
 
 from fulfillment.log import get_logger
 from fulfillment.settings import Settings
@@ -22,7 +23,7 @@ checkout_queue = Queue(CHECKOUT_QUEUE, store_exchange, routing_key=CHECKOUT_KEY,
 dead_queue = Queue(DEAD_QUEUE, durable=True)
 
 #: What publishing can raise; a hint that fails is found again by the sweep.
-PUBLISH_ERRORS = (KombuError, AMQPError, OSError)
+PUBLISH_ERRORS = (KombuError, AMQPError, RedisError, OSError)
 _PAUSE_S = 1.0
 _silent_until = 0.0
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from fulfillment import log
 from fulfillment.errors import FulfillmentError, InvalidInput
@@ -310,7 +310,15 @@ def orders(
     if as_json:
         _print_json([view.as_json() for view in views])
         return
-    table = Table("order", "account", "status", "agreed", "charged", "deadline", "failure")
+    table = Table(
+        Column("order", overflow="fold"),
+        "account",
+        "status",
+        "agreed",
+        "charged",
+        "deadline",
+        "failure",
+    )
     for view in views:
         table.add_row(*_row(view))
     out.print(table)
@@ -390,12 +398,12 @@ def reconcile(
     order_id: Annotated[str | None, typer.Argument(metavar="[ID]")] = None,
 ) -> None:
     """Have the provider asked now about one order, or about all that are under way."""
-    from fulfillment.errors import OrderNotFound
-    from fulfillment.services import reconciliation
+    from fulfillment.services import operations, reconciliation
 
-    count = reconciliation.reconcile_now(_context(), [order_id] if order_id else None)
-    if order_id and not count:
-        raise OrderNotFound(order_id)
+    context = _context()
+    if order_id:
+        operations.show(context, order_id)
+    count = reconciliation.reconcile_now(context, [order_id] if order_id else None)
     out.print(f"{count} order{'s' if count != 1 else ''} will be asked about")
 
 

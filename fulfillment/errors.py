@@ -10,7 +10,8 @@ FulfillmentError
 +-- IllegalTransition             a bug: the edge is not in the table
 +-- ServerUnreachable             database or broker cannot be reached
 +-- SchemaOutdated                the database was not migrated
-+-- WebhookRejected               the delivery's signature or form is wrong
++-- WebhookRejected               the delivery's signature is wrong
+|   +-- WebhookUnreadable         well signed, but it names no order
 +-- ProviderError
     +-- ProviderRefused           a definite no: the provider created nothing
     +-- ProviderNotReached        nothing was sent, or a read failed: trying again is harmless
@@ -101,6 +102,10 @@ class WebhookRejected(FulfillmentError):
         self.reason = reason
 
 
+class WebhookUnreadable(WebhookRejected):
+    """A delivery with a good signature that names no order."""
+
+
 class ProviderError(FulfillmentError):
     """Anything short of a definite yes from a provider.
 
@@ -113,15 +118,20 @@ class ProviderError(FulfillmentError):
 
 
 class ProviderRefused(ProviderError):
-    """A definite no to one purchase: nothing was created, its money is free.
+    """A no to one purchase: nothing was created, its money is free.
 
-    `is_ours` says that we refused, before anything was sent.
+    A no that the provider's contract does not know (`is_documented` false) becomes definite only
+    when a lookup past the provider's cache time knows nothing of the order. `is_ours` says that we
+    refused, before anything was sent.
     """
 
-    def __init__(self, code: str, message: str, *, is_ours: bool = False) -> None:
+    def __init__(
+        self, code: str, message: str, *, is_documented: bool = True, is_ours: bool = False
+    ) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
+        self.is_documented = is_documented
         self.is_ours = is_ours
 
 

@@ -2,7 +2,7 @@
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Self
+from typing import Annotated
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
@@ -56,6 +56,10 @@ def trade_url_parts(url: str) -> tuple[int, str]:
     return int(partner), token
 
 
+def _main_if_null(value: object) -> object:
+    return "main" if value is None else value
+
+
 def _no_blank(value: object) -> object:
     return value.strip() if isinstance(value, str) else value
 
@@ -94,7 +98,9 @@ class CheckoutEvent(BaseModel):
     )
 
     external_id: ExternalId
-    account: Annotated[str, StringConstraints(min_length=1, max_length=32)] = "main"
+    account: Annotated[
+        str, BeforeValidator(_main_if_null), StringConstraints(min_length=1, max_length=32)
+    ] = "main"
     catalog_item_id: Text
     expected_price: Annotated[int, Field(strict=True, gt=0, le=MAX_PRICE_CENTS)]
     trade_url: Annotated[str, BeforeValidator(_no_blank), Field(repr=False, max_length=300)]
@@ -143,6 +149,3 @@ class CheckoutEvent(BaseModel):
             "marketHashName": self.market_hash_name,
             "submitBy": self.submit_by.astimezone(UTC).isoformat() if self.submit_by else None,
         }
-
-    def with_account(self, account: str) -> Self:
-        return self.model_copy(update={"account": account})

@@ -26,10 +26,14 @@ class Quote:
 
 @dataclass(frozen=True, slots=True)
 class Quotes:
-    """Answer to a quoting request: what was found, and how large the whole list was."""
+    """Answer to a quoting request: what was found, and how large the whole list was.
+
+    `unclear` are wants about which the list contradicts itself: neither found nor gone.
+    """
 
     found: dict[Want, Quote]
     listed: int
+    unclear: frozenset[Want] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

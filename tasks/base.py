@@ -1,5 +1,6 @@
 """The one base class of all tasks: context, log fields, errors, and what Flower gets to see."""
 
+import re
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,12 @@ from fulfillment.errors import FulfillmentError
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context, build_context, register_accounts
 from fulfillment.settings import load_settings
+from schemas.messages import RECEIVE
 
 log = get_logger(__name__)
 
 _MOST_NAMES = 20
+ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _lock = threading.Lock()
 _context: Context | None = None
 
@@ -31,13 +34,21 @@ def context() -> Context:
         return _context
 
 
-def shown(args: Any) -> str:
+def shown(args: Any, *, is_foreign: bool) -> str:
     """Describe a task's arguments for Flower and logs: accounts and order ids, nothing else.
 
-    A batch shows its orders' names. A checkout event, which a foreign sender may have put in,
-    shows its id only: the rest of it holds a trade token.
+    A batch shows its orders' names. What a foreign sender put in shows at the most the id of a
+    checkout event: the rest of it holds a trade token.
     """
-    return ", ".join(_shown(arg) for arg in args) if isinstance(args, list | tuple) else "***"
+    if not isinstance(args, list | tuple):
+        return "***"
+    return ", ".join(_event_id(arg) if is_foreign else _shown(arg) for arg in args)
+
+
+def _event_id(arg: Any) -> str:
+    found = arg.get("externalId") if isinstance(arg, dict) else None
+    is_id = isinstance(found, str) and ID.fullmatch(found)
+    return f"externalId={found} ***" if is_id else "***"
 
 
 def _shown(arg: Any) -> str:
@@ -49,7 +60,7 @@ def _shown(arg: Any) -> str:
         more = f" (+{len(names) - _MOST_NAMES})" if len(names) > _MOST_NAMES else ""
         listed = " ".join(str(name)[:64] for name in names[:_MOST_NAMES])
         return f"{str(arg.get('account'))[:32]}: {listed}{more}"
-    return f"externalId={str(arg.get('externalId'))[:64]} ***"
+    return "***"
 
 
 class ShownRequest(Request):
@@ -65,7 +76,7 @@ class ShownRequest(Request):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._argsrepr = shown(self._args)
+        self._argsrepr = shown(self._args, is_foreign=self._request_dict["task"] == RECEIVE)
         self._kwargsrepr = "{***}" if self._kwargs else "{}"
         self._request_dict["argsrepr"] = self._argsrepr
         self._request_dict["kwargsrepr"] = self._kwargsrepr

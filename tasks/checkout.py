@@ -10,21 +10,25 @@ from fulfillment.services import catalog, dispatch, funds, intake, reconciliatio
 from fulfillment.services.claiming import StepOutcome
 from schemas import messages
 from schemas.messages import Batch
-from tasks.base import FulfillmentTask, context
+from tasks.base import ID, FulfillmentTask, context
 
 
 @app.task(bind=True, base=FulfillmentTask, name=messages.RECEIVE)
-def receive(self: FulfillmentTask, /, event: Any = None, **fields: Any) -> dict[str, Any]:
+def receive(
+    self: FulfillmentTask, /, event: Any = None, *more: Any, **fields: Any
+) -> dict[str, Any]:
     """Take a checkout in from a store that speaks Celery: one event, as a dict or as keywords."""
-    raw = fields if event is None else event
+    raw = [event, *more] if more else fields if event is None else event
     results = intake.receive_raw(context(), [raw])
     for account in intake.new_accounts(results):
         hint(messages.DISPATCH, account)
     (result,) = results
+    # Flower shows the result: a sender's id is echoed only where it can be nothing but an id.
+    shown = result.external_id if ID.fullmatch(result.external_id or "") else None
     if result.error is not None:
         bury(context().settings, raw, str(result.error))
-        return {"externalId": result.external_id, "refused": str(result.error)}
-    return {"externalId": result.external_id, "status": result.status}
+        return {"externalId": shown, "refused": str(result.error)}
+    return {"externalId": shown, "status": result.status}
 
 
 @app.task(bind=True, base=FulfillmentTask, name=messages.DISPATCH)

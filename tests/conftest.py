@@ -11,6 +11,7 @@ import pytest
 from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
+from sqlmodel import SQLModel
 
 from fulfillment.devstack.postgres import EmbeddedPostgres
 from fulfillment.providers.base import Provider
@@ -91,13 +92,11 @@ def shared_database(database_url: str) -> Iterator[Database]:
 def database(shared_database: Database) -> Database:
     """Give the database with empty tables."""
     with shared_database.transaction() as session:
-        names = session.execute(
-            text(
-                "SELECT quote_ident(tablename) FROM pg_tables "
-                "WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
-            )
-        ).scalars()
-        session.execute(text(f"TRUNCATE {', '.join(names)} RESTART IDENTITY CASCADE"))
+        # Several times faster than TRUNCATE, which makes every table's file anew; the triggers
+        # that keep the logs append-only are off for that.
+        session.execute(text("SET LOCAL session_replication_role = replica"))
+        for table in reversed(SQLModel.metadata.sorted_tables):
+            session.execute(table.delete())
     return shared_database
 
 

@@ -35,7 +35,9 @@ from fulfillment.devstack.processes import Child, ProcessGroup, Report, launch_c
 from fulfillment.devstack.redis import EmbeddedRedis
 from fulfillment.errors import ConfigurationError, FulfillmentError, ServerUnreachable
 from fulfillment.log import masked
+from fulfillment.services.context import check_accounts
 from fulfillment.settings import PREFIX, RUNTIME_FILE, Settings
+from fulfillment.store.sealing import Seal
 
 CHILDREN = ("simulator", "web", "worker", "beat", "intake", "flower")
 LOCALHOST = "127.0.0.1"
@@ -162,6 +164,9 @@ class Stack:
         ports = Ports()
         exit_stack.callback(ports.release)
         extra = self._decide(ports)
+        # Looked at here, so that a wrong one is one line and not every child's end.
+        Seal(self.settings.encryption_keys.get_secret_value())
+        check_accounts(self.settings)
         self._start_servers(exit_stack)
         self.env = child_environment(self.settings, {**extra, **self.options.env})
         self._migrate()

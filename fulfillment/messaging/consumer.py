@@ -54,12 +54,14 @@ class CheckoutConsumer:
             while not self._stop.is_set():
                 self._pulse.beat()
                 self._gather(connection)
-                if self._waiting:
-                    self._take(connection, list(self._waiting))
-                    self._waiting.clear()
+                # Taken out first: publishing a dead letter may let more messages in meanwhile.
+                group = self._waiting[:_GROUP]
+                del self._waiting[: len(group)]
+                if group:
+                    self._take(connection, group)
 
     def _gather(self, connection: Connection) -> None:
-        timeout = _IDLE_S
+        timeout = _GROUP_S if self._waiting else _IDLE_S
         with contextlib.suppress(TimeoutError):
             while len(self._waiting) < _GROUP:
                 connection.drain_events(timeout=timeout)

@@ -75,7 +75,9 @@ def ask(context: Context, order: Order, attempt: Attempt, body: bytes, step: Ste
     try:
         return Answered(context.provider(order.account).purchase(body))
     except ProviderRefused as error:
-        return _confirm(context, order, attempt, error) if was_unknown else Refused(error)
+        if was_unknown or not error.is_documented:
+            return _confirm(context, order, attempt, error)
+        return Refused(error)
     except ProviderOutcomeUnknown as error:
         return Unknown(str(error), error)
     except (ProviderNotReached, ProviderDeniesAccount) as error:
@@ -99,10 +101,9 @@ def _confirm(context: Context, order: Order, attempt: Attempt, refusal: Provider
     answer = _look_up(context, order)
     if isinstance(answer, Answered) or answer.empty_at is None:
         return answer
-    assert attempt.last_post_at is not None
     if context.provider(order.account).after_unknown is AfterUnknown.LOOKUP_ONLY:
         return answer  # no number of empty lookups proves an absence here
-    if context.now() - attempt.last_post_at < context.cache_time:
+    if attempt.last_post_at is None or context.now() - attempt.last_post_at < context.cache_time:
         # Asked again only when the answer can prove something about this post and all before it.
         reason = "the provider does not know the order yet; a cached answer proves nothing"
         return Unknown(reason, ProviderOutcomeUnknown(reason, retry_after=context.cache_time))

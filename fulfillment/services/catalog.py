@@ -1,6 +1,9 @@
 """Refresh the catalog for a batch: every order gets a fresh price, or a definite no."""
 
+from datetime import timedelta
+
 from fulfillment.errors import ProviderError
+from fulfillment.log import get_logger
 from fulfillment.services import outages
 from fulfillment.services.claiming import (
     CATALOG,
@@ -12,7 +15,7 @@ from fulfillment.services.claiming import (
 )
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import refusal
-from fulfillment.store import accounts, orders
+from fulfillment.store import accounts, claims, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.models import Move, Order
 from schemas.enums import FailureCode, OrderStatus, Source
@@ -23,6 +26,12 @@ from schemas.provider import Quote, Quotes, Want
 #: A batch's catalog and wallet requests, taken from the rate budget at once: a catalog that no
 #: wallet request can follow would be asked for again, and again use up what the wallet waits for.
 _REQUESTS = 2
+
+
+log = get_logger(__name__)
+
+#: How soon to ask again about an item that the catalog lists twice, with different content.
+_UNCLEAR_S = 10.0
 
 
 def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
@@ -63,7 +72,10 @@ def _quote(context: Context, claim: KeptClaim, members: list[Order], quotes: Quo
     settings = context.account(claim.account)
     moves: list[Move] = []
     is_any_unchanged = False
+    unclear = [order for order in members if _want(order) in quotes.unclear]
     for order in members:
+        if order in unclear:
+            continue
         quote = quotes.found.get(_want(order))
         limit_cents = settings.price_limit_cents(order.expected_price_cents)
         if quote is None:
@@ -82,6 +94,11 @@ def _quote(context: Context, claim: KeptClaim, members: list[Order], quotes: Quo
             moves.append(_priced(order, quote, claim))
     with context.database.transaction() as session:
         moved = orders.apply(session, moves, context.now())
+        if unclear:
+            # A list that contradicts itself is the provider's fault of the moment, not a no.
+            due_at = context.now() + timedelta(seconds=_UNCLEAR_S)
+            claims.release(session, [order.id for order in unclear], claim.name, due_at)
+            log.warning("catalog.unclear", orders=[order.external_id for order in unclear])
     return is_any_unchanged or any(o.status is not OrderStatus.FAILED for o in moved.values())
 
 

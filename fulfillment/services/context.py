@@ -77,9 +77,19 @@ class Context:
         self.database.close()
 
 
+def check_accounts(settings: Settings) -> None:
+    """Refuse accounts that lack what their provider needs. Raises ConfigurationError."""
+    for name, account in settings.accounts.items():
+        registry.build(name, account).close()
+
+
 def build_context(settings: Settings, *, threads: int = 8) -> Context:
-    """Connect a process to its database. Raises ConfigurationError and ServerUnreachable."""
+    """Make a process's context; nothing is connected yet.
+
+    Raises ConfigurationError that names the setting, also for an account that cannot be used.
+    """
     settings.require("database_url", "encryption_keys")
+    check_accounts(settings)
     return Context(
         settings=settings,
         database=Database(settings.database_url.get_secret_value(), pool_size=threads),

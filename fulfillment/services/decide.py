@@ -60,7 +60,7 @@ def decide(
         note += f"; {report.alarm}" if report.alarm else ""
         return Decision(order.status, note, {"provider_status": report.raw_status}, is_alarm=True)
     if order.status in FINAL:
-        return _after_the_end(order, report, target)
+        return _after_the_end(order, report, target, cap_mills)
     if order.status not in FOLLOWED | {OrderStatus.SUBMITTING, OrderStatus.NEEDS_REVIEW}:
         # Only a foreign use of our ids explains a report of what we never sent.
         return Decision(
@@ -129,15 +129,18 @@ def _worry(report: OrderReport, news: Mapping[str, Any], cap_mills: int) -> str:
     return "; ".join(worries)
 
 
-def _after_the_end(order: Order, report: OrderReport, target: OrderStatus) -> Decision:
+def _after_the_end(
+    order: Order, report: OrderReport, target: OrderStatus, cap_mills: int
+) -> Decision:
     if order.status is OrderStatus.COMPLETED and target is OrderStatus.REVERSED:
-        money = (Money.REFUND,) if report.refunded_at else ()
-        note = "the delivered trade was undone" + (" and refunded" if money else "")
+        money: tuple[Money, ...] = (Money.SETTLE,) if order.charged_mills is None else ()
+        money += (Money.REFUND,) if report.refunded_at else ()
+        note = "the delivered trade was undone" + (" and refunded" if report.refunded_at else "")
         return Decision(target, note, {"provider_status": report.raw_status}, money, is_alarm=True)
     if order.status is OrderStatus.REVERSED and target is OrderStatus.REVERSED:
         return Decision(None, money=(Money.REFUND,) if report.refunded_at else ())
     if target is order.status is OrderStatus.COMPLETED:
-        return _after_delivery(order, report)
+        return _after_delivery(order, report, cap_mills)
     # An older word that comes late is no news, unless we ended the order and the provider has it:
     # then money is attached to an order that we believe free.
     is_late = RANK[target] < RANK[order.status] and order.failed_by != FailedBy.US
@@ -146,34 +149,47 @@ def _after_the_end(order: Order, report: OrderReport, target: OrderStatus) -> De
         note = (
             f"the provider says {report.raw_status!r} after the end ({order.status}): not applied"
         )
-        return Decision(order.status, note, {"provider_status": report.raw_status}, is_alarm=True)
+        changes: dict[str, Any] = {"provider_status": report.raw_status}
+        if target is OrderStatus.COMPLETED and report.charged_mills is not None:
+            # The status stays, but the money was spent on this order and on no other.
+            changes["charged_mills"] = report.charged_mills
+            return Decision(order.status, note, changes, (Money.SETTLE,), is_alarm=True)
+        # Money that came back is booked where it was booked as spent before.
+        is_refund = target is OrderStatus.REVERSED and report.refunded_at is not None
+        money = (Money.REFUND,) if is_refund else ()
+        return Decision(order.status, note, changes, money, is_alarm=True)
     return NOTHING
 
 
-def _after_delivery(order: Order, report: OrderReport) -> Decision:
+def _after_delivery(order: Order, report: OrderReport, cap_mills: int) -> Decision:
     """Take note of what is told after the delivery: its charge, and how long it can be undone.
 
-    The ledger's entry is not rewritten.
+    A charge that was not told before is booked now; one booked before is not rewritten.
     """
     changes: dict[str, Any] = {}
-    notes, is_alarm = [], False
+    notes: list[str] = []
+    money: tuple[Money, ...] = ()
+    is_alarm = False
     charged = report.charged_mills
     if charged is not None and charged != order.charged_mills:
-        booked = order.quoted_mills if order.charged_mills is None else order.charged_mills
         changes["charged_mills"] = charged
         notes.append(f"the provider says that it charged {charge_in_cents(charged)} cents")
-        is_alarm = charged != booked
-        if is_alarm:
-            notes.append(f"booked were {charge_in_cents(booked or 0)}")
+        if order.charged_mills is None:
+            money = (Money.SETTLE,)
+            worry = _worry(report, changes, cap_mills)
+        else:
+            worry = f"booked were {charge_in_cents(order.charged_mills)}"
+        notes += [worry] if worry else []
+        is_alarm = bool(worry)
     if _is_settled(order, report) and order.reversible_until is not None:
         changes |= {"reversible_until": None, "provider_status": report.raw_status}
         notes.append("settled: the provider says that it can be undone no more")
     elif report.reversible_until not in (None, order.reversible_until):
         changes["reversible_until"] = report.reversible_until
         notes.append("the provider says until when it can be undone")
-    return (
-        Decision(order.status, "; ".join(notes), changes, is_alarm=is_alarm) if notes else NOTHING
-    )
+    if not notes:
+        return NOTHING
+    return Decision(order.status, "; ".join(notes), changes, money, is_alarm=is_alarm)
 
 
 def _is_settled(order: Order, report: OrderReport) -> bool:
@@ -209,8 +225,11 @@ def _forward(
     elif target is OrderStatus.COMPLETED:
         until = None if report.is_settled else report.reversible_until or reported + REVERSAL_WATCH
         changes |= {"completed_at": reported, "reversible_until": until, "overdue": False}
-        money += (Money.SETTLE,)
-        note = "delivered"
+        # The charged amount is booked, never the expected one: without it the hold stays open
+        # and the provider is asked again.
+        is_charge_known = order.charged_mills is not None or "charged_mills" in changes
+        money += (Money.SETTLE,) if is_charge_known else ()
+        note = "delivered" if is_charge_known else "delivered; the charge is not told yet"
     elif target is OrderStatus.REVERSED:
         money += (Money.SETTLE, *((Money.REFUND,) if report.refunded_at else ()))
         changes["overdue"] = False

@@ -1,10 +1,14 @@
 """`fulfillment doctor`: look at everything that must be right, and name the setting that is not."""
 
+from urllib.parse import urlsplit
+
 from fulfillment.errors import FulfillmentError
 from fulfillment.services.context import Context, build_context
 from fulfillment.services.operations import Check, check_readiness
 from fulfillment.settings import PREFIX, Settings
 from schemas.money import cap_in_cents
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def examine(settings: Settings) -> list[Check]:
@@ -15,6 +19,7 @@ def examine(settings: Settings) -> list[Check]:
         checks.append(Check(f"{PREFIX}{name.upper()}", bool(value), "" if value else "is not set"))
     if not settings.accounts:
         checks.append(Check(f"{PREFIX}ACCOUNTS__MAIN__PROVIDER", is_ok=False, detail="is not set"))
+    checks += [_check_public_url(settings, name) for name in settings.accounts]
     try:
         context = build_context(settings, threads=2)
     except FulfillmentError as error:
@@ -23,6 +28,16 @@ def examine(settings: Settings) -> list[Check]:
     checks += [_check_account(context, name) for name in settings.accounts]
     context.close()
     return checks
+
+
+def _check_public_url(settings: Settings, name: str) -> Check:
+    """Say whether the account's provider can reach our webhooks, as far as addresses tell."""
+    provider_host = urlsplit(settings.account(name).url).hostname or ""
+    is_local = provider_host in _LOOPBACK
+    ours = urlsplit(settings.webhook_base_url).hostname or ""
+    is_reachable = is_local or ours not in (*_LOOPBACK, "0.0.0.0", "::")  # noqa: S104 - compared
+    detail = "" if is_reachable else f"{provider_host} cannot send webhooks to {ours}"
+    return Check(f"{PREFIX}PUBLIC_URL for {name}", is_reachable, detail)
 
 
 def _check_account(context: Context, name: str) -> Check:

@@ -119,7 +119,8 @@ def _allocate(
     if asleep:
         orders.set_due(session, asleep, next_attempt_at=now + _probe_gap(context))
     _reserve(context, session, [o for o in members.values() if o.id in funded], claim)
-    _wait(context, session, [o for o in members.values() if o.id not in funded], claim, available)
+    left = available - sum(price for order_id, price in waiting.items() if order_id in funded)
+    _wait(context, session, [o for o in members.values() if o.id not in funded], claim, left)
     return sum(order_id in members for order_id in funded)
 
 
@@ -162,14 +163,14 @@ def _reserve(context: Context, session: Session, funded: list[Order], claim: Kep
 
 
 def _wait(
-    context: Context, session: Session, short: list[Order], claim: KeptClaim, available: int
+    context: Context, session: Session, short: list[Order], claim: KeptClaim, left: int
 ) -> None:
     settings = context.account(claim.account)
     now = context.now()
     moves = []
     for order in short:
         note = (
-            f"the wallet has {cap_in_cents(max(available, 0))} cents to spend, "
+            f"{cap_in_cents(max(left, 0))} cents are left in the wallet beside other orders, "
             f"needed are {charge_in_cents(order.quoted_mills or 0)}"
         )
         deadline = order.funds_deadline_at or now + timedelta(

@@ -61,13 +61,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def parse_event(raw: Any) -> CheckoutEvent:
     """Validate one checkout event. Raises InvalidInput that names the first wrong field."""
     if not isinstance(raw, dict):
-        raise InvalidBody(f"expected a JSON object, found {type(raw).__name__}")
+        raise InvalidInput(None, f"expected a JSON object, found {_json_word(raw)}")
     try:
         return CheckoutEvent.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     field = str(first["loc"][0]) if first["loc"] else None
     raise InvalidInput(field, first["msg"].removeprefix("Value error, "))
+
+
+def _json_word(value: Any) -> str:
+    words = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return words.get(type(value), "a number")
 
 
 def receive(context: Context, events: Sequence[CheckoutEvent]) -> list[Received]:

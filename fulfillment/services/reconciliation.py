@@ -11,7 +11,7 @@ from fulfillment.services import outages, pulse, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import make_batch
 from fulfillment.services.reports import apply_reports
-from fulfillment.states import FINAL
+from fulfillment.states import FINAL, WAITING
 from fulfillment.store import due, leases, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.models import Order
@@ -105,6 +105,8 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
 
 
 def _next(context: Context, order: Order, now: datetime, flows: bool) -> datetime | None:
+    if order.status is OrderStatus.COMPLETED and order.charged_mills is None:
+        return schedule.next_poll(context, order, now, webhooks_flow=flows)
     if order.status is OrderStatus.COMPLETED and order.reversible_until is not None:
         completed_at = order.completed_at or now
         return schedule.next_reversal_poll(context, completed_at, now, order.reversible_until)
@@ -166,7 +168,7 @@ def reconcile_now(context: Context, external_ids: Iterable[str] | None) -> int:
     now = context.now()
     with context.database.transaction() as session:
         if external_ids is None:
-            return due.poll_all(session, now)
+            return due.poll_all(session, now, context.settings.poll_min_interval_s)
         found = orders.find(session, list(external_ids))
-        due.poll_at(session, [order.id for order in found.values()], now, 0.0)
-    return len(found)
+        asked = [o.id for o in found.values() if o.status not in WAITING | {OrderStatus.RESERVED}]
+        return due.poll_at(session, asked, now, 0.0, is_asked_for=True)

@@ -32,15 +32,16 @@ class _Money:
     ended: list[int] = field(default_factory=list)
     refunded: list[Posting] = field(default_factory=list)
 
-    def add(self, order_id: int, decision: Decision, report: OrderReport) -> None:
+    def add(self, order: Order, decision: Decision, report: OrderReport) -> None:
         if Money.CONFIRM in decision.money:
-            self.confirmed.append(order_id)
+            self.confirmed.append(order.id)
         if Money.SETTLE in decision.money:
-            self.settled.append(Posting(order_id, "delivered", report.charged_mills))
+            charged = order.charged_mills if report.charged_mills is None else report.charged_mills
+            self.settled.append(Posting(order.id, "delivered", charged))
         if Money.END in decision.money:
-            self.ended.append(order_id)
+            self.ended.append(order.id)
         if Money.REFUND in decision.money:
-            self.refunded.append(Posting(order_id, "refunded by the provider"))
+            self.refunded.append(Posting(order.id, "refunded by the provider"))
 
     def post(self, session: Session, now: datetime) -> None:
         if self.confirmed:
@@ -82,7 +83,7 @@ def apply_reports(
             log.warning("order.alarm", order_id=order.external_id, note=decision.note)
         if decision.target is not None:
             moves.append(_move(context, order, decision, by, now))
-        money.add(order.id, decision, report)
+        money.add(order, decision, report)
     moved = orders.apply(session, moves, now)
     money.post(session, now)
     return moved
@@ -109,10 +110,10 @@ def _due(context: Context, order: Order, decision: Decision, now: datetime) -> d
     target = decision.target
     if target is OrderStatus.COMPLETED:
         until = decision.changes["reversible_until"]
-        return {
-            **NOTHING_DUE,
-            "next_poll_at": until and schedule.next_reversal_poll(context, now, now, until),
-        }
+        at = until and schedule.next_reversal_poll(context, now, now, until)
+        if Money.SETTLE not in decision.money:
+            at = schedule.first_poll(context, now)  # the charge is still to be learned
+        return {**NOTHING_DUE, "next_poll_at": at}
     if target in FINAL:
         return dict(NOTHING_DUE)
     due: dict[str, Any] = {**UNCLAIMED, "next_attempt_at": None}

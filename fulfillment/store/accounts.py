@@ -165,7 +165,9 @@ def wallets(session: Session) -> list[WalletView]:
                 balance=cap_in_cents(row.figure_mills) if known else None,
                 balance_requested_at=row.requested_at,
                 held=charge_in_cents(int(row.held)),
-                available=cap_in_cents(int(row.figure_mills - row.unabsorbed)) if known else None,
+                available=max(cap_in_cents(int(row.figure_mills - row.unabsorbed)), 0)
+                if known
+                else None,
                 settled=charge_in_cents(int(row.settled)),
                 refunded=charge_in_cents(int(row.refunded)),
                 paused_until=row.paused_until,

@@ -1,4 +1,7 @@
-"""What is due by a time in a row: polls and trade windows. A tick claims by moving the time on."""
+"""What is due by a time in a row: polls and trade windows. A tick claims by moving the time on.
+
+Whoever locks several orders does it in the order of their ids, so that no two wait for each other.
+"""
 
 from datetime import datetime
 
@@ -34,33 +37,48 @@ def _claim(
     return sorted((Order.of(row) for row in rows), key=lambda order: order.id)
 
 
-def poll_at(session: Session, order_ids: list[int], at: datetime, min_interval_s: float) -> None:
-    """Ask about orders at `at`, or as soon after it as the provider's cache makes sensible."""
-    session.execute(
+def poll_at(
+    session: Session,
+    order_ids: list[int],
+    at: datetime,
+    min_interval_s: float,
+    *,
+    is_asked_for: bool = False,
+) -> int:
+    """Ask about orders at `at`, or as soon after it as the provider's cache makes sensible.
+
+    Gives how many. Orders that ended without the item are asked about only when a person asks.
+    """
+    rows = session.execute(
         text(
             """
             UPDATE orders SET next_poll_at = least(
                 coalesce(next_poll_at, 'infinity'),
                 greatest(:at, coalesce(polled_at, '-infinity') + make_interval(secs => :gap)))
-             WHERE id = ANY(:ids)
-               AND status IN ('submitting', 'accepted', 'queued', 'processing', 'pending', 'sent',
-                              'completed', 'needs_review')
+             WHERE id IN (
+                SELECT id FROM orders
+                 WHERE id = ANY(:ids)
+                   AND (:is_asked_for
+                        OR status IN ('submitting', 'accepted', 'queued', 'processing', 'pending',
+                                      'sent', 'completed', 'needs_review'))
+                 ORDER BY id FOR UPDATE)
+            RETURNING id
             """
         ),
-        {"ids": order_ids, "at": at, "gap": min_interval_s},
-    )
-
-
-def poll_all(session: Session, now: datetime) -> int:
-    """Make every order that is under way at a provider due for a poll now; give how many."""
-    rows = session.execute(
-        text(
-            "UPDATE orders SET next_poll_at = :now WHERE next_poll_at IS NOT NULL "
-            "AND status IN ('accepted', 'queued', 'processing', 'pending', 'sent') RETURNING id"
-        ),
-        {"now": now},
+        {"ids": order_ids, "at": at, "gap": min_interval_s, "is_asked_for": is_asked_for},
     )
     return len(rows.all())
+
+
+def poll_all(session: Session, now: datetime, min_interval_s: float) -> int:
+    """Make every order that is under way at a provider due for a poll; give how many."""
+    rows = session.execute(
+        text(
+            "SELECT id FROM orders WHERE next_poll_at IS NOT NULL AND status IN "
+            "('accepted', 'queued', 'processing', 'pending', 'sent', 'needs_review')"
+        )
+    )
+    return poll_at(session, [row.id for row in rows], now, min_interval_s)
 
 
 def polled(session: Session, next_polls: dict[int, datetime | None], polled_at: datetime) -> None:

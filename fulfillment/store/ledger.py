@@ -222,9 +222,13 @@ def refuse(session: Session, postings: Sequence[Posting], now: datetime) -> None
     )
 
 
+# Also an order that had ended, should the provider turn out to have delivered and charged it.
+_SETTLED_FROM = "accepted,refused,ended"
+
+
 def settle(session: Session, postings: Sequence[Posting], now: datetime) -> None:
     """Book what was charged (mills; the held amount where the provider did not say)."""
-    _close(session, postings, now, state=AttemptState.COMPLETED, kind="settle", was="accepted")
+    _close(session, postings, now, state=AttemptState.COMPLETED, kind="settle", was=_SETTLED_FROM)
 
 
 _CLOSE = text(
@@ -234,7 +238,8 @@ _CLOSE = text(
                              CAST(:reasons AS text[])) AS p(order_id, amount, reason)
     ), closed AS (
         UPDATE attempts a
-           SET state = :state, hold_closed_at = :now, ended_at = :now, unknown_since = NULL,
+           SET state = :state, hold_closed_at = coalesce(hold_closed_at, :now),
+               ended_at = coalesce(ended_at, :now), unknown_since = NULL,
                absorbed_at = CASE WHEN :free THEN coalesce(absorbed_at, :now) ELSE absorbed_at END
           FROM posting p
          WHERE a.order_id = p.order_id AND a.state = ANY(string_to_array(:was, ','))

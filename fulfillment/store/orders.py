@@ -49,6 +49,18 @@ _SETTABLE = (
     "claimed_until",
 )
 
+# What the store sees of an order beside its status: it hears of a change of these too.
+_VISIBLE = frozenset(
+    {
+        "provider_status",
+        "charged_mills",
+        "steam_offer_id",
+        "overdue",
+        "trade_deadline_at",
+        "reversible_until",
+    }
+)
+
 # One statement for a whole batch. Rows are locked in the order of their ids, so that two batches
 # that share orders cannot deadlock; the guard on `status` and `claim` lets one writer win.
 _APPLY = text(
@@ -192,7 +204,8 @@ def apply(session: Session, moves: Sequence[Move], now: datetime) -> dict[int, O
         entry = TimelineEntry(
             at=now, source=move.by, from_=move.source, to=move.target, note=move.note
         )
-        keys = (ORDER_UPDATED, *move.tell) if move.source is not move.target else move.tell
+        is_news = move.source is not move.target or not _VISIBLE.isdisjoint(move.changes)
+        keys = (ORDER_UPDATED, *move.tell) if is_news else move.tell
         messages += [(order, key, order_view(order, [entry])) for key in keys]
     outbox.add(session, messages, now)
     return moved
@@ -220,7 +233,10 @@ def set_due(session: Session, order_ids: Sequence[int], **due: Any) -> None:
     """Set due times of orders; these are no events."""
     names = ", ".join(f"{name} = :{name}" for name in due if name in _SETTABLE)
     session.execute(
-        text(f"UPDATE orders SET {names} WHERE id = ANY(:ids)"),  # noqa: S608 - checked names
+        text(
+            f"UPDATE orders SET {names} WHERE id IN ("  # noqa: S608 - checked names
+            "SELECT id FROM orders WHERE id = ANY(:ids) ORDER BY id FOR UPDATE)"
+        ),
         {**due, "ids": list(order_ids)},
     )
 

@@ -1,7 +1,10 @@
 """The web application: intake, reads, webhooks and health over one context."""
 
 import asyncio
+import logging
+import os
 import resource
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -119,7 +122,12 @@ def serve(settings: Settings) -> None:
         server = build_server(create_app(context, broker.hint))
         listener = listen(settings.web_host, settings.web_port)
         log.info("web.listening", host=settings.web_host, port=listener.getsockname()[1])
+        # uvicorn raises the signal that ended it again; what is left to do here must still be done.
+        signal.signal(signal.SIGTERM, lambda *_: None)
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
     finally:
         context.close()
+    # A hint on its way to a dead broker is not worth waiting for: the sweep sends it again.
+    logging.shutdown()
+    os._exit(0)

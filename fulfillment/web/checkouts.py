@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
-from fulfillment.errors import CheckoutConflict, InvalidBody, InvalidInput
+from fulfillment.errors import CheckoutConflict, InvalidInput
 from fulfillment.services import intake, operations
 from fulfillment.services.intake import Received
 from fulfillment.web.errors import ErrorDetail, describe, detail, documented
@@ -98,7 +98,8 @@ def _receive_many(web: Web, body: bytes) -> Response:
         if not isinstance(raws, list):
             raise InvalidInput("checkouts", "expected a list of checkout events")
     if not isinstance(raws, list):
-        raise InvalidBody("expected a list of checkout events or an object with `checkouts`")
+        expected = "expected a list of checkout events or an object with `checkouts`"
+        raise InvalidInput("checkouts", expected)
     if not 1 <= len(raws) <= intake.MAX_BATCH:
         expected = f"expected 1 to {intake.MAX_BATCH} entries, found {len(raws)}"
         raise InvalidInput("checkouts", expected)

@@ -18,6 +18,7 @@ from fulfillment.errors import (
     SchemaOutdated,
     ServerUnreachable,
     WebhookRejected,
+    WebhookUnreadable,
 )
 from fulfillment.log import get_logger
 from schemas.orders import ReadModel
@@ -32,6 +33,7 @@ _STATUS = {
     InvalidInput: 422,
     CheckoutConflict: 409,
     OrderNotFound: 404,
+    WebhookUnreadable: 400,  # before WebhookRejected, whose kind it is
     WebhookRejected: 401,
 }
 _CODES = {

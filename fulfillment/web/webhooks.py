@@ -26,7 +26,7 @@ class WebhookAnswer(ReadModel):
 @router.post(
     "/webhooks/{account}",
     response_model=WebhookAnswer,
-    responses=documented(401, 404, 408, 413, 503),
+    responses=documented(400, 401, 404, 408, 413, 503),
     openapi_extra={"requestBody": {"content": {"application/json": {"schema": {}}}}},
 )
 async def receive_webhook(account: str, request: Request, web: WebParts) -> Response:

@@ -1,10 +1,19 @@
-"""One running stack for the tests that leave it healthy."""
+"""One running stack for the tests that leave it healthy; real servers where they are named."""
 
+import os
+import shutil
+import subprocess
+import uuid
 from collections.abc import Iterator
 
+import psycopg
 import pytest
+import redis
+from psycopg import sql
+from sqlalchemy.engine import make_url
 
 from fulfillment.devstack.stack import CHILDREN, StackOptions
+from fulfillment.settings import PREFIX
 from tests.acceptance.driver import SPEED, Driver, running_stack
 
 
@@ -14,3 +23,61 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     options = StackOptions(children=CHILDREN, simulator_speed=SPEED, report=lambda line: None)
     with running_stack(tmp_path_factory.mktemp("stack"), options) as driver:
         yield driver
+
+
+def server(name: str) -> str:
+    url = os.environ.get(f"{PREFIX}TEST_{name}")
+    if not url:
+        pytest.skip(f"{PREFIX}TEST_{name} is not set: no real server to run the commands on")
+    return url
+
+
+@pytest.fixture(scope="module")
+def empty_database() -> Iterator[str]:
+    address = make_url(server("DATABASE_URL")).set(drivername="postgresql")
+    admin = address.render_as_string(hide_password=False)
+    name = f"fulfillment_test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    yield address.set(database=name).render_as_string(hide_password=False)
+    with psycopg.connect(admin, autocommit=True) as connection:
+        drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+        connection.execute(drop)
+
+
+@pytest.fixture(scope="module")
+def broker_url() -> Iterator[str]:
+    """Give a virtual host of this run's own where we may make one, else the one that is named.
+
+    In a shared one, two runs at once take each other's messages.
+    """
+    url = make_url(server("BROKER_URL"))
+    name = f"fulfillment_test_{uuid.uuid4().hex[:12]}"
+    if not control("add_vhost", name):
+        yield url.render_as_string(hide_password=False)
+        return
+    try:
+        assert control("set_permissions", "--vhost", name, url.username or "guest", *[".*"] * 3)
+        yield url.set(database=name).render_as_string(hide_password=False)
+    finally:
+        control("delete_vhost", name)
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    """Give an empty database of a real Redis; it is emptied again."""
+    url = server("REDIS_URL")
+    client = redis.Redis.from_url(url)
+    client.flushdb()
+    yield url
+    client.flushdb()
+    client.close()
+
+
+def control(*command: str) -> bool:
+    """Run rabbitmqctl; say whether it could."""
+    program = shutil.which("rabbitmqctl")
+    if program is None:
+        return False
+    result = subprocess.run([program, *command], capture_output=True, check=False, timeout=60)
+    return result.returncode == 0

@@ -22,7 +22,7 @@ _numbers = itertools.count(1)
 
 def quick_settings(data_dir: Path, **changes: Any) -> Settings:
     """Give settings scaled to the simulator's speed: a window of 20 s, polls every second."""
-    account = AccountSettings(trade_window_s=20, request_timeout_s=3)
+    account = AccountSettings(trade_window_s=20, request_timeout_s=3, max_submits_in_flight=4)
     values: dict[str, Any] = {
         "data_dir": data_dir,
         "web_port": 0,
@@ -110,7 +110,20 @@ class Driver:
         return order
 
     def statuses(self, ids: Iterable[str]) -> dict[str, str]:
-        return {external_id: self.order(external_id)["status"] for external_id in ids}
+        """Give each order's status; "" where intake has not stored it yet."""
+        found = {}
+        for external_id in ids:
+            answer = self.web.get(f"/v1/orders/{external_id}")
+            found[external_id] = answer.json()["status"] if answer.is_success else ""
+        return found
+
+    def wait_for(self, ends: dict[str, str], timeout_s: float = 90.0) -> None:
+        """Wait until each order has come to its scripted end."""
+        until("the scripted ends", lambda: self.statuses(ends) == ends, timeout_s)
+
+    def wait_revived(self, name: str) -> None:
+        """Wait until the supervisor has started a killed child again."""
+        until(f"{name} again", lambda: name in self.stack.processes.pids)
 
     def wait_final(self, ids: Iterable[str], timeout_s: float = 60.0) -> dict[str, str]:
         """Wait until all orders have ended; give how."""

@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,10 @@ from typing import Any
 
 import httpx
 import jsonschema
-import psycopg
 import pytest
 import yaml
 from dotenv import dotenv_values
 from kombu import Connection, Exchange
-from psycopg import sql
-from sqlalchemy.engine import make_url
 
 from fulfillment.cli import cli
 from fulfillment.settings import PREFIX, AccountSettings, Settings, load_settings
@@ -250,53 +246,6 @@ class Containers:
                 time.sleep(0.2)
 
 
-def server(name: str) -> str:
-    url = os.environ.get(f"{PREFIX}TEST_{name}")
-    if not url:
-        pytest.skip(f"{PREFIX}TEST_{name} is not set: no real server to run the commands on")
-    return url
-
-
-@pytest.fixture(scope="module")
-def empty_database() -> Iterator[str]:
-    address = make_url(server("DATABASE_URL")).set(drivername="postgresql")
-    admin = address.render_as_string(hide_password=False)
-    name = f"fulfillment_docker_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    yield address.set(database=name).render_as_string(hide_password=False)
-    with psycopg.connect(admin, autocommit=True) as connection:
-        drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
-        connection.execute(drop)
-
-
-@pytest.fixture(scope="module")
-def broker_url() -> Iterator[str]:
-    """Give a virtual host of this run's own where we may make one, else the one that is named.
-
-    In a shared one, two runs at once take each other's messages.
-    """
-    url = make_url(server("BROKER_URL"))
-    name = f"fulfillment_docker_{uuid.uuid4().hex[:12]}"
-    if not control("add_vhost", name):
-        yield url.render_as_string(hide_password=False)
-        return
-    try:
-        assert control("set_permissions", "--vhost", name, url.username or "guest", *[".*"] * 3)
-        yield url.set(database=name).render_as_string(hide_password=False)
-    finally:
-        control("delete_vhost", name)
-
-
-def control(*command: str) -> bool:
-    """Run rabbitmqctl; say whether it could."""
-    program = shutil.which("rabbitmqctl")
-    if program is None:
-        return False
-    result = subprocess.run([program, *command], capture_output=True, check=False, timeout=60)
-    return result.returncode == 0
-
-
 @pytest.fixture(scope="module")
 def provider() -> Iterator[str]:
     options = SimulatorOptions(
@@ -441,14 +390,7 @@ def test_the_settings_are_those_of_env_example(containers: Containers, monkeypat
     assert settings.account("main").webhook_secrets == ("docker-secret",)
 
 
-RAISES_AGAIN = pytest.mark.xfail(
-    reason="uvicorn raises SIGTERM again after its clean end: 143 instead of 0", strict=False
-)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=RAISES_AGAIN) if n == "web" else n for n in LASTING]
-)
+@pytest.mark.parametrize("name", LASTING)
 def test_a_stopped_service_ends_cleanly_within_its_grace(containers: Containers, name: str) -> None:
     process = containers.processes[name]
     assert process.poll() is None, containers.said(name)

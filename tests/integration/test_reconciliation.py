@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fulfillment.errors import NotAllowedNow, ProviderDeniesAccount, ProviderNotReached
-from fulfillment.services import operations, reconciliation
+from fulfillment.services import operations, reconciliation, watchdog
 from fulfillment.services.context import Context
 from fulfillment.services.operations import Resolution
 from fulfillment.store.models import Order
@@ -409,3 +409,24 @@ def test_a_closed_order_that_turns_out_bought_after_all_is_an_alarm(
     run_ticks(context)
 
     assert again(context, order).status is S.FAILED
+
+
+def test_a_person_who_reconciles_and_many_polls_do_not_block_each_other(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    placed = receive(context, *(checkout() for _ in range(60)))
+    run_chain(context)
+    for order in reversed(placed):
+        provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+    shuffled_ids = [order.external_id for order in reversed(placed)]
+
+    def work(place: int) -> None:
+        for _ in range(5):
+            if place % 2:
+                reconciliation.reconcile_now(context, shuffled_ids if place % 4 == 1 else None)
+            run_polls(context)
+            watchdog.watch_trade_windows(context)
+
+    in_threads(8, work)
+
+    assert {again(context, order).status for order in placed} == {S.COMPLETED}

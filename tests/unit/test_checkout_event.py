@@ -186,13 +186,14 @@ def test_a_missing_field_is_named(field: str) -> None:
     assert refusal_of(raw).field == field
 
 
-@pytest.mark.parametrize("value", ["", "x" * 33, None, 5, True, ["main"]])
+@pytest.mark.parametrize("value", ["", "x" * 33, 5, True, ["main"]])
 def test_an_account_that_cannot_be_one_is_refused_by_name(value: Any) -> None:
     assert refusal_of(checkout(account=value)).field == "account"
 
 
 def test_the_account_is_main_where_none_is_given() -> None:
     assert parse_event(checkout()).account == "main"
+    assert parse_event(checkout(account=None)).account == "main"
 
 
 @pytest.mark.parametrize("text", ["2026-11-20T12:30:00Z", "2026-11-20T13:30:00.000+01:00"])
@@ -242,8 +243,10 @@ def test_a_python_store_may_give_an_aware_datetime() -> None:
 
 @pytest.mark.parametrize("raw", [None, [], [checkout()], "x", 5, True, 1.5])
 def test_what_is_no_object_is_refused_as_a_whole(raw: Any) -> None:
-    with pytest.raises(InvalidBody):
-        parse_event(raw)
+    refused = refusal_of(raw)
+
+    assert refused.field is None
+    assert not isinstance(refused, InvalidBody)
 
 
 def test_fields_of_ours_cannot_be_set_from_outside() -> None:

@@ -110,8 +110,9 @@ def test_news_that_contradicts_an_end_is_an_alarm_that_is_not_applied(status: S,
 
     assert decision.target is status
     assert decision.is_alarm
-    assert decision.money == ()
-    assert "charged_mills" not in decision.changes
+    # The end stays, but money that was spent belongs to this order.
+    assert decision.money == ((Money.SETTLE,) if word is R.COMPLETED else ())
+    assert ("charged_mills" in decision.changes) == (word is R.COMPLETED)
 
 
 @pytest.mark.parametrize(("status", "word"), FINAL_NEWS)
@@ -142,7 +143,7 @@ def test_an_older_word_after_the_end_is_no_news(status: S) -> None:
 
 
 def test_a_delivered_trade_that_was_undone_is_reversed_with_an_alarm() -> None:
-    decision = decided(report(R.REVERSED), status=S.COMPLETED)
+    decision = decided(report(R.REVERSED), status=S.COMPLETED, charged_mills=CAP_MILLS)
 
     assert decision.target is S.REVERSED
     assert decision.is_alarm
@@ -150,9 +151,13 @@ def test_a_delivered_trade_that_was_undone_is_reversed_with_an_alarm() -> None:
 
 
 def test_a_reversal_gives_money_back_only_where_the_provider_says_so() -> None:
-    decision = decided(report(R.REVERSED, refunded_at=NOW), status=S.COMPLETED)
+    said = report(R.REVERSED, refunded_at=NOW)
 
-    assert decision.money == (Money.REFUND,)
+    known = decided(said, status=S.COMPLETED, charged_mills=CAP_MILLS)
+    untold = decided(said, status=S.COMPLETED, charged_mills=None)
+
+    assert known.money == (Money.REFUND,)
+    assert untold.money == (Money.SETTLE, Money.REFUND)
 
 
 def test_a_refund_that_comes_after_the_reversal_is_booked() -> None:
@@ -181,13 +186,28 @@ def test_the_first_word_of_the_provider_confirms_the_hold(status: S, word: R) ->
 def test_a_delivery_settles_and_starts_the_reversal_watch(status: S) -> None:
     delivered_at = NOW - timedelta(seconds=5)
 
-    decision = decided(report(R.COMPLETED, reported_at=delivered_at), status=status, overdue=True)
+    said = report(R.COMPLETED, reported_at=delivered_at, charged_mills=CAP_MILLS)
+
+    decision = decided(said, status=status, overdue=True)
 
     assert decision.target is S.COMPLETED
     assert decision.money == (Money.SETTLE,)
     assert decision.changes["completed_at"] == delivered_at
     assert decision.changes["reversible_until"] == delivered_at + REVERSAL_WATCH
     assert decision.changes["overdue"] is False
+
+
+@pytest.mark.parametrize("status", sorted(FOLLOWED))
+def test_a_delivery_whose_charge_is_untold_is_settled_when_it_is_told(status: S) -> None:
+    delivered = decided(report(R.COMPLETED), status=status, charged_mills=None)
+    told = decided(
+        report(R.COMPLETED, charged_mills=CAP_MILLS - 10), status=S.COMPLETED, charged_mills=None
+    )
+
+    assert Money.SETTLE not in delivered.money
+    assert told.money == (Money.SETTLE,)
+    assert told.changes == {"charged_mills": CAP_MILLS - 10}
+    assert not told.is_alarm
 
 
 def test_the_reversal_watch_outlasts_trade_protection_by_a_day() -> None:
@@ -379,7 +399,8 @@ HELD: dict[str, Any] = {
 
 
 def test_a_settled_delivery_is_watched_no_more() -> None:
-    decision = decided(report(R.COMPLETED, is_settled=True), status=S.SENT)
+    said = report(R.COMPLETED, is_settled=True, charged_mills=CAP_MILLS)
+    decision = decided(said, status=S.SENT)
 
     assert decision.changes["reversible_until"] is None
     assert Money.SETTLE in decision.money

@@ -19,15 +19,17 @@ NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 JITTER = st.floats(0, 1)
 
 
+CONTEXT = Context(
+    settings=Settings.model_construct(poll_min_interval_s=30.0),
+    database=Database("postgresql://nobody@127.0.0.1:9/none"),
+    seal=Seal(f"k:{generate_key()}"),
+    clock=FakeClock(NOW),
+)
+
+
 def context_with(jitter: float) -> Context:
     """Make a context that no database is behind: the schedule reads settings and jitter only."""
-    return Context(
-        settings=Settings.model_construct(poll_min_interval_s=30.0),
-        database=Database("postgresql://nobody@127.0.0.1:9/none"),
-        seal=Seal(f"k:{generate_key()}"),
-        clock=FakeClock(NOW),
-        jitter=lambda: jitter,
-    )
+    return replace(CONTEXT, jitter=lambda: jitter)
 
 
 @given(JITTER, st.integers(0, 500), st.booleans(), st.booleans())

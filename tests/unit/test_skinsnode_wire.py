@@ -468,7 +468,7 @@ def test_a_byte_order_mark_is_no_harm() -> None:
 def test_only_wanted_items_are_found_and_all_are_counted() -> None:
     body = catalog(ITEM, {**ITEM, "id": "b", "price": 700, "phase": None, "floatValue": "0.1"})
 
-    found, listed = wire.read_catalog(body, {"b", "c"})
+    found, listed, _ = wire.read_catalog(body, {"b", "c"})
 
     assert {id_: item.price for id_, item in found.items()} == {"b": 700}
     assert listed == 2
@@ -492,7 +492,7 @@ def test_only_wanted_items_are_found_and_all_are_counted() -> None:
     ],
 )
 def test_an_odd_entry_is_left_out_and_the_others_stay(odd: dict[str, Any]) -> None:
-    found, listed = wire.read_catalog(catalog({**ITEM, "id": "b", **odd}, ITEM), {"a", "b"})
+    found, listed, _ = wire.read_catalog(catalog({**ITEM, "id": "b", **odd}, ITEM), {"a", "b"})
 
     assert set(found) == {"a"}
     assert listed == 1
@@ -500,7 +500,7 @@ def test_an_odd_entry_is_left_out_and_the_others_stay(odd: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("price", ["612", 612.0, "612.00"])
 def test_a_price_of_another_type_is_exact(price: object) -> None:
-    found, _ = wire.read_catalog(catalog({**ITEM, "price": price}), {"a"})
+    found, *_ = wire.read_catalog(catalog({**ITEM, "price": price}), {"a"})
 
     assert found["a"].price == 612
 

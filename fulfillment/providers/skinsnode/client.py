@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+import httpx
+
 from fulfillment.errors import (
     ProviderError,
     ProviderNotReached,
@@ -47,7 +49,7 @@ class SkinsNode:
     def quote(self, wants: Sequence[Want]) -> Quotes:
         """Find the wanted ids in a fresh catalog; an id under another name is another item."""
         wanted = {want.catalog_item_id for want in wants}
-        items, listed = self._read(
+        items, listed, ambiguous = self._read(
             "/v1/catalog",
             lambda body: wire.read_catalog(body, wanted),
             total_s=CATALOG_S,
@@ -60,7 +62,8 @@ class SkinsNode:
             if (item := items.get(want.catalog_item_id))
             and want.market_hash_name in (None, item.market_hash_name)
         }
-        return Quotes(found, listed)
+        unclear = frozenset(want for want in wants if want.catalog_item_id in ambiguous)
+        return Quotes(found, listed, unclear)
 
     def wallet_mills(self) -> int:
         """Read the prepaid balance; it may be 30 s old."""
@@ -78,6 +81,9 @@ class SkinsNode:
         )
         if answer.status in REFUSALS:
             raise ProviderRefused(*REFUSALS[answer.status])
+        if 400 <= answer.status < 500 and answer.status != httpx.codes.REQUEST_TIMEOUT:
+            message = f"POST /v1/orders: HTTP {answer.status}, which the contract does not know"
+            raise ProviderRefused(FailureCode.REFUSED, message, is_documented=False)
         return _order(answer, external_id, "POST /v1/orders", ProviderOutcomeUnknown)
 
     def reports(self, external_ids: Sequence[str]) -> dict[str, OrderReport]:

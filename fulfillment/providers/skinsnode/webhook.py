@@ -6,7 +6,7 @@ Only the timestamp and the body are signed; delivery id and event type are anybo
 import re
 from collections.abc import Mapping, Sequence
 
-from fulfillment.errors import WebhookRejected
+from fulfillment.errors import WebhookRejected, WebhookUnreadable
 from fulfillment.providers.http import Unusable, read_json
 from fulfillment.providers.reading import EXTERNAL_ID, instant
 from fulfillment.providers.signing import BAD_SIGNATURE, is_hex_hmac, only_header
@@ -32,10 +32,10 @@ def read(headers: Mapping[str, str], body: bytes, secrets: Sequence[str]) -> Web
     try:
         document = read_json(body)
     except Unusable as error:
-        raise WebhookRejected(UNREADABLE) from error
+        raise WebhookUnreadable(UNREADABLE) from error
     external_id = document.get("externalId") if isinstance(document, dict) else None
     if not (isinstance(external_id, str) and EXTERNAL_ID.fullmatch(external_id)):
-        raise WebhookRejected(UNREADABLE)
+        raise WebhookUnreadable(UNREADABLE)
     signed_at = instant(timestamp) if UTC_TIME.fullmatch(timestamp) else None
     try:
         report = wire.read_order(document) if signed_at else None

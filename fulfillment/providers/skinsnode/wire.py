@@ -95,20 +95,24 @@ def write_purchase(command: PurchaseCommand) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def read_catalog(body: bytes, wanted: Collection[str]) -> tuple[dict[str, CatalogItem], int]:
+def read_catalog(
+    body: bytes, wanted: Collection[str]
+) -> tuple[dict[str, CatalogItem], int, set[str]]:
     """Find the wanted ids; say how many usable entries the list has. Raises Unusable for none.
 
-    An id that stands twice with different content is not found: nobody knows which one holds.
+    An id that stands twice with different content is in neither: nobody knows which one holds, so
+    such ids are given last.
     """
     items = _items(body.removeprefix(BOM))
     if not items:
         raise Unusable("expected a catalog with usable entries, found none")
     found: dict[str, CatalogItem] = {}
-    ambiguous = set()
+    ambiguous: set[str] = set()
     for item in items:
         if item.id in wanted and found.setdefault(item.id, item) != item:
             ambiguous.add(item.id)
-    return {id_: item for id_, item in found.items() if id_ not in ambiguous}, len(items)
+    clear = {id_: item for id_, item in found.items() if id_ not in ambiguous}
+    return clear, len(items), ambiguous
 
 
 def _items(body: bytes) -> list[CatalogItem]:

@@ -15,9 +15,9 @@ CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION '% on %: this table is append-only', TG_OP, TG_TABLE_NAME;
 END $$;
-CREATE TRIGGER order_events_append_only BEFORE UPDATE ON order_events
+CREATE TRIGGER order_events_append_only BEFORE UPDATE OR DELETE ON order_events
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
-CREATE TRIGGER wallet_entries_append_only BEFORE UPDATE ON wallet_entries
+CREATE TRIGGER wallet_entries_append_only BEFORE UPDATE OR DELETE ON wallet_entries
     FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE FUNCTION refuse_exit() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
