@@ -105,11 +105,12 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
 
 
 def _next(context: Context, order: Order, now: datetime, flows: bool) -> datetime | None:
-    if order.status is OrderStatus.COMPLETED and order.reversible_until is not None:
-        if order.charged_mills is None and now < order.reversible_until:
+    until = order.reversible_until
+    if order.status is OrderStatus.COMPLETED:
+        if order.charged_mills is None and (until is None or now < until):
             return schedule.next_poll(context, order, now, webhooks_flow=flows)
         completed_at = order.completed_at or now
-        return schedule.next_reversal_poll(context, completed_at, now, order.reversible_until)
+        return until and schedule.next_reversal_poll(context, completed_at, now, until)
     if order.status in FINAL:
         return None
     return schedule.next_poll(context, order, now, webhooks_flow=flows)

@@ -6,7 +6,7 @@ applied, its order is asked about instead. The fixed MD5 of id and secret is not
 
 from collections.abc import Mapping, Sequence
 
-from fulfillment.errors import WebhookRejected
+from fulfillment.errors import WebhookRejected, WebhookUnreadable
 from fulfillment.providers.http import Unusable, read_json
 from fulfillment.providers.reading import number
 from fulfillment.providers.signing import BAD_SIGNATURE, is_hex_hmac, only_header
@@ -27,9 +27,9 @@ def read(headers: Mapping[str, str], body: bytes, secrets: Sequence[str]) -> Web
     try:
         document = read_json(body)
     except Unusable as error:
-        raise WebhookRejected(UNREADABLE) from error
+        raise WebhookUnreadable(UNREADABLE) from error
     if not (isinstance(document, dict) and isinstance(document.get("event"), str)):
-        raise WebhookRejected(UNREADABLE)
+        raise WebhookUnreadable(UNREADABLE)
     data = document.get("data")
     reference = number(data.get("buy_id")) if isinstance(data, dict) else None
     return WebhookNotice(wire.custom_id_of(data) or "", None, None, provider_reference=reference)

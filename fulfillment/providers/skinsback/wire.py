@@ -186,6 +186,8 @@ class Listed:
 
     by_id: dict[str, tuple[str, int | None]] = field(default_factory=dict)
     by_name: dict[str, int] = field(default_factory=dict)
+    #: Ids that stand twice with different content, and their names.
+    ambiguous: set[str] = field(default_factory=set)
     size: int = 0
 
 
@@ -271,10 +273,7 @@ def read_answer(body: bytes) -> dict[str, Any] | Problem:
 
 
 def read_listing(body: bytes, wants: Sequence[Want]) -> Listed | Problem:
-    """Find the wanted skins of a price list or a search. Raises Unusable.
-
-    An id that stands twice with different content is not found: nobody knows which one holds.
-    """
+    """Find the wanted skins of a price list or a search. Raises Unusable."""
     rows = _rows(body.removeprefix(BOM))
     if rows is None:
         answer = read_answer(body)
@@ -284,7 +283,6 @@ def read_listing(body: bytes, wants: Sequence[Want]) -> Listed | Problem:
     ids = {id_ for want in wants if (id_ := skin_id_of(want.catalog_item_id))}
     names = {want.market_hash_name or want.catalog_item_id for want in wants}
     listed = Listed(size=len(rows))
-    ambiguous: set[str] = set()
     is_any_usable = False
     for row in rows:
         skin_id = number(row.id)
@@ -294,15 +292,11 @@ def read_listing(body: bytes, wants: Sequence[Want]) -> Listed | Problem:
         price = _price(row)
         is_any_usable = is_any_usable or price is not None
         if skin_id and listed.by_id.setdefault(skin_id, (row.name, price)) != (row.name, price):
-            ambiguous |= {skin_id, listed.by_id[skin_id][0], row.name}
+            listed.ambiguous |= {skin_id, listed.by_id[skin_id][0], row.name}
         if price is not None:
             listed.by_name[row.name] = min(price, listed.by_name.get(row.name, price))
     if rows and not is_any_usable:
         raise Unusable("expected items with a price, found none")
-    for word in ambiguous:
-        # A name's lowest price may have come from such a row: leave the name out too.
-        listed.by_id.pop(word, None)
-        listed.by_name.pop(word, None)
     return listed
 
 
@@ -340,10 +334,14 @@ def _rows(body: bytes) -> list[Row] | None:
 
 def quotes(wants: Sequence[Want], listed: Listed) -> Quotes:
     """Price the wants: by id where the id is a skin's, else the cheapest of the name."""
-    found = {}
+    found, unclear = {}, set()
     for want in wants:
         skin_id = skin_id_of(want.catalog_item_id)
         name = want.market_hash_name or want.catalog_item_id
+        # A name's lowest price may have come from such a row.
+        if (skin_id or name) in listed.ambiguous:
+            unclear.add(want)
+            continue
         if skin_id is None:
             price = listed.by_name.get(name)
         else:
@@ -354,7 +352,7 @@ def quotes(wants: Sequence[Want], listed: Listed) -> Quotes:
             name = named
         if price is not None:
             found[want] = Quote(want.catalog_item_id, name, price)
-    return Quotes(found, listed.size)
+    return Quotes(found, listed.size, frozenset(unclear))
 
 
 def is_available(fields: Mapping[str, Any]) -> bool:

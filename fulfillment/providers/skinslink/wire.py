@@ -92,6 +92,7 @@ class Listed:
 
     by_id: dict[str, tuple[str, int | None]] = field(default_factory=dict)
     by_name: dict[str, int] = field(default_factory=dict)
+    #: Ids that stand twice with different content, and their names.
     ambiguous: set[str] = field(default_factory=set)
     size: int = 0
 
@@ -157,10 +158,7 @@ def read_envelope(body: bytes) -> dict[str, Any] | Problem | None:
 
 
 def read_listing(body: bytes, names: Sequence[str], listed: Listed) -> None:
-    """Add the wanted names of one search's answer to `listed`. Raises Unusable.
-
-    An id that stands twice with different content is not found: nobody knows which one holds.
-    """
+    """Add the wanted names of one search's answer to `listed`. Raises Unusable."""
     try:
         listing = msgspec.json.decode(body.removeprefix(BOM), type=Listing)
     except (msgspec.DecodeError, RecursionError):
@@ -199,20 +197,24 @@ def _add(listed: Listed, row: Row, price: int | None) -> None:
 
 def quotes(wants: Sequence[Want], listed: Listed) -> Quotes:
     """Price the wants: by id where the id is an item's, else the cheapest of the name."""
-    found = {}
+    found, unclear = {}, set()
     for want in wants:
         name = name_of(want)
         asset_id = asset_id_of(want.catalog_item_id, want.market_hash_name)
+        # A name's lowest price may have come from such a row.
+        if (asset_id or name) in listed.ambiguous:
+            unclear.add(want)
+            continue
         if asset_id is None:
-            price = None if name in listed.ambiguous else listed.by_name.get(name)
+            price = listed.by_name.get(name)
         else:
             # An id under another name is another item.
             named, price = listed.by_id.get(asset_id, ("", None))
-            if asset_id in listed.ambiguous or named != name:
+            if named != name:
                 price = None
         if price is not None:
             found[want] = Quote(want.catalog_item_id, name, price)
-    return Quotes(found, listed.size)
+    return Quotes(found, listed.size, frozenset(unclear))
 
 
 def read_wallet(data: Mapping[str, Any]) -> int:
