@@ -117,6 +117,11 @@ class Driver:
             found[external_id] = answer.json()["status"] if answer.is_success else ""
         return found
 
+    def any_is(self, status: str, ids: Iterable[str]) -> bool:
+        """Say whether any of the orders has this status now, seen at one moment."""
+        answer = self.web.get("/v1/orders", params={"status": status})
+        return any(order["externalId"] in set(ids) for order in answer.json()["orders"])
+
     def wait_for(self, ends: dict[str, str], timeout_s: float = 90.0) -> None:
         """Wait until each order has come to its scripted end."""
         until("the scripted ends", lambda: self.statuses(ends) == ends, timeout_s)

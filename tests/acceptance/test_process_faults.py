@@ -49,11 +49,11 @@ def test_a_worker_killed_between_two_steps_is_replaced_and_nothing_is_bought_twi
     fragile: Driver, step: str
 ) -> None:
     # The provider answers slowly, so that every step can be caught in the act.
-    slow = {"fault": "latency", "seconds": 0.4}
+    slow = {"fault": "latency", "seconds": 1.5}
     fragile.provider.post("/_sim/faults", json=slow).raise_for_status()
     ids = fragile.send(fragile.checkout() for _ in range(20))
     # Only a few are submitted at a time, so the others of the batch can be seen before it.
-    until(step, lambda: step in fragile.statuses(ids).values(), 20)
+    until(step, lambda: fragile.any_is(step, ids))
 
     fragile.stack.processes.kill("worker-1", signal.SIGKILL)
     fragile.provider.delete("/_sim/faults")
@@ -63,10 +63,10 @@ def test_a_worker_killed_between_two_steps_is_replaced_and_nothing_is_bought_twi
 
 
 def test_a_worker_frozen_past_its_lease_buys_nothing_twice(fragile: Driver) -> None:
-    slow = {"fault": "latency", "seconds": 0.5}
+    slow = {"fault": "latency", "seconds": 1.5}
     fragile.provider.post("/_sim/faults", json=slow).raise_for_status()
     ids = fragile.send(fragile.checkout() for _ in range(40))
-    until("submitting", lambda: "submitting" in fragile.statuses(ids).values(), 20)
+    until("submitting", lambda: fragile.any_is("submitting", ids))
 
     frozen = fragile.stack.processes.pids["worker-1"]
     os.kill(frozen, signal.SIGSTOP)
