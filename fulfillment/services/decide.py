@@ -69,13 +69,18 @@ def decide(
             is_alarm=True,
         )
     if order.status is not OrderStatus.NEEDS_REVIEW and RANK[target] < RANK[order.status]:
-        return NOTHING  # an older answer than what is known already (K6)
+        return _late(order, report)  # cached answers may be older than what is known (K6)
     if RANK.get(order.status) == RANK[target] and _is_older(order, report, target):
-        return NOTHING
+        return _late(order, report)
     if target is order.status:
         return _same(order, report, news, now, cap_mills)
     assert is_legal(order.status, target)
     return _forward(order, report, target, news, now, window, cap_mills)
+
+
+def _late(order: Order, report: OrderReport) -> Decision:
+    """Record an answer that is older than what is known, and ignore it."""
+    return Decision(order.status, f"{report.raw_status!r} comes late: ignored")
 
 
 def _is_older(order: Order, report: OrderReport, target: OrderStatus) -> bool:
@@ -141,11 +146,11 @@ def _after_the_end(
         return Decision(None, money=(Money.REFUND,) if report.refunded_at else ())
     if target is order.status is OrderStatus.COMPLETED:
         return _after_delivery(order, report, cap_mills)
-    # An older word that comes late is no news, unless we ended the order and the provider has it:
+    # An older word that comes late is ignored, unless we ended the order and the provider has it:
     # then money is attached to an order that we believe free.
-    is_late = RANK[target] < RANK[order.status] and order.failed_by != FailedBy.US
-    contradicts = target is not order.status and not is_late
-    if contradicts and order.provider_status != report.raw_status:
+    if RANK[target] < RANK[order.status] and order.failed_by != FailedBy.US:
+        return _late(order, report)
+    if target is not order.status and order.provider_status != report.raw_status:
         note = (
             f"the provider says {report.raw_status!r} after the end ({order.status}): not applied"
         )

@@ -1,7 +1,7 @@
 """Apply what providers report to many orders at once: events, hold ledger and next due times."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -61,7 +61,7 @@ def apply_reports(
     *,
     locked: Sequence[Order] | None = None,
 ) -> dict[int, Order]:
-    """Apply reports by order id; give the orders that changed.
+    """Apply reports by order id; give the orders that changed, not those with a note in the log.
 
     The orders are locked first, so what is decided is decided about the row as it is; whichever
     of webhook, poll and submit comes first wins and the others find nothing new.
@@ -79,6 +79,10 @@ def apply_reports(
             timedelta(seconds=account.trade_window_s),
             cents_to_mills(account.price_limit_cents(order.expected_price_cents)),
         )
+        if by is Source.SUBMIT and decision.target is None:
+            # A webhook was faster; the log still has an outcome for every request of ours.
+            note = f"our request is answered {report.raw_status!r}: known already"
+            decision = replace(decision, target=order.status, note=note)
         if decision.is_alarm:
             log.warning("order.alarm", order_id=order.external_id, note=decision.note)
         if decision.target is not None:
@@ -86,7 +90,8 @@ def apply_reports(
         money.add(order, decision, report)
     moved = orders.apply(session, moves, now)
     money.post(session, now)
-    return moved
+    changed = {move.order_id for move in moves if move.changes or move.source is not move.target}
+    return {order_id: order for order_id, order in moved.items() if order_id in changed}
 
 
 def _move(context: Context, order: Order, decision: Decision, by: Source, now: datetime) -> Move:

@@ -260,13 +260,16 @@ def test_a_child_that_dies_is_revived_after_growing_pauses(tmp_path: Path) -> No
 
 def test_a_killed_child_is_revived_and_an_ended_one_is_not(group: ProcessGroup) -> None:
     group.start(Child("one", python(SLEEPER), {}))
-    before = group.pids["one"]
+    group.start(Child("two", python(SLEEPER), {}))
+    before = dict(group.pids)
 
     group.kill("one")
-    eventually(lambda: group.pids.get("one", before) != before)
+    eventually(lambda: group.pids.get("one", before["one"]) != before["one"])
 
     group.end("one")
-    time.sleep(0.7)
+    # What is killed after it is back: there was time to start it again, too.
+    group.kill("two")
+    eventually(lambda: group.pids.get("two", before["two"]) != before["two"])
     assert "one" not in group.pids
 
 

@@ -80,7 +80,7 @@ def test_polls_back_off_while_nothing_happens(
     assert counts[0] > counts[1] >= counts[2] >= 2
 
 
-def test_a_stale_answer_never_takes_an_order_back(
+def test_a_stale_answer_is_recorded_and_never_takes_an_order_back(
     context: Context, provider: FakeProvider, clock: FakeClock
 ) -> None:
     order = accepted(context)
@@ -92,7 +92,9 @@ def test_a_stale_answer_never_takes_an_order_back(
     clock.advance(60)
     run_polls(context)
 
-    assert again(context, order).status is S.SENT
+    after = view(context, order)
+    assert after.status is S.SENT
+    assert after.timeline[-1].note == "'queued' comes late: ignored"
 
 
 def test_an_order_that_the_provider_says_it_does_not_know_stays_as_it_is(

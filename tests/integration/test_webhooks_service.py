@@ -15,6 +15,7 @@ from fulfillment.services.webhooks import Taken, Verdict
 from fulfillment.simulator.skinsnode import signed_headers
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
+from schemas.enums import Source
 from tests.conftest import SECRET, MakeContext
 from tests.support import (
     FakeClock,
@@ -423,6 +424,8 @@ def test_a_webhook_before_the_posts_answer_wins_and_the_answer_takes_nothing_bac
     assert after.status is end
     assert after.next_attempt_at is None
     assert after.next_poll_at is not None
+    outcome = view(context, order).timeline[-1]
+    assert (outcome.source, outcome.note) == (Source.SUBMIT, "'accepted' comes late: ignored")
     assert attempt_of(context, order).unknown_since is None
     purchase = simulator.purchase(order)
     assert purchase is not None

@@ -43,6 +43,10 @@ def moves_to(status: S, word: R) -> S:
     return target
 
 
+def is_recorded_and_ignored(decision: Decision, status: S) -> bool:
+    return decision == Decision(status, decision.note) and decision.note.endswith("late: ignored")
+
+
 @pytest.mark.parametrize(("status", "word"), list(product(S, WORDS)))
 def test_status_only_moves_forward(status: S, word: R) -> None:
     decision = decided(report(word), status=status)
@@ -85,12 +89,12 @@ def test_a_report_of_what_was_never_sent_is_an_alarm_that_changes_nothing(
 
 
 @pytest.mark.parametrize("status", sorted(FOLLOWED))
-def test_an_older_word_than_what_is_known_changes_nothing(status: S) -> None:
+def test_an_older_word_than_what_is_known_is_recorded_and_ignored(status: S) -> None:
     older = [w for w in WORDS if RANK[S(w.value)] < RANK[status]]
 
     decisions = [decided(report(word, charged_mills=1), status=status) for word in older]
 
-    assert all(d == Decision() for d in decisions)
+    assert all(is_recorded_and_ignored(d, status) for d in decisions)
 
 
 FINAL_NEWS = [
@@ -134,12 +138,12 @@ def test_a_provider_that_has_an_order_that_we_refused_is_an_alarm(word: R) -> No
 
 
 @pytest.mark.parametrize("status", sorted(FINAL))
-def test_an_older_word_after_the_end_is_no_news(status: S) -> None:
+def test_an_older_word_after_the_end_is_recorded_and_ignored(status: S) -> None:
     older = [w for w in WORDS if RANK[S(w.value)] < RANK[status]]
 
     decisions = [decided(report(word), status=status, failed_by="provider") for word in older]
 
-    assert all(d == Decision() for d in decisions)
+    assert all(is_recorded_and_ignored(d, status) for d in decisions)
 
 
 def test_a_delivered_trade_that_was_undone_is_reversed_with_an_alarm() -> None:
@@ -362,7 +366,7 @@ def test_among_the_three_early_words_the_providers_newer_one_counts(status: S, w
     after_older = decided(report(word, reported_at=older), **known)
 
     assert after_newer.target is S(word.value)
-    assert after_older.target is None
+    assert is_recorded_and_ignored(after_older, status)
 
 
 def test_doubled_webhooks_never_send_an_order_to_and_fro_among_the_early_words() -> None:
