@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 import httpx
@@ -20,13 +20,13 @@ from pydantic import SecretStr
 
 from fulfillment import broker
 from fulfillment.devstack.configuration import (
-    Ports,
+    SIMULATED,
     changed,
     child_environment,
+    claim_port,
     own_secrets,
     simulated_accounts,
     wants_simulator,
-    without_leftovers,
     write_runtime_file,
 )
 from fulfillment.devstack.files import DirectoryLock, private_directory
@@ -66,7 +66,6 @@ class StackOptions:
     #: Added to every child's environment.
     env: Mapping[str, str] = field(default_factory=dict)
     simulator_speed: float = 1.0
-    simulator_items: int | None = None
     simulator_prices: Path | None = None
     simulator_balance_cents: int | None = None
     report: Report = say
@@ -102,12 +101,7 @@ class Stack:
             self._exit = exit_stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._exit.close()
 
     @property
@@ -150,7 +144,8 @@ class Stack:
             how = f"user {user}, password {secret}"
             lines.append(f"Flower     {self.flower_url}  ({how})")
         if self.simulator_url:
-            lines.append(f"simulator  {self.simulator_url}")
+            players = ", ".join(f"{n} ({a.provider})" for n, a in self.settings.accounts.items())
+            lines.append(f"simulator  {self.simulator_url}  (accounts: {players})")
         lines.append(f"API token  in {self.data_dir / RUNTIME_FILE}; logs in {self.data_dir}/logs")
         return lines
 
@@ -160,62 +155,57 @@ class Stack:
         lock.acquire()
         exit_stack.callback(lock.release)
         runtime_file = self.data_dir / RUNTIME_FILE
-        before = self.settings = without_leftovers(self.settings, runtime_file)
-        ports = Ports()
-        exit_stack.callback(ports.release)
-        extra = self._decide(ports)
+        runtime_file.unlink(missing_ok=True)  # of a stack that was killed
+        self._decide(exit_stack)
         # Looked at here, so that a wrong one is one line and not every child's end.
         Seal(self.settings.encryption_keys.get_secret_value())
         check_accounts(self.settings)
         self._start_servers(exit_stack)
-        self.env = child_environment(self.settings, {**extra, **self.options.env})
+        self.env = child_environment(self.settings, self.options.env)
         self._migrate()
         self.options.step("the database's schema is up to date")
-        write_runtime_file(runtime_file, self.settings, before)
+        write_runtime_file(runtime_file, self.settings)
         exit_stack.callback(runtime_file.unlink, missing_ok=True)
         exit_stack.callback(self.processes.stop)
         for name in self._commands:
             self.start_child(name)
         self.options.step(f"started {', '.join(self._commands)}")
 
-    def _decide(self, ports: Ports) -> dict[str, str]:
-        """Fill in what is not configured; give what only the simulator may know."""
-        own = own_secrets(self.data_dir / "secrets.json")
+    def _decide(self, claims: ExitStack) -> None:
+        """Fill in what is not configured."""
+        children = self.options.children
+        is_simulated = "simulator" in children and wants_simulator(self.settings)
+        accounts = (self.settings.accounts or SIMULATED) if is_simulated else {}
+        own = own_secrets(self.data_dir / "secrets.json", accounts)
         missing = {
             name: SecretStr(own[name])
             for name in ("api_token", "flower_basic_auth", "encryption_keys")
             if not getattr(self.settings, name).get_secret_value()
         }
         self._is_login_generated = "flower_basic_auth" in missing
-        chosen = {"web_port": self._port(ports, "web", self.settings.web_host)}
-        if "flower" in self.options.children:
-            chosen["flower_port"] = self._port(ports, "flower", LOCALHOST)
-        is_simulated = "simulator" in self.options.children and wants_simulator(self.settings)
+        chosen = {"web_port": self._port(claims, "web", self.settings.web_host)}
+        if "flower" in children:
+            chosen["flower_port"] = self._port(claims, "flower", LOCALHOST)
         self.settings = changed(self.settings, **missing, **chosen)
-        for name in self.options.children:
+        if is_simulated:
+            setting = f"{PREFIX}DATA_DIR"
+            port = claim_port(claims, LOCALHOST, SIMULATOR_PORT, setting, is_fixed=False)
+            self.simulator_url = f"http://{LOCALHOST}:{port}"
+            accounts = simulated_accounts(accounts, self.simulator_url, own)
+            self.settings = changed(self.settings, accounts=accounts)
+            self._commands["simulator"] = self._simulator_command(port)
+        for name in children:
             if name == "worker":
                 for number in range(1, self.options.workers + 1):
                     self._commands[f"worker-{number}"] = ["worker", "--name", f"w{number}"]
             elif name != "simulator":
                 self._commands[name] = [name]
-        if not is_simulated:
-            return {}
-        port = ports.choose(LOCALHOST, SIMULATOR_PORT, f"{PREFIX}DATA_DIR", is_fixed=False)
-        self.simulator_url = f"http://{LOCALHOST}:{port}"
-        identity = (own["simulator_client_id"], own["simulator_client_secret"])
-        accounts = simulated_accounts(self.settings, self.simulator_url, *identity)
-        self.settings = changed(self.settings, accounts=accounts)
-        self._commands = {"simulator": self._simulator_command(port), **self._commands}
-        return {
-            f"{PREFIX}SIMULATOR_CLIENT_ID": identity[0],
-            f"{PREFIX}SIMULATOR_CLIENT_SECRET": identity[1],
-        }
 
-    def _port(self, ports: Ports, name: str, host: str) -> int:
+    def _port(self, claims: ExitStack, name: str, host: str) -> int:
         wanted: int = getattr(self.settings, f"{name}_port")
         setting = f"{PREFIX}{name.upper()}_PORT"
         is_fixed = f"{name}_port" in self.settings.model_fields_set
-        port = ports.choose(host, wanted, setting, is_fixed=is_fixed)
+        port = claim_port(claims, host, wanted, setting, is_fixed=is_fixed)
         if wanted not in (0, port):
             self.options.report(f"port {wanted} is taken, using {port} ({setting})")
         return port
@@ -225,12 +215,11 @@ class Stack:
             "--host": LOCALHOST,
             "--port": port,
             "--speed": self.options.simulator_speed,
-            "--items": self.options.simulator_items,
             "--prices": self.options.simulator_prices,
             "--balance-cents": self.options.simulator_balance_cents,
         }
         words = [(name, str(value)) for name, value in options.items() if value is not None]
-        return ["simulator", *(word for pair in words for word in pair)]
+        return ["simulator", "--accounts", *(word for pair in words for word in pair)]
 
     def _start_servers(self, exit_stack: ExitStack) -> None:
         urls: dict[str, SecretStr] = {}
