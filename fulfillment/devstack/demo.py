@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import httpx
 from pydantic import SecretStr
 
 from fulfillment.clock import SystemClock
+from fulfillment.devstack.configuration import SIMULATED
 from fulfillment.devstack.demo_books import Books, dollars
 from fulfillment.devstack.demo_screen import Screen
 from fulfillment.devstack.demo_script import (
@@ -31,14 +32,14 @@ from fulfillment.devstack.files import DirectoryLock, private_directory, remove_
 from fulfillment.devstack.server import PREVIOUS_SERVER_S
 from fulfillment.devstack.stack import Stack, StackOptions, stop_signals
 from fulfillment.errors import FulfillmentError, ServerUnreachable
-from fulfillment.settings import DEFAULT_ACCOUNT, PREFIX, AccountSettings, Settings, load_settings
+from fulfillment.settings import PREFIX, Settings, load_settings
 from schemas.enums import OrderStatus
 
 DIRECTORY = "demo"  # inside the data directory
 SPEED = 10.0
 WINDOW_S = 20
 READY_S = 60.0
-GAP_S = 0.3  # between two sendings, so that a person can watch
+GAP_S = 0.25  # between two sendings, so that a person can watch
 TICK_S = 0.2
 SHORT_OF_FUNDS_S = 4.0  # how long the order that is short has to wait for the top-up
 QUIET_S = 20.0  # how long the books may take to agree once every order has ended
@@ -65,8 +66,8 @@ def _run(settings: Settings, screen: Screen, *, keep: bool, prices: Path | None)
     prices = prices and prices.absolute()
     runs, opening_cents = cast(prices)
     screen.say(
-        f"{len(runs)} checkouts meet a simulated SkinsNode.\n"
-        f"Its time runs {SPEED:.0f} times faster; "
+        f"{len(runs)} checkouts meet simulated providers: SkinsNode, SkinsBack and Skinslink.\n"
+        f"Their time runs {SPEED:.0f} times faster; "
         f"a trade offer stands {WINDOW_S} s, not 10 minutes.\n",
         "bold",
     )
@@ -83,9 +84,11 @@ def _run(settings: Settings, screen: Screen, *, keep: bool, prices: Path | None)
         for line in stack.banner():
             screen.note(line)
         screen.say("")
-        side_door = httpx.Client(base_url=f"{stack.simulator_url}/_sim", trust_env=False)
-        with Store(stack) as store, side_door:
-            code = Demo(screen, store, Provider(side_door), runs).play()
+        with Store(stack) as store, ExitStack() as side_doors:
+            providers = {name: Provider(stack.simulator_url, name) for name in SIMULATED}
+            for provider in providers.values():
+                side_doors.callback(provider.close)
+            code = Demo(screen, store, providers, runs).play()
         if keep:
             screen.say("\nEverything is left running, until Ctrl-C:", "bold")
             for line in stack.banner():
@@ -111,6 +114,8 @@ def _own_settings(settings: Settings, screen: Screen) -> Settings:
     for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
         del os.environ[name]
     os.chdir(data_dir)  # where there is no .env either
+    quick = {"trade_window_s": WINDOW_S, "request_timeout_s": 3, "check_recipient": True}
+    accounts = {name: {"provider": each.provider, **quick} for name, each in SIMULATED.items()}
     own = load_settings(
         data_dir=data_dir,
         web_port=settings.web_port,
@@ -119,7 +124,7 @@ def _own_settings(settings: Settings, screen: Screen) -> Settings:
         poll_min_interval_s=1.0,
         wallet_lag_s=2.0,
         await_funds_s=15,
-        accounts={DEFAULT_ACCOUNT: AccountSettings(trade_window_s=WINDOW_S, request_timeout_s=3)},
+        accounts=accounts,
     )
     own.model_fields_set.difference_update({"web_port", "flower_port"})  # wished for, not fixed
     return own
@@ -145,17 +150,22 @@ class Demo:
     """One performance on a running stack."""
 
     def __init__(
-        self, screen: Screen, store: Store, provider: Provider, runs: Sequence[Run]
+        self,
+        screen: Screen,
+        store: Store,
+        providers: Mapping[str, Provider],
+        runs: Sequence[Run],
     ) -> None:
         self._screen = screen
         self._store = store
-        self._provider = provider
+        self._providers = providers
         self._runs = runs
         self._is_topped_up = False
 
     def play(self) -> int:
         """Send everything, follow it to its end, and compare; give the exit code."""
-        self._provider.set_options(window_s=WINDOW_S * SPEED, reads_cached_s=SPEED)
+        for provider in self._providers.values():
+            provider.set_options(window_s=WINDOW_S * SPEED, reads_cached_s=SPEED)
         with self._screen.moving():
             self._follow()
             books = self._close_books()
@@ -181,7 +191,7 @@ class Demo:
 
     def _send(self, runs: Sequence[Run]) -> None:
         for run in runs:
-            self._provider.move_market(run)
+            self._providers[run.case.account].move_market(run)
             run.sent_at = self._screen.elapsed_s()
         self._store.send(runs)
 
@@ -200,38 +210,48 @@ class Demo:
         since = (SystemClock().now() - run.path[-1][0]).total_seconds()
         if since >= SHORT_OF_FUNDS_S and not self._is_topped_up:
             self._is_topped_up = True
-            self._provider.top_up(run.item.price_cents)
+            self._providers[run.case.account].top_up(run.item.price_cents)
             self._screen.step(f"the store puts {dollars(run.item.price_cents)} into the wallet")
 
-    def _close_books(self) -> Books:
+    def _close_books(self) -> dict[str, Books]:
         """Compare until everything agrees, or no longer might: figures lag by some seconds."""
         until = self._screen.elapsed_s() + QUIET_S
         while True:
             self._look()
-            provider = self._provider
-            books = Books(self._runs, self._store.wallet(), provider.ledger(), provider.webhooks())
-            if not books.differences() or self._screen.elapsed_s() > until:
+            wallets = self._store.wallets()
+            books = {
+                account: Books(
+                    [run for run in self._runs if run.case.account == account],
+                    wallets[account],
+                    provider.ledger(),
+                    provider.webhooks(),
+                )
+                for account, provider in self._providers.items()
+            }
+            if not _differences(books) or self._screen.elapsed_s() > until:
                 return books
             time.sleep(TICK_S)
 
-    def _conclude(self, books: Books) -> int:
+    def _conclude(self, books: Mapping[str, Books]) -> int:
         failures = [
             f"{run.external_id}: expected {run.case.end}, found {run.end}"
             + ("" if run.is_over else ", not at its end")
             for run in self._runs
             if not run.is_as_scripted
         ]
-        failures += self._store.surprises()
-        differences = books.differences()
-        self._screen.heading("Our database against the provider's ledger")
-        for line in differences or books.lines():
-            self._screen.say(f"  {line}", "red" if differences else "")
+        self._screen.heading("Our database against the providers' ledgers")
+        self._screen.books(books)
+        self._screen.say("")
+        failures += [*self._store.surprises(), *_differences(books)]
         for line in failures:
             self._screen.say(f"  {line}", "red")
-        self._screen.say("")
-        if failures or differences:
+        if failures:
             self._screen.say("FAILED: see the lines above.", "bold red")
             return 1
         ended = f"All {len(self._runs)} checkouts ended as scripted"
         self._screen.say(f"{ended}; the books agree to the cent.", "bold green")
         return 0
+
+
+def _differences(books: Mapping[str, Books]) -> list[str]:
+    return [f"{name}: {line}" for name, found in books.items() for line in found.differences()]

@@ -1,6 +1,6 @@
 """What the demo shows: a live table on a terminal, plain lines elsewhere, and the summary."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from fulfillment.clock import SystemClock
-from fulfillment.devstack.demo_books import dollars
+from fulfillment.devstack.demo_books import Books, dollars
 from fulfillment.devstack.demo_script import Run
 
-WIDTH = 130  # where there is no terminal to ask
-WIDE = 100
+WIDTH = 150  # where there is no terminal to ask
+WIDE = 110
 REFRESH_PER_S = 4
 
 
@@ -71,7 +71,7 @@ class Screen:
                 self._seen[run.external_id] = len(path)
                 way = " > ".join(path[max(seen - 1, 0) :])
                 price = f"  {_price(run)}" if run.is_over else ""
-                self.step(f"{run.external_id:<35} {way}{price}")
+                self.step(f"{run.external_id:<35} {run.case.account:<10} {way}{price}")
 
     def _moving(self, runs: Sequence[Run]) -> Table:
         """Fit what matters into the window: what is under way, then what ended last."""
@@ -87,17 +87,21 @@ class Screen:
             title=f"{title}, {self.elapsed_s():.0f} s", box=None, padding=(0, 1), title_style="bold"
         )
         table.add_column("order", no_wrap=True)
+        table.add_column("account", no_wrap=True)
         if self._is_wide:
             table.add_column("sent by", no_wrap=True)
         table.add_column("status", no_wrap=True, min_width=14)
-        table.add_column("provider", no_wrap=True, min_width=10)
+        if self._is_wide:
+            table.add_column("provider", no_wrap=True, min_width=14)
         table.add_column("price", no_wrap=True, justify="right", min_width=9)
         table.add_column("s", no_wrap=True, justify="right", min_width=4)
         for run in shown[:room]:
             said = (run.view or {}).get("providerStatus") or ""
-            status = Text(run.status or run.end, style=_style(run))
-            cells = (status, Text(said, style="dim"), _price(run), _seconds(run))
-            table.add_row(*self._names(run, run.external_id), *cells)
+            status = [Text(run.status or run.end, style=_style(run))]
+            if self._is_wide:
+                status.append(Text(said, style="dim"))
+            names = self._names(run, run.external_id)
+            table.add_row(*names, *status, _price(run), _seconds(run))
         return table
 
     @property
@@ -105,13 +109,14 @@ class Screen:
         return self.console.width >= WIDE
 
     def _names(self, run: Run, name: str) -> tuple[str, ...]:
-        return (name, run.case.way) if self._is_wide else (name,)
+        return (name, run.case.account, *([run.case.way] if self._is_wide else []))
 
     def summary(self, runs: Sequence[Run]) -> None:
         """Print what was to happen beside what happened."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("", justify="right", style="dim")
         table.add_column("scenario", no_wrap=True)
+        table.add_column("account", no_wrap=True)
         if self._is_wide:
             table.add_column("sent by", style="dim")
         table.add_column("expected end", overflow="fold")
@@ -123,6 +128,17 @@ class Screen:
             cells = (run.case.end, actual, _seconds(run), _price(run))
             table.add_row(str(run.number), *self._names(run, run.case.title), *cells)
         self.console.print()
+        self.console.print(table)
+
+    def books(self, books: Mapping[str, Books]) -> None:
+        """Print what the books of every account say, beside each other."""
+        figures = {account: found.figures() for account, found in books.items()}
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("", no_wrap=True)
+        for account in figures:
+            table.add_column(account, justify="right", no_wrap=True)
+        for name in next(iter(figures.values())):
+            table.add_row(name, *(column[name] for column in figures.values()))
         self.console.print(table)
 
     def timeline(self, run: Run) -> None:

@@ -17,6 +17,7 @@ from fulfillment.devstack.demo_script import Run
 from fulfillment.devstack.processes import launch_command
 from fulfillment.devstack.stack import Stack
 from fulfillment.messaging.store_client import send_checkout
+from fulfillment.simulator.options import path_of
 from schemas.messages import CHECKOUT_KEY
 
 TIMEOUT_S = 10.0
@@ -64,10 +65,10 @@ class Store:
         commands = [f"`fulfillment checkout`: exit {code}" for code in codes if code != 0]
         return self._surprises + commands
 
-    def wallet(self) -> dict[str, Any]:
-        (wallet,) = self._http.get("/v1/wallets").raise_for_status().json()["wallets"]
-        assert isinstance(wallet, dict)
-        return wallet
+    def wallets(self) -> dict[str, dict[str, Any]]:
+        """Read every account's money, by account."""
+        found = self._http.get("/v1/wallets").raise_for_status().json()["wallets"]
+        return {wallet["account"]: wallet for wallet in found}
 
     def _send(self, way: str, runs: Sequence[Run], code: int) -> None:
         first, events = runs[0], [run.event for run in runs]
@@ -123,10 +124,14 @@ class Store:
 
 
 class Provider:
-    """The simulator's side door: the market moves, money comes in, and the true ledger is read."""
+    """An account's provider by its side door: moves the market, tops up, tells the true ledger."""
 
-    def __init__(self, side_door: httpx.Client) -> None:
-        self._http = side_door
+    def __init__(self, simulator_url: str, account: str) -> None:
+        url = f"{simulator_url}{path_of(account)}/_sim"
+        self._http = httpx.Client(base_url=url, timeout=TIMEOUT_S, trust_env=False)
+
+    def close(self) -> None:
+        self._http.close()
 
     def set_options(self, **options: float) -> None:
         self._http.post("/options", json=options).raise_for_status()

@@ -144,8 +144,8 @@ class Stack:
             how = f"user {user}, password {secret}"
             lines.append(f"Flower     {self.flower_url}  ({how})")
         if self.simulator_url:
-            players = ", ".join(f"{n} ({a.provider})" for n, a in self.settings.accounts.items())
-            lines.append(f"simulator  {self.simulator_url}  (accounts: {players})")
+            players = ", ".join(self.settings.accounts)
+            lines.append(f"simulator  {self.simulator_url}  (plays the accounts {players})")
         lines.append(f"API token  in {self.data_dir / RUNTIME_FILE}; logs in {self.data_dir}/logs")
         return lines
 

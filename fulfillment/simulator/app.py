@@ -55,12 +55,13 @@ def build_app(*players: SimulatorOptions, clock: Clock | None = None) -> Starlet
         for dialect in dialects:
             dialect.market.close()
 
-    mounts = [
-        Mount(dialect.market.options.path, routes=[*dialect.routes(), *Control(dialect).routes()])
-        for dialect in dialects
-    ]
+    # The root, which takes whatever comes, stands last.
+    dialects.sort(key=lambda dialect: dialect.market.options.path, reverse=True)
     return Starlette(
-        routes=sorted(mounts, key=lambda mount: mount.path, reverse=True),  # the root comes last
+        routes=[
+            Mount(each.market.options.path, routes=[*each.routes(), *Control(each).routes()])
+            for each in dialects
+        ],
         lifespan=lifespan,
         exception_handlers={HTTPException: _refuse},
     )
