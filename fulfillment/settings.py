@@ -3,7 +3,6 @@
 Settings are read once at a process's start; a wrong one is named with what was expected.
 """
 
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -167,7 +166,7 @@ class Settings(BaseSettings):
         runtime = DotEnvSettingsSource(settings_cls, env_file=Path(data_dir) / RUNTIME_FILE)
         return (*first, runtime)
 
-    @cached_property
+    @property
     def webhook_base_url(self) -> str:
         """What stands before `/webhooks/{account}` in the address given to providers."""
         return self.public_url or f"http://{self.web_host}:{self.web_port}"

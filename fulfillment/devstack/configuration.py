@@ -38,13 +38,6 @@ SIMULATED = {
 }
 
 
-def changed(settings: Settings, **values: Any) -> Settings:
-    """Copy settings with other values."""
-    copy = settings.model_copy(update=values)
-    copy.__dict__.pop("webhook_base_url", None)  # cached from the old values, if at all
-    return copy
-
-
 def own_secrets(path: Path, accounts: Iterable[str] = ()) -> dict[str, str]:
     """Read the secrets of this data directory; generate those that it does not have yet.
 
@@ -151,11 +144,11 @@ def _spelled(name: str, value: Any) -> Iterator[tuple[str, str]]:
             yield name, str(value)
 
 
-def child_environment(settings: Settings, extra: Mapping[str, str]) -> dict[str, str]:
+def child_environment(settings: Settings) -> dict[str, str]:
     """Give the whole environment of a child: ours wins however a person has spelled a name."""
     ours = variables(settings)
     inherited = {k: v for k, v in os.environ.items() if k.upper() not in ours}
-    return {**inherited, "PYTHONUNBUFFERED": "1", **ours, **extra}
+    return {**inherited, "PYTHONUNBUFFERED": "1", **ours}
 
 
 def write_runtime_file(path: Path, settings: Settings) -> None:

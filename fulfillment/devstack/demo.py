@@ -84,10 +84,9 @@ def _run(settings: Settings, screen: Screen, *, keep: bool, prices: Path | None)
         for line in stack.banner():
             screen.note(line)
         screen.say("")
-        with Store(stack) as store, ExitStack() as side_doors:
-            providers = {name: Provider(stack.simulator_url, name) for name in SIMULATED}
-            for provider in providers.values():
-                side_doors.callback(provider.close)
+        side_door = httpx.Client(base_url=stack.simulator_url, trust_env=False)
+        with Store(stack) as store, side_door:
+            providers = {name: Provider(side_door, name) for name in SIMULATED}
             code = Demo(screen, store, providers, runs).play()
         if keep:
             screen.say("\nEverything is left running, until Ctrl-C:", "bold")
@@ -170,10 +169,7 @@ class Demo:
             self._follow()
             books = self._close_books()
         self._screen.summary(self._runs)
-        for run in self._runs:
-            if run.case.name == SHOWN_AT_THE_END:
-                self._screen.timeline(run)
-                break
+        self._screen.timeline(next(r for r in self._runs if r.case.name == SHOWN_AT_THE_END))
         return self._conclude(books)
 
     def _follow(self) -> None:

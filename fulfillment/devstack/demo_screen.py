@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from typing import TypeVar
 
 from rich.console import Console
 from rich.live import Live
@@ -16,6 +17,7 @@ from fulfillment.devstack.demo_script import Run
 WIDTH = 150  # where there is no terminal to ask
 WIDE = 110
 REFRESH_PER_S = 4
+T = TypeVar("T")
 
 
 class Screen:
@@ -88,28 +90,24 @@ class Screen:
         )
         table.add_column("order", no_wrap=True)
         table.add_column("account", no_wrap=True)
-        if self._is_wide:
-            table.add_column("sent by", no_wrap=True)
-        table.add_column("status", no_wrap=True, min_width=14)
-        if self._is_wide:
-            table.add_column("provider", no_wrap=True, min_width=14)
+        for name in self._where_wide("sent by"):
+            table.add_column(name, no_wrap=True)
+        for name in ("status", *self._where_wide("provider")):
+            table.add_column(name, no_wrap=True, min_width=14)
         table.add_column("price", no_wrap=True, justify="right", min_width=9)
         table.add_column("s", no_wrap=True, justify="right", min_width=4)
         for run in shown[:room]:
             said = (run.view or {}).get("providerStatus") or ""
-            status = [Text(run.status or run.end, style=_style(run))]
-            if self._is_wide:
-                status.append(Text(said, style="dim"))
-            names = self._names(run, run.external_id)
-            table.add_row(*names, *status, _price(run), _seconds(run))
+            table.add_row(
+                *(run.external_id, run.case.account, *self._where_wide(run.case.way)),
+                Text(run.status or run.end, style=_style(run)),
+                *self._where_wide(Text(said, style="dim")),
+                *(_price(run), _seconds(run)),
+            )
         return table
 
-    @property
-    def _is_wide(self) -> bool:
-        return self.console.width >= WIDE
-
-    def _names(self, run: Run, name: str) -> tuple[str, ...]:
-        return (name, run.case.account, *([run.case.way] if self._is_wide else []))
+    def _where_wide(self, cell: T) -> tuple[T, ...]:
+        return (cell,) if self.console.width >= WIDE else ()
 
     def summary(self, runs: Sequence[Run]) -> None:
         """Print what was to happen beside what happened."""
@@ -117,16 +115,17 @@ class Screen:
         table.add_column("", justify="right", style="dim")
         table.add_column("scenario", no_wrap=True)
         table.add_column("account", no_wrap=True)
-        if self._is_wide:
-            table.add_column("sent by", style="dim")
+        for name in self._where_wide("sent by"):
+            table.add_column(name, style="dim")
         table.add_column("expected end", overflow="fold")
         table.add_column("actual end", overflow="fold")
         table.add_column("s", justify="right", no_wrap=True)
         table.add_column("charged", justify="right", no_wrap=True)
         for run in runs:
             actual = Text(run.end if run.is_as_scripted else f"{run.end} !", style=_style(run))
+            names = (run.case.title, run.case.account, *self._where_wide(run.case.way))
             cells = (run.case.end, actual, _seconds(run), _price(run))
-            table.add_row(str(run.number), *self._names(run, run.case.title), *cells)
+            table.add_row(str(run.number), *names, *cells)
         self.console.print()
         self.console.print(table)
 

@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 import psycopg
@@ -21,7 +21,6 @@ from pydantic import SecretStr
 from fulfillment import broker
 from fulfillment.devstack.configuration import (
     SIMULATED,
-    changed,
     child_environment,
     claim_port,
     own_secrets,
@@ -50,11 +49,9 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def say(line: str) -> None:
     """Print a line; a terminal that is gone is no reason to stop."""
-    try:
+    with suppress(OSError):
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
-    except OSError:
-        return
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +60,12 @@ class StackOptions:
 
     children: Sequence[str] = CHILDREN
     workers: int = 2
-    #: Added to every child's environment.
-    env: Mapping[str, str] = field(default_factory=dict)
     simulator_speed: float = 1.0
     simulator_prices: Path | None = None
     simulator_balance_cents: int | None = None
     report: Report = say
     #: Is told of every step of the start that is done.
     step: Report = field(default=lambda _: None)
-    #: Gets every line of the children's output, which is in `data_dir/logs` in any case.
-    echo: Report | None = None
 
 
 class Stack:
@@ -83,13 +76,11 @@ class Stack:
 
     def __init__(self, settings: Settings, options: StackOptions | None = None) -> None:
         self.options = options or StackOptions()
-        self.settings = changed(settings, data_dir=settings.data_dir.absolute())
+        self.settings = settings.model_copy(update={"data_dir": settings.data_dir.absolute()})
         self.data_dir = self.settings.data_dir
         self.env: dict[str, str] = {}
         self.simulator_url = ""
-        self.processes = ProcessGroup(
-            self.data_dir / "logs", report=self.options.report, echo=self.options.echo
-        )
+        self.processes = ProcessGroup(self.data_dir / "logs", report=self.options.report)
         self._is_login_generated = False
         self._commands: dict[str, list[str]] = {}
         self._exit = ExitStack()
@@ -161,7 +152,7 @@ class Stack:
         Seal(self.settings.encryption_keys.get_secret_value())
         check_accounts(self.settings)
         self._start_servers(exit_stack)
-        self.env = child_environment(self.settings, self.options.env)
+        self.env = child_environment(self.settings)
         self._migrate()
         self.options.step("the database's schema is up to date")
         write_runtime_file(runtime_file, self.settings)
@@ -177,23 +168,22 @@ class Stack:
         is_simulated = "simulator" in children and wants_simulator(self.settings)
         accounts = (self.settings.accounts or SIMULATED) if is_simulated else {}
         own = own_secrets(self.data_dir / "secrets.json", accounts)
-        missing = {
+        chosen: dict[str, Any] = {
             name: SecretStr(own[name])
             for name in ("api_token", "flower_basic_auth", "encryption_keys")
             if not getattr(self.settings, name).get_secret_value()
         }
-        self._is_login_generated = "flower_basic_auth" in missing
-        chosen = {"web_port": self._port(claims, "web", self.settings.web_host)}
+        self._is_login_generated = "flower_basic_auth" in chosen
+        chosen["web_port"] = self._port(claims, "web", self.settings.web_host)
         if "flower" in children:
             chosen["flower_port"] = self._port(claims, "flower", LOCALHOST)
-        self.settings = changed(self.settings, **missing, **chosen)
         if is_simulated:
             setting = f"{PREFIX}DATA_DIR"
             port = claim_port(claims, LOCALHOST, SIMULATOR_PORT, setting, is_fixed=False)
             self.simulator_url = f"http://{LOCALHOST}:{port}"
-            accounts = simulated_accounts(accounts, self.simulator_url, own)
-            self.settings = changed(self.settings, accounts=accounts)
+            chosen["accounts"] = simulated_accounts(accounts, self.simulator_url, own)
             self._commands["simulator"] = self._simulator_command(port)
+        self.settings = self.settings.model_copy(update=chosen)
         for name in children:
             if name == "worker":
                 for number in range(1, self.options.workers + 1):
@@ -237,7 +227,7 @@ class Stack:
             exit_stack.callback(redis.stop)
             urls["broker_url"] = SecretStr(redis.start())
             self.options.step("Redis answers")
-        self.settings = changed(self.settings, **urls)
+        self.settings = self.settings.model_copy(update=urls)
 
     def _await(self, what: str, setting: str, probe: Callable[[], str]) -> None:
         """Wait for a configured server. Raises ServerUnreachable when patience ends."""
@@ -298,7 +288,7 @@ def run_up(settings: Settings, options: StackOptions | None = None) -> int:
             for line in stack.banner():
                 options.report(line)
             while True:
-                time.sleep(1)
+                signal.pause()
     except KeyboardInterrupt:
         return 0
     except FulfillmentError as error:

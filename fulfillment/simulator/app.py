@@ -117,9 +117,9 @@ def serve(*players: SimulatorOptions, on_bound: Callable[[str], None] | None = N
 
 
 @contextlib.contextmanager
-def running(options: SimulatorOptions) -> Iterator[str]:
+def running(*players: SimulatorOptions) -> Iterator[str]:
     """Serve from a thread of this process, for tests; give the base URL."""
-    server, listener, url = _server(options)
+    server, listener, url = _server(*players)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:
