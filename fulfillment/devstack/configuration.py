@@ -58,10 +58,9 @@ def own_secrets(path: Path, accounts: Iterable[str] = ()) -> dict[str, str]:
         fresh[f"{name}_client_id"] = f"sim-{secrets.token_hex(6)}"
         fresh[f"{name}_client_secret"] = secrets.token_urlsafe(32)
         fresh[f"{name}_api_key"] = secrets.token_urlsafe(32)
-    if known.keys() >= fresh.keys():
-        return known
     complete = fresh | known
-    write_private(path, json.dumps(complete, indent=2) + "\n")
+    if complete != known:
+        write_private(path, json.dumps(complete, indent=2) + "\n")
     return complete
 
 

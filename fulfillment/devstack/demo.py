@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -145,38 +146,32 @@ def _clear(data_dir: Path) -> None:
                 path.unlink()
 
 
+@dataclass
 class Demo:
     """One performance on a running stack."""
 
-    def __init__(
-        self,
-        screen: Screen,
-        store: Store,
-        providers: Mapping[str, Provider],
-        runs: Sequence[Run],
-    ) -> None:
-        self._screen = screen
-        self._store = store
-        self._providers = providers
-        self._runs = runs
-        self._is_topped_up = False
+    screen: Screen
+    store: Store
+    providers: Mapping[str, Provider]
+    runs: Sequence[Run]
+    is_topped_up: bool = False
 
     def play(self) -> int:
         """Send everything, follow it to its end, and compare; give the exit code."""
-        for provider in self._providers.values():
+        for provider in self.providers.values():
             provider.set_options(window_s=WINDOW_S * SPEED, reads_cached_s=SPEED)
-        with self._screen.moving():
+        with self.screen.moving():
             self._follow()
             books = self._close_books()
-        self._screen.summary(self._runs)
-        self._screen.timeline(next(r for r in self._runs if r.case.name == SHOWN_AT_THE_END))
+        self.screen.summary(self.runs)
+        self.screen.timeline(next(r for r in self.runs if r.case.name == SHOWN_AT_THE_END))
         return self._conclude(books)
 
     def _follow(self) -> None:
-        waiting = deque(acts(self._runs))
+        waiting = deque(acts(self.runs))
         send_at = 0.0
-        while waiting or not all(run.is_over for run in self._runs):
-            now = self._screen.elapsed_s()
+        while waiting or not all(run.is_over for run in self.runs):
+            now = self.screen.elapsed_s()
             if now > DEADLINE_S:
                 return
             if waiting and now >= send_at:
@@ -187,44 +182,44 @@ class Demo:
 
     def _send(self, runs: Sequence[Run]) -> None:
         for run in runs:
-            self._providers[run.case.account].move_market(run)
-            run.sent_at = self._screen.elapsed_s()
-        self._store.send(runs)
+            self.providers[run.case.account].move_market(run)
+            run.sent_at = self.screen.elapsed_s()
+        self.store.send(runs)
 
     def _look(self) -> None:
         try:
-            orders = self._store.orders()
+            orders = self.store.orders()
         except httpx.HTTPError:  # a busy machine; the deadline is near enough
             return
-        for run in self._runs:
+        for run in self.runs:
             run.view = orders.get(run.external_id)
             if run.case.name == FUNDS_LATER and run.status == OrderStatus.AWAITING_FUNDS:
                 self._top_up(run)
-        self._screen.show(self._runs)
+        self.screen.show(self.runs)
 
     def _top_up(self, run: Run) -> None:
         since = (SystemClock().now() - run.path[-1][0]).total_seconds()
-        if since >= SHORT_OF_FUNDS_S and not self._is_topped_up:
-            self._is_topped_up = True
-            self._providers[run.case.account].top_up(run.item.price_cents)
-            self._screen.step(f"the store puts {dollars(run.item.price_cents)} into the wallet")
+        if since >= SHORT_OF_FUNDS_S and not self.is_topped_up:
+            self.is_topped_up = True
+            self.providers[run.case.account].top_up(run.item.price_cents)
+            self.screen.step(f"the store puts {dollars(run.item.price_cents)} into the wallet")
 
     def _close_books(self) -> dict[str, Books]:
         """Compare until everything agrees, or no longer might: figures lag by some seconds."""
-        until = self._screen.elapsed_s() + QUIET_S
+        until = self.screen.elapsed_s() + QUIET_S
         while True:
             self._look()
-            wallets = self._store.wallets()
+            wallets = self.store.wallets()
             books = {
                 account: Books(
-                    [run for run in self._runs if run.case.account == account],
+                    [run for run in self.runs if run.case.account == account],
                     wallets[account],
                     provider.ledger(),
                     provider.webhooks(),
                 )
-                for account, provider in self._providers.items()
+                for account, provider in self.providers.items()
             }
-            if not _differences(books) or self._screen.elapsed_s() > until:
+            if not _differences(books) or self.screen.elapsed_s() > until:
                 return books
             time.sleep(TICK_S)
 
@@ -232,20 +227,20 @@ class Demo:
         failures = [
             f"{run.external_id}: expected {run.case.end}, found {run.end}"
             + ("" if run.is_over else ", not at its end")
-            for run in self._runs
+            for run in self.runs
             if not run.is_as_scripted
         ]
-        self._screen.heading("Our database against the providers' ledgers")
-        self._screen.books(books)
-        self._screen.say("")
-        failures += [*self._store.surprises(), *_differences(books)]
+        self.screen.heading("Our database against the providers' ledgers")
+        self.screen.books(books)
+        self.screen.say("")
+        failures += [*self.store.surprises(), *_differences(books)]
         for line in failures:
-            self._screen.say(f"  {line}", "red")
+            self.screen.say(f"  {line}", "red")
         if failures:
-            self._screen.say("FAILED: see the lines above.", "bold red")
+            self.screen.say("FAILED: see the lines above.", "bold red")
             return 1
-        ended = f"All {len(self._runs)} checkouts ended as scripted"
-        self._screen.say(f"{ended}; the books agree to the cent.", "bold green")
+        ended = f"All {len(self.runs)} checkouts ended as scripted"
+        self.screen.say(f"{ended}; the books agree to the cent.", "bold green")
         return 0
 
 

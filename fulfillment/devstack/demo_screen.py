@@ -143,9 +143,8 @@ class Screen:
     def timeline(self, run: Run) -> None:
         """Tell one order's story, as its event log has it."""
         self.heading(f"The story of {run.external_id}: {run.case.title}")
-        entries = run.view["timeline"] if run.view else []
         table = Table(box=None, padding=(0, 1), show_header=False)
-        for entry in entries:
+        for entry in run.view["timeline"] if run.view else []:
             since = datetime.fromisoformat(entry["at"]) - run.path[0][0]
             at = f"+{since.total_seconds():.2f} s"
             table.add_row(at, entry["source"], entry["to"], Text(entry["note"], style="dim"))

@@ -317,8 +317,7 @@ def _probe_broker(settings: Settings) -> str:
     """Give the reason why the broker cannot be used, or nothing."""
     try:
         connection = broker.connect(settings)
-        failures: tuple[type[BaseException], ...] = (OSError, *connection.connection_errors)
-        failures += connection.channel_errors
+        failures = (OSError, *connection.connection_errors, *connection.channel_errors)
     except (ValueError, KeyError):
         expected = "expected amqp://user:password@host:port/vhost or redis://:password@host:port/0"
         raise ConfigurationError(f"{PREFIX}BROKER_URL", expected) from None
