@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +16,6 @@ from fulfillment.devstack.demo_script import Run
 WIDTH = 150  # where there is no terminal to ask
 WIDE = 110
 REFRESH_PER_S = 4
-T = TypeVar("T")
 
 
 class Screen:
@@ -106,7 +104,7 @@ class Screen:
             )
         return table
 
-    def _where_wide(self, cell: T) -> tuple[T, ...]:
+    def _where_wide(self, cell: RenderableType) -> tuple[RenderableType, ...]:
         return (cell,) if self.console.width >= WIDE else ()
 
     def summary(self, runs: Sequence[Run]) -> None:

@@ -317,7 +317,8 @@ def _probe_broker(settings: Settings) -> str:
     """Give the reason why the broker cannot be used, or nothing."""
     try:
         connection = broker.connect(settings)
-        failures = (OSError, *connection.connection_errors, *connection.channel_errors)
+        lost = connection.connection_errors + connection.channel_errors
+        failures: tuple[type[BaseException], ...] = (OSError, *lost)
     except (ValueError, KeyError):
         expected = "expected amqp://user:password@host:port/vhost or redis://:password@host:port/0"
         raise ConfigurationError(f"{PREFIX}BROKER_URL", expected) from None
