@@ -3,9 +3,8 @@
 Settings are read once at a process's start; a wrong one is named with what was expected.
 """
 
-from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -117,6 +116,8 @@ class Settings(BaseSettings):
     encryption_keys: SecretStr = SecretStr("")
     accounts: dict[AccountName, AccountSettings] = Field(default_factory=dict)
 
+    reads_runtime_file: ClassVar[bool] = True
+
     @field_validator("database_url")
     @classmethod
     def _is_postgres(cls, value: SecretStr) -> SecretStr:
@@ -159,11 +160,13 @@ class Settings(BaseSettings):
         """Let the embedded stack's runtime file stand last: whatever a person set wins."""
         del file_secret_settings
         first = (init_settings, env_settings, dotenv_settings)
+        if not cls.reads_runtime_file:
+            return first
         data_dir = next((d for s in first if (d := s().get("data_dir"))), ".fulfillment")
         runtime = DotEnvSettingsSource(settings_cls, env_file=Path(data_dir) / RUNTIME_FILE)
         return (*first, runtime)
 
-    @cached_property
+    @property
     def webhook_base_url(self) -> str:
         """What stands before `/webhooks/{account}` in the address given to providers."""
         return self.public_url or f"http://{self.web_host}:{self.web_port}"
@@ -192,15 +195,21 @@ class Settings(BaseSettings):
                 )
 
 
+class ConfiguredSettings(Settings):
+    """What a person has set, and nothing of a running stack: for whoever starts a new one."""
+
+    reads_runtime_file = False
+
+
 def _setting_name(location: tuple[int | str, ...]) -> str:
     parts = [str(part) for part in location if part != "[key]"]
     return PREFIX + "__".join(parts).upper()
 
 
-def load_settings(**overrides: Any) -> Settings:
+def load_settings(*, for_new_stack: bool = False, **overrides: Any) -> Settings:
     """Read the settings. Raises ConfigurationError that names every wrong one."""
     try:
-        return Settings(**overrides)
+        return (ConfiguredSettings if for_new_stack else Settings)(**overrides)
     except SettingsError:  # only `accounts` has a form that is parsed before it is validated
         raise ConfigurationError(
             f"{PREFIX}ACCOUNTS", f"expected {PREFIX}ACCOUNTS__<NAME>__<SETTING>, or all as JSON"
