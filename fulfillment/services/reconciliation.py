@@ -95,7 +95,8 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
         locked = orders.lock(session, [order.id for order in asked])
         by_id = {o.id: reports[o.external_id] for o in locked if o.external_id in reports}
         known = [order for order in locked if order.id in by_id]
-        moved = apply_reports(context, session, by_id, Source.POLL, locked=known)
+        moved = apply_reports(context, session, account, by_id, Source.POLL, locked=known)
+        locked = [order for order in locked if order.account == account]  # it may have gone on
         for order in locked:
             if order.id not in by_id:
                 log.warning("poll.unknown_to_provider", order_id=order.external_id)
