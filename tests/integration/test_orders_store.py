@@ -274,7 +274,7 @@ def assert_rebuilds(context: Context, order: Order) -> None:
         if name == "overdue":
             told = bool(told)
         if name == "fallbacks":
-            told = tuple(told)
+            told = tuple(told or ())
         assert told == value, name
     assert row["status"] == now.status
 
