@@ -129,7 +129,7 @@ def _new_order(context: Context, event: CheckoutEvent) -> NewOrder:
     return NewOrder(
         external_id=event.external_id,
         account=account,
-        route=event.account if event.account in context.settings.routes else None,
+        route=None if event.account in context.settings.accounts else event.account,
         fallbacks=fallbacks,
         fingerprint=context.seal.fingerprint(_content(event)),
         catalog_item_id=event.catalog_item_id,

@@ -260,7 +260,7 @@ class Slow(FakeProvider):
 
     clock: FakeClock
 
-    @property  # type: ignore[misc]
+    @property
     def after_unknown(self) -> AfterUnknown:  # type: ignore[override]
         self.clock.advance(31 if self.bodies else 0)
         return AfterUnknown.LOOKUP_ONLY
