@@ -11,7 +11,7 @@ from fulfillment.services import outages, pulse, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import make_batch
 from fulfillment.services.reports import apply_reports
-from fulfillment.states import FINAL, WAITING
+from fulfillment.states import FINAL
 from fulfillment.store import due, leases, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.models import Order
@@ -172,5 +172,6 @@ def reconcile_now(context: Context, external_ids: Iterable[str] | None) -> int:
         if external_ids is None:
             return due.poll_all(session, now, context.settings.poll_min_interval_s)
         found = orders.find(session, list(external_ids))
-        asked = [o.id for o in found.values() if o.status not in WAITING | {OrderStatus.RESERVED}]
+        unsent = {o.id for o in found.values() if o.is_waiting or o.status is OrderStatus.RESERVED}
+        asked = [order.id for order in found.values() if order.id not in unsent]
         return due.poll_at(session, asked, now, 0.0, is_asked_for=True)

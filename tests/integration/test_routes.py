@@ -173,13 +173,16 @@ def test_what_is_gone_at_the_first_is_bought_by_its_name_at_the_second(
 ) -> None:
     mall.change_item(first, available=False)
     order = mall.order(f"{first}-{second}")
+    batch = dispatch.dispatch(mall.context, first)
+    assert batch is not None
 
-    run_chain(mall.context, first)
+    outcome = catalog.refresh_catalog(mall.context, batch)
     on_its_way = again(mall.context, order)
     mall.pass_time(120, step=31)
 
     order = again(mall.context, order)
     shown = view(mall.context, order)
+    assert (outcome.goes_on, outcome.rerouted_to) == (False, (second,))
     assert (on_its_way.status, on_its_way.account) == (S.RECEIVED, second)
     assert (order.status, order.account, order.fallbacks) == (S.COMPLETED, second, ())
     assert (shown.account, shown.route) == (second, f"{first}-{second}")

@@ -180,6 +180,38 @@ def test_a_sleeping_workers_intent_keeps_the_order_where_it_is(
     assert second.bodies == []
 
 
+@pytest.mark.parametrize(("is_made", "sweeps"), [(True, 2), (False, 2), (False, 1)])
+def test_an_answer_that_comes_after_the_order_has_gone_on_is_not_taken_for_the_seconds(
+    context: Context,
+    provider: FakeProvider,
+    second: FakeProvider,
+    clock: FakeClock,
+    is_made: bool,
+    sweeps: int,
+) -> None:
+    order = routed(context)
+    provider.fail_purchase(GONE)
+    if not is_made:
+        provider.fail_purchase(ProviderOutcomeUnknown("timeout"))
+
+    def oversleep(fields: dict[str, Any]) -> None:
+        provider.on_purchase = lambda fields: None
+        for _ in range(sweeps):  # others take over, believe the repetition's no, and go on
+            clock.advance(40)
+            run_sweep(context)
+
+    provider.on_purchase = oversleep
+    run_chain(context)
+    run_sweep(context)
+
+    tells = [entry.note for entry in view(context, order).timeline if "went on from" in entry.note]
+    attempt = attempt_of(context, order)
+    assert states(context, order) == [("main", "refused"), ("backup", "accepted")]
+    assert (attempt.account, attempt.empty_lookups, attempt.unknown_since) == ("backup", 0, None)
+    assert again(context, order).status is S.ACCEPTED
+    assert len(tells) == (1 if is_made else 0)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
 def test_a_rerouted_order_is_bought_once_whatever_step_was_lost(
     context: Context, provider: FakeProvider, second: FakeProvider, clock: FakeClock, steps: int
