@@ -139,6 +139,8 @@ def _spelled(name: str, value: Any) -> Iterator[tuple[str, str]]:
         case dict():
             for key, inner in value.items():
                 yield from _spelled(f"{name}__{key.upper()}", inner)
+        case tuple():
+            yield name, ",".join(value)
         case _:
             yield name, str(value)
 

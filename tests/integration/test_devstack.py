@@ -360,7 +360,9 @@ def test_variables_give_the_same_settings_again(
     bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     account = AccountSettings(client_id="a", client_secret=SecretStr("q'\"\\ $X #"), slippage_bps=5)
-    settings = Settings(data_dir=bare, claim_lease_s=7, accounts={"main": account})
+    routes: dict[str, Any] = {"any": ("main", "backup"), "7": ("main",)}
+    accounts = {"main": account, "backup": AccountSettings()}
+    settings = Settings(data_dir=bare, claim_lease_s=7, accounts=accounts, routes=routes)
 
     for name, value in variables(settings).items():
         monkeypatch.setenv(name, value)
