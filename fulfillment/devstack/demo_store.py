@@ -65,9 +65,8 @@ class Store:
         for command in self._commands:
             with suppress(subprocess.TimeoutExpired):
                 command.wait(TIMEOUT_S)
-        codes = [command.returncode for command in self._commands]
-        commands = [f"`fulfillment checkout`: exit {code}" for code in codes if code != 0]
-        return self._surprises + commands
+        failed = [each.returncode for each in self._commands if each.returncode != 0]
+        return self._surprises + [f"`fulfillment checkout`: exit {code}" for code in failed]
 
     def wallets(self) -> dict[str, dict[str, Any]]:
         """Read every account's money, by account."""
