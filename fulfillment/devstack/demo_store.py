@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 import httpx
@@ -61,9 +62,11 @@ class Store:
 
     def surprises(self) -> list[str]:
         """Name the answers that were not as they must be."""
-        codes = [command.poll() for command in self._commands]
-        commands = [f"`fulfillment checkout`: exit {code}" for code in codes if code != 0]
-        return self._surprises + commands
+        for command in self._commands:
+            with suppress(subprocess.TimeoutExpired):
+                command.wait(TIMEOUT_S)
+        failed = [each.returncode for each in self._commands if each.returncode != 0]
+        return self._surprises + [f"`fulfillment checkout`: exit {code}" for code in failed]
 
     def wallets(self) -> dict[str, dict[str, Any]]:
         """Read every account's money, by account."""
