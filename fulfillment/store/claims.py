@@ -41,14 +41,19 @@ def claim_waiting(
 def claim_stuck(
     session: Session, claim: str, now: datetime, until: datetime, limit: int
 ) -> list[tuple[int, str]]:
-    """Claim orders whose submission is due again: never sent, or of unknown outcome."""
+    """Claim orders whose submission is due again: never sent, or of unknown outcome.
+
+    Of each account up to `limit`, the longest due first: none stands in another's way.
+    """
     rows = session.execute(
         text(
             f"""
             UPDATE orders SET claim = :claim, claimed_until = :until WHERE id IN (
-                SELECT o.id FROM orders o
-                 WHERE {_FREE} AND o.status IN ('reserved', 'submitting') AND {_UNPAUSED}
-                 ORDER BY o.next_attempt_at LIMIT :limit FOR UPDATE SKIP LOCKED)
+                SELECT due.id FROM accounts a CROSS JOIN LATERAL (
+                    SELECT o.id FROM orders o
+                     WHERE o.account = a.name AND {_FREE}
+                       AND o.status IN ('reserved', 'submitting') AND {_UNPAUSED}
+                     ORDER BY o.next_attempt_at, o.id LIMIT :limit FOR UPDATE SKIP LOCKED) due)
             RETURNING id, account
             """  # noqa: S608 - constants
         ),
@@ -87,11 +92,11 @@ def is_waiting(session: Session, account: str, now: datetime) -> bool:
 
 
 def in_submission(session: Session, account: str, now: datetime) -> int:
-    """Count the account's orders that living workers are about to submit or submitting."""
+    """Count the account's orders that wait for submission or that living workers are submitting."""
     row = session.execute(
         text(
             "SELECT count(*) FROM orders WHERE account = :account AND next_attempt_at IS NOT NULL "
-            "AND status IN ('reserved', 'submitting') AND claimed_until > :now"
+            "AND (status = 'reserved' OR status = 'submitting' AND claimed_until > :now)"
         ),
         {"account": account, "now": now},
     )
@@ -132,12 +137,15 @@ def renew(session: Session, order_ids: Sequence[int], claim: str, until: datetim
     return len(rows.all())
 
 
-def release(session: Session, order_ids: Sequence[int], claim: str, due_at: datetime) -> None:
+def release(
+    session: Session, order_ids: Sequence[int], claim: str, due_at: datetime | None = None
+) -> None:
     """Give orders back, to be taken up again at `due_at`."""
     session.execute(
         text(
             """
-            UPDATE orders SET claim = NULL, claimed_until = NULL, next_attempt_at = :due_at
+            UPDATE orders SET claim = NULL, claimed_until = NULL,
+                   next_attempt_at = coalesce(:due_at, next_attempt_at)
              WHERE id IN (SELECT id FROM orders WHERE id = ANY(:ids) AND claim = :claim
                            ORDER BY id FOR UPDATE)
             """
