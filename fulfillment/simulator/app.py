@@ -71,7 +71,9 @@ async def _refuse(request: Request, error: Exception) -> Response:
     return problem(error.status_code, "refused", error.detail)
 
 
-def _server(options: SimulatorOptions) -> tuple[uvicorn.Server, socket.socket, str]:
+def _server(
+    options: SimulatorOptions, clock: Clock | None = None
+) -> tuple[uvicorn.Server, socket.socket, str]:
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     # With the protocol named, asyncio turns Nagle's algorithm off; else each answer takes 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -79,7 +81,7 @@ def _server(options: SimulatorOptions) -> tuple[uvicorn.Server, socket.socket, s
     listener.bind((options.host, options.port))
     listener.listen(2048)
     config = uvicorn.Config(
-        build_app(options),
+        build_app(options, clock),
         access_log=False,
         log_level="warning",
         log_config=None,
@@ -92,12 +94,16 @@ def _server(options: SimulatorOptions) -> tuple[uvicorn.Server, socket.socket, s
     return uvicorn.Server(config), listener, f"http://{host}:{listener.getsockname()[1]}"
 
 
-def serve(options: SimulatorOptions, on_bound: Callable[[str], None] | None = None) -> None:
+def serve(
+    options: SimulatorOptions,
+    on_bound: Callable[[str], None] | None = None,
+    clock: Clock | None = None,
+) -> None:
     """Serve until SIGINT or SIGTERM; tell the base URL once the port is bound.
 
     Raises OSError if the address cannot be bound, ValueError if the price file is wrong.
     """
-    server, listener, url = _server(options)
+    server, listener, url = _server(options, clock)
     if on_bound is not None:
         on_bound(url)
     with contextlib.suppress(KeyboardInterrupt):
