@@ -36,8 +36,6 @@ _GROUP_S = 0.02
 
 #: Says something about the account and not about one order.
 _AWAY = (ProviderNotReached, ProviderDeniesAccount)
-#: What is unknown goes before what is new.
-_PURPOSES = {OrderStatus.SUBMITTING: Purpose.URGENT, OrderStatus.RESERVED: Purpose.SUBMIT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,24 +78,26 @@ def _read(context: Context, claim: KeptClaim) -> tuple[list[Order], dict[int, At
 
 def _afford(
     context: Context, account: str, due: Sequence[Order], attempts: Mapping[int, Attempt]
-) -> tuple[deque[Order], dict[OrderStatus, Grant]]:
+) -> tuple[deque[Order], dict[Purpose, Grant]]:
     """Take the batch's requests out of the budget: for the unknown, then for the new.
 
     Gives the orders that they suffice for, of each kind the longest due, and what was granted.
     """
     provider = context.provider(account)
     waiting: deque[Order] = deque()
-    grants: dict[OrderStatus, Grant] = {}
-    for status, purpose in _PURPOSES.items():
-        members = [order for order in due if order.status is status]
+    grants: dict[Purpose, Grant] = {}
+    for purpose in (Purpose.URGENT, Purpose.SUBMIT):
+        members = [order for order in due if _purpose(attempts[order.id]) is purpose]
         members.sort(key=lambda o: (o.next_attempt_at or o.created_at, o.id))
         costs = [_cost(provider, attempts[order.id]) for order in members]
-        grants[status] = context.budget(account).take(purpose, sum(costs))
-        totals = accumulate(costs)
-        waiting += [
-            o for o, total in zip(members, totals, strict=True) if total <= grants[status].size
-        ]
+        grants[purpose] = grant = context.budget(account).take(purpose, sum(costs))
+        totals = zip(members, accumulate(costs), strict=True)
+        waiting += [order for order, total in totals if total <= grant.size]
     return waiting, grants
+
+
+def _purpose(attempt: Attempt) -> Purpose:
+    return Purpose.SUBMIT if attempt.unknown_since is None else Purpose.URGENT
 
 
 def _cost(provider: Provider, attempt: Attempt) -> int:
@@ -142,7 +142,7 @@ def _run(
     claim: KeptClaim,
     waiting: deque[Order],
     attempts: Mapping[int, Attempt],
-    grants: Mapping[OrderStatus, Grant],
+    grants: Mapping[Purpose, Grant],
 ) -> None:
     """Keep up to the allowed number of requests in flight until the batch is through."""
     limit = context.account(claim.account).max_submits_in_flight
@@ -154,7 +154,7 @@ def _run(
             if waiting and free > 0 and not is_stopped:
                 group = [waiting.popleft() for _ in range(min(free, len(waiting)))]
                 for task in _begin(context, claim, group, attempts):
-                    grant = grants[task.order.status]
+                    grant = grants[_purpose(task.attempt)]
                     flying[executor.submit(_ask, context, claim, task, grant)] = task
             if not flying:
                 continue
