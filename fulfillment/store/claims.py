@@ -67,14 +67,14 @@ def accounts_waiting(session: Session, now: datetime) -> list[str]:
     rows = session.execute(
         text(
             f"""
-            SELECT DISTINCT o.account FROM orders o
-             WHERE {_FREE} AND o.status IN ('received', 'quoted', 'awaiting_funds')
-               AND {_UNPAUSED}
+            SELECT a.name FROM accounts a WHERE EXISTS (
+                SELECT 1 FROM orders o WHERE o.account = a.name AND {_FREE}
+                   AND o.status IN ('received', 'quoted', 'awaiting_funds') AND {_UNPAUSED})
             """  # noqa: S608 - constants
         ),
         {"now": now},
     )
-    return [row.account for row in rows]
+    return [row.name for row in rows]
 
 
 def is_waiting(session: Session, account: str, now: datetime) -> bool:
