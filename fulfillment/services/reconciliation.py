@@ -1,5 +1,6 @@
 """Ask the provider about orders that are under way, or delivered and still reversible."""
 
+import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -24,6 +25,8 @@ log = get_logger(__name__)
 _CLAIM_LIMIT = 500
 _BATCH = 100
 _THREADS = 16
+#: Ticks come every two seconds.
+_TICK_GAP = timedelta(seconds=1)
 #: Webhooks are flowing where one came in this long ago or less.
 _FLOWING = timedelta(minutes=2)
 
@@ -60,14 +63,7 @@ def poll_due(context: Context) -> list[Batch]:
         leases.beat(session, pulse.POLL, now)
     batches: list[Batch] = []
     for account in context.settings.accounts:
-        # Deadlines go before routine.
-        last = _room(context, account, Purpose.URGENT)
-        routine = _room(context, account, Purpose.POLL)
-        with context.database.transaction() as session:
-            if accounts.paused_until(session, account, now):
-                continue
-            members = due.claim_polls(session, account, now, until, last, is_over=True)
-            members += due.claim_polls(session, account, now, until, routine)
+        members = _claim(context, account, now, until)
         batches.extend(
             make_batch(account, "", members[start : start + _BATCH])
             for start in range(0, len(members), _BATCH)
@@ -75,12 +71,25 @@ def poll_due(context: Context) -> list[Batch]:
     return batches
 
 
-def _room(context: Context, account: str, purpose: Purpose) -> int:
-    """Say about how many orders may be asked about; others keep their places."""
-    requests = context.budget(account).left(purpose)
-    if requests is None:
-        return _CLAIM_LIMIT
-    return min(requests * context.provider(account).lookup_limit, _CLAIM_LIMIT)
+def _claim(context: Context, account: str, now: datetime, until: datetime) -> list[Order]:
+    """Claim about as many orders as may be asked about, deadlines first; others keep their places."""
+    size = context.provider(account).lookup_limit
+    with context.database.transaction() as session:
+        if accounts.paused_until(session, account, now):
+            return []
+        # Two ticks at once would each claim what the budget lets one of them ask.
+        lease, holder = f"poll:{account}", uuid.uuid4().hex
+        is_limited = context.account(account).requests_per_minute is not None
+        if is_limited and not leases.acquire(session, lease, holder, now, now + _TICK_GAP):
+            return []
+    members: list[Order] = []
+    for purpose in (Purpose.URGENT, Purpose.POLL):
+        requests = context.budget(account).left(purpose)
+        room = _CLAIM_LIMIT if requests is None else min(requests * size, _CLAIM_LIMIT)
+        is_over = purpose is Purpose.URGENT
+        with context.database.transaction() as session:
+            members += due.claim_polls(session, account, now, until, room, is_over=is_over)
+    return members
 
 
 def _is_urgent(order: Order, now: datetime) -> bool:

@@ -67,7 +67,7 @@ def put_back(session: Session, order_ids: list[int], now: datetime, min_interval
         text(
             """
             UPDATE orders SET next_poll_at = least(
-                :now, coalesce(polled_at, created_at) + make_interval(secs => :gap))
+                :now, coalesce(polled_at, updated_at) + make_interval(secs => :gap))
              WHERE id IN (SELECT id FROM orders WHERE id = ANY(:ids) AND next_poll_at IS NOT NULL
                            ORDER BY id FOR UPDATE)
             """
