@@ -72,7 +72,7 @@ def poll_due(context: Context) -> list[Batch]:
 
 
 def _claim(context: Context, account: str, now: datetime, until: datetime) -> list[Order]:
-    """Claim what may be asked about, deadlines first; other orders keep their places."""
+    """Claim about as many orders as may be asked about, deadlines first; others stay due."""
     size = context.provider(account).lookup_limit
     with context.database.transaction() as session:
         if accounts.paused_until(session, account, now):

@@ -58,6 +58,7 @@ class _Levels:
         self.most_shared = burst - most_submit - most_poll
         shared = self.shared + inflow * (1 - 2 * _KEPT_SHARE) + over
         self.shared = min(shared, self.most_shared)
+        self.poll = min(self.poll + shared - self.shared, most_poll)
 
     def left(self, purpose: Purpose) -> int:
         for_urgent = self.most_shared * _URGENT_SHARE
@@ -68,7 +69,8 @@ class _Levels:
                 return int(self.submit + max(self.shared - for_urgent, 0.0))
             case Purpose.POLL:
                 # What the others leave over; never so much that a batch could not gather.
-                floor = max(self.most_shared / 2, for_urgent + _SMALLEST_FOR_SUBMITS)
+                for_batch = max(_SMALLEST_FOR_SUBMITS - self.submit, 0.0)
+                floor = max(self.most_shared / 2, for_urgent + for_batch)
                 return int(self.poll + max(self.shared - floor, 0.0))
 
     def spend(self, purpose: Purpose, count: float) -> None:

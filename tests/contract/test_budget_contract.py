@@ -8,7 +8,7 @@ from fulfillment.errors import OverBudget
 from fulfillment.providers.skinsback.client import SkinsBack
 from schemas.enums import ProviderName
 from schemas.provider import Want
-from tests.contract.conftest import TRADE_URL, BuildProvider, Order, Simulator
+from tests.contract.conftest import TRADE_URL, Applies, BuildProvider, Order, Simulator
 
 
 def asked(simulator: Simulator) -> int:
@@ -69,9 +69,9 @@ def test_pc38_a_request_that_the_budget_forbids_is_not_sent(
 
 
 def test_pc38_the_budget_may_end_between_the_recipient_check_and_the_purchase(
-    build: BuildProvider, simulator: Simulator, order: Order, only: Callable[..., None]
+    build: BuildProvider, simulator: Simulator, order: Order, applies: Applies
 ) -> None:
-    only(ProviderName.SKINSBACK, why="checks no recipient beforehand")
+    applies(ProviderName.SKINSBACK, why="checks no recipient beforehand")
     allowed = iter([None])
 
     def spend() -> None:
