@@ -7,7 +7,7 @@ from datetime import timedelta
 from sqlmodel import Session
 
 from fulfillment.errors import ProviderError
-from fulfillment.services import outages
+from fulfillment.services import brakes, outages
 from fulfillment.services.claiming import (
     WALLET,
     KeptClaim,
@@ -110,17 +110,30 @@ def _allocate(
     # shared out over all of them by arrival, and who got some outside is made due at once.
     waiting = dict(ledger.waiting_for_funds(session, account))
     waiting |= {order.id: order.quoted_mills or 0 for order in members.values()}
-    funded = allocate(available, sorted(waiting.items()))
+    room = brakes.room_mills(context, session, account)
+    within = available if room is None else min(available, room)
+    funded = allocate(within, sorted(waiting.items()))
+    committed = sum(price for order_id, price in waiting.items() if order_id in funded)
+    left = available - committed
+    # Only the spend cap stands in the way of those that the wallet would still cover.
+    capped = {i for i, price in waiting.items() if i not in funded and price <= left}
     now = context.now()
     woken = [order_id for order_id in funded if order_id not in members]
+    # Whoever waited for the wallet until now is to wait for the cap, without a deadline for funds.
+    outside = orders.get(session, sorted(capped - members.keys()))
+    woken += [order.id for order in outside if order.funds_deadline_at is not None]
     if woken:
         orders.set_due(session, woken, next_attempt_at=now)
-    asleep = [i for i in waiting if i not in funded and i not in members]
+    asleep = [i for i in waiting if i not in funded and i not in members and i not in woken]
     if asleep:
         orders.set_due(session, asleep, next_attempt_at=now + _probe_gap(context))
     _reserve(context, session, [o for o in members.values() if o.id in funded], claim)
-    left = available - sum(price for order_id, price in waiting.items() if order_id in funded)
-    _wait(context, session, [o for o in members.values() if o.id not in funded], claim, left)
+    short = [o for o in members.values() if o.id not in funded]
+    _wait(context, session, [o for o in short if o.id not in capped], claim, left)
+    waiters = [o for o in short if o.id in capped]
+    brakes.wait_for_room(
+        context, session, waiters, claim, (room or 0) - committed, _probe_gap(context)
+    )
     return sum(order_id in members for order_id in funded)
 
 
@@ -136,7 +149,9 @@ def _reserve(context: Context, session: Session, funded: list[Order], claim: Kep
             order.status,
             OrderStatus.QUOTED,
             Source.WALLET,
-            "the balance rose; priced afresh",
+            "the balance rose; priced afresh"
+            if order.funds_deadline_at
+            else "the spend cap has room; priced afresh",
             {"quoted_mills": order.quoted_mills, "funds_deadline_at": None},
             claim=claim.name,
         )
@@ -180,12 +195,13 @@ def _wait(
         if settings.on_insufficient_funds is OnInsufficientFunds.FAIL:
             code = FailureCode.INSUFFICIENT_FUNDS
             moves.append(refusal(order, code, note, Source.WALLET, claim.name))
-        elif order.status is OrderStatus.QUOTED:
+        elif order.funds_deadline_at is None:
+            is_quoted = order.status is OrderStatus.QUOTED
             moves.append(
                 Move(
                     order.id,
                     order.status,
-                    OrderStatus.AWAITING_FUNDS,
+                    OrderStatus.AWAITING_FUNDS if is_quoted else order.status,
                     Source.WALLET,
                     note,
                     {"funds_deadline_at": deadline},

@@ -11,6 +11,8 @@ from datetime import datetime
 from sqlalchemy import text
 from sqlmodel import Session
 
+from fulfillment.store.switches import STOPPED
+
 # Due, and not claimed by a living worker.
 _FREE = "o.next_attempt_at <= :now AND (o.claimed_until IS NULL OR o.claimed_until <= :now)"
 _UNPAUSED = (
@@ -48,6 +50,7 @@ def claim_stuck(
             UPDATE orders SET claim = :claim, claimed_until = :until WHERE id IN (
                 SELECT o.id FROM orders o
                  WHERE {_FREE} AND o.status IN ('reserved', 'submitting') AND {_UNPAUSED}
+                   AND (o.status = 'submitting' OR NOT {STOPPED})
                  ORDER BY o.next_attempt_at LIMIT :limit FOR UPDATE SKIP LOCKED)
             RETURNING id, account
             """  # noqa: S608 - constants
@@ -64,7 +67,7 @@ def accounts_waiting(session: Session, now: datetime) -> list[str]:
             f"""
             SELECT DISTINCT o.account FROM orders o
              WHERE {_FREE} AND o.status IN ('received', 'quoted', 'awaiting_funds')
-               AND {_UNPAUSED}
+               AND {_UNPAUSED} AND NOT {STOPPED}
             """  # noqa: S608 - constants
         ),
         {"now": now},

@@ -1,0 +1,139 @@
+"""The brakes on buying: the operator's kill switch, and each account's spend cap an hour.
+
+A stopped account buys nothing new: no batch is gathered and no request to buy is sent. Unknown
+outcomes are still looked up, and orders that the provider has are followed to their ends.
+"""
+
+from collections.abc import Iterable
+from datetime import timedelta
+
+from sqlmodel import Session
+
+from fulfillment.errors import InvalidInput
+from fulfillment.log import get_logger
+from fulfillment.services.claiming import KeptClaim
+from fulfillment.services.context import Context
+from fulfillment.store import accounts, ledger, orders, switches
+from fulfillment.store.models import UNCLAIMED, Move, Order
+from fulfillment.store.switches import ALL
+from schemas.enums import OrderStatus, Source
+from schemas.money import cap_in_cents, cents_to_mills, charge_in_cents
+from schemas.orders import AccountView
+
+log = get_logger(__name__)
+
+#: How soon to look at an order again that only the switch keeps from being sent.
+STOPPED_GAP = timedelta(seconds=10)
+_HOUR = timedelta(hours=1)
+
+
+def stop(context: Context, account: str | None, reason: str, by: str) -> None:
+    """Stop an account, or all where none is named. Raises InvalidInput, ConfigurationError."""
+    if not reason.strip():
+        raise InvalidInput("reason", "expected why, for whoever finds the account stopped")
+    _turn(context, account, reason.strip(), by, is_stopped=True)
+
+
+def resume(context: Context, account: str | None, reason: str, by: str) -> bool:
+    """Turn the switch of an account, or of all, back; say whether it was turned.
+
+    Accounts that are stopped by themselves stay so when all are resumed. Raises ConfigurationError.
+    """
+    with context.database.transaction() as session:
+        is_stopped = (account or ALL) in switches.stops(session)
+    if is_stopped:
+        _turn(context, account, reason.strip(), by, is_stopped=False)
+    return is_stopped
+
+
+def _turn(context: Context, account: str | None, reason: str, by: str, *, is_stopped: bool) -> None:
+    name = ALL
+    if account is not None:
+        context.account(account)
+        name = account
+    with context.database.transaction() as session:
+        now = context.now()
+        switches.turn(session, name, is_stopped=is_stopped, by=by, reason=reason, now=now)
+    event = "account.stopped" if is_stopped else "account.resumed"
+    log.warning(event, account=name, by=by, reason=reason)
+
+
+def show_accounts(context: Context) -> list[AccountView]:
+    """Show every configured account: what stops it, and what it may spend."""
+    views = []
+    with context.database.transaction() as session:
+        paused = {view.account: view for view in accounts.wallets(session)}
+        for name, settings in context.settings.accounts.items():
+            stopped = switches.stop_of(session, name)
+            views.append(
+                AccountView(
+                    account=name,
+                    provider=settings.provider,
+                    stopped_at=stopped and stopped.at,
+                    stopped_by=stopped and stopped.by,
+                    stop_reason=stopped and stopped.reason,
+                    is_stopped_with_all=stopped is not None and stopped.account == ALL,
+                    paused_until=paused[name].paused_until,
+                    pause_reason=paused[name].pause_reason,
+                    requests_per_minute=settings.requests_per_minute,
+                    spend_cap=settings.spend_cap_cents_per_hour,
+                    spent_last_hour=charge_in_cents(_spent_mills(context, session, name)),
+                )
+            )
+    return views
+
+
+def _spent_mills(context: Context, session: Session, account: str) -> int:
+    return ledger.spent_mills(session, account, context.now() - _HOUR)
+
+
+def room_mills(context: Context, session: Session, account: str) -> int | None:
+    """Give what the cap lets the account commit now; None without a cap.
+
+    Exact only under the wallet's lock.
+    """
+    cap = context.account(account).spend_cap_cents_per_hour
+    return None if cap is None else cents_to_mills(cap) - _spent_mills(context, session, account)
+
+
+def wait_for_room(
+    context: Context,
+    session: Session,
+    capped: Iterable[Order],
+    claim: KeptClaim,
+    left_mills: int,
+    gap: timedelta,
+) -> None:
+    """Let orders wait that the wallet covers and the cap does not: until there is room.
+
+    They have no deadline for funds, so only their time of submission ends them.
+    """
+    now = context.now()
+    cap = context.account(claim.account).spend_cap_cents_per_hour
+    due = {**UNCLAIMED, "next_attempt_at": now + gap}
+    moves = []
+    for order in capped:
+        if order.status is not OrderStatus.QUOTED and order.funds_deadline_at is None:
+            orders.set_due(session, [order.id], **due)  # it waits for the cap already
+            continue
+        note = (
+            f"{cap_in_cents(max(left_mills, 0))} of the {cap} cents that the account may spend an "
+            f"hour are left, needed are {charge_in_cents(order.quoted_mills or 0)}"
+        )
+        is_quoted = order.status is OrderStatus.QUOTED
+        moves.append(
+            Move(
+                order.id,
+                order.status,
+                OrderStatus.AWAITING_FUNDS if is_quoted else order.status,
+                Source.WALLET,
+                note,
+                {"funds_deadline_at": None},
+                due,
+                claim=claim.name,
+            )
+        )
+    moved = orders.apply(session, moves, now)
+    if moved:
+        names = [order.external_id for order in moved.values()]
+        log.warning("spend_cap.reached", account=claim.account, cap_cents=cap, orders=names)
