@@ -12,8 +12,10 @@ from schemas import messages
 _settings = load_settings()
 
 broker_url = _settings.broker_url.get_secret_value()
-imports = ("tasks.checkout", "tasks.reconcile", "tasks.watchdog", "tasks.inbox", "tasks.sweep")
-imports += ("tasks.upkeep",)
+imports = (
+    *("tasks.checkout", "tasks.reconcile", "tasks.watchdog", "tasks.inbox", "tasks.sweep"),
+    "tasks.upkeep",
+)
 
 enable_utc, timezone = True, "UTC"
 task_serializer = event_serializer = "json"
@@ -63,7 +65,8 @@ task_routes = {
     "watchdog.*": {"queue": FOLLOW},
     "inbox.*": {"queue": FOLLOW},
     "sweep.*": {"queue": FOLLOW},
-    "upkeep.*": {"queue": FOLLOW},
+    "invariants.*": {"queue": FOLLOW},
+    "erasure.*": {"queue": FOLLOW},
 }
 
 # Any number of beats may run: a tick claims what is due, and a second tick finds nothing. A tick

@@ -14,6 +14,6 @@ def check_invariants(self: FulfillmentTask, /) -> dict[str, int]:
 
 
 @app.task(bind=True, base=FulfillmentTask, name=messages.ERASE)
-def erase(self: FulfillmentTask, /) -> dict[str, int]:
+def erase_due(self: FulfillmentTask, /) -> dict[str, int]:
     """Erase the trade URLs and sent bodies of orders that have been over for long enough."""
     return {"orders": erasure.erase(context())}

@@ -62,7 +62,7 @@ def show_accounts(context: Context) -> list[AccountView]:
     """Show every configured account: what stops it, and what it may spend."""
     views = []
     with context.database.transaction() as session:
-        paused = {view.account: view for view in accounts.wallets(session)}
+        pauses = accounts.pauses(session, context.now())
         for name, settings in context.settings.accounts.items():
             stopped = switches.stop_of(session, name)
             views.append(
@@ -73,8 +73,8 @@ def show_accounts(context: Context) -> list[AccountView]:
                     stopped_by=stopped and stopped.by,
                     stop_reason=stopped and stopped.reason,
                     is_stopped_with_all=stopped is not None and stopped.account == ALL,
-                    paused_until=paused[name].paused_until,
-                    pause_reason=paused[name].pause_reason,
+                    paused_until=pauses[name][0] if name in pauses else None,
+                    pause_reason=pauses[name][1] if name in pauses else None,
                     requests_per_minute=settings.requests_per_minute,
                     spend_cap=settings.spend_cap_cents_per_hour,
                     spent_last_hour=charge_in_cents(_spent_mills(context, session, name)),

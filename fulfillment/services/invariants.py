@@ -117,7 +117,9 @@ def last_findings(context: Context) -> Findings:
     """Give what the last check found. Raises ServerUnreachable, SchemaOutdated."""
     with context.database.transaction() as session:
         kept = invariants.found_before(session)
-    found = {each.name: list(kept[each.name].violations) for each in INVARIANTS if each.name in kept}
+    found = {
+        each.name: list(kept[each.name].violations) for each in INVARIANTS if each.name in kept
+    }
     return Findings(
         violations={each.name: len(found.get(each.name, ())) for each in INVARIANTS},
         shown=tuple(_violations(found)),
