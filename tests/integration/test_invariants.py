@@ -154,7 +154,8 @@ WRONG: list[tuple[str, str, str]] = [
         "log_is_whole",
         "failed",
         "WITH e AS (INSERT INTO order_events "
-        "(order_id, sequence, at, source, from_status, to_status, note, changes) SELECT id, sequence + 1, now(), 'poll', 'failed', 'completed', '', '{}' "
+        "(order_id, sequence, at, source, from_status, to_status, note, changes) "
+        "SELECT id, sequence + 1, now(), 'poll', 'failed', 'completed', '', '{}' "
         "FROM orders WHERE id = :id) "
         "UPDATE orders SET status = 'completed', sequence = sequence + 1 WHERE id = :id",
     ),
@@ -206,7 +207,9 @@ def test_holds_beyond_the_figure_are_found_with_their_account(
     context: Context, provider: FakeProvider, ends: dict[str, Order]
 ) -> None:
     falsify(
-        context, "UPDATE attempts SET sending_at = NULL WHERE order_id = :id", id=ends["sent"].id
+        context,
+        "UPDATE attempts SET sending_at = NULL, absorbed_at = NULL WHERE order_id = :id",
+        id=ends["sent"].id,
     )
 
     assert broken(context)["overcommitted"] == ("main",)
