@@ -29,7 +29,8 @@ _ERASE = text(
 )
 _KEY_IDS = text(
     """
-    SELECT DISTINCT convert_from(substring(sealed FOR position(':'::bytea IN sealed) - 1), 'UTF8')
+    SELECT DISTINCT convert_from(
+               substring(sealed FOR greatest(position(':'::bytea IN sealed) - 1, 0)), 'UTF8')
       FROM (SELECT trade_url_sealed FROM orders WHERE trade_url_sealed IS NOT NULL
             UNION ALL SELECT body_sealed FROM attempts WHERE body_sealed IS NOT NULL) AS s(sealed)
     """

@@ -1,14 +1,16 @@
 """The checker of what must always hold: quiet about true histories, loud about wrong ones."""
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from fulfillment.errors import ProviderOutcomeUnknown
-from fulfillment.services import invariants
+from fulfillment.services import diagnosis, invariants
 from fulfillment.services.context import Context
 from fulfillment.store.invariants import INVARIANTS
 from fulfillment.store.models import Order
+from fulfillment.store.sealing import generate_key
 from schemas.provider import ReportState as R
 from tests.support import (
     FakeClock,
@@ -257,6 +259,20 @@ def test_the_periodic_check_comes_to_every_order_and_stays_until_it_is_mended(
     assert invariants.last_findings(context).violations["log_rebuilds_row"] == 0
     told = [each for each in logs if each.get("invariant") == "log_rebuilds_row"]
     assert [each["ids"] for each in told] == [[wrong.external_id]]
+
+
+def test_the_doctor_names_what_is_broken_and_the_key_that_is_missing(
+    context: Context, ends: dict[str, Order]
+) -> None:
+    falsify(context, "UPDATE orders SET next_poll_at = NULL WHERE id = :id", id=ends["sent"].id)
+    invariants.check(context)
+    other_keys = {"encryption_keys": SecretStr(f"other:{generate_key()}")}
+
+    checks = diagnosis.examine(context.settings.model_copy(update=other_keys))
+
+    failed = {check.name: check.detail for check in checks if not check.is_ok}
+    assert ends["sent"].external_id in failed["invariant nothing_due"]
+    assert failed["encryption keys"] == "lacks test"
 
 
 def test_a_second_beat_checks_nothing_twice(context: Context, ends: dict[str, Order]) -> None:
