@@ -70,12 +70,8 @@ def resume(
     from fulfillment.services import brakes
 
     account = _chosen(name, is_all)
-    context = make_context()
-    was_paused = brakes.resume(context, account, reason, _operator())
-    err.print(f"{account or 'all'} resumed" if was_paused else f"{account or 'all'}: not paused")
-    for view in brakes.show_accounts(context):
-        if view.stopped_at and account in (None, view.account):
-            err.print(f"{view.account} stays {_state(view)}", markup=False)
+    was_paused = brakes.resume(make_context(), account, reason, _operator())
+    err.print(f"{account or 'all accounts'} {'resumed' if was_paused else 'had not been paused'}")
 
 
 def _chosen(name: str | None, is_all: bool) -> str | None:

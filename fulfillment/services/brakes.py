@@ -4,20 +4,16 @@ A stopped account buys nothing new: no batch is gathered and no request to buy i
 outcomes are still looked up, and orders that the provider has are followed to their ends.
 """
 
-from collections.abc import Iterable
 from datetime import timedelta
 
 from sqlmodel import Session
 
 from fulfillment.errors import InvalidInput
 from fulfillment.log import get_logger
-from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
-from fulfillment.store import accounts, ledger, orders, switches
-from fulfillment.store.models import UNCLAIMED, Move, Order
+from fulfillment.store import accounts, ledger, switches
 from fulfillment.store.switches import ALL
-from schemas.enums import OrderStatus, Source
-from schemas.money import cap_in_cents, cents_to_mills, charge_in_cents
+from schemas.money import cents_to_mills, charge_in_cents
 from schemas.orders import AccountView
 
 log = get_logger(__name__)
@@ -94,46 +90,3 @@ def room_mills(context: Context, session: Session, account: str) -> int | None:
     """
     cap = context.account(account).spend_cap_cents_per_hour
     return None if cap is None else cents_to_mills(cap) - _spent_mills(context, session, account)
-
-
-def wait_for_room(
-    context: Context,
-    session: Session,
-    capped: Iterable[Order],
-    claim: KeptClaim,
-    left_mills: int,
-    gap: timedelta,
-) -> None:
-    """Let orders wait that the wallet covers and the cap does not: until there is room.
-
-    They have no deadline for funds, so only their time of submission ends them.
-    """
-    now = context.now()
-    cap = context.account(claim.account).spend_cap_cents_per_hour
-    due = {**UNCLAIMED, "next_attempt_at": now + gap}
-    moves = []
-    for order in capped:
-        if order.status is not OrderStatus.QUOTED and order.funds_deadline_at is None:
-            orders.set_due(session, [order.id], **due)  # it waits for the cap already
-            continue
-        note = (
-            f"{cap_in_cents(max(left_mills, 0))} of the {cap} cents that the account may spend an "
-            f"hour are left, needed are {charge_in_cents(order.quoted_mills or 0)}"
-        )
-        is_quoted = order.status is OrderStatus.QUOTED
-        moves.append(
-            Move(
-                order.id,
-                order.status,
-                OrderStatus.AWAITING_FUNDS if is_quoted else order.status,
-                Source.WALLET,
-                note,
-                {"funds_deadline_at": None},
-                due,
-                claim=claim.name,
-            )
-        )
-    moved = orders.apply(session, moves, now)
-    if moved:
-        names = [order.external_id for order in moved.values()]
-        log.warning("spend_cap.reached", account=claim.account, cap_cents=cap, orders=names)

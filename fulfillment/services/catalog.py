@@ -14,7 +14,7 @@ from fulfillment.services.claiming import (
     take_over,
 )
 from fulfillment.services.context import Context
-from fulfillment.services.dispatch import refusal
+from fulfillment.services.routes import leave_unreachable, reroute_or_refuse, rerouted_to
 from fulfillment.store import accounts, claims, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.models import Move, Order
@@ -53,22 +53,26 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
         try:
             quotes = context.provider(account).quote(list(set(wants.values())))
         except ProviderError as error:
-            give_back(context, batch, claim, outages.pause(context, account, error))
-            return StepOutcome(goes_on=False)
+            due_at = outages.pause(context, account, error)
+            left_for = leave_unreachable(context, claim, error, Source.CATALOG)
+            give_back(context, batch, claim, due_at)
+            return StepOutcome(goes_on=False, rerouted_to=left_for)
         with context.database.transaction() as session:
             accounts.note_catalog(session, account, quotes.listed, requested_at)
             accounts.works(session, account)
-        if _quote(context, claim, members, quotes):
-            return StepOutcome(goes_on=True)
-        return StepOutcome(goes_on=False, is_more_waiting=finish_gathering(context, batch))
+        goes_on, left_for = _quote(context, claim, members, quotes)
+        is_more_waiting = not goes_on and finish_gathering(context, batch)
+        return StepOutcome(goes_on, is_more_waiting, left_for)
 
 
 def _want(order: Order) -> Want:
-    return Want(order.catalog_item_id, order.market_hash_name)
+    return Want(order.catalog_item_id, order.market_hash_name, or_by_name=order.route is not None)
 
 
-def _quote(context: Context, claim: KeptClaim, members: list[Order], quotes: Quotes) -> bool:
-    """Write the prices and refusals; say whether any order goes on."""
+def _quote(
+    context: Context, claim: KeptClaim, members: list[Order], quotes: Quotes
+) -> tuple[bool, tuple[str, ...]]:
+    """Write the prices and refusals; say whether any order goes on, and which leave for where."""
     settings = context.account(claim.account)
     moves: list[Move] = []
     is_any_unchanged = False
@@ -80,15 +84,19 @@ def _quote(context: Context, claim: KeptClaim, members: list[Order], quotes: Quo
         limit_cents = settings.price_limit_cents(order.expected_price_cents)
         if quote is None:
             code, message = FailureCode.ITEM_UNAVAILABLE, "the item is not in the catalog"
-            moves.append(refusal(order, code, message, Source.CATALOG, claim.name))
+            moves.append(
+                reroute_or_refuse(context, order, code, message, Source.CATALOG, claim.name)
+            )
         elif quote.price_mills > cents_to_mills(limit_cents):
             message = (
                 f"the price is {charge_in_cents(quote.price_mills)} cents, "
                 f"agreed were {order.expected_price_cents}"
             )
             code = FailureCode.PRICE_CHANGED
-            moves.append(refusal(order, code, message, Source.CATALOG, claim.name))
-        elif quote.price_mills == order.quoted_mills:
+            moves.append(
+                reroute_or_refuse(context, order, code, message, Source.CATALOG, claim.name)
+            )
+        elif _is_as_before(order, quote):
             is_any_unchanged = True  # it waited, and nothing is new
         else:
             moves.append(_priced(order, quote, claim))
@@ -99,12 +107,25 @@ def _quote(context: Context, claim: KeptClaim, members: list[Order], quotes: Quo
             due_at = context.now() + timedelta(seconds=_UNCLEAR_S)
             claims.release(session, [order.id for order in unclear], claim.name, due_at)
             log.warning("catalog.unclear", orders=[order.external_id for order in unclear])
-    return is_any_unchanged or any(o.status is not OrderStatus.FAILED for o in moved.values())
+    goes_on = is_any_unchanged or any(order.claim == claim.name for order in moved.values())
+    return goes_on, rerouted_to(claim.account, moved)
+
+
+def _item_id(order: Order, quote: Quote) -> str | None:
+    """Name the quoted item where it is not the one that the checkout names."""
+    return quote.catalog_item_id if quote.catalog_item_id != order.catalog_item_id else None
+
+
+def _is_as_before(order: Order, quote: Quote) -> bool:
+    return (order.quoted_mills, order.quoted_item_id) == (quote.price_mills, _item_id(order, quote))
 
 
 def _priced(order: Order, quote: Quote, claim: KeptClaim) -> Move:
     """Write the price into the order and its log; one that waits for money keeps its status."""
-    changes: dict[str, object] = {"quoted_mills": quote.price_mills}
+    changes: dict[str, object] = {
+        "quoted_mills": quote.price_mills,
+        "quoted_item_id": _item_id(order, quote),
+    }
     if order.market_hash_name is None:
         changes["market_hash_name"] = quote.market_hash_name
     return Move(

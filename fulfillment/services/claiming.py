@@ -30,10 +30,14 @@ def gather_lease(account: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
-    """Whether the chain goes on, and whether more orders wait for somebody to gather them."""
+    """Whether the chain goes on, and whether more orders wait for somebody to gather them.
+
+    `rerouted_to` are other accounts that orders of the batch have gone on to.
+    """
 
     goes_on: bool
     is_more_waiting: bool = False
+    rerouted_to: tuple[str, ...] = ()
 
 
 class KeptClaim:

@@ -7,9 +7,10 @@ from datetime import datetime, timedelta
 from functools import cached_property
 
 from fulfillment.clock import Clock, SystemClock
+from fulfillment.errors import ConfigurationError
 from fulfillment.providers import registry
 from fulfillment.providers.base import Provider
-from fulfillment.settings import AccountSettings, Settings
+from fulfillment.settings import PREFIX, AccountSettings, Settings
 from fulfillment.store import accounts
 from fulfillment.store.engine import Database
 from fulfillment.store.sealing import Seal
@@ -78,9 +79,19 @@ class Context:
 
 
 def check_accounts(settings: Settings) -> None:
-    """Refuse accounts that lack what their provider needs. Raises ConfigurationError."""
+    """Refuse accounts that lack what their provider needs, and routes to no account.
+
+    Raises ConfigurationError.
+    """
     for name, account in settings.accounts.items():
         registry.build(name, account).close()
+    for route, names in settings.routes.items():
+        setting = f"{PREFIX}ROUTES__{route.upper()}"
+        if route in settings.accounts:
+            raise ConfigurationError(setting, "expected a name that no account has")
+        for name in names:
+            if name not in settings.accounts:
+                raise ConfigurationError(setting, f"no account {name} is configured")
 
 
 def build_context(settings: Settings, *, threads: int = 8) -> Context:

@@ -36,20 +36,20 @@ def examine(settings: Settings) -> list[Check]:
 def _check_data(context: Context) -> list[Check]:
     """Say what the last check of the invariants found, and whether all that is kept can be read."""
     try:
-        last = invariants.last_findings(context)
+        broken, checked_at = invariants.last_findings(context)
         with context.database.transaction() as session:
             used = erasure.key_ids(session)
     except FulfillmentError:
         return []  # the database or its schema has failed above
-    at = last.checked_at and f"checked at {last.checked_at.isoformat()}"
-    checks = [Check("invariants", not last.shown, at or "not checked yet")]
+    at = f"checked at {checked_at.isoformat()}" if checked_at else "not checked yet"
+    checks = [Check("invariants", not broken, at)]
     checks += [
         Check(
             f"invariant {each.invariant}",
             is_ok=False,
             detail=f"{each.promise}; not so: {', '.join(each.subjects)}",
         )
-        for each in last.shown
+        for each in broken
     ]
     missing = ", ".join(sorted(used - context.seal.key_ids))
     detail = f"lacks {missing}" if missing else f"in use: {', '.join(sorted(used)) or 'none'}"

@@ -7,6 +7,7 @@ from datetime import timedelta
 from sqlmodel import Session
 
 from fulfillment.errors import ProviderError
+from fulfillment.log import get_logger
 from fulfillment.services import brakes, outages
 from fulfillment.services.claiming import (
     WALLET,
@@ -18,6 +19,7 @@ from fulfillment.services.claiming import (
 )
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import refusal
+from fulfillment.services.routes import leave_unreachable, reroute, rerouted_to
 from fulfillment.store import accounts, leases, ledger, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.ledger import Figure
@@ -25,6 +27,8 @@ from fulfillment.store.models import UNCLAIMED, Move, Order
 from schemas.enums import FailureCode, OnInsufficientFunds, OrderStatus, Source
 from schemas.messages import Batch
 from schemas.money import cap_in_cents, charge_in_cents
+
+log = get_logger(__name__)
 
 #: How often a waiting account's balance is looked at; one probe serves all its waiting orders.
 _PROBE_S = 10.0
@@ -53,11 +57,13 @@ def check_wallet(context: Context, batch: Batch) -> StepOutcome:
         try:
             figure = read_figure(context, account)
         except ProviderError as error:
-            give_back(context, batch, claim, outages.pause(context, account, error))
-            return StepOutcome(goes_on=False)
+            due_at = outages.pause(context, account, error)
+            left_for = leave_unreachable(context, claim, error, Source.WALLET)
+            give_back(context, batch, claim, due_at)
+            return StepOutcome(goes_on=False, rerouted_to=left_for)
         with context.database.transaction() as session:
-            reserved = _allocate(context, session, account, claim, figure)
-        return StepOutcome(reserved > 0, finish_gathering(context, batch))
+            reserved, left_for = _allocate(context, session, account, claim, figure)
+        return StepOutcome(reserved > 0, finish_gathering(context, batch), left_for)
 
 
 def read_figure(context: Context, account: str) -> Figure:
@@ -94,17 +100,18 @@ def _record(context: Context, session: Session, account: str, figure: Figure) ->
 
 def _allocate(
     context: Context, session: Session, account: str, claim: KeptClaim, figure: Figure
-) -> int:
-    """Hold money under the wallet's lock; give how many orders of the batch got it."""
+) -> tuple[int, tuple[str, ...]]:
+    """Hold money under the wallet's lock; give how many orders of the batch got it.
+
+    And the accounts that others of it have gone on to.
+    """
     ledger.lock_wallet(session, account)
     _record(context, session, account, figure)
     available = ledger.available_mills(session, account)
     members = {
         order.id: order
         for order in orders.lock(session, claim.order_ids)
-        if order.claim == claim.name
-        and order.status in (OrderStatus.QUOTED, OrderStatus.AWAITING_FUNDS)
-        and order.quoted_mills is not None
+        if order.claim == claim.name and order.is_waiting and order.quoted_mills is not None
     }
     # Orders that wait outside this batch came earlier or later than its members; the money is
     # shared out over all of them by arrival, and who got some outside is made due at once.
@@ -128,13 +135,10 @@ def _allocate(
     if asleep:
         orders.set_due(session, asleep, next_attempt_at=now + _probe_gap(context))
     _reserve(context, session, [o for o in members.values() if o.id in funded], claim)
-    short = [o for o in members.values() if o.id not in funded]
-    _wait(context, session, [o for o in short if o.id not in capped], claim, left)
-    waiters = [o for o in short if o.id in capped]
-    brakes.wait_for_room(
-        context, session, waiters, claim, (room or 0) - committed, _probe_gap(context)
-    )
-    return sum(order_id in members for order_id in funded)
+    short = [order for order in members.values() if order.id not in funded]
+    cap_left = 0 if room is None else room - committed
+    left_for = _wait(context, session, short, claim, left, capped, cap_left)
+    return sum(order_id in members for order_id in funded), left_for
 
 
 def _probe_gap(context: Context) -> timedelta:
@@ -162,10 +166,12 @@ def _reserve(context: Context, session: Session, funded: list[Order], claim: Kep
     moves = [
         Move(
             order.id,
-            OrderStatus.QUOTED,
-            OrderStatus.RESERVED,
+            *_edge_of(order),
             Source.WALLET,
             f"{charge_in_cents(order.quoted_mills or 0)} cents held",
+            {"between_attempts": False, "funds_deadline_at": None}
+            if order.between_attempts
+            else {},
             claim=claim.name,
         )
         for order in funded
@@ -177,25 +183,49 @@ def _reserve(context: Context, session: Session, funded: list[Order], claim: Kep
         ledger.hold(session, claim.account, amounts, names, now)
 
 
+def _edge_of(order: Order) -> tuple[OrderStatus, OrderStatus]:
+    """Say from where to where its money takes it: a submit that has begun at another account
+    stays one."""
+    if order.status is OrderStatus.SUBMITTING:
+        return OrderStatus.SUBMITTING, OrderStatus.SUBMITTING
+    return OrderStatus.QUOTED, OrderStatus.RESERVED
+
+
 def _wait(
-    context: Context, session: Session, short: list[Order], claim: KeptClaim, left: int
-) -> None:
+    context: Context,
+    session: Session,
+    short: list[Order],
+    claim: KeptClaim,
+    left: int,
+    capped: set[int],
+    cap_left: int,
+) -> tuple[str, ...]:
+    """Let orders wait for money, go on or fail; name the accounts that some have gone on to.
+
+    Those that the wallet covers and the spend cap does not (`capped`, by id) have no deadline for
+    funds: they wait for room until their time of submission is over.
+    """
     settings = context.account(claim.account)
+    cap = settings.spend_cap_cents_per_hour
     now = context.now()
     moves = []
     for order in short:
+        is_capped = order.id in capped
+        where = f"of {cap} an hour within the spend cap" if is_capped else "in the wallet"
         note = (
-            f"{cap_in_cents(max(left, 0))} cents are left in the wallet beside other orders, "
-            f"needed are {charge_in_cents(order.quoted_mills or 0)}"
+            f"{cap_in_cents(max(cap_left if is_capped else left, 0))} cents are left {where} "
+            f"beside other orders, needed are {charge_in_cents(order.quoted_mills or 0)}"
         )
-        deadline = order.funds_deadline_at or now + timedelta(
-            seconds=context.settings.await_funds_s
-        )
-        due = {**UNCLAIMED, "next_attempt_at": min(now + _probe_gap(context), deadline)}
-        if settings.on_insufficient_funds is OnInsufficientFunds.FAIL:
-            code = FailureCode.INSUFFICIENT_FUNDS
+        gap, patience = _probe_gap(context), timedelta(seconds=context.settings.await_funds_s)
+        deadline = None if is_capped else order.funds_deadline_at or now + patience
+        due = {**UNCLAIMED, "next_attempt_at": min(now + gap, deadline or now + gap)}
+        code = FailureCode.INSUFFICIENT_FUNDS
+        going_on = reroute(context, order, f"{code}: {note}", Source.WALLET, claim.name)
+        if going_on is not None:
+            moves.append(going_on)
+        elif settings.on_insufficient_funds is OnInsufficientFunds.FAIL and not is_capped:
             moves.append(refusal(order, code, note, Source.WALLET, claim.name))
-        elif order.funds_deadline_at is None:
+        elif order.status is OrderStatus.QUOTED or deadline != order.funds_deadline_at:
             is_quoted = order.status is OrderStatus.QUOTED
             moves.append(
                 Move(
@@ -211,4 +241,7 @@ def _wait(
             )
         else:
             orders.set_due(session, [order.id], **due)
-    orders.apply(session, moves, now)
+    moved = orders.apply(session, moves, now)
+    if names := [moved[order_id].external_id for order_id in capped if order_id in moved]:
+        log.warning("spend_cap.reached", account=claim.account, cap_cents=cap, orders=names)
+    return rerouted_to(claim.account, moved)

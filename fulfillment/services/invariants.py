@@ -33,15 +33,6 @@ class Violation:
     subjects: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What the last check found, and when it ran; None where none did yet."""
-
-    violations: Mapping[str, int]
-    shown: tuple[Violation, ...]
-    checked_at: datetime | None
-
-
 def _parameters(context: Context) -> dict[str, Any]:
     return {
         "now": context.now(),
@@ -92,12 +83,11 @@ def check(context: Context) -> list[Violation]:
             return []
         leases.beat(session, pulse.INVARIANTS, now)
         before = invariants.found_before(session)
-        after_id = max((row.after_id for row in before.values()), default=0)
-        turn = invariants.ids_after(session, after_id, _SLICE)
-        ids = {*turn, *invariants.newest_ids(session, _SLICE)}
-        for invariant in INVARIANTS:
-            if invariant.is_about_ids and invariant.name in before:
-                ids |= set(invariants.ids_of(session, before[invariant.name].violations))
+        turn = invariants.ids_after(
+            session, max((row.after_id for row in before.values()), default=0), _SLICE
+        )
+        known = [name for row in before.values() for name in row.violations]
+        ids = {*turn, *invariants.ids_beside(session, known, _SLICE)}
     parameters = _parameters(context) | {"ids": sorted(ids)}
     found: dict[str, list[str]] = {}
     for invariant in INVARIANTS:
@@ -107,21 +97,25 @@ def check(context: Context) -> list[Violation]:
         # Behind the last one it goes on with the first.
         invariants.keep(session, found, turn[-1] if len(turn) == _SLICE else 0, now)
     for each in _violations(found):
-        known = before[each.invariant].violations if each.invariant in before else []
-        if new := sorted(set(each.subjects) - set(known)):
+        told = before[each.invariant].violations if each.invariant in before else []
+        if new := sorted(set(each.subjects) - set(told)):
             log.error("invariant.violated", invariant=each.invariant, why=each.promise, ids=new)
     return _violations(found)
 
 
-def last_findings(context: Context) -> Findings:
-    """Give what the last check found. Raises ServerUnreachable, SchemaOutdated."""
+def last_findings(context: Context) -> tuple[list[Violation], datetime | None]:
+    """Give what the last check found, and when; None where none ran yet.
+
+    Raises ServerUnreachable, SchemaOutdated.
+    """
     with context.database.transaction() as session:
         kept = invariants.found_before(session)
-    found = {
-        each.name: list(kept[each.name].violations) for each in INVARIANTS if each.name in kept
-    }
-    return Findings(
-        violations={each.name: len(found.get(each.name, ())) for each in INVARIANTS},
-        shown=tuple(_violations(found)),
-        checked_at=min((row.checked_at for row in kept.values()), default=None),
-    )
+    found = {name: row.violations for name, row in kept.items()}
+    return _violations(found), max((row.checked_at for row in kept.values()), default=None)
+
+
+def last_counts(context: Context) -> dict[str, int]:
+    """Count what breaks each invariant, by the last check."""
+    found, _ = last_findings(context)
+    none = dict.fromkeys((each.name for each in INVARIANTS), 0)
+    return none | {each.invariant: len(each.subjects) for each in found}

@@ -11,7 +11,7 @@ from fulfillment.services import outages, pulse, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import make_batch
 from fulfillment.services.reports import apply_reports
-from fulfillment.states import FINAL, WAITING
+from fulfillment.states import FINAL
 from fulfillment.store import due, leases, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.models import Order
@@ -95,7 +95,8 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
         locked = orders.lock(session, [order.id for order in asked])
         by_id = {o.id: reports[o.external_id] for o in locked if o.external_id in reports}
         known = [order for order in locked if order.id in by_id]
-        moved = apply_reports(context, session, by_id, Source.POLL, locked=known)
+        moved = apply_reports(context, session, account, by_id, Source.POLL, locked=known)
+        locked = [order for order in locked if order.account == account]  # it may have gone on
         for order in locked:
             if order.id not in by_id:
                 log.warning("poll.unknown_to_provider", order_id=order.external_id)
@@ -171,5 +172,6 @@ def reconcile_now(context: Context, external_ids: Iterable[str] | None) -> int:
         if external_ids is None:
             return due.poll_all(session, now, context.settings.poll_min_interval_s)
         found = orders.find(session, list(external_ids))
-        asked = [o.id for o in found.values() if o.status not in WAITING | {OrderStatus.RESERVED}]
+        unsent = {o.id for o in found.values() if o.is_waiting or o.status is OrderStatus.RESERVED}
+        asked = [order.id for order in found.values() if order.id not in unsent]
         return due.poll_at(session, asked, now, 0.0, is_asked_for=True)

@@ -5,7 +5,7 @@ tens of milliseconds, so that a slow answer delays only its own order.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from sqlmodel import Session
 
 from fulfillment.errors import ProviderDeniesAccount, ProviderNotReached
 from fulfillment.services import outages
-from fulfillment.services.answers import Answer, NotSent, ask
+from fulfillment.services.answers import Answer, NotSent, Unknown, ask
 from fulfillment.services.brakes import STOPPED_GAP
 from fulfillment.services.claiming import SUBMIT, KeptClaim, take_over
 from fulfillment.services.context import Context
@@ -55,12 +55,13 @@ def submit_orders(context: Context, batch: Batch) -> bool:
         if claim is None:
             return False
         members, attempts = _read(context, claim)
-        late = [o for o in members if o.status is OrderStatus.RESERVED and _is_late(context, o)]
+        unknown = {id_ for id_, attempt in attempts.items() if attempt.unknown_since is not None}
+        late = [o for o in members if o.id not in unknown and o.submit_by <= context.now()]
         _refuse_late(context, late, claim)
         due = [o for o in members if o not in late and o.id in attempts]
         # Unknown outcomes first: where the budget ends, the end of the queue is put off.
-        waiting = deque(sorted(due, key=lambda o: o.status is not OrderStatus.SUBMITTING))
-        granted = _budget(context, batch["account"], waiting)
+        waiting = deque(sorted(due, key=lambda order: order.id not in unknown))
+        granted = _budget(context, batch["account"], len(due), len(unknown & {o.id for o in due}))
         _postpone(context, claim, [waiting.pop() for _ in range(len(waiting) - granted)])
         _run(context, claim, waiting, attempts)
     return True
@@ -73,21 +74,17 @@ def _read(context: Context, claim: KeptClaim) -> tuple[list[Order], dict[int, At
             for order in orders.get(session, claim.order_ids)
             if order.claim == claim.name
             and order.status in (OrderStatus.RESERVED, OrderStatus.SUBMITTING)
+            and not order.is_waiting
         ]
-        return members, ledger.open_attempts(session, claim.order_ids)
+        return members, ledger.attempts_of(session, [order.id for order in members])
 
 
-def _budget(context: Context, account: str, waiting: Sequence[Order]) -> int:
+def _budget(context: Context, account: str, due: int, unknown: int) -> int:
     """Take the batch's requests out of the budget; what is unknown goes before what is new."""
-    unknown = sum(order.status is OrderStatus.SUBMITTING for order in waiting)
     granted = outages.take_budget(context, account, Purpose.URGENT, unknown)
     cost = context.provider(account).requests_per_purchase
-    wanted = (len(waiting) - unknown) * cost
+    wanted = (due - unknown) * cost
     return granted + outages.take_budget(context, account, Purpose.SUBMIT, wanted) // cost
-
-
-def _is_late(context: Context, order: Order) -> bool:
-    return order.submit_by <= context.now()
 
 
 def _refuse_late(context: Context, late: list[Order], claim: KeptClaim) -> None:
@@ -154,7 +151,9 @@ def _ask(context: Context, claim: KeptClaim, task: _Task) -> Answer:
     # The last look before the byte that cannot be called back; it narrows the race with a taker
     # of the claim, and the rules for unknown answers make what is left of it safe.
     if not claim.is_held:
-        return NotSent("the claim was lost before the request")
+        reason = "the claim was lost before the request"
+        # That this request was not sent says nothing about an earlier one.
+        return NotSent(reason) if task.attempt.unknown_since is None else Unknown(reason)
     return ask(context, task.order, task.attempt, task.body, task.step)
 
 
@@ -213,7 +212,7 @@ def _task(context: Context, order: Order, attempt: Attempt) -> _Task:
 def _intent(task: _Task) -> str:
     if task.step is Step.LOOK_UP:
         return f"resolving an unknown outcome, lookup {task.attempt.empty_lookups + 1}"
-    if task.order.status is OrderStatus.SUBMITTING:
+    if task.attempt.unknown_since is not None:
         return f"resolving an unknown outcome, request {task.attempt.posts + 1}"
     return f"about to buy for {charge_in_cents(task.attempt.hold_mills)} cents"
 
@@ -226,7 +225,7 @@ def _body(context: Context, order: Order, attempt: Attempt) -> bytes:
     return context.provider(order.account).purchase_body(
         PurchaseCommand(
             external_id=order.external_id,
-            catalog_item_id=order.catalog_item_id,
+            catalog_item_id=order.quoted_item_id or order.catalog_item_id,
             market_hash_name=order.market_hash_name,
             price_mills=attempt.hold_mills,
             trade_url=context.seal.open(order.trade_url_sealed).decode(),

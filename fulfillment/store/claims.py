@@ -15,6 +15,12 @@ from fulfillment.store.switches import STOPPED
 
 # Due, and not claimed by a living worker.
 _FREE = "o.next_attempt_at <= :now AND (o.claimed_until IS NULL OR o.claimed_until <= :now)"
+# Waits for a catalog and a wallet answer; the rest of what is due is to be submitted. Told by the
+# order's row alone: a condition on its attempts would be as old as the statement, and not as the
+# lock on the row.
+_BETWEEN = "(o.status = 'submitting' AND o.between_attempts)"
+_WAITING = f"(o.status IN ('received', 'quoted', 'awaiting_funds') OR {_BETWEEN})"
+_TO_SUBMIT = f"(o.status IN ('reserved', 'submitting') AND NOT {_BETWEEN})"
 _UNPAUSED = (
     "NOT EXISTS (SELECT 1 FROM accounts a WHERE a.name = o.account AND a.paused_until > :now)"
 )
@@ -29,8 +35,7 @@ def claim_waiting(
             f"""
             UPDATE orders SET claim = :claim, claimed_until = :until WHERE id IN (
                 SELECT o.id FROM orders o
-                 WHERE o.account = :account AND {_FREE}
-                   AND o.status IN ('received', 'quoted', 'awaiting_funds')
+                 WHERE o.account = :account AND {_FREE} AND {_WAITING}
                  ORDER BY o.id LIMIT :limit FOR UPDATE SKIP LOCKED)
             RETURNING id
             """  # noqa: S608 - constants
@@ -49,7 +54,7 @@ def claim_stuck(
             f"""
             UPDATE orders SET claim = :claim, claimed_until = :until WHERE id IN (
                 SELECT o.id FROM orders o
-                 WHERE {_FREE} AND o.status IN ('reserved', 'submitting') AND {_UNPAUSED}
+                 WHERE {_FREE} AND {_TO_SUBMIT} AND {_UNPAUSED}
                    AND (o.status = 'submitting' OR NOT {STOPPED})
                  ORDER BY o.next_attempt_at LIMIT :limit FOR UPDATE SKIP LOCKED)
             RETURNING id, account
@@ -66,8 +71,7 @@ def accounts_waiting(session: Session, now: datetime) -> list[str]:
         text(
             f"""
             SELECT DISTINCT o.account FROM orders o
-             WHERE {_FREE} AND o.status IN ('received', 'quoted', 'awaiting_funds')
-               AND {_UNPAUSED} AND NOT {STOPPED}
+             WHERE {_FREE} AND {_WAITING} AND {_UNPAUSED} AND NOT {STOPPED}
             """  # noqa: S608 - constants
         ),
         {"now": now},
@@ -80,8 +84,8 @@ def is_waiting(session: Session, account: str, now: datetime) -> bool:
     row = session.execute(
         text(
             f"""
-            SELECT EXISTS (SELECT 1 FROM orders o WHERE o.account = :account AND {_FREE}
-               AND o.status IN ('received', 'quoted', 'awaiting_funds'))
+            SELECT EXISTS (SELECT 1 FROM orders o
+                            WHERE o.account = :account AND {_FREE} AND {_WAITING})
             """  # noqa: S608 - constants
         ),
         {"account": account, "now": now},
@@ -93,8 +97,10 @@ def in_submission(session: Session, account: str, now: datetime) -> int:
     """Count the account's orders that living workers are about to submit or submitting."""
     row = session.execute(
         text(
-            "SELECT count(*) FROM orders WHERE account = :account AND next_attempt_at IS NOT NULL "
-            "AND status IN ('reserved', 'submitting') AND claimed_until > :now"
+            f"""
+            SELECT count(*) FROM orders o WHERE o.account = :account
+               AND o.next_attempt_at IS NOT NULL AND {_TO_SUBMIT} AND o.claimed_until > :now
+            """  # noqa: S608 - constants
         ),
         {"account": account, "now": now},
     )

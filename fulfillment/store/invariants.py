@@ -81,6 +81,7 @@ INVARIANTS = (
         """
         SELECT o.external_id FROM orders o
          WHERE o.status IN ('reserved', 'submitting', $followed)
+           AND NOT o.between_attempts
            AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.order_id = o.id
                               AND a.state IN ($live) AND a.hold_closed_at IS NULL)
         """,
@@ -257,16 +258,14 @@ def ids_after(session: Session, after_id: int, limit: int) -> list[int]:
     return [row.id for row in rows]
 
 
-def newest_ids(session: Session, limit: int) -> list[int]:
+def ids_beside(session: Session, external_ids: Sequence[str], limit: int) -> list[int]:
+    """Give the newest orders and the named ones by our own ids."""
     rows = session.execute(
-        text("SELECT id FROM orders ORDER BY id DESC LIMIT :limit"), {"limit": limit}
-    )
-    return [row.id for row in rows]
-
-
-def ids_of(session: Session, external_ids: Sequence[str]) -> list[int]:
-    rows = session.execute(
-        text("SELECT id FROM orders WHERE external_id = ANY(:names)"), {"names": list(external_ids)}
+        text(
+            "(SELECT id FROM orders ORDER BY id DESC LIMIT :limit) "
+            "UNION SELECT id FROM orders WHERE external_id = ANY(:names)"
+        ),
+        {"limit": limit, "names": list(external_ids)},
     )
     return [row.id for row in rows]
 

@@ -62,7 +62,7 @@ class DatabaseCollector(Collector):
         try:
             found = operations.gauges(self._context)
             brakes_now = brakes.show_accounts(self._context)
-            broken = invariants.last_findings(self._context).violations
+            broken = invariants.last_counts(self._context)
         except DATABASE_ERRORS as error:
             log.warning("metrics.database_error", reason=reason_of(error))
             yield _gauge("database_up", "Whether the database answers", [((), 0)])

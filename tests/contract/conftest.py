@@ -60,7 +60,7 @@ FACTS = {
 
 
 def _serve(options: SimulatorOptions, bound: Connection) -> None:
-    serve(options, bound.send)
+    serve(options, on_bound=bound.send)
 
 
 class Simulator:

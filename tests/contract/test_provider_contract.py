@@ -373,6 +373,26 @@ def test_pc22_an_id_under_another_name_is_another_item(
     assert set(provider.quote([renamed, unnamed, want]).found) == known
 
 
+@pytest.mark.parametrize("catalog_item_id", ["00000000-0000-0000-0000-000000000000", "88999999"])
+def test_pc38_a_route_buys_by_the_name_where_the_id_is_unknown(
+    provider: Provider, simulator: Simulator, order: Order, catalog_item_id: str
+) -> None:
+    command = order("delivered")
+    routed = Want(catalog_item_id, command.market_hash_name, or_by_name=True)
+    known = replace(routed, catalog_item_id=command.catalog_item_id)
+    gone = replace(routed, market_hash_name="Another Item")
+
+    found = provider.quote([routed, known, gone]).found
+    quote = found[routed]
+    buy(provider, replace(command, catalog_item_id=quote.catalog_item_id))
+
+    assert found[known].catalog_item_id == known.catalog_item_id
+    assert gone not in found
+    [purchase] = simulator.purchases(command.external_id)
+    assert purchase["marketHashName"] == command.market_hash_name
+    assert purchase["priceMills"] == quote.price_mills
+
+
 @pytest.mark.parametrize("by", ["item", "name"])
 def test_pc22_an_item_may_be_meant_by_its_name(
     provider: Provider, want: Want, by: str, applies: Applies

@@ -259,7 +259,7 @@ def test_orders_over_the_cap_wait_without_a_deadline_for_funds_and_go_on_when_th
 
     assert [again(capped, order).status for order in placed[:2]] == [S.ACCEPTED, S.ACCEPTED]
     assert shown.status is S.AWAITING_FUNDS
-    assert "1 of the 1225 cents" in shown.timeline[-1].note
+    assert "1 cents are left of 1225 an hour within the spend cap" in shown.timeline[-1].note
     assert gauges.capped == {"main": 1}
     assert before is S.AWAITING_FUNDS
     assert again(capped, waiting).status is S.ACCEPTED

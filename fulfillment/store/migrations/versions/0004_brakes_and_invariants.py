@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 revision = "0004"
-down_revision = "0002"
+down_revision = "0003"
 
 _GUARD = """
 CREATE TRIGGER account_switches_append_only BEFORE UPDATE OR DELETE ON account_switches
