@@ -12,7 +12,10 @@ from schemas import messages
 _settings = load_settings()
 
 broker_url = _settings.broker_url.get_secret_value()
-imports = ("tasks.checkout", "tasks.reconcile", "tasks.watchdog", "tasks.inbox", "tasks.sweep")
+imports = (
+    *("tasks.checkout", "tasks.reconcile", "tasks.watchdog", "tasks.inbox", "tasks.sweep"),
+    "tasks.upkeep",
+)
 
 enable_utc, timezone = True, "UTC"
 task_serializer = event_serializer = "json"
@@ -62,6 +65,8 @@ task_routes = {
     "watchdog.*": {"queue": FOLLOW},
     "inbox.*": {"queue": FOLLOW},
     "sweep.*": {"queue": FOLLOW},
+    "invariants.*": {"queue": FOLLOW},
+    "erasure.*": {"queue": FOLLOW},
 }
 
 # Any number of beats may run: a tick claims what is due, and a second tick finds nothing. A tick
@@ -73,6 +78,8 @@ beat_schedule = {
         messages.RESUME_STUCK: 1.0,
         messages.POLL_DUE: 2.0,
         messages.WATCH_TRADE_WINDOWS: 5.0,
+        messages.CHECK_INVARIANTS: 60.0,
+        messages.ERASE: 600.0,
     }.items()
 }
 

@@ -3,24 +3,21 @@
 Each command imports only its own part: a worker needs no web framework, and starts sooner.
 """
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
 from fulfillment import log
+from fulfillment.account_commands import commands
 from fulfillment.errors import FulfillmentError, InvalidInput
 from fulfillment.settings import Settings, load_settings
+from fulfillment.terminal import AsJSON, dollars, err, make_context, out, print_json
 from schemas.enums import OrderStatus
 from schemas.orders import OrderView
-
-if TYPE_CHECKING:
-    from fulfillment.services.context import Context
 
 cli = typer.Typer(
     name="fulfillment",
@@ -29,31 +26,13 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console()
-err = Console(stderr=True)
-
-AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+cli.add_typer(commands, name="accounts")
 
 
 def _settings() -> Settings:
     settings = load_settings()
     log.configure(settings.log_level, settings.log_format)
     return settings
-
-
-def _context() -> "Context":
-    from fulfillment.services.context import build_context, register_accounts
-
-    settings = load_settings()
-    log.configure("WARNING", settings.log_format)
-    settings.require("database_url", "encryption_keys")
-    context = build_context(settings, threads=2)
-    register_accounts(context)
-    return context
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 # Processes
@@ -255,7 +234,7 @@ def checkout(
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput("FILE", f"expected a readable text file: {error}") from None
     raws = _events(text)
-    context = _context()
+    context = make_context()
     groups = [raws[i : i + service.MAX_BATCH] for i in range(0, len(raws), service.MAX_BATCH)]
     results: list[service.Received] = []
     for group in track(groups, "checkouts", console=err, disable=not err.is_terminal):
@@ -270,7 +249,7 @@ def checkout(
         results += taken
     refused = [r for r in results if r.error is not None]
     if as_json:
-        _print_json(
+        print_json(
             [
                 {"externalId": r.external_id, "error": str(r.error)}
                 if r.error
@@ -314,9 +293,9 @@ def orders(
     """List orders, newest first."""
     from fulfillment.services import operations
 
-    views, _ = operations.page(_context(), status=status, limit=limit)
+    views, _ = operations.page(make_context(), status=status, limit=limit)
     if as_json:
-        _print_json([view.as_json() for view in views])
+        print_json([view.as_json() for view in views])
         return
     table = Table(
         Column("order", overflow="fold"),
@@ -345,11 +324,6 @@ def _row(view: OrderView) -> Iterable[str]:
     )
 
 
-def dollars(cents: int | None) -> str:
-    """Show cents as dollars."""
-    return "" if cents is None else f"{cents // 100}.{cents % 100:02d}"
-
-
 @cli.command()
 def order(
     order_id: Annotated[str, typer.Argument(metavar="ID")],
@@ -358,9 +332,9 @@ def order(
     """Show one order with its timeline."""
     from fulfillment.services import operations
 
-    view = operations.show(_context(), order_id)
+    view = operations.show(make_context(), order_id)
     if as_json:
-        _print_json(view.as_json())
+        print_json(view.as_json())
         return
     facts = Table(show_header=False, box=None)
     for name, value in view.as_json().items():
@@ -381,14 +355,15 @@ def wallet(as_json: AsJSON = False) -> None:
     """Show every account's money."""
     from fulfillment.services import operations
 
-    views = operations.wallets(_context())
+    views = operations.wallets(make_context())
     if as_json:
-        _print_json([view.as_json() for view in views])
+        print_json([view.as_json() for view in views])
         return
     table = Table("account", "balance", "held", "available", "settled", "refunded", "paused")
     for view in views:
         until = view.paused_until
         paused = f"until {until:%H:%M:%S}: {view.pause_reason}" if until else ""
+        paused = f"by an operator: {view.stop_reason}" if view.stopped_at else paused
         table.add_row(
             view.account,
             dollars(view.balance),
@@ -408,7 +383,7 @@ def reconcile(
     """Have the provider asked now about one order, or about all that are under way."""
     from fulfillment.services import operations, reconciliation
 
-    context = _context()
+    context = make_context()
     if order_id:
         operations.show(context, order_id)
     count = reconciliation.reconcile_now(context, [order_id] if order_id else None)
@@ -427,7 +402,7 @@ def resolve(
 
     if finding not in list(Resolution):
         raise typer.BadParameter(f"expected one of {', '.join(Resolution)}", param_hint="--as")
-    resolved = run(_context(), order_id, Resolution(finding), reason)
+    resolved = run(make_context(), order_id, Resolution(finding), reason)
     out.print(f"{resolved.external_id} is {resolved.status}")
 
 
@@ -440,7 +415,7 @@ def doctor(as_json: AsJSON = False) -> None:
     log.configure("ERROR", settings.log_format)
     checks = diagnosis.examine(settings)
     if as_json:
-        _print_json([{"name": c.name, "ok": c.is_ok, "detail": c.detail} for c in checks])
+        print_json([{"name": c.name, "ok": c.is_ok, "detail": c.detail} for c in checks])
     else:
         table = Table("check", "", "detail")
         for check in checks:

@@ -79,6 +79,7 @@ class AccountSettings(BaseModel):
     check_recipient: bool = False
     sign_requests: bool = False
     request_timeout_s: float = Field(20.0, gt=0, le=120)
+    spend_cap_cents_per_hour: int | None = Field(None, ge=1, le=10**12)
 
     @field_validator("base_url")
     @classmethod
@@ -135,6 +136,7 @@ class Settings(BaseSettings):
     submit_within_s: int = Field(3600, ge=1)
     batch_limit: int = Field(64, ge=1, le=1000)
     worker_threads: int = Field(16, ge=1, le=256)
+    erase_after_days: int = Field(30, ge=0, le=36_500)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["text", "json"] = "text"
     #: "id:key" pairs separated by commas, newest first; key = 32 bytes as urlsafe base64.

@@ -23,6 +23,8 @@ POLL_ORDERS = "reconcile.poll_orders"
 WATCH_TRADE_WINDOWS = "watchdog.watch_trade_windows"
 APPLY_WEBHOOK = "inbox.apply_webhook"
 RESUME_STUCK = "sweep.resume_stuck"
+CHECK_INVARIANTS = "invariants.check"
+ERASE = "erasure.erase_due"
 
 
 class Batch(TypedDict):

@@ -73,6 +73,28 @@ class WalletView(ReadModel):
     refunded: int
     paused_until: datetime | None
     pause_reason: str | None
+    #: Set while an operator has stopped the account, or all.
+    stopped_at: datetime | None = None
+    stop_reason: str | None = None
+
+
+class AccountView(ReadModel):
+    """One provider account's brakes; `spend_cap` and `spent_last_hour` are cents.
+
+    `paused_until` is the automatic pause of an account whose provider is away.
+    """
+
+    account: str
+    provider: str
+    stopped_at: datetime | None
+    stopped_by: str | None
+    stop_reason: str | None
+    is_stopped_with_all: bool
+    paused_until: datetime | None
+    pause_reason: str | None
+    requests_per_minute: int | None
+    spend_cap: int | None
+    spent_last_hour: int
 
 
 class CheckoutResult(ReadModel):

@@ -59,6 +59,20 @@ class AccountRow(SQLModel, table=True):
     catalog_at: datetime | None = _time(nullable=True)
 
 
+class AccountSwitchRow(SQLModel, table=True):
+    """The kill switch's append-only log: the newest row of an account, or of `*`, counts."""
+
+    __tablename__ = "account_switches"
+    __table_args__ = (Index("ix_account_switches_account", "account", "id"),)
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
+    account: str = Field(max_length=32)
+    is_stopped: bool
+    at: datetime = _time()
+    by: str = Field(sa_type=Text)
+    reason: str = Field(sa_type=Text)
+
+
 class WalletRow(SQLModel, table=True):
     """The provider's last figure of the spendable balance; the row to lock before allocating."""
 
@@ -86,6 +100,12 @@ class OrderRow(SQLModel, table=True):
             "provider_reference",
             postgresql_where="provider_reference IS NOT NULL",
         ),
+        Index(
+            "ix_orders_erasable",
+            "updated_at",
+            postgresql_where="trade_url_sealed IS NOT NULL AND status IN "
+            "('completed', 'reversed', 'failed', 'cancelled', 'expired')",
+        ),
     )
 
     id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
@@ -105,6 +125,8 @@ class OrderRow(SQLModel, table=True):
     market_hash_name: str | None = None
     expected_price_cents: int = Field(sa_type=BigInteger)
     trade_url_sealed: bytes | None = None
+    #: Keyed hash of the trade URL, kept when the URL itself was erased.
+    trade_url_hash: str | None = None
     submit_by: datetime = _time()
 
     status: OrderStatus = Field(
@@ -153,6 +175,10 @@ class AttemptRow(SQLModel, table=True):
     __tablename__ = "attempts"
     __table_args__ = (
         UniqueConstraint("account", "external_id"),
+        Index("ix_attempts_order", "order_id"),
+        Index(
+            "ix_attempts_spent", "account", "confirmed_at", postgresql_where="state <> 'refused'"
+        ),
         Index(
             "uq_attempts_open",
             "order_id",
@@ -289,3 +315,15 @@ class HeartbeatRow(SQLModel, table=True):
 
     name: str = Field(primary_key=True, sa_type=String(64))
     at: datetime = _time()
+
+
+class InvariantRow(SQLModel, table=True):
+    """What the last check of one invariant found, and how far along the orders it has come."""
+
+    __tablename__ = "invariants"
+
+    name: str = Field(primary_key=True, max_length=64)
+    #: External ids of orders, or names of accounts.
+    violations: list[str] = Field(default_factory=list, sa_type=JSONB)
+    after_id: int = Field(default=0, sa_type=BigInteger)
+    checked_at: datetime = _time()

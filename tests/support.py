@@ -22,6 +22,7 @@ from fulfillment.services import (
     dispatch,
     funds,
     intake,
+    invariants,
     operations,
     reconciliation,
     submission,
@@ -321,6 +322,12 @@ def run_ticks(context: Context) -> None:
 def take_figure(context: Context) -> None:
     """Read the wallet now, outside any batch."""
     funds.refresh_wallet(context, "main")
+
+
+def assert_invariants(context: Context) -> None:
+    """Check all that must always hold, but that the store hears of it: no relay runs here."""
+    found = [each for each in invariants.violations(context) if each.invariant != "outbox_waits"]
+    assert found == []
 
 
 def in_threads(count: int, act: Callable[[int], T]) -> list[T]:

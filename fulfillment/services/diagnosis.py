@@ -3,9 +3,11 @@
 from urllib.parse import urlsplit
 
 from fulfillment.errors import FulfillmentError
+from fulfillment.services import invariants
 from fulfillment.services.context import Context, build_context
 from fulfillment.services.operations import Check, check_readiness
 from fulfillment.settings import PREFIX, Settings
+from fulfillment.store import erasure
 from fulfillment.store.accounts import Purpose
 from schemas.money import cap_in_cents
 
@@ -26,9 +28,33 @@ def examine(settings: Settings) -> list[Check]:
     except FulfillmentError as error:
         return [*checks, Check("context", is_ok=False, detail=str(error))]
     checks += check_readiness(context)
+    checks += _check_data(context)
     checks += [_check_account(context, name) for name in settings.accounts]
     context.close()
     return checks
+
+
+def _check_data(context: Context) -> list[Check]:
+    """Say what the last check of the invariants found, and whether all that is kept can be read."""
+    try:
+        broken, checked_at = invariants.last_findings(context)
+        with context.database.transaction() as session:
+            used = erasure.key_ids(session)
+    except FulfillmentError:
+        return []  # the database or its schema has failed above
+    at = f"checked at {checked_at.isoformat()}" if checked_at else "not checked yet"
+    checks = [Check("invariants", not broken, at)]
+    checks += [
+        Check(
+            f"invariant {each.invariant}",
+            is_ok=False,
+            detail=f"{each.promise}; not so: {', '.join(each.subjects)}",
+        )
+        for each in broken
+    ]
+    missing = ", ".join(sorted(used - context.seal.key_ids))
+    detail = f"lacks {missing}" if missing else f"in use: {', '.join(sorted(used)) or 'none'}"
+    return [*checks, Check("encryption keys", not missing, detail)]
 
 
 def _check_public_url(settings: Settings, name: str) -> Check:

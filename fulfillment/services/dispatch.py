@@ -6,7 +6,7 @@ from datetime import datetime
 
 from fulfillment.services.claiming import CLAIMED, claim_name, gather_lease
 from fulfillment.services.context import Context
-from fulfillment.store import accounts, claims, leases, orders
+from fulfillment.store import accounts, claims, leases, orders, switches
 from fulfillment.store.models import NOTHING_DUE, Move, Order
 from schemas.enums import FailedBy, FailureCode, OrderStatus, Source
 from schemas.messages import Batch
@@ -58,7 +58,7 @@ def dispatch(context: Context, account: str) -> Batch | None:
     token = uuid.uuid4().hex
     limit = context.settings.batch_limit
     with context.database.transaction() as session:
-        if accounts.paused_until(session, account, now):
+        if accounts.paused_until(session, account, now) or switches.stop_of(session, account):
             return None
         if not leases.acquire(session, gather_lease(account), token, now, until):
             return None

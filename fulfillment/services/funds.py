@@ -7,7 +7,8 @@ from datetime import timedelta
 from sqlmodel import Session
 
 from fulfillment.errors import ProviderError
-from fulfillment.services import outages
+from fulfillment.log import get_logger
+from fulfillment.services import brakes, outages
 from fulfillment.services.claiming import (
     WALLET,
     KeptClaim,
@@ -26,6 +27,8 @@ from fulfillment.store.models import UNCLAIMED, Move, Order
 from schemas.enums import FailureCode, OnInsufficientFunds, OrderStatus, Source
 from schemas.messages import Batch
 from schemas.money import cap_in_cents, charge_in_cents
+
+log = get_logger(__name__)
 
 #: How often a waiting account's balance is looked at; one probe serves all its waiting orders.
 _PROBE_S = 10.0
@@ -121,18 +124,27 @@ def _allocate(
     # shared out over all of them by arrival, and who got some outside is made due at once.
     waiting = dict(ledger.waiting_for_funds(session, account))
     waiting |= {order.id: order.quoted_mills or 0 for order in members.values()}
-    funded = allocate(available, sorted(waiting.items()))
+    room = brakes.room_mills(context, session, account)
+    within = available if room is None else min(available, room)
+    funded = allocate(within, sorted(waiting.items()))
+    committed = sum(price for order_id, price in waiting.items() if order_id in funded)
+    left = available - committed
+    # Only the spend cap stands in the way of those that the wallet would still cover.
+    capped = {i for i, price in waiting.items() if i not in funded and price <= left}
     now = context.now()
     woken = [order_id for order_id in funded if order_id not in members]
+    # Whoever waited for the wallet until now is to wait for the cap, without a deadline for funds.
+    outside = orders.get(session, sorted(capped - members.keys()))
+    woken += [order.id for order in outside if order.funds_deadline_at is not None]
     if woken:
         orders.set_due(session, woken, next_attempt_at=now)
-    asleep = [i for i in waiting if i not in funded and i not in members]
+    asleep = [i for i in waiting if i not in funded and i not in members and i not in woken]
     if asleep:
         orders.set_due(session, asleep, next_attempt_at=now + _probe_gap(context))
     _reserve(context, session, [o for o in members.values() if o.id in funded], claim)
-    left = available - sum(price for order_id, price in waiting.items() if order_id in funded)
     short = [order for order in members.values() if order.id not in funded]
-    left_for = _wait(context, session, short, claim, left)
+    cap_left = 0 if room is None else room - committed
+    left_for = _wait(context, session, short, claim, left, capped, cap_left)
     return sum(order_id in members for order_id in funded), left_for
 
 
@@ -148,7 +160,9 @@ def _reserve(context: Context, session: Session, funded: list[Order], claim: Kep
             order.status,
             OrderStatus.QUOTED,
             Source.WALLET,
-            "the balance rose; priced afresh",
+            "the balance rose; priced afresh"
+            if order.funds_deadline_at
+            else "the spend cap has room; priced afresh",
             {"quoted_mills": order.quoted_mills, "funds_deadline_at": None},
             claim=claim.name,
         )
@@ -185,28 +199,40 @@ def _edge_of(order: Order) -> tuple[OrderStatus, OrderStatus]:
 
 
 def _wait(
-    context: Context, session: Session, short: list[Order], claim: KeptClaim, left: int
+    context: Context,
+    session: Session,
+    short: list[Order],
+    claim: KeptClaim,
+    left: int,
+    capped: set[int],
+    cap_left: int,
 ) -> tuple[str, ...]:
-    """Let orders wait for money, go on or fail; name the accounts that some have gone on to."""
+    """Let orders wait for money, go on or fail; name the accounts that some have gone on to.
+
+    Those that the wallet covers and the spend cap does not (`capped`, by id) have no deadline for
+    funds: they wait for room until their time of submission is over.
+    """
     settings = context.account(claim.account)
+    cap = settings.spend_cap_cents_per_hour
     now = context.now()
     moves = []
     for order in short:
+        is_capped = order.id in capped
+        where = f"of {cap} an hour within the spend cap" if is_capped else "in the wallet"
         note = (
-            f"{cap_in_cents(max(left, 0))} cents are left in the wallet beside other orders, "
-            f"needed are {charge_in_cents(order.quoted_mills or 0)}"
+            f"{cap_in_cents(max(cap_left if is_capped else left, 0))} cents are left {where} "
+            f"beside other orders, needed are {charge_in_cents(order.quoted_mills or 0)}"
         )
-        deadline = order.funds_deadline_at or now + timedelta(
-            seconds=context.settings.await_funds_s
-        )
-        due = {**UNCLAIMED, "next_attempt_at": min(now + _probe_gap(context), deadline)}
+        gap, patience = _probe_gap(context), timedelta(seconds=context.settings.await_funds_s)
+        deadline = None if is_capped else order.funds_deadline_at or now + patience
+        due = {**UNCLAIMED, "next_attempt_at": min(now + gap, deadline or now + gap)}
         code = FailureCode.INSUFFICIENT_FUNDS
         going_on = reroute(context, order, f"{code}: {note}", Source.WALLET, claim.name)
         if going_on is not None:
             moves.append(going_on)
-        elif settings.on_insufficient_funds is OnInsufficientFunds.FAIL:
+        elif settings.on_insufficient_funds is OnInsufficientFunds.FAIL and not is_capped:
             moves.append(refusal(order, code, note, Source.WALLET, claim.name))
-        elif order.funds_deadline_at is None:
+        elif order.status is OrderStatus.QUOTED or deadline != order.funds_deadline_at:
             is_quoted = order.status is OrderStatus.QUOTED
             moves.append(
                 Move(
@@ -222,4 +248,7 @@ def _wait(
             )
         else:
             orders.set_due(session, [order.id], **due)
-    return rerouted_to(claim.account, orders.apply(session, moves, now))
+    moved = orders.apply(session, moves, now)
+    if names := [moved[order_id].external_id for order_id in capped if order_id in moved]:
+        log.warning("spend_cap.reached", account=claim.account, cap_cents=cap, orders=names)
+    return rerouted_to(claim.account, moved)

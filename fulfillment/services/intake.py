@@ -141,9 +141,15 @@ def _new_order(context: Context, event: CheckoutEvent) -> NewOrder:
 
 
 def _answer(context: Context, event: CheckoutEvent, order: Order, *, is_new: bool) -> Received:
-    if not is_new and not context.seal.matches(order.fingerprint, _content(event)):
+    if not is_new and not _is_same(context, event, order):
         return Received(event.external_id, error=CheckoutConflict(event.external_id))
     return Received(event.external_id, order.account, order.status, is_new=is_new)
+
+
+def _is_same(context: Context, event: CheckoutEvent, order: Order) -> bool:
+    if order.trade_url_sealed is None and not context.seal.knows_key_of(order.fingerprint):
+        return False  # long over and erased, its key dropped: it cannot be told, nor bought again
+    return context.seal.matches(order.fingerprint, _content(event))
 
 
 def receive_raw(context: Context, raws: Sequence[Any]) -> list[Received]:

@@ -10,7 +10,16 @@ from fulfillment.errors import FulfillmentError, InvalidInput, NotAllowedNow, Or
 from fulfillment.services import pulse
 from fulfillment.services.context import Context
 from fulfillment.services.reports import apply_reports
-from fulfillment.store import accounts, leases, ledger, migrate, orders, outbox, statistics
+from fulfillment.store import (
+    accounts,
+    leases,
+    ledger,
+    migrate,
+    orders,
+    outbox,
+    statistics,
+    switches,
+)
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, Move, Order
 from schemas.enums import FailedBy, FailureCode, OrderStatus, Source
@@ -126,9 +135,16 @@ def page(
 
 
 def wallets(context: Context) -> list[WalletView]:
-    """Show every account's money."""
+    """Show every account's money, and what stops it."""
     with context.database.transaction() as session:
-        return accounts.wallets(session)
+        views = accounts.wallets(session)
+        stops = {view.account: switches.stop_of(session, view.account) for view in views}
+    return [
+        view.model_copy(update={"stopped_at": stop.at, "stop_reason": stop.reason})
+        if (stop := stops[view.account])
+        else view
+        for view in views
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.reports import apply_reports
 from fulfillment.services.routes import TRIED_ELSEWHERE, reroute
-from fulfillment.store import ledger, orders
+from fulfillment.store import ledger, orders, switches
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Move, Order
 from schemas.enums import FailedBy, OrderStatus, Source
@@ -99,6 +99,7 @@ def _write_open(
     attempts = ledger.attempts_of(session, list(open_answers))
     policy = context.provider(claim.account).after_unknown
     longest_call = context.longest_call(claim.account)
+    may_post = switches.stop_of(session, claim.account) is None
     moves, unsent = [], []
     for order, answer in open_answers.values():
         if order.id not in attempts:
@@ -114,7 +115,7 @@ def _write_open(
         ):
             moves.append(_review(context, order, note, claim))
             continue
-        gap = unknowns.retry_gap(policy, attempt, now, context.jitter())
+        gap = unknowns.retry_gap(policy, attempt, now, context.jitter(), may_post=may_post)
         if answer.error is not None and answer.error.retry_after is not None:
             gap = max(gap, answer.error.retry_after)
         due_at = now + gap

@@ -4,6 +4,7 @@ from fulfillment.services.context import Context
 from fulfillment.store import leases
 
 SWEEP, WATCHDOG, POLL = "sweep", "watchdog", "poll"
+INVARIANTS, ERASURE = "invariants", "erasure"
 CONSUMER, RELAY = "intake.consumer", "intake.relay"
 _GAP_S = 3.0
 

@@ -8,20 +8,24 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import accumulate
+
+from sqlmodel import Session
 
 from fulfillment.errors import ProviderDeniesAccount, ProviderNotReached
 from fulfillment.providers.base import Provider
 from fulfillment.services import outages
 from fulfillment.services.answers import Answer, NotSent, Unknown, ask
+from fulfillment.services.brakes import STOPPED_GAP
 from fulfillment.services.budget import Grant
 from fulfillment.services.claiming import SUBMIT, KeptClaim, take_over
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
 from fulfillment.services.outcomes import write_outcomes
 from fulfillment.services.unknowns import Step, next_step
-from fulfillment.store import claims, ledger, orders
+from fulfillment.store import claims, ledger, orders, switches
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import Attempt, Move, Order
@@ -191,24 +195,45 @@ def _begin(
     """Commit the intent to send, with the exact bytes, before any of them leaves."""
     tasks = [_task(context, order, attempts[order.id]) for order in group]
     now = context.now()
-    moves = [
-        Move(
-            task.order.id,
-            task.order.status,
-            OrderStatus.SUBMITTING,
-            Source.SUBMIT,
-            _intent(task),
-            claim=claim.name,
-        )
-        for task in tasks
-    ]
     with context.database.transaction() as session:
+        if switches.stop_of(session, claim.account):
+            tasks = _without_posts(session, claim, tasks, now)
+        moves = [
+            Move(
+                task.order.id,
+                task.order.status,
+                OrderStatus.SUBMITTING,
+                Source.SUBMIT,
+                _intent(task),
+                claim=claim.name,
+            )
+            for task in tasks
+        ]
         begun = orders.apply(session, moves, now)
         posts = [t for t in tasks if t.order.id in begun and t.step is Step.POST]
         sealed = {task.order.id: context.seal.seal(task.body) for task in posts}
         ledger.begin_posts(session, sealed, now)
     # Each task keeps the attempt as it was: that tells whether an earlier post is unresolved.
     return [task for task in tasks if task.order.id in begun]
+
+
+def _without_posts(
+    session: Session, claim: KeptClaim, tasks: list[_Task], now: datetime
+) -> list[_Task]:
+    """Leave out what a stopped account must not send; what may have been sent is looked up.
+
+    What is too late is kept: of that nothing is posted anyway.
+    """
+    kept, held = [], []
+    for task in tasks:
+        if task.step is Step.LOOK_UP or task.order.submit_by <= now:
+            kept.append(task)
+        elif task.attempt.unknown_since is not None:
+            kept.append(replace(task, step=Step.LOOK_UP))
+        else:
+            held.append(task.order.id)
+    claims.release(session, held, claim.name, now + STOPPED_GAP)
+    return kept
 
 
 def _task(context: Context, order: Order, attempt: Attempt) -> _Task:

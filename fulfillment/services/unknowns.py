@@ -69,13 +69,15 @@ def is_for_a_person(
     return now - max(attempt.unknown_since, order.submit_by) >= REVIEW_AFTER
 
 
-def retry_gap(policy: AfterUnknown, attempt: Attempt, now: datetime, jitter: float) -> timedelta:
+def retry_gap(
+    policy: AfterUnknown, attempt: Attempt, now: datetime, jitter: float, *, may_post: bool = True
+) -> timedelta:
     """Give the pause before the next request: about 1 s, doubling to 30 s, with jitter.
 
-    A replay that two lookups allow follows at once, and the second lookup comes no later than the
-    time at which it allows one.
+    A replay that two lookups allow follows at once, unless nothing may be posted; the second
+    lookup comes no later than the time at which it allows one.
     """
-    if policy is AfterUnknown.LOOKUP_THEN_REPLAY and is_surely_absent(attempt):
+    if may_post and policy is AfterUnknown.LOOKUP_THEN_REPLAY and is_surely_absent(attempt):
         doublings = 0
     else:
         doublings = max(attempt.posts - 1, 0) + attempt.empty_lookups

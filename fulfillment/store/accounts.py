@@ -106,6 +106,15 @@ def paused_until(session: Session, account: str, now: datetime) -> datetime | No
     return until if until is not None and until > now else None
 
 
+def pauses(session: Session, now: datetime) -> dict[str, tuple[datetime, str | None]]:
+    """Give which accounts are left alone now: until when and why."""
+    rows = session.execute(
+        text("SELECT name, paused_until, pause_reason FROM accounts WHERE paused_until > :now"),
+        {"now": now},
+    )
+    return {row.name: (row.paused_until, row.pause_reason) for row in rows}
+
+
 def pause(session: Session, account: str, until: datetime, reason: str) -> None:
     """Leave the account alone for a while; never shortens a pause."""
     session.execute(

@@ -11,6 +11,8 @@ from datetime import datetime
 from sqlalchemy import text
 from sqlmodel import Session
 
+from fulfillment.store.switches import STOPPED
+
 # Due, and not claimed by a living worker.
 _FREE = "o.next_attempt_at <= :now AND (o.claimed_until IS NULL OR o.claimed_until <= :now)"
 # Waits for a catalog and a wallet answer; the rest of what is due is to be submitted. Told by the
@@ -58,6 +60,7 @@ def claim_stuck(
                     SELECT o.id FROM orders o
                      WHERE o.account = a.name AND {_FREE}
                        AND {_TO_SUBMIT} AND {_UNPAUSED}
+                       AND (o.status = 'submitting' OR NOT {STOPPED})
                      ORDER BY o.next_attempt_at, o.id LIMIT :limit FOR UPDATE SKIP LOCKED) due)
             RETURNING id, account
             """  # noqa: S608 - constants
@@ -74,7 +77,8 @@ def accounts_waiting(session: Session, now: datetime) -> list[str]:
             f"""
             SELECT a.name FROM accounts a WHERE EXISTS (
                  SELECT 1 FROM orders o
-                  WHERE o.account = a.name AND {_FREE} AND {_WAITING} AND {_UNPAUSED})
+                  WHERE o.account = a.name AND {_FREE} AND {_WAITING} AND {_UNPAUSED}
+                    AND NOT {STOPPED})
             """  # noqa: S608 - constants
         ),
         {"now": now},

@@ -108,6 +108,29 @@ def available_mills(session: Session, account: str) -> int:
     return int(row[0]) if row else 0
 
 
+def spent_mills(session: Session, account: str, since: datetime) -> int:
+    """Give the most that the account can have spent after `since`.
+
+    The provider takes an order at some time between its hold and its confirmation, so an attempt
+    counts until its confirmation is older; what was refused or released was not spent.
+    """
+    row = session.execute(
+        text(
+            """
+            SELECT coalesce(sum(greatest(a.hold_mills, coalesce(e.amount_mills, 0))), 0)
+              FROM attempts a
+              LEFT JOIN wallet_entries e ON e.attempt_id = a.id AND e.kind = 'settle'
+             WHERE a.account = :account AND a.state <> 'refused'
+               AND NOT (a.state = 'ended' AND a.hold_closed_at IS NOT NULL)
+               AND (a.confirmed_at > :since
+                    OR a.confirmed_at IS NULL AND (a.ended_at IS NULL OR a.ended_at > :since))
+            """
+        ),
+        {"account": account, "since": since},
+    )
+    return int(row.scalar_one())
+
+
 def waiting_for_funds(session: Session, account: str) -> list[tuple[int, int]]:
     """Give the account's orders that wait for money, oldest first: id and price in mills."""
     rows = session.execute(

@@ -60,6 +60,13 @@ class Seal:
         except (InvalidTag, ValueError):  # a ValueError tells of bytes too short to be sealed ones
             raise ConfigurationError(SETTING, "has another key under a known id") from None
 
+    @property
+    def key_ids(self) -> set[str]:
+        return set(self._keys)
+
+    def knows_key_of(self, fingerprint: str) -> bool:
+        return fingerprint.partition(":")[0] in self._keys
+
     def fingerprint(self, content: bytes) -> str:
         """Make a keyed hash that names its key; the content cannot be guessed from it."""
         return self._fingerprint(self._newest, content)

@@ -15,6 +15,7 @@ class Gauges:
 
     orders: dict[tuple[str, str], int]
     overdue: int
+    capped: dict[str, int]
     oldest_attempt_age_s: float
     oldest_poll_age_s: float
     outbox_waiting: int
@@ -38,12 +39,21 @@ def measure(session: Session, now: datetime, outbox_waiting: int, outbox_age: ti
         )
     ).one()
 
+    # Without a deadline for funds it is the spend cap that an order waits for.
+    capped = session.execute(
+        text(
+            "SELECT account, count(*) AS n FROM orders WHERE status = 'awaiting_funds' "
+            "AND funds_deadline_at IS NULL GROUP BY account"
+        )
+    ).all()
+
     def age(due: datetime | None) -> float:
         return max((now - due).total_seconds(), 0.0) if due else 0.0
 
     return Gauges(
         orders={(r.account, r.status): r.n for r in counted},
         overdue=row.overdue,
+        capped={r.account: r.n for r in capped},
         oldest_attempt_age_s=age(row.attempt),
         oldest_poll_age_s=age(row.poll),
         outbox_waiting=outbox_waiting,

@@ -5,7 +5,7 @@ Labels come from closed sets only: route templates, configured accounts, our own
 
 import asyncio
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fulfillment.clock import Clock
 from fulfillment.log import get_logger
-from fulfillment.services import operations
+from fulfillment.services import brakes, invariants, operations
 from fulfillment.services.context import Context
 from fulfillment.web.errors import DATABASE_ERRORS, UNEXPECTED, reason_of, refusal
 
@@ -61,14 +61,25 @@ class DatabaseCollector(Collector):
     def _measure(self) -> Iterator[GaugeMetricFamily]:
         try:
             found = operations.gauges(self._context)
+            brakes_now = brakes.show_accounts(self._context)
+            broken = invariants.last_counts(self._context)
         except DATABASE_ERRORS as error:
             log.warning("metrics.database_error", reason=reason_of(error))
             yield _gauge("database_up", "Whether the database answers", [((), 0)])
             return
         yield _gauge("database_up", "Whether the database answers", [((), 1)])
         yield _gauge("orders", "Orders by status", found.orders.items(), "account", "status")
-        ticks = [([name], age) for name, age in found.tick_age_s.items()]
+        ticks = _by_one(found.tick_age_s)
         yield _gauge("tick_age_seconds", "Since a periodic activity last ran", ticks, "name")
+        about = "What breaks an invariant, by the last check"
+        yield _gauge("invariant_violations", about, _by_one(broken), "invariant")
+        stopped = {view.account: float(view.stopped_at is not None) for view in brakes_now}
+        yield _gauge("account_stopped", "Stopped by an operator", _by_one(stopped), "account")
+        spent = {view.account: view.spent_last_hour for view in brakes_now if view.spend_cap}
+        about = "Spent or held within the hour before, of accounts with a spend cap"
+        yield _gauge("spent_last_hour_cents", about, _by_one(spent), "account")
+        about = "Orders that only the spend cap keeps waiting"
+        yield _gauge("orders_capped", about, _by_one(found.capped), "account")
         for name, about, value in (
             ("orders_overdue", "Offers that outlived their trade window", found.overdue),
             ("oldest_attempt_age_seconds", "Longest wait for our act", found.oldest_attempt_age_s),
@@ -77,6 +88,10 @@ class DatabaseCollector(Collector):
             ("outbox_age_seconds", "Age of the oldest of them", found.outbox_age_s),
         ):
             yield _gauge(name, about, [((), value)])
+
+
+def _by_one(values: Mapping[str, float]) -> Iterator[tuple[list[str], float]]:
+    return (([label], value) for label, value in values.items())
 
 
 def _gauge(

@@ -128,6 +128,7 @@ def test_every_relative_link_leads_somewhere() -> None:
 def test_the_papers_name_only_targets_and_commands_that_exist() -> None:
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     commands = {c.name or c.callback.__name__ for c in cli.registered_commands if c.callback}
+    commands |= {group.name for group in cli.registered_groups if group.name}
     for paper in papers():
         code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", paper.read_text(), re.DOTALL))
         assert set(re.findall(r"\bmake ([a-z-]+)", code)) <= targets, paper.name

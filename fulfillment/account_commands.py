@@ -1,0 +1,88 @@
+"""`fulfillment accounts`: list the accounts' brakes, stop an account or all, and resume."""
+
+import getpass
+import os
+import socket
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from fulfillment.terminal import AsJSON, dollars, err, make_context, out, print_json
+from schemas.orders import AccountView
+
+commands = typer.Typer(help="List accounts and their brakes; stop and resume buying.")
+
+Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="The account.")]
+All = Annotated[bool, typer.Option("--all", help="The switch of all accounts instead.")]
+
+
+@commands.callback(invoke_without_command=True)
+def accounts(command: typer.Context, as_json: AsJSON = False) -> None:
+    """List accounts: what stops them, and what they may spend."""
+    if command.invoked_subcommand is not None:
+        return
+    from fulfillment.services import brakes
+
+    views = brakes.show_accounts(make_context())
+    if as_json:
+        print_json([view.as_json() for view in views])
+        return
+    table = Table("account", "provider", "buys", "requests/min", "spent in 1 h", "cap")
+    for view in views:
+        limit = "" if view.requests_per_minute is None else str(view.requests_per_minute)
+        spent, cap = dollars(view.spent_last_hour), dollars(view.spend_cap)
+        table.add_row(view.account, view.provider, _state(view), limit, spent, cap)
+    out.print(table)
+
+
+def _state(view: AccountView) -> str:
+    if view.stopped_at:
+        scope = " with all" if view.is_stopped_with_all else ""
+        since = f"since {view.stopped_at:%Y-%m-%d %H:%M:%S} by {view.stopped_by}"
+        return f"paused{scope} {since}: {view.stop_reason}"
+    if view.paused_until:
+        return f"provider away until {view.paused_until:%H:%M:%S}: {view.pause_reason}"
+    return "yes"
+
+
+@commands.command()
+def pause(
+    reason: Annotated[str, typer.Option(help="Why; kept with who and when.")],
+    name: Name = None,
+    is_all: All = False,
+) -> None:
+    """Buy nothing more; what is under way is followed to its end."""
+    from fulfillment.services import brakes
+
+    account = _chosen(name, is_all)
+    brakes.stop(make_context(), account, reason, _operator())
+    err.print(f"{account or 'all accounts'} paused: nothing new is bought", markup=False)
+
+
+@commands.command()
+def resume(
+    name: Name = None,
+    is_all: All = False,
+    reason: Annotated[str, typer.Option(help="Why; kept with who and when.")] = "",
+) -> None:
+    """Buy again. An account paused by itself stays so when all are resumed."""
+    from fulfillment.services import brakes
+
+    account = _chosen(name, is_all)
+    was_paused = brakes.resume(make_context(), account, reason, _operator())
+    err.print(f"{account or 'all accounts'} {'resumed' if was_paused else 'had not been paused'}")
+
+
+def _chosen(name: str | None, is_all: bool) -> str | None:
+    if (name is None) != is_all:
+        raise typer.BadParameter("expected one of NAME and --all", param_hint="NAME")
+    return name
+
+
+def _operator() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"

@@ -1,0 +1,92 @@
+"""The brakes on buying: the operator's kill switch, and each account's spend cap an hour.
+
+A stopped account buys nothing new: no batch is gathered and no request to buy is sent. Unknown
+outcomes are still looked up, and orders that the provider has are followed to their ends.
+"""
+
+from datetime import timedelta
+
+from sqlmodel import Session
+
+from fulfillment.errors import InvalidInput
+from fulfillment.log import get_logger
+from fulfillment.services.context import Context
+from fulfillment.store import accounts, ledger, switches
+from fulfillment.store.switches import ALL
+from schemas.money import cents_to_mills, charge_in_cents
+from schemas.orders import AccountView
+
+log = get_logger(__name__)
+
+#: How soon to look at an order again that only the switch keeps from being sent.
+STOPPED_GAP = timedelta(seconds=10)
+_HOUR = timedelta(hours=1)
+
+
+def stop(context: Context, account: str | None, reason: str, by: str) -> None:
+    """Stop an account, or all where none is named. Raises InvalidInput, ConfigurationError."""
+    if not reason.strip():
+        raise InvalidInput("reason", "expected why, for whoever finds the account stopped")
+    _turn(context, account, reason.strip(), by, is_stopped=True)
+
+
+def resume(context: Context, account: str | None, reason: str, by: str) -> bool:
+    """Turn the switch of an account, or of all, back; say whether it was turned.
+
+    Accounts that are stopped by themselves stay so when all are resumed. Raises ConfigurationError.
+    """
+    with context.database.transaction() as session:
+        is_stopped = (account or ALL) in switches.stops(session)
+    if is_stopped:
+        _turn(context, account, reason.strip(), by, is_stopped=False)
+    return is_stopped
+
+
+def _turn(context: Context, account: str | None, reason: str, by: str, *, is_stopped: bool) -> None:
+    name = ALL
+    if account is not None:
+        context.account(account)
+        name = account
+    with context.database.transaction() as session:
+        now = context.now()
+        switches.turn(session, name, is_stopped=is_stopped, by=by, reason=reason, now=now)
+    event = "account.stopped" if is_stopped else "account.resumed"
+    log.warning(event, account=name, by=by, reason=reason)
+
+
+def show_accounts(context: Context) -> list[AccountView]:
+    """Show every configured account: what stops it, and what it may spend."""
+    views = []
+    with context.database.transaction() as session:
+        pauses = accounts.pauses(session, context.now())
+        for name, settings in context.settings.accounts.items():
+            stopped = switches.stop_of(session, name)
+            views.append(
+                AccountView(
+                    account=name,
+                    provider=settings.provider,
+                    stopped_at=stopped and stopped.at,
+                    stopped_by=stopped and stopped.by,
+                    stop_reason=stopped and stopped.reason,
+                    is_stopped_with_all=stopped is not None and stopped.account == ALL,
+                    paused_until=pauses[name][0] if name in pauses else None,
+                    pause_reason=pauses[name][1] if name in pauses else None,
+                    requests_per_minute=settings.requests_per_minute,
+                    spend_cap=settings.spend_cap_cents_per_hour,
+                    spent_last_hour=charge_in_cents(_spent_mills(context, session, name)),
+                )
+            )
+    return views
+
+
+def _spent_mills(context: Context, session: Session, account: str) -> int:
+    return ledger.spent_mills(session, account, context.now() - _HOUR)
+
+
+def room_mills(context: Context, session: Session, account: str) -> int | None:
+    """Give what the cap lets the account commit now; None without a cap.
+
+    Exact only under the wallet's lock.
+    """
+    cap = context.account(account).spend_cap_cents_per_hour
+    return None if cap is None else cents_to_mills(cap) - _spent_mills(context, session, account)

@@ -1,0 +1,292 @@
+"""What must always hold, each as one statement that finds whatever breaks it.
+
+A statement sees the database at one instant, and whoever changes an order changes its log, its
+attempt and its money in the same transaction: what is found is broken, not under way. Beside
+`:now` statements take the patience that the promise of a time allows. Those about `:ids` look at
+these orders alone, since nothing but the whole table would find every one that is broken.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from string import Template
+from typing import Any
+
+import msgspec
+from sqlalchemy import text
+from sqlmodel import Session, select
+
+from fulfillment.states import FINAL, FOLLOWED, TRANSITIONS, WAITING
+from schemas.enums import AttemptState as A
+from schemas.enums import OrderStatus as S
+from schemas.tables import InvariantRow
+
+
+def _words(members: Iterable[str]) -> str:
+    return ", ".join(f"'{member}'" for member in sorted(members))
+
+
+#: What `$name` stands for in a statement.
+_WORDS = {
+    "final": _words(FINAL),
+    "waiting": _words([*WAITING, S.RESERVED]),
+    "followed": _words([*FOLLOWED, S.NEEDS_REVIEW]),
+    "live": _words([A.RESERVED, A.SENDING, A.ACCEPTED]),
+    "edges": _words(f"{source}>{target}" for source, target in TRANSITIONS),
+    # Delivered, and the provider is still asked what it charged.
+    "uncharged": (
+        "(o.status = 'completed' AND o.charged_mills IS NULL AND o.next_poll_at IS NOT NULL)"
+    ),
+    # What the log does not tell: secrets, due times and who works on the order.
+    "not_logged": "ARRAY['id', 'fingerprint', 'trade_url_sealed', 'trade_url_hash', 'created_at', "
+    "'updated_at', 'next_attempt_at', 'next_poll_at', 'polled_at', 'polls', 'next_watch_at', "
+    "'claim', 'claimed_until']",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Invariant:
+    """A promise, and the statement that gives the orders or accounts for which it is broken."""
+
+    name: str
+    promise: str
+    statement: str
+
+    @property
+    def is_about_ids(self) -> bool:
+        return ":ids" in self.statement
+
+
+INVARIANTS = (
+    Invariant(
+        "final_order_open_hold",
+        "the money of a final order is settled or released when the wallet tells of it",
+        """
+        SELECT o.external_id FROM attempts a JOIN orders o ON o.id = a.order_id
+         WHERE a.hold_closed_at IS NULL AND o.status IN ($final) AND NOT $uncharged
+           AND coalesce(a.ended_at, o.updated_at) + :wallet_lag + :patience <= :now
+        """,
+    ),
+    Invariant(
+        "final_order_open_attempt",
+        "nothing is bought for an order that is final",
+        """
+        SELECT o.external_id FROM attempts a JOIN orders o ON o.id = a.order_id
+         WHERE a.state IN ($live) AND o.status IN ($final) AND NOT $uncharged
+        """,
+    ),
+    Invariant(
+        "under_way_without_hold",
+        "what is being bought has money held for it",
+        """
+        SELECT o.external_id FROM orders o
+         WHERE o.status IN ('reserved', 'submitting', $followed)
+           AND NOT o.between_attempts
+           AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.order_id = o.id
+                              AND a.state IN ($live) AND a.hold_closed_at IS NULL)
+        """,
+    ),
+    Invariant(
+        "nothing_due",
+        "an order that is not final has a time at which somebody looks at it",
+        """
+        SELECT o.external_id FROM orders o
+         WHERE o.status IN ($waiting, 'submitting')
+               AND o.next_attempt_at IS NULL
+            OR o.status IN ($followed) AND o.next_poll_at IS NULL
+            OR o.status = 'sent' AND o.next_watch_at IS NULL AND NOT o.overdue
+        """,
+    ),
+    Invariant(
+        "past_its_time",
+        "an order comes on by the time that was promised",
+        """
+        SELECT o.external_id FROM orders o
+         WHERE o.status IN ($waiting) AND o.submit_by + :patience <= :now
+           AND (o.claimed_until IS NULL OR o.claimed_until <= :now)
+        UNION ALL
+        SELECT o.external_id FROM orders o
+          LEFT JOIN attempts a ON a.order_id = o.id AND a.state IN ($live)
+         WHERE o.status = 'submitting'
+           AND greatest(o.submit_by, a.unknown_since) + :review_after + :patience <= :now
+        UNION ALL
+        SELECT o.external_id FROM orders o
+         WHERE o.status = 'sent' AND NOT o.overdue
+           AND o.trade_deadline_at + :overdue_grace + :patience <= :now
+        UNION ALL
+        SELECT o.external_id FROM orders o WHERE o.next_poll_at <= :now - :patience
+        """,
+    ),
+    Invariant(
+        "overcommitted",
+        "holds that the wallet's figure cannot tell of yet never exceed it",
+        """
+        SELECT w.account FROM wallets w
+         WHERE w.figure_mills < (
+               SELECT sum(a.hold_mills) FROM attempts a
+                WHERE a.account = w.account AND a.absorbed_at IS NULL AND a.hold_closed_at IS NULL
+                  AND (a.sending_at IS NULL OR a.sending_at > w.requested_at))
+        """,
+    ),
+    Invariant(
+        "outbox_waits",
+        "the store hears of every change",
+        """
+        SELECT o.external_id FROM outbox_messages m JOIN orders o ON o.id = m.order_id
+         WHERE m.published_at IS NULL AND m.created_at + :patience <= :now
+        """,
+    ),
+    Invariant(
+        "inbox_waits",
+        "a webhook that was taken is applied",
+        """
+        SELECT o.external_id FROM webhook_deliveries d JOIN orders o ON o.id = d.order_id
+         WHERE d.next_apply_at + :patience <= :now
+        """,
+    ),
+    Invariant(
+        "not_erased",
+        "trade URLs and sent bodies are erased when the order has been over for long enough",
+        """
+        SELECT o.external_id FROM orders o
+         WHERE o.trade_url_sealed IS NOT NULL AND o.status IN ($final) AND o.next_poll_at IS NULL
+           AND o.updated_at <= :now - :erase_after - :erase_patience
+           AND (o.reversible_until IS NULL
+                OR o.reversible_until <= :now - :erase_after - :erase_patience)
+        """,
+    ),
+    Invariant(
+        "several_live_attempts",
+        "one checkout is bought at most once",
+        """
+        SELECT o.external_id FROM orders o WHERE o.id = ANY(:ids) AND 1 < (
+               SELECT count(*) FROM attempts a
+                WHERE a.order_id = o.id AND a.state IN ($live, 'completed'))
+        """,
+    ),
+    Invariant(
+        "delivery_not_watched",
+        "a delivered order is asked about for as long as it can be undone",
+        """
+        SELECT o.external_id FROM orders o WHERE o.id = ANY(:ids) AND o.status = 'completed'
+           AND o.reversible_until > :now AND o.next_poll_at IS NULL
+        """,
+    ),
+    Invariant(
+        "log_is_whole",
+        "an order's log has no gap, and each step of it is a legal one",
+        """
+        SELECT o.external_id FROM orders o CROSS JOIN LATERAL (
+               SELECT e.sequence, e.from_status, e.to_status,
+                      lag(e.to_status) OVER (ORDER BY e.sequence) AS before,
+                      row_number() OVER (ORDER BY e.sequence) AS place
+                 FROM order_events e WHERE e.order_id = o.id) e
+         WHERE o.id = ANY(:ids)
+         GROUP BY o.id HAVING o.sequence <> count(*)
+             OR bool_or(e.sequence <> e.place OR e.from_status IS DISTINCT FROM e.before
+                        OR e.from_status <> e.to_status
+                           AND e.from_status || '>' || e.to_status NOT IN ($edges))
+        UNION ALL
+        SELECT o.external_id FROM orders o WHERE o.id = ANY(:ids)
+           AND NOT EXISTS (SELECT 1 FROM order_events e WHERE e.order_id = o.id)
+        """,
+    ),
+    Invariant(
+        "log_rebuilds_row",
+        "an order's log alone rebuilds its row",
+        """
+        SELECT o.external_id FROM orders o CROSS JOIN LATERAL (
+               SELECT coalesce(jsonb_object_agg(c.key, c.value ORDER BY e.sequence)
+                                   FILTER (WHERE c.key IS NOT NULL), '{}')
+                      || jsonb_build_object('sequence', max(e.sequence),
+                             'status', (array_agg(e.to_status ORDER BY e.sequence DESC))[1]) AS row
+                 FROM order_events e LEFT JOIN LATERAL jsonb_each(e.changes) c ON true
+                WHERE e.order_id = o.id) log
+         WHERE o.id = ANY(:ids)
+           AND (SELECT jsonb_object_agg(key, value) FROM jsonb_each(to_jsonb(o) - $not_logged)
+                 WHERE value NOT IN ('null', 'false', '[]'))
+               IS DISTINCT FROM
+               (SELECT jsonb_object_agg(key, value)
+                  FROM jsonb_each(to_jsonb(jsonb_populate_record(NULL::orders, log.row))
+                                  - $not_logged)
+                 WHERE value NOT IN ('null', 'false', '[]'))
+        """,
+    ),
+    Invariant(
+        "money_is_explained",
+        "the ledger's entries say of every attempt what became of its money",
+        """
+        SELECT o.external_id FROM orders o JOIN attempts a ON a.order_id = o.id
+         CROSS JOIN LATERAL (
+               SELECT count(*) FILTER (WHERE kind = 'hold' AND amount_mills = a.hold_mills) AS held,
+                      count(*) FILTER (WHERE kind = 'settle') AS settled,
+                      count(*) FILTER (WHERE kind = 'release'
+                                         AND amount_mills = a.hold_mills) AS released,
+                      count(*) FILTER (WHERE kind = 'refund') AS refunded,
+                      coalesce(sum(amount_mills) FILTER (WHERE kind = 'refund'), 0)
+                      - coalesce(sum(amount_mills) FILTER (WHERE kind = 'settle'), 0) AS too_much,
+                      count(*) FILTER (WHERE e.account <> a.account OR e.order_id <> a.order_id
+                                          OR amount_mills < 0) AS foreign_ones
+                 FROM wallet_entries e WHERE e.attempt_id = a.id) e
+         WHERE o.id = ANY(:ids) AND NOT (
+               e.held = 1 AND e.foreign_ones = 0
+               AND (e.settled = 1) = (a.state = 'completed')
+               AND (a.hold_closed_at IS NOT NULL) = (e.settled + e.released > 0)
+               AND (a.hold_closed_at IS NULL OR a.state NOT IN ($live))
+               AND (e.released = 1 OR a.state <> 'refused')
+               AND e.refunded <= e.settled AND (e.refunded = 0 OR e.too_much <= 0))
+        """,
+    ),
+)
+
+
+def broken(
+    session: Session, invariant: Invariant, parameters: Mapping[str, Any], limit: int
+) -> list[str]:
+    """Give for which orders or accounts an invariant does not hold, each once."""
+    statement = Template(invariant.statement).substitute(_WORDS) + " LIMIT :limit"
+    rows = session.execute(text(statement), {**parameters, "limit": limit})
+    return sorted({str(row[0]) for row in rows})
+
+
+def ids_after(session: Session, after_id: int, limit: int) -> list[int]:
+    """Give the next orders by our own ids."""
+    rows = session.execute(
+        text("SELECT id FROM orders WHERE id > :after ORDER BY id LIMIT :limit"),
+        {"after": after_id, "limit": limit},
+    )
+    return [row.id for row in rows]
+
+
+def ids_beside(session: Session, external_ids: Sequence[str], limit: int) -> list[int]:
+    """Give the newest orders and the named ones by our own ids."""
+    rows = session.execute(
+        text(
+            "(SELECT id FROM orders ORDER BY id DESC LIMIT :limit) "
+            "UNION SELECT id FROM orders WHERE external_id = ANY(:names)"
+        ),
+        {"limit": limit, "names": list(external_ids)},
+    )
+    return [row.id for row in rows]
+
+
+def found_before(session: Session) -> dict[str, InvariantRow]:
+    """Give what the last checks found, by invariant."""
+    return {row.name: row for row in session.exec(select(InvariantRow))}
+
+
+def keep(
+    session: Session, found: Mapping[str, Sequence[str]], after_id: int, now: datetime
+) -> None:
+    """Keep what a check found, and how far along the orders it came."""
+    session.execute(
+        text(
+            """
+            INSERT INTO invariants (name, violations, after_id, checked_at)
+            SELECT f.key, f.value, :after_id, :now FROM jsonb_each(CAST(:found AS jsonb)) f
+            ON CONFLICT (name) DO UPDATE SET violations = excluded.violations,
+                   after_id = excluded.after_id, checked_at = excluded.checked_at
+            """
+        ),
+        {"found": msgspec.json.encode(found).decode(), "after_id": after_id, "now": now},
+    )

@@ -1,0 +1,55 @@
+"""The operator's kill switch: an append-only log of which the newest row of an account counts.
+
+It is apart from the automatic pause of an account whose provider is away: nothing but a person
+turns it back.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import text
+from sqlmodel import Session
+
+from schemas.tables import AccountSwitchRow
+
+#: Stands for every account; no account can have this name.
+ALL = "*"
+
+_NEWEST = """
+    SELECT DISTINCT ON (account) account, is_stopped, at, by, reason
+      FROM account_switches ORDER BY account, id DESC
+"""
+#: Says of an order `o` whether its account is stopped, by itself or with all.
+STOPPED = f"""
+    EXISTS (SELECT 1 FROM ({_NEWEST}) s WHERE s.is_stopped AND s.account IN (o.account, '{ALL}'))
+"""  # noqa: S608 - constants
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Since when an account (or ALL) is stopped, by whom and why."""
+
+    account: str
+    at: datetime
+    by: str
+    reason: str
+
+
+def stops(session: Session) -> dict[str, Stop]:
+    """Give what is stopped now, by account or ALL."""
+    rows = session.execute(text(f"SELECT * FROM ({_NEWEST}) s WHERE is_stopped"))  # noqa: S608
+    return {row.account: Stop(row.account, row.at, row.by, row.reason) for row in rows}
+
+
+def stop_of(session: Session, account: str) -> Stop | None:
+    """Say what stops the account: its own switch before that of all."""
+    found = stops(session)
+    return found.get(account) or found.get(ALL)
+
+
+def turn(
+    session: Session, account: str, *, is_stopped: bool, by: str, reason: str, now: datetime
+) -> None:
+    """Write down a turn of the switch."""
+    row = AccountSwitchRow(account=account, is_stopped=is_stopped, at=now, by=by, reason=reason)
+    session.add(row)

@@ -1,0 +1,39 @@
+"""What the commands share: consoles, the context of one command, and how values are printed."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fulfillment import log
+from fulfillment.settings import load_settings
+
+if TYPE_CHECKING:
+    from fulfillment.services.context import Context
+
+out = Console()
+err = Console(stderr=True)
+
+AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def make_context() -> "Context":
+    from fulfillment.services.context import build_context, register_accounts
+
+    settings = load_settings()
+    log.configure("WARNING", settings.log_format)
+    settings.require("database_url", "encryption_keys")
+    context = build_context(settings, threads=2)
+    register_accounts(context)
+    return context
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def dollars(cents: int | None) -> str:
+    """Show cents as dollars."""
+    return "" if cents is None else f"{cents // 100}.{cents % 100:02d}"

@@ -1,0 +1,130 @@
+"""Trade URLs and sent bodies are erased when an order has been over for long enough, no sooner."""
+
+import pytest
+
+from fulfillment.errors import CheckoutConflict, ConfigurationError
+from fulfillment.services import erasure, intake
+from fulfillment.services.context import Context
+from fulfillment.store import erasure as stored
+from fulfillment.store.sealing import generate_key
+from schemas.enums import OrderStatus as S
+from schemas.provider import ReportState as R
+from tests.conftest import ENCRYPTION_KEYS, MakeContext
+from tests.support import (
+    TRADE_URL,
+    FakeClock,
+    FakeProvider,
+    again,
+    assert_invariants,
+    checkout,
+    receive,
+    receive_one,
+    rows,
+    run_chain,
+    run_polls,
+    run_ticks,
+)
+
+DAY = 86_400
+
+
+def kept(context: Context) -> tuple[int, int]:
+    """Count the trade URLs and the bodies that are kept."""
+    (row,) = rows(
+        context,
+        "SELECT (SELECT count(trade_url_sealed) FROM orders) AS urls, "
+        "(SELECT count(body_sealed) FROM attempts) AS bodies",
+    )
+    return row["urls"], row["bodies"]
+
+
+def test_nothing_is_erased_before_the_true_end_and_all_of_it_after(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    delivered, failed, under_way = receive(context, *(checkout() for _ in range(3)))
+    run_chain(context)
+    provider.says(delivered.external_id, R.COMPLETED, charged_mills=6120)
+    provider.says(failed.external_id, R.FAILED, failure_code="item_unavailable")
+    for _ in range(2):
+        clock.advance(31)
+        run_polls(context)
+    counts = []
+
+    for days in (29, 2, 6, 2):
+        clock.advance(days * DAY)
+        for _ in range(3):
+            run_ticks(context)
+            clock.advance(31)
+        counts.append((erasure.erase(context), kept(context)))
+
+    # The failed one 30 days after its end; the delivered one 30 days after its 8 days of watch.
+    assert counts == [(0, (3, 3)), (1, (2, 2)), (0, (2, 2)), (1, (1, 1))]
+    assert again(context, under_way).status is S.ACCEPTED
+
+
+def test_a_keyed_hash_of_the_trade_url_stays_for_audit(
+    context: Context, clock: FakeClock, provider: FakeProvider
+) -> None:
+    provider.prices.clear()
+    order = receive_one(context)
+    run_chain(context)
+    clock.advance(31 * DAY)
+
+    erasure.erase(context)
+
+    (row,) = rows(context, "SELECT trade_url_sealed, trade_url_hash FROM orders")
+    assert row["trade_url_sealed"] is None
+    assert context.seal.matches(row["trade_url_hash"], TRADE_URL.encode())
+    assert not context.seal.matches(row["trade_url_hash"], TRADE_URL.encode() + b"x")
+    repeated = checkout(externalId=order.external_id)
+    (result,) = intake.receive_raw(context, [repeated])
+    assert (result.error, result.is_new) == (None, False)
+    assert_invariants(context)
+
+
+def test_keys_rotate_and_the_old_one_can_go_when_its_orders_are_erased(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    new_key = f"new:{generate_key()}"
+    before = make_context(provider)
+    old_order = receive_one(before)
+
+    rotated = make_context(provider, encryption_keys=f"{new_key},{ENCRYPTION_KEYS}")
+    run_chain(rotated)
+    provider.says(old_order.external_id, R.FAILED, failure_code="item_unavailable")
+    clock.advance(31)
+    run_polls(rotated)
+    clock.advance(30 * DAY)
+    new_order = receive_one(rotated)
+    with rotated.database.transaction() as session:
+        in_use = stored.key_ids(session)
+    erasure.erase(rotated)
+    with rotated.database.transaction() as session:
+        left = stored.key_ids(session)
+
+    dropped = make_context(provider, encryption_keys=new_key)
+    run_chain(dropped)
+    raws = [checkout(externalId=order.external_id) for order in (old_order, new_order)]
+    erased, known = intake.receive_raw(dropped, raws)
+
+    assert (in_use, left) == ({"test", "new"}, {"new"})
+    assert again(dropped, new_order).status is S.ACCEPTED
+    assert known.error is None
+    # Nobody can tell any more whether it is the same checkout; it is not bought again.
+    assert isinstance(erased.error, CheckoutConflict)
+
+
+def test_a_key_that_is_lost_too_early_stops_what_needs_it_and_not_the_erasure(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = receive_one(make_context(provider))
+    lost = make_context(provider, encryption_keys=f"new:{generate_key()}")
+    with pytest.raises(ConfigurationError):
+        intake.receive_raw(lost, [checkout(externalId=order.external_id)])
+
+    clock.advance(3601)
+    run_ticks(lost)
+    clock.advance(31 * DAY)
+
+    assert erasure.erase(lost) == 1
+    assert kept(lost) == (0, 0)

@@ -1,0 +1,283 @@
+"""The checker of what must always hold: quiet about true histories, loud about wrong ones."""
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import text
+from structlog.testing import capture_logs
+
+from fulfillment.errors import ProviderOutcomeUnknown
+from fulfillment.services import diagnosis, invariants
+from fulfillment.services.context import Context
+from fulfillment.store.invariants import INVARIANTS
+from fulfillment.store.models import Order
+from fulfillment.store.sealing import generate_key
+from schemas.provider import ReportState as R
+from tests.support import (
+    FakeClock,
+    FakeProvider,
+    assert_invariants,
+    checkout,
+    receive,
+    receive_one,
+    rows,
+    run_chain,
+    run_polls,
+    run_ticks,
+)
+
+
+def broken(context: Context) -> dict[str, tuple[str, ...]]:
+    return {each.invariant: each.subjects for each in invariants.violations(context)}
+
+
+def falsify(context: Context, statement: str, **parameters: object) -> None:
+    """Write a wrong history, past the triggers that keep logs append-only and ends final."""
+    with context.database.transaction() as session:
+        session.execute(text("SET LOCAL session_replication_role = replica"))
+        session.execute(text(statement), parameters)
+
+
+@pytest.fixture
+def ends(context: Context, provider: FakeProvider, clock: FakeClock) -> dict[str, Order]:
+    """Bring orders to every kind of end and stay, by the ordinary ways."""
+    words = {
+        "completed": R.COMPLETED,
+        "failed": R.FAILED,
+        "sent": R.SENT,
+        "reversed": R.REVERSED,
+        "expired": R.EXPIRED,
+    }
+    placed = dict(zip(words, receive(context, *(checkout() for _ in words)), strict=True))
+    run_chain(context)
+    for name, order in placed.items():
+        provider.says(order.external_id, words[name], charged_mills=6120)
+    placed["unknown"] = receive_one(context)
+    provider.fail_purchase(ProviderOutcomeUnknown("timeout"))
+    run_chain(context)
+    for _ in range(2):
+        clock.advance(31)
+        run_polls(context)
+    provider.balance_mills = 0
+    placed["waiting"] = receive_one(context)
+    run_chain(context)
+    provider.prices.clear()
+    placed["refused"] = receive_one(context)
+    run_chain(context)
+    return placed
+
+
+def test_the_ordinary_ways_break_nothing(
+    context: Context, provider: FakeProvider, clock: FakeClock, ends: dict[str, Order]
+) -> None:
+    assert_invariants(context)
+
+    for _ in range(5):
+        clock.advance(40)
+        run_ticks(context)
+    assert_invariants(context)
+
+
+BOOK = (
+    "INSERT INTO wallet_entries (account, order_id, attempt_id, kind, amount_mills, at, reason) "
+    "SELECT account, order_id, id,"
+)
+#: Wrong histories: what each breaks, for which order, and how it is written. An order's name is
+#: put in as `:id`.
+WRONG: list[tuple[str, str, str]] = [
+    (
+        "final_order_open_hold",
+        "completed",
+        "UPDATE attempts SET hold_closed_at = NULL, ended_at = now() - interval '1 day' "
+        "WHERE order_id = :id",
+    ),
+    (
+        "final_order_open_attempt",
+        "failed",
+        "UPDATE attempts SET state = 'sending' WHERE order_id = :id",
+    ),
+    ("under_way_without_hold", "sent", "DELETE FROM attempts WHERE order_id = :id"),
+    ("nothing_due", "sent", "UPDATE orders SET next_poll_at = NULL WHERE id = :id"),
+    ("nothing_due", "sent", "UPDATE orders SET next_watch_at = NULL WHERE id = :id"),
+    ("nothing_due", "waiting", "UPDATE orders SET next_attempt_at = NULL WHERE id = :id"),
+    (
+        "past_its_time",
+        "sent",
+        "UPDATE orders SET next_poll_at = next_poll_at - interval '1 hour' WHERE id = :id",
+    ),
+    (
+        "past_its_time",
+        "waiting",
+        "UPDATE orders SET submit_by = submit_by - interval '2 hours' WHERE id = :id",
+    ),
+    (
+        "past_its_time",
+        "unknown",
+        "WITH a AS (UPDATE attempts SET unknown_since = now() - interval '1 day' "
+        "WHERE order_id = :id) "
+        "UPDATE orders SET submit_by = now() - interval '1 day' WHERE id = :id",
+    ),
+    (
+        "past_its_time",
+        "sent",
+        "UPDATE orders SET trade_deadline_at = now() - interval '1 day' WHERE id = :id",
+    ),
+    (
+        "inbox_waits",
+        "completed",
+        "INSERT INTO webhook_deliveries "
+        "(account, order_id, digest, received_at, next_apply_at, outcome) "
+        "VALUES ('main', :id, 'd', now(), now() - interval '1 hour', '')",
+    ),
+    (
+        "not_erased",
+        "failed",
+        "UPDATE orders SET updated_at = now() - interval '32 days' WHERE id = :id",
+    ),
+    (
+        "several_live_attempts",
+        "completed",
+        "INSERT INTO attempts "
+        "(order_id, account, external_id, state, hold_mills, posts, created_at) "
+        "VALUES (:id, 'other', 'x', 'accepted', 1, 1, now())",
+    ),
+    (
+        "delivery_not_watched",
+        "completed",
+        "UPDATE orders SET next_poll_at = NULL WHERE id = :id",
+    ),
+    ("log_is_whole", "completed", "DELETE FROM order_events WHERE order_id = :id AND sequence = 3"),
+    ("log_is_whole", "completed", "DELETE FROM order_events WHERE order_id = :id"),
+    (
+        "log_is_whole",
+        "completed",
+        "UPDATE order_events SET to_status = 'expired' WHERE order_id = :id AND sequence = 3",
+    ),
+    (
+        "log_is_whole",
+        "failed",
+        "WITH e AS (INSERT INTO order_events "
+        "(order_id, sequence, at, source, from_status, to_status, note, changes) "
+        "SELECT id, sequence + 1, now(), 'poll', 'failed', 'completed', '', '{}' "
+        "FROM orders WHERE id = :id) "
+        "UPDATE orders SET status = 'completed', sequence = sequence + 1 WHERE id = :id",
+    ),
+    (
+        "log_rebuilds_row",
+        "completed",
+        "UPDATE orders SET charged_mills = charged_mills + 1 WHERE id = :id",
+    ),
+    ("log_rebuilds_row", "sent", "UPDATE orders SET status = 'pending' WHERE id = :id"),
+    ("log_rebuilds_row", "sent", "UPDATE orders SET overdue = true WHERE id = :id"),
+    (
+        "log_rebuilds_row",
+        "refused",
+        "UPDATE order_events SET changes = '{}' WHERE order_id = :id AND sequence = 1",
+    ),
+    (
+        "money_is_explained",
+        "completed",
+        "DELETE FROM wallet_entries WHERE order_id = :id AND kind = 'settle'",
+    ),
+    (
+        "money_is_explained",
+        "sent",
+        "UPDATE wallet_entries SET amount_mills = 1 WHERE order_id = :id",
+    ),
+    (
+        "money_is_explained",
+        "sent",
+        f"{BOOK} 'release', hold_mills, now(), '' FROM attempts WHERE order_id = :id",
+    ),
+    (
+        "money_is_explained",
+        "completed",
+        f"{BOOK} 'refund', hold_mills + 1, now(), '' FROM attempts WHERE order_id = :id",
+    ),
+]
+
+
+@pytest.mark.parametrize(("invariant", "name", "statement"), WRONG)
+def test_a_wrong_history_is_found_with_its_order(
+    context: Context, ends: dict[str, Order], invariant: str, name: str, statement: str
+) -> None:
+    falsify(context, statement, id=ends[name].id)
+
+    assert broken(context)[invariant] == (ends[name].external_id,)
+
+
+def test_holds_beyond_the_figure_are_found_with_their_account(
+    context: Context, provider: FakeProvider, ends: dict[str, Order]
+) -> None:
+    falsify(
+        context,
+        "UPDATE attempts SET sending_at = NULL, absorbed_at = NULL WHERE order_id = :id",
+        id=ends["sent"].id,
+    )
+
+    assert broken(context)["overcommitted"] == ("main",)
+
+
+def test_messages_that_nobody_publishes_are_found(
+    context: Context, clock: FakeClock, ends: dict[str, Order]
+) -> None:
+    clock.advance(3600)
+
+    assert set(broken(context)["outbox_waits"]) == {order.external_id for order in ends.values()}
+
+
+def test_every_invariant_has_a_wrong_history() -> None:
+    tried = {invariant for invariant, _, _ in WRONG} | {"overcommitted", "outbox_waits"}
+
+    assert tried == {invariant.name for invariant in INVARIANTS}
+
+
+def test_the_periodic_check_comes_to_every_order_and_stays_until_it_is_mended(
+    context: Context,
+    clock: FakeClock,
+    ends: dict[str, Order],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(invariants, "_SLICE", 2)
+    wrong = ends["completed"]  # the oldest: the newest two are not it
+    falsify(
+        context, "UPDATE orders SET charged_mills = charged_mills + 1 WHERE id = :id", id=wrong.id
+    )
+    counts = []
+    with capture_logs() as logs:
+        for _ in range(6):
+            clock.advance(60)
+            invariants.check(context)
+            counts.append(invariants.last_counts(context)["log_rebuilds_row"])
+
+    falsify(
+        context, "UPDATE orders SET charged_mills = charged_mills - 1 WHERE id = :id", id=wrong.id
+    )
+    clock.advance(60)
+    invariants.check(context)
+
+    assert counts == [1] * 6
+    assert invariants.last_counts(context)["log_rebuilds_row"] == 0
+    told = [each for each in logs if each.get("invariant") == "log_rebuilds_row"]
+    assert [each["ids"] for each in told] == [[wrong.external_id]]
+
+
+def test_the_doctor_names_what_is_broken_and_the_key_that_is_missing(
+    context: Context, ends: dict[str, Order]
+) -> None:
+    falsify(context, "UPDATE orders SET next_poll_at = NULL WHERE id = :id", id=ends["sent"].id)
+    invariants.check(context)
+    other_keys = {"encryption_keys": SecretStr(f"other:{generate_key()}")}
+
+    checks = diagnosis.examine(context.settings.model_copy(update=other_keys))
+
+    failed = {check.name: check.detail for check in checks if not check.is_ok}
+    assert ends["sent"].external_id in failed["invariant nothing_due"]
+    assert failed["encryption keys"] == "lacks test"
+
+
+def test_a_second_beat_checks_nothing_twice(context: Context, ends: dict[str, Order]) -> None:
+    falsify(context, "UPDATE orders SET next_poll_at = NULL WHERE id = :id", id=ends["sent"].id)
+
+    assert invariants.check(context)
+    assert invariants.check(context) == []
+    assert rows(context, "SELECT DISTINCT checked_at FROM invariants")
