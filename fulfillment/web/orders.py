@@ -30,7 +30,7 @@ class Wallets(ReadModel):
     wallets: list[WalletView]
 
 
-@router.get("/orders", response_model=OrderPage, responses=documented(401, 422, 503))
+@router.get("/orders", response_model=OrderPage, responses=documented(401, 422, 429, 503))
 def list_orders(
     web: WebParts,
     status: OrderStatus | None = None,
@@ -47,7 +47,9 @@ def list_orders(
     return JSONResponse(OrderPage(orders=found, next_cursor=next_cursor).as_json())
 
 
-@router.get("/orders/{external_id}", response_model=OrderView, responses=documented(401, 404, 503))
+@router.get(
+    "/orders/{external_id}", response_model=OrderView, responses=documented(401, 404, 429, 503)
+)
 def show_order(external_id: str, web: WebParts) -> Response:
     """Show one order with its timeline."""
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", external_id):  # may hold a NUL, and is no id
@@ -55,7 +57,7 @@ def show_order(external_id: str, web: WebParts) -> Response:
     return JSONResponse(operations.show(web.context, external_id).as_json())
 
 
-@router.get("/wallets", response_model=Wallets, responses=documented(401, 503))
+@router.get("/wallets", response_model=Wallets, responses=documented(401, 429, 503))
 def list_wallets(web: WebParts) -> Response:
     """Show every account's balance, what is held of it, and whether the account is paused."""
     return JSONResponse(Wallets(wallets=operations.wallets(web.context)).as_json())

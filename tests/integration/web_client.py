@@ -65,7 +65,8 @@ class Store:
 @contextmanager
 def serving(context: Context, hint: Callable[..., object] | None = None) -> Iterator[Store]:
     hints: queue.Queue[tuple[Any, ...]] = queue.Queue()
-    server = build_server(create_app(context, hint or (lambda *call: hints.put(call))))
+    app = create_app(context, hint or (lambda *call: hints.put(call)))
+    server = build_server(app, context.settings.web_trusted_proxies)
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     thread = threading.Thread(target=server.run, args=([listener],))
