@@ -1,6 +1,7 @@
 """What one client may take of web, and that nobody is locked or starved out by another."""
 
 import asyncio
+import hmac
 import socket
 import threading
 import time
@@ -18,7 +19,7 @@ from starlette.requests import Request
 from fulfillment.errors import ConfigurationError, InvalidInput
 from fulfillment.services import operations
 from fulfillment.services.context import Context
-from fulfillment.web import limits, webhooks
+from fulfillment.web import limits, tokens, webhooks
 from fulfillment.web.limits import Buckets, Lane, client_of
 from fulfillment.web.requests import READ_THREADS
 from fulfillment.web.tokens import generate
@@ -102,6 +103,27 @@ def test_neither_a_hash_nor_a_part_of_a_token_comes_in(serve: Serve) -> None:
         answer = store.client.get("/v1/wallets", headers=bearer(wrong))
         assert error_of(answer, 401)["code"] == "unauthorized"
     assert store.client.get("/v1/wallets", headers=bearer(token)).status_code == 200
+
+
+def test_every_token_is_compared_each_time(
+    make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[bytes] = []
+    compare_digest = hmac.compare_digest
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append(other)
+        return compare_digest(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    made = [generate(name) for name in ("a", "b", "c")]
+    pairs = ",".join(pair for _, pair in made)
+    known = tokens.Tokens(make_context(**TWO_ACCOUNTS, api_tokens=pairs).settings)
+
+    found = [known.name_of(token.encode()) for token in (*(t for t, _ in made), API_TOKEN, "x")]
+
+    assert found == ["a", "b", "c", "API_TOKEN", None]
+    assert len(compared) == 4 * 5
 
 
 def test_without_any_token_web_does_not_start(serve: Serve) -> None:

@@ -151,6 +151,16 @@ def test_files_that_the_papers_name_exist() -> None:
             assert (ROOT / name).exists(), f"{paper.name}: {name}"
 
 
+def test_tests_that_the_papers_name_exist() -> None:
+    texts = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    defined = {
+        name for text in texts for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)
+    }
+    for paper in papers():
+        named = set(re.findall(r"`(test_\w+)`", paper.read_text()))
+        assert named <= defined, f"{paper.name}: {named - defined}"
+
+
 def test_no_file_names_a_machine_of_ours_or_a_package_registry() -> None:
     # Written in parts, since this file is one of those that are searched.
     foreign = [
