@@ -427,6 +427,21 @@ def doctor(as_json: AsJSON = False) -> None:
 
 
 @cli.command()
+def token(
+    name: Annotated[str, typer.Argument(help="Whose it is; a-z, 0-9, _ and -.")],
+    as_json: AsJSON = False,
+) -> None:
+    """Make an API token: shown once, and the pair to add to FULFILLMENT_API_TOKENS."""
+    from fulfillment.web.tokens import generate
+
+    made, pair = generate(name)
+    if as_json:
+        print_json({"token": made, "pair": pair})
+        return
+    sys.stdout.write(f"token  {made}\npair   {pair}\n")
+
+
+@cli.command()
 def states() -> None:
     """Print docs/states.md from the transition table."""
     from fulfillment import states as table

@@ -3,6 +3,8 @@
 Settings are read once at a process's start; a wrong one is named with what was expected.
 """
 
+import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -39,6 +41,7 @@ DEFAULT_URLS = {
     ProviderName.SKINSLINK: "https://api.skinslink.com/api/v1",
 }
 
+TOKEN_PAIR = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}):[0-9a-f]{64}")
 AccountName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 
 
@@ -122,8 +125,13 @@ class Settings(BaseSettings):
     broker_url: SecretStr = SecretStr("")
     public_url: str = ""
     api_token: SecretStr = SecretStr("")
+    #: "name:hash" pairs separated by commas; hash = SHA-256 of the token in hex.
+    api_tokens: SecretStr = SecretStr("")
     web_host: str = "127.0.0.1"
     web_port: int = Field(8080, ge=0, le=65_535)
+    web_calls_per_s: int = Field(2000, ge=1)
+    web_failures_per_s: int = Field(20, ge=1)
+    web_trusted_proxies: str = ""
     flower_port: int = Field(5555, ge=0, le=65_535)
     flower_basic_auth: SecretStr = SecretStr("")
     flower_read_only: bool = True
@@ -170,6 +178,22 @@ class Settings(BaseSettings):
             raise ValueError("expected an http:// or https:// address that the provider reaches")
         return value.rstrip("/")
 
+    @field_validator("api_tokens")
+    @classmethod
+    def _are_names_and_hashes(cls, value: SecretStr) -> SecretStr:
+        pairs = _split(value.get_secret_value())
+        names = {match[1] for pair in pairs if (match := TOKEN_PAIR.fullmatch(pair))}
+        if len(names) != len(pairs):
+            raise ValueError("expected name:hash pairs as `fulfillment token NAME` prints them")
+        return value
+
+    @field_validator("web_trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: str) -> str:
+        for part in _split(value):
+            ip_network(part)  # raises ValueError, which names what it found
+        return value
+
     @field_validator("flower_basic_auth")
     @classmethod
     def _has_user_and_password(cls, value: SecretStr) -> SecretStr:
@@ -194,6 +218,12 @@ class Settings(BaseSettings):
         data_dir = next((d for s in first if (d := s().get("data_dir"))), ".fulfillment")
         runtime = DotEnvSettingsSource(settings_cls, env_file=Path(data_dir) / RUNTIME_FILE)
         return (*first, runtime)
+
+    @property
+    def api_token_digests(self) -> dict[str, bytes]:
+        """The SHA-256 of each named token."""
+        pairs = (pair.split(":") for pair in _split(self.api_tokens.get_secret_value()))
+        return {name: bytes.fromhex(digest) for name, digest in pairs}
 
     @property
     def webhook_base_url(self) -> str:
@@ -228,6 +258,10 @@ class ConfiguredSettings(Settings):
     """What a person has set, and nothing of a running stack: for whoever starts a new one."""
 
     reads_runtime_file = False
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _setting_name(location: tuple[int | str, ...]) -> str:

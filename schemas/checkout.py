@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    WithJsonSchema,
     field_validator,
 )
 from pydantic.alias_generators import to_camel
@@ -64,8 +65,17 @@ def _no_blank(value: object) -> object:
     return value.strip() if isinstance(value, str) else value
 
 
+#: Written out where a reader of the documents would need more than the pattern that is checked.
+_PLAIN_ID = "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$"
+_PLAIN_TRADE_URL = (
+    r"^https://steamcommunity\.com/tradeoffer/new/\?partner=[1-9][0-9]{0,8}"
+    r"&token=[A-Za-z0-9_-]{1,16}$"
+)
+
 ExternalId = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$", min_length=1, max_length=64)
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$", min_length=1, max_length=64),
+    WithJsonSchema({"type": "string", "pattern": _PLAIN_ID}),
 ]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f]+$")]
 
@@ -103,7 +113,12 @@ class CheckoutEvent(BaseModel):
     ] = "main"
     catalog_item_id: Text
     expected_price: Annotated[int, Field(strict=True, gt=0, le=MAX_PRICE_CENTS)]
-    trade_url: Annotated[str, BeforeValidator(_no_blank), Field(repr=False, max_length=300)]
+    trade_url: Annotated[
+        str,
+        BeforeValidator(_no_blank),
+        Field(repr=False, max_length=300),
+        WithJsonSchema({"type": "string", "pattern": _PLAIN_TRADE_URL}),
+    ]
     market_hash_name: Text | None = None
     submit_by: AwareDatetime | None = None
 

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 import anyio.to_thread
 import uvicorn
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from fulfillment import broker
 from fulfillment.errors import ConfigurationError
@@ -20,13 +21,13 @@ from fulfillment.services.context import Context, build_context, register_accoun
 from fulfillment.settings import Settings
 from fulfillment.web import checkouts, errors, health, orders, webhooks
 from fulfillment.web.hints import Hints
+from fulfillment.web.limits import Bounded, Buckets, Connection
 from fulfillment.web.metrics import Metrics, Observed
-from fulfillment.web.requests import Web
+from fulfillment.web.requests import READ_THREADS, THREADS, Web
+from fulfillment.web.tokens import Tokens
 
 log = get_logger(__name__)
 
-#: As many requests may be at the database at once; one connection each.
-THREADS = 20
 _TRY_AGAIN_S = 2.0
 
 
@@ -35,29 +36,38 @@ def create_app(context: Context, hint: Callable[..., object]) -> FastAPI:
 
     The context stays the caller's to close. Raises ConfigurationError without an API token.
     """
-    context.settings.require("api_token")
-    web = Web(context, Hints(hint), Metrics(context))
+    settings = context.settings
+    web = Web(
+        context,
+        Hints(hint),
+        Metrics(context),
+        Tokens(settings),
+        calls=Buckets(context.clock, settings.web_calls_per_s, burst_s=2),
+        failures=Buckets(context.clock, settings.web_failures_per_s, burst_s=50),
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        anyio.to_thread.current_default_thread_limiter().total_tokens = READ_THREADS
         registration = asyncio.create_task(_register_accounts(context))
         yield
         registration.cancel()
         web.hints.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Fulfillment",
         description="Send a paid checkout: it is bought once, for at most `expectedPrice` cents.",
         version="1",
         lifespan=lifespan,
         redoc_url=None,
+        static_url="/docs/static",  # the page must load no script of another host
         redirect_slashes=False,
     )
     app.state.web = web
     for part in (checkouts, orders, webhooks, health):
         app.include_router(part.router)
     errors.install(app)
+    app.add_middleware(Bounded)
     app.add_middleware(Observed, metrics=web.metrics, clock=context.clock)
     return app
 
@@ -75,17 +85,19 @@ async def _register_accounts(context: Context) -> None:
             await asyncio.sleep(_TRY_AGAIN_S)
 
 
-def build_server(app: FastAPI) -> uvicorn.Server:
+def build_server(app: FastAPI, trusted_proxies: str = "") -> uvicorn.Server:
     """Configure uvicorn for an open port: bounded heads, and an end within three seconds."""
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=Connection,
         ws="none",
         lifespan="on",
         log_config=None,
+        log_level="error",  # it warns of every malformed request, and anybody can send those
         access_log=False,
         server_header=False,
-        proxy_headers=False,
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=trusted_proxies,
         # Longer than clients keep idle connections, so that none is closed under a request.
         timeout_keep_alive=75,
         timeout_graceful_shutdown=2,
@@ -112,14 +124,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises ConfigurationError for a setting or a taken port."""
-    settings.require("api_token")
     configure(settings.log_level, settings.log_format)
     # Idle connections of strangers must not use up the files that may be open.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     context = build_context(settings, threads=THREADS)
     try:
-        server = build_server(create_app(context, broker.hint))
+        server = build_server(create_app(context, broker.hint), settings.web_trusted_proxies)
         listener = listen(settings.web_host, settings.web_port)
         log.info("web.listening", host=settings.web_host, port=listener.getsockname()[1])
         # uvicorn raises the signal that ended it again; what is left to do here must still be done.

@@ -1,17 +1,17 @@
 """`POST /v1/checkouts` and its batch: the store's paid orders come in."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from fulfillment.errors import CheckoutConflict, InvalidInput
 from fulfillment.services import intake, operations
 from fulfillment.services.intake import Received
 from fulfillment.web.errors import ErrorDetail, describe, detail, documented
-from fulfillment.web.requests import Web, WebParts, read_body, require_token
+from fulfillment.web.requests import Web, WebParts, require_token
 from schemas.checkout import CheckoutEvent
 from schemas.enums import OrderStatus
 from schemas.messages import DISPATCH
@@ -48,7 +48,7 @@ _EVENT = CheckoutEvent.model_json_schema()
 _EXAMPLE = _EVENT["examples"][0]
 _LIST = {"type": "array", "items": _EVENT, "minItems": 1, "maxItems": intake.MAX_BATCH}
 _OBJECT = {"type": "object", "properties": {"checkouts": _LIST}, "required": ["checkouts"]}
-_REFUSALS = documented(400, 401, 408, 413, 422, 503)
+_REFUSALS = documented(400, 401, 408, 413, 422, 429, 503)
 
 
 @router.post(
@@ -65,8 +65,8 @@ _REFUSALS = documented(400, 401, 408, 413, 422, 503)
 )
 async def receive_checkout(request: Request, web: WebParts) -> Response:
     """Take one checkout in. Sending the same again is safe and answers with the order."""
-    body = await read_body(request, intake.MAX_EVENT_BYTES)
-    return await run_in_threadpool(_receive_one, web, body)
+    act = partial(_receive_one, web)
+    return await web.checkouts.run_on_body(request, intake.MAX_EVENT_BYTES, act)
 
 
 def _receive_one(web: Web, body: bytes) -> Response:
@@ -87,8 +87,8 @@ def _receive_one(web: Web, body: bytes) -> Response:
 )
 async def receive_batch(request: Request, web: WebParts) -> Response:
     """Take up to 1,000 checkouts in, as a list or as `{"checkouts": [...]}`."""
-    body = await read_body(request, MAX_BATCH_BYTES)
-    return await run_in_threadpool(_receive_many, web, body)
+    act = partial(_receive_many, web)
+    return await web.checkouts.run_on_body(request, MAX_BATCH_BYTES, act)
 
 
 def _receive_many(web: Web, body: bytes) -> Response:

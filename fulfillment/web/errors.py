@@ -40,7 +40,9 @@ _CODES = {
     400: InvalidBody.code,
     408: "body_too_slow",
     413: "body_too_large",
+    414: "head_too_large",
     422: InvalidInput.code,
+    431: "head_too_large",
     500: "internal",
     503: "unavailable",
 }

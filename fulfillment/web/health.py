@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 from fulfillment.services import operations
 from fulfillment.services.operations import Check
 from fulfillment.web.errors import DATABASE_ERRORS, reason_of
-from fulfillment.web.requests import WebParts
+from fulfillment.web.requests import Web, WebParts
 
 router = APIRouter(tags=["health"])
 
@@ -19,8 +19,12 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz", responses={503: {"description": "Something that is needed does not work"}})
-def readyz(web: WebParts) -> Response:
+async def readyz(web: WebParts) -> Response:
     """Say whether everything works that an order needs, and what does not."""
+    return await web.health.run(_readyz, web)
+
+
+def _readyz(web: Web) -> Response:
     try:
         checks = operations.check_readiness(web.context)
     except DATABASE_ERRORS as error:  # it went away between two of the questions
@@ -32,6 +36,7 @@ def readyz(web: WebParts) -> Response:
 
 
 @router.get("/metrics", response_class=Response)
-def metrics(web: WebParts) -> Response:
+async def metrics(web: WebParts) -> Response:
     """Give the figures in Prometheus' text format; it answers without the database too."""
-    return Response(generate_latest(web.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    page = await web.health.run(generate_latest, web.metrics.registry)
+    return Response(page, media_type=CONTENT_TYPE_LATEST)

@@ -34,6 +34,7 @@ class Metrics:
         count = partial(Counter, namespace="fulfillment", registry=registry)
         self.requests = count("http_requests", "Requests answered", ["method", "route", "status"])
         self.checkouts = count("checkouts", "Checkouts that came by HTTP", ["result"])
+        self.calls = count("api_calls", "Calls by the name of their token", ["token"])
         self.webhooks = count("webhooks", "Webhook deliveries", ["account", "verdict"])
         about = "From a request's head to the end of its answer"
         name = "fulfillment_http_request_duration_seconds"

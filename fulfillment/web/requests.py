@@ -1,23 +1,22 @@
-"""What endpoints take from a request: the application's parts, the token, a bounded body."""
+"""What endpoints take from a request: the application's parts, and whose token it bears."""
 
-import asyncio
-import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
+import structlog
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from starlette.requests import ClientDisconnect
 
 from fulfillment.services.context import Context
 from fulfillment.web.hints import Hints
+from fulfillment.web.limits import Buckets, Lane, client_of, too_many
 from fulfillment.web.metrics import Metrics
+from fulfillment.web.tokens import Tokens
 
-READ_WITHIN_S = 10.0
-#: So much of a body that is too large is read and thrown away: to a client that is still sending,
-#: a closed connection would hide the answer.
-_DISCARD_BYTES = 8 * 1024 * 1024
-_CLOSE = {"Connection": "close"}
+#: Threads of each group of routes; each may hold a connection to the database.
+CHECKOUT_THREADS, READ_THREADS, WEBHOOK_THREADS, HEALTH_THREADS = 10, 4, 4, 2
+THREADS = CHECKOUT_THREADS + READ_THREADS + WEBHOOK_THREADS + HEALTH_THREADS
+_MEGABYTE = 1024 * 1024
 _bearer = HTTPBearer(auto_error=False, scheme_name="bearer", description="FULFILLMENT_API_TOKEN")
 
 
@@ -28,6 +27,21 @@ class Web:
     context: Context
     hints: Hints
     metrics: Metrics
+    tokens: Tokens
+    #: Calls by the name of their token, and failures by the client's address.
+    calls: Buckets
+    failures: Buckets
+    checkouts: Lane = field(default_factory=lambda: Lane(CHECKOUT_THREADS, 1000, 64 * _MEGABYTE))
+    webhooks: Lane = field(default_factory=lambda: Lane(WEBHOOK_THREADS, 1000, 32 * _MEGABYTE))
+    health: Lane = field(default_factory=lambda: Lane(HEALTH_THREADS, 100))
+
+    def note_failure(self, request: Request) -> None:
+        """Count a wrong token or signature. Raises HTTPException 429 where they are too many.
+
+        Who has the right one is let in all the same: nobody can lock the store or a provider out.
+        """
+        if wait_s := self.failures.take(client_of(request)):
+            raise too_many(wait_s, "failures from your address") from None
 
 
 async def _web(request: Request) -> Web:
@@ -38,34 +52,17 @@ WebParts = Annotated[Web, Depends(_web)]
 
 
 async def require_token(
-    web: WebParts, found: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    request: Request,
+    web: WebParts,
+    found: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> None:
-    """Let only the store in."""
-    token = web.context.settings.api_token.get_secret_value().encode()
-    sent = found.credentials.encode("latin-1") if found else b""
-    if not token or not hmac.compare_digest(sent, token):
+    """Let only the store in, as often as its token may come."""
+    name = web.tokens.name_of(found.credentials.encode("latin-1")) if found else None
+    if name is None:
+        web.note_failure(request)
         text = "expected the header Authorization: Bearer <FULFILLMENT_API_TOKEN>"
         raise HTTPException(401, text, {"WWW-Authenticate": "Bearer"})
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """Read the body, keeping at most `limit` bytes, whatever the client says of its length."""
-    body = bytearray()
-    size = 0
-    try:
-        async with asyncio.timeout(READ_WITHIN_S):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size <= limit:
-                    body += chunk
-                elif size > limit + _DISCARD_BYTES:
-                    break
-    except ClientDisconnect:
-        raise HTTPException(400, "the body did not arrive") from None
-    except TimeoutError:
-        if size <= limit:
-            text = f"expected the whole body within {READ_WITHIN_S:g} s"
-            raise HTTPException(408, text, _CLOSE) from None
-    if size > limit:
-        raise HTTPException(413, f"expected at most {limit} bytes", _CLOSE)
-    return bytes(body)
+    structlog.contextvars.bind_contextvars(caller=name)
+    web.metrics.calls.labels(name).inc()
+    if wait_s := web.calls.take(name):
+        raise too_many(wait_s, "calls with this token")

@@ -1,7 +1,8 @@
 """`POST /webhooks/{account}`: the raw bytes are verified, stored and answered; applied later."""
 
+from functools import partial
+
 from fastapi import APIRouter, HTTPException, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from fulfillment.errors import WebhookRejected
@@ -9,7 +10,7 @@ from fulfillment.log import get_logger
 from fulfillment.services import webhooks
 from fulfillment.services.webhooks import Taken, Verdict
 from fulfillment.web.errors import documented
-from fulfillment.web.requests import Web, WebParts, read_body
+from fulfillment.web.requests import Web, WebParts
 from schemas.messages import APPLY_WEBHOOK
 from schemas.orders import ReadModel
 
@@ -26,15 +27,21 @@ class WebhookAnswer(ReadModel):
 @router.post(
     "/webhooks/{account}",
     response_model=WebhookAnswer,
-    responses=documented(400, 401, 404, 408, 413, 503),
+    responses=documented(400, 401, 404, 408, 413, 429, 503),
     openapi_extra={"requestBody": {"content": {"application/json": {"schema": {}}}}},
 )
 async def receive_webhook(account: str, request: Request, web: WebParts) -> Response:
     """Take one delivery of a provider. It is signed, so it needs no token."""
     if account not in web.context.settings.accounts:
         raise HTTPException(404, "there is no such account")
-    body = await read_body(request, webhooks.MAX_WEBHOOK_BYTES)
-    taken = await run_in_threadpool(_take, web, account, request, body)
+    act = partial(_take, web, account, request)
+    try:
+        taken = await web.webhooks.run_on_body(request, webhooks.MAX_WEBHOOK_BYTES, act)
+    except WebhookRejected as error:
+        web.metrics.webhooks.labels(account, "rejected").inc()
+        web.note_failure(request)  # beyond its limit there is no line in the log either
+        log.warning("webhook.rejected", account=account, reason=error.reason)
+        raise
     web.metrics.webhooks.labels(account, taken.verdict).inc()
     if taken.delivery_id is not None:
         web.hints(APPLY_WEBHOOK, taken.delivery_id, taken.external_id)
@@ -44,10 +51,5 @@ async def receive_webhook(account: str, request: Request, web: WebParts) -> Resp
 def _take(web: Web, account: str, request: Request, body: bytes) -> Taken:
     if not webhooks.is_known_account(web.context, account):
         raise HTTPException(404, "there is no such account")
-    try:
-        # These headers keep duplicates apart, which a dict would not.
-        return webhooks.take(web.context, account, request.headers, body)
-    except WebhookRejected as error:
-        web.metrics.webhooks.labels(account, "rejected").inc()
-        log.warning("webhook.rejected", account=account, reason=error.reason)
-        raise
+    # These headers keep duplicates apart, which a dict would not.
+    return webhooks.take(web.context, account, request.headers, body)

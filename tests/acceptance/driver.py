@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from pydantic import SecretStr
+from sqlalchemy.engine import make_url
 
 from fulfillment.devstack.stack import CHILDREN, Stack, StackOptions
 from fulfillment.settings import AccountSettings, Settings
+from fulfillment.web.tokens import generate
 
 FINAL = {"completed", "reversed", "failed", "cancelled", "expired"}
 TOKEN = "canaryTk"  # the trade token: must never be seen anywhere outside the provider
+NAMED_TOKEN, NAMED_PAIR = generate("driver")
 SPEED = 30.0
 T = TypeVar("T")
 _numbers = itertools.count(1)
@@ -32,6 +34,7 @@ def quick_settings(data_dir: Path, **changes: Any) -> Settings:
         "claim_lease_s": 5,
         "await_funds_s": 10,
         "accounts": {"main": account},
+        "api_tokens": NAMED_PAIR,
         **changes,
     }
     return Settings(_env_file=None, **values)
@@ -186,12 +189,20 @@ class Driver:
     def secrets(self) -> list[str]:
         """Give every value that must not be seen in any log or page."""
         settings = self.stack.settings
-        values: list[SecretStr | None] = [
-            settings.api_token,
-            settings.encryption_keys,
-            settings.accounts["main"].client_secret,
+        account = settings.accounts["main"]
+        keys = settings.encryption_keys.get_secret_value()
+        urls = (settings.database_url, settings.broker_url)
+        passwords = [make_url(url.get_secret_value()).password for url in urls]
+        values = [
+            *(TOKEN, NAMED_TOKEN, NAMED_PAIR),
+            settings.api_token.get_secret_value(),
+            account.client_secret.get_secret_value(),
+            settings.flower_basic_auth.get_secret_value().rpartition(":")[2],
+            *(pair.partition(":")[2] for pair in keys.split(",")),
+            # A word as common as this one proves nothing where it is found.
+            *(word for word in passwords if word and len(word) > 6),
         ]
-        return [TOKEN, *(value.get_secret_value() for value in values if value)]
+        return [value for value in values if value]
 
     def logs(self) -> str:
         folder = self.stack.data_dir / "logs"

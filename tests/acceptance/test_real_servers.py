@@ -54,6 +54,18 @@ def test_scenarios_end_as_scripted_on_real_servers(real: Driver) -> None:
     real.assert_agreement(ids)
 
 
+def test_no_secret_or_password_of_a_server_is_in_any_log_or_page(real: Driver) -> None:
+    ids = real.send([real.checkout()])
+    real.wait_final(ids)
+
+    seen = real.logs() + "".join(
+        real.web.get(path).text for path in ("/metrics", "/readyz", "/v1/orders", "/v1/wallets")
+    )
+
+    assert ids[0] in seen
+    assert not [secret for secret in real.secrets() if secret in seen]
+
+
 def test_garbage_between_good_checkouts_strands_none_of_them(real: Driver) -> None:
     events = [real.checkout("webhooks_lost") for _ in range(100)]
     exchange = kombu.Exchange(STORE_EXCHANGE, type="topic", durable=True)

@@ -14,7 +14,7 @@ import pytest
 
 from fulfillment.services import operations
 from fulfillment.services.context import Context
-from fulfillment.web import metrics, requests
+from fulfillment.web import limits, metrics
 from fulfillment.web.hints import Hints
 from tests.integration.web_client import Store, error_of, serving
 from tests.support import TOKEN, checkout, until
@@ -154,7 +154,7 @@ def test_an_endless_body_is_cut_off(store: Store) -> None:
 def test_slow_bodies_end_in_408_and_hold_up_nobody(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requests, "READ_WITHIN_S", 1.5)
+    monkeypatch.setattr(limits, "READ_WITHIN_S", 1.5)
     head = b"POST /webhooks/main HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc"
     with ExitStack() as stack:
         slow = [

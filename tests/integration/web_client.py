@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import os
 import queue
 import threading
 import uuid
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import httpx
+import hypothesis
 import psycopg
 from sqlalchemy.engine import URL, make_url
 
@@ -20,6 +22,7 @@ from fulfillment.settings import Settings
 from fulfillment.store.engine import Database
 from fulfillment.store.sealing import Seal
 from fulfillment.web.app import build_server, create_app, listen
+from tests.conftest import TEST_PREFIX
 from tests.support import TOKEN
 
 API_TOKEN = "canary-api-token"
@@ -29,7 +32,21 @@ ACCOUNT = {"client_id": "cid", "client_secret": CLIENT_SECRET}
 #: What `make_settings` is told, for a store with two accounts.
 TWO_ACCOUNTS = {"api_token": API_TOKEN, "accounts": {"main": ACCOUNT, "second": ACCOUNT}}
 SECRETS = (API_TOKEN, CLIENT_SECRET, TOKEN)
+#: So many examples does Hypothesis explore: always the same ones, unless more are asked for.
+EXAMPLES = int(os.environ.get(f"{TEST_PREFIX}EXAMPLES", "20"))
 NOWHERE = "postgresql+psycopg://user:canary-password@127.0.0.1:1/none"
+
+
+def explored(**more: Any) -> hypothesis.settings:
+    """Let Hypothesis explore for seconds, or as long as it was told to."""
+    return hypothesis.settings(
+        max_examples=EXAMPLES,
+        derandomize=EXAMPLES == 20,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        **more,
+    )
 
 
 class Store:
@@ -65,7 +82,8 @@ class Store:
 @contextmanager
 def serving(context: Context, hint: Callable[..., object] | None = None) -> Iterator[Store]:
     hints: queue.Queue[tuple[Any, ...]] = queue.Queue()
-    server = build_server(create_app(context, hint or (lambda *call: hints.put(call))))
+    app = create_app(context, hint or (lambda *call: hints.put(call)))
+    server = build_server(app, context.settings.web_trusted_proxies)
     listener = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     thread = threading.Thread(target=server.run, args=([listener],))

@@ -82,7 +82,7 @@ def test_every_setting_that_the_papers_name_exists() -> None:
     known |= {f"{PREFIX}SIMULATOR_CLIENT_ID", f"{PREFIX}SIMULATOR_CLIENT_SECRET"}
     known |= {f"{PREFIX}SIMULATOR_API_KEY", f"{PREFIX}SIMULATOR_WEBHOOK_URL"}
     known |= {f"{PREFIX}TEST_DATABASE_URL", f"{PREFIX}TEST_BROKER_URL"}
-    known.add(f"{PREFIX}TEST_REDIS_URL")
+    known |= {f"{PREFIX}TEST_REDIS_URL", f"{PREFIX}TEST_EXAMPLES"}
     for paper in papers():
         named = set(re.findall(rf"\b{PREFIX}[A-Z0-9_<>]*[A-Z>]\b", paper.read_text()))
         assert named <= known, paper.name
@@ -152,6 +152,16 @@ def test_files_that_the_papers_name_exist() -> None:
             r"`((?:fulfillment|tasks|schemas|docs|tests)/[\w./]+)`", paper.read_text()
         ):
             assert (ROOT / name).exists(), f"{paper.name}: {name}"
+
+
+def test_tests_that_the_papers_name_exist() -> None:
+    texts = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    defined = {
+        name for text in texts for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)
+    }
+    for paper in papers():
+        named = set(re.findall(r"`(test_\w+)`", paper.read_text()))
+        assert named <= defined, f"{paper.name}: {named - defined}"
 
 
 def test_no_file_names_a_machine_of_ours_or_a_package_registry() -> None:

@@ -1,0 +1,220 @@
+"""What clients may take: calls and failures a second, threads, waiting places, memory, time.
+
+Every number here is far above what a store and its providers send; see docs/security.md.
+"""
+
+import asyncio
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from ipaddress import IPv6Address, ip_address
+from typing import TypeVar
+
+import anyio.to_thread
+import h11
+from anyio import CapacityLimiter
+from fastapi import HTTPException, Request
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from fulfillment.clock import Clock
+from fulfillment.web.errors import refusal
+
+T = TypeVar("T")
+
+#: A head must be there within this time, and so must a body.
+READ_WITHIN_S = 10.0
+MAX_HEAD_BYTES = 16 * 1024
+MAX_HEADERS = 100
+MAX_TARGET_BYTES = 8 * 1024
+#: So much of a body that nobody wants is read and thrown away: to a client that is still sending,
+#: a closed connection would hide the answer.
+_DISCARD_BYTES = 8 * 1024 * 1024
+_MOST_KEYS = 10_000
+_NO_SCRIPTS = "default-src 'none'; frame-ancestors 'none'"
+#: For the page of the documentation, whose own script stands in it.
+_SCRIPTS_OF_OURS = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; frame-ancestors 'none'"
+)
+_CLOSE = {"Connection": "close"}
+
+
+class Buckets:
+    """Token buckets by key. Beyond ten thousand keys the longest unused one is forgotten."""
+
+    def __init__(self, clock: Clock, per_s: float, burst_s: float) -> None:
+        self._clock = clock
+        self._per_s = per_s
+        self._most = per_s * burst_s
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, key: str) -> float:
+        """Take one; give 0, or after how many seconds there will be one."""
+        now = self._clock.monotonic()
+        level, at = self._levels.pop(key, (self._most, now))
+        level = min(self._most, level + (now - at) * self._per_s)
+        is_there = level >= 1
+        self._levels[key] = (level - is_there, now)
+        if len(self._levels) > _MOST_KEYS:
+            self._levels.popitem(last=False)
+        return 0.0 if is_there else (1 - level) / self._per_s
+
+
+def too_many(wait_s: float, what: str) -> HTTPException:
+    return HTTPException(429, f"too many {what}", {"Retry-After": str(max(1, math.ceil(wait_s)))})
+
+
+def client_of(request: Request) -> str:
+    """Name the client for counting: its address; of IPv6 the network, for one has many of them."""
+    host = request.client.host if request.client else ""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host[:64]
+    if isinstance(address, IPv6Address) and not address.ipv4_mapped:
+        return address.exploded[:19]
+    return host
+
+
+class Lane:
+    """Threads and memory of one group of routes, so that no group can starve another."""
+
+    def __init__(self, threads: int, most_waiting: int, most_bytes: int = 0) -> None:
+        self._threads = CapacityLimiter(threads)
+        self._most_waiting = most_waiting
+        self._bytes_left = most_bytes
+
+    async def run(self, act: Callable[..., T], *args: object) -> T:
+        """Run it in a thread of this lane. Raises HTTPException 503 where too many wait."""
+        if self._threads.statistics().tasks_waiting >= self._most_waiting:
+            raise self._busy()
+        return await anyio.to_thread.run_sync(act, *args, limiter=self._threads)
+
+    async def run_on_body(self, request: Request, limit: int, act: Callable[[bytes], T]) -> T:
+        """Read the body, keeping at most `limit` bytes, and act on it in a thread.
+
+        Raises HTTPException for a body that is too large, too slow or cut off, and where the
+        bodies under way already take all the memory there is for them.
+        """
+        body = bytearray()
+        try:
+            await self._read(request, limit, body)
+            return await self.run(act, bytes(body))
+        finally:
+            self._bytes_left += len(body)
+
+    async def _read(self, request: Request, limit: int, body: bytearray) -> None:
+        try:
+            async with asyncio.timeout(READ_WITHIN_S):
+                async for chunk in request.stream():
+                    if len(body) + len(chunk) > limit:
+                        raise HTTPException(413, f"expected at most {limit} bytes", _CLOSE)
+                    if len(chunk) > self._bytes_left:
+                        raise self._busy()
+                    self._bytes_left -= len(chunk)
+                    body += chunk
+        except ClientDisconnect:
+            raise HTTPException(400, "the body did not arrive") from None
+        except TimeoutError:
+            text = f"expected the whole body within {READ_WITHIN_S:g} s"
+            raise HTTPException(408, text, _CLOSE) from None
+
+    @staticmethod
+    def _busy() -> HTTPException:
+        return HTTPException(503, "too much waits already; send it again", {"Retry-After": "1"})
+
+
+class Bounded:
+    """ASGI middleware: bounds heads, cuts off bodies that nobody reads, sets safe headers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body = _Body(scope, receive)
+        policy = _SCRIPTS_OF_OURS if scope["path"].startswith("/docs") else _NO_SCRIPTS
+
+        async def answering(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+                headers.setdefault("Cache-Control", "no-store")
+                headers.setdefault("Content-Security-Policy", policy)
+                if not await body.is_discarded():
+                    headers["Connection"] = "close"
+            await send(message)
+
+        status = _status_of_head(scope)
+        app = refusal(status, "the head is too large", headers=_CLOSE) if status else self._app
+        await app(scope, body.receive, answering)
+
+
+def _status_of_head(scope: Scope) -> int:
+    """Give 0, or the status to refuse the head with."""
+    if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_TARGET_BYTES:
+        return 414
+    headers = scope["headers"]
+    size = sum(len(name) + len(value) for name, value in headers)
+    return 431 if len(headers) > MAX_HEADERS or size > MAX_HEAD_BYTES else 0
+
+
+class _Body:
+    """A request's body, and how much of it has come."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        names = {name for name, value in scope["headers"] if value != b"0"}
+        self._is_due = bool(names & {b"content-length", b"transfer-encoding"})
+        self._receive = receive
+        self._until = asyncio.get_running_loop().time() + READ_WITHIN_S
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._is_due = self._is_due and message.get("more_body", False)
+        return message
+
+    async def is_discarded(self) -> bool:
+        """Throw away what is still to come; say whether that was all, in time and not too much."""
+        left = _DISCARD_BYTES
+        try:
+            async with asyncio.timeout_at(self._until):
+                while self._is_due and left > 0:
+                    left -= len((await self.receive()).get("body", b""))
+        except TimeoutError:
+            pass
+        return not self._is_due
+
+
+class Connection(H11Protocol):
+    """uvicorn's protocol, which by itself waits for ever for the rest of a request's head."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            self._watch()
+        else:
+            self._unwatch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(READ_WITHIN_S, self.transport.abort)
+
+    def _unwatch(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
