@@ -9,6 +9,7 @@ from functools import cached_property
 from fulfillment.clock import Clock, SystemClock
 from fulfillment.providers import registry
 from fulfillment.providers.base import Provider
+from fulfillment.services.threads import Threads
 from fulfillment.settings import AccountSettings, Settings
 from fulfillment.store import accounts
 from fulfillment.store.engine import Database
@@ -31,6 +32,7 @@ class Context:
     clock: Clock = field(default_factory=SystemClock)
     #: Gives a number from 0 to 1; spreads retries and polls.
     jitter: Callable[[], float] = random.random
+    threads: Threads = field(default_factory=Threads)
     _providers: dict[str, Provider] = field(default_factory=dict)
 
     def now(self) -> datetime:

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 from fulfillment.errors import ProviderDeniesAccount, ProviderError
@@ -150,8 +149,10 @@ def _ask(
         except ProviderError as error:
             return error
 
-    with ThreadPoolExecutor(min(_THREADS, len(groups)), thread_name_prefix="poll") as executor:
-        answers = list(executor.map(look_up, groups))
+    with context.threads.pool(min(_THREADS, len(groups)), "poll") as executor:
+        flying = [executor.submit(look_up, group) for group in groups]
+        context.threads.all_done(flying)
+    answers = [future.result() for future in flying]
     for group, answer in zip(groups, answers, strict=True):
         if isinstance(answer, ProviderError):
             log.warning("poll.failed", account=account, reason=str(answer))
