@@ -78,6 +78,7 @@ class Bus:
         **options: Any,
     ) -> None:
         """Take a message as `Celery.send_task` does. Raises kombu's OperationalError."""
+        self._scheduler.pause()
         now, faults = self._scheduler.now, self._faults
         sent = json.loads(json.dumps([list(args or ()), dict(kwargs or {}), chain]))
         number = next(self._numbers)

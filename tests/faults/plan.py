@@ -29,6 +29,7 @@ BAD_ENDS = (
 )
 FIRST = ("webhook_before_answer", "completed_before_answer")
 UNDONE = ("reversed", "rollback_supplier")
+QUIET = ("accepted", "queued", "processing", "pending")
 NEVER = ("stuck", "never_delivered_offline")
 
 
@@ -141,7 +142,7 @@ def _account(
 def _order(
     source: random.Random, number: int, accounts: list[str], kinds: tuple[str, ...], span_s: float
 ) -> PlannedOrder:
-    at = source.uniform(0, span_s)
+    at = span_s * source.choice((0.0, 0.0, 0.3, 0.5, 1.0)) + source.random()
     drawn = source.random()
     scenario, kind = scenarios.SCENARIOS["delivered"], None
     for name, among in (
@@ -156,9 +157,12 @@ def _order(
                 scenario, kind = scenarios.SCENARIOS[source.choice(among)], name
     if "stale_lookup" in kinds and kind is None and source.random() < 0.4:
         scenario, kind = replace(scenario, hidden_s=25.0), "stale_lookup"
-    if "webhook_forged" in kinds:
-        forged = replace(scenario.webhooks, forgeries=("key", "body", "garbage"))
-        scenario = replace(scenario, webhooks=forged)
+    # Some orders are told of step by step, most only at their end, some never.
+    told = source.choice(((), QUIET, QUIET, QUIET, ("*",)))
+    forged = ("key", "body", "garbage") if "webhook_forged" in kinds else ()
+    if forged or not scenario.called_back_first:
+        plan = replace(scenario.webhooks, lost=told, forgeries=forged)
+        scenario = replace(scenario, webhooks=plan)
     return PlannedOrder(
         external_id=f"order-{number:02d}",
         account=source.choice(accounts),

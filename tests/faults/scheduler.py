@@ -25,6 +25,13 @@ class Killed(BaseException):
     """This strand's process is dead: nothing that it would still do may have an effect."""
 
 
+def _baton() -> threading.Lock:
+    """Give a lock that somebody else has: who acquires it waits to be handed it."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 @dataclass(eq=False)
 class Process:
     """One operating-system process of the simulated system."""
@@ -43,7 +50,7 @@ class Strand:
     act: Callable[[], Any]
     due: float
     until: Callable[[], bool] | None = None
-    turn: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    turn: threading.Lock = field(default_factory=lambda: _baton())
     is_over: bool = False
     error: BaseException | None = None
     thread: threading.Thread | None = None
@@ -78,7 +85,7 @@ class Scheduler:
         self._strands: list[Strand] = []
         self._timers: list[tuple[float, int, _Timer]] = []
         self._numbers = itertools.count()
-        self._returned = threading.Semaphore(0)
+        self._returned = _baton()
         self._present: Strand | None = None
         self._is_alone = False
 

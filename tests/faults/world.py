@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import sqlalchemy.exc
 from psycopg.rows import dict_row
+from sqlalchemy.engine import Engine
 from sqlmodel import Session
 
 from fulfillment.broker import hint
@@ -35,7 +36,7 @@ TABLES = (
     "webhook_deliveries, outbox_messages, wallet_entries, order_events, attempts, orders, "
     "wallets, accounts, leases, heartbeats"
 )
-#: When something of ours is due next, by the tick that would find it; in seconds from :now.
+#: When something of ours is due next, by the tick that would find it.
 _DUE = """
     SELECT extract(epoch FROM
              least((SELECT min(greatest(next_attempt_at, claimed_until,
@@ -48,9 +49,9 @@ _DUE = """
                                                         THEN confirmed_at END)
                                         + make_interval(secs => %(lag)s), a.paused_until))
                       FROM attempts t JOIN accounts a ON a.name = t.account
-                     WHERE absorbed_at IS NULL OR hold_closed_at IS NULL)) - %(now)s) AS sweep,
-           extract(epoch FROM (SELECT min(next_poll_at) FROM orders) - %(now)s) AS poll,
-           extract(epoch FROM (SELECT min(next_watch_at) FROM orders) - %(now)s) AS watch
+                     WHERE absorbed_at IS NULL OR hold_closed_at IS NULL))) AS sweep,
+           extract(epoch FROM (SELECT min(next_poll_at) FROM orders)) AS poll,
+           extract(epoch FROM (SELECT min(next_watch_at) FROM orders)) AS watch
 """
 TICKS = {
     "sweep": messages.RESUME_STUCK,
@@ -76,8 +77,8 @@ class OurClock:
 class FaultyDatabase(Database):
     """The real database; strands take turns between transactions, never inside one."""
 
-    def __init__(self, database: Database, scheduler: Scheduler, faults: Faults) -> None:
-        self.engine = database.engine
+    def __init__(self, engine: Engine, scheduler: Scheduler, faults: Faults) -> None:
+        self.engine = engine
         self._scheduler = scheduler
         self._faults = faults
         self.transactions = 0
@@ -96,7 +97,6 @@ class FaultyDatabase(Database):
                 raise _failure(psycopg.errors.SerializationFailure("could not serialize"))
         if faults.strikes("commit_unacknowledged"):
             raise ServerUnreachable("PostgreSQL", SETTING, "OperationalError")
-        self._scheduler.pause(self._lag())
 
     def _lag(self) -> float:
         dice = self._faults.source.random()
@@ -110,7 +110,7 @@ def _failure(original: psycopg.OperationalError) -> sqlalchemy.exc.OperationalEr
 class World:
     """Everything of one seed; `with` makes it and takes it down again."""
 
-    def __init__(self, plan: Plan, database: Database, address: str) -> None:
+    def __init__(self, plan: Plan, engine: Engine) -> None:
         self.plan = plan
         self.source = random.Random(f"run {plan.seed}")
         self.true_clock = FakeClock(START)
@@ -125,8 +125,9 @@ class World:
         self.refused_checkouts: list[str] = []
         self.acknowledged: set[str] = set()
         self.foreign_mills: dict[str, int] = {}
-        self._address = address
-        self._real = database
+        self._engine = engine
+        self._address = engine.url.set(drivername="postgresql").render_as_string(False)
+        self._due_known: tuple[int, dict[str, float]] = (-1, {})
         self._last_tick = 0.0
         self._beat_dead_until = 0.0
         self._stack = ExitStack()
@@ -146,7 +147,7 @@ class World:
             accounts=self.plan.accounts,
             **self.plan.settings,
         )
-        self.database = FaultyDatabase(self._real, self.scheduler, self.faults)
+        self.database = FaultyDatabase(self._engine, self.scheduler, self.faults)
         self.accounts = {
             name: Account(
                 name,
@@ -249,6 +250,7 @@ class World:
     def _plan_market_faults(self) -> None:
         acts: dict[str, Callable[[Account], None]] = {
             "price_moved": self._move_price,
+            "clock_jumped": self._jump,
             "item_sold": self._sell_item,
             "foreign_spending": self._spend,
         }
@@ -257,6 +259,17 @@ class World:
                 at = self.scheduler.now + self.source.uniform(0, self.plan.faults_until)
                 account = self.accounts[self.source.choice(sorted(self.accounts))]
                 self.scheduler.at(at, lambda name=name, account=account: acts[name](account))
+
+    def _jump(self, account: Account) -> None:
+        """Set our clock wrong for a while."""
+        del account
+        self.clock.offset = timedelta(seconds=self.source.uniform(-600, 600))
+        self.faults.note("clock_jumped")
+
+        def set_right() -> None:
+            self.clock.offset = timedelta()
+
+        self.scheduler.at(self.scheduler.now + self.source.uniform(1, 90), set_right)
 
     def _move_price(self, account: Account) -> None:
         for item in self.source.sample(list(account.market.items.values()), 10):
@@ -329,9 +342,13 @@ class World:
 
     def _ours_due(self) -> dict[str, float]:
         """Say in how many seconds which tick would find something."""
-        lag = self.context.wallet_lag.total_seconds()
-        (row,) = self.rows(_DUE, now=self.clock.now(), lag=lag)
-        return {name: max(float(due), 0.0) for name, due in row.items() if due is not None}
+        ours = self.clock.now()
+        if self._due_known[0] != self.database.transactions:
+            lag = self.context.wallet_lag.total_seconds()
+            (row,) = self.rows(_DUE, lag=lag)
+            known = {name: float(due) for name, due in row.items() if due is not None}
+            self._due_known = (self.database.transactions, known)
+        return {name: max(due - ours.timestamp(), 0) for name, due in self._due_known[1].items()}
 
     def _tick(self, due: dict[str, float], passed: float) -> None:
         """Let beat send the ticks that would find something; the others would find nothing."""
