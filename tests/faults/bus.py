@@ -84,17 +84,17 @@ class Bus:
         number = next(self._numbers)
         message = Message(name, *sent, due=now, number=number)
         message.ids = {key: options.get(key) for key in ("root_id", "parent_id")}
-        if faults.strikes("broker_away", orders=message.orders):
+        if faults.strikes("broker_away", orders=message.orders, weight=0.25):
             self._away_until = now + faults.source.uniform(1, 60)
         if now < self._away_until and faults.is_on:
             raise OperationalError("the broker is away")
-        if faults.strikes("message_lost", orders=message.orders):
+        if faults.strikes("message_lost", orders=message.orders, weight=0.25):
             return
         self.waiting.append(message)
-        if faults.strikes("message_doubled", orders=message.orders):
+        if faults.strikes("message_doubled", orders=message.orders, weight=0.25):
             later = now + faults.source.choice((0.0, 1.0, 20.0, 90.0))
             self.waiting.append(Message(name, *sent, due=later, number=number, ids=message.ids))
-        if faults.strikes("message_delayed", orders=message.orders):
+        if faults.strikes("message_delayed", orders=message.orders, weight=0.25):
             message.due = now + faults.source.uniform(1, 180)
 
     def send_tick(self, name: str) -> None:

@@ -83,12 +83,17 @@ class Faults:
         self._left = {name: source.randint(1, KINDS[name].most) for name in self.chosen}
         self._rate = {name: source.uniform(0.1, 0.6) for name in self.chosen}
 
-    def strikes(self, *names: str, orders: Sequence[str] = ()) -> str | None:
-        """Say which of these kinds strikes now, if any; `orders` are the ids it is about."""
+    def strikes(
+        self, *names: str, orders: Sequence[str] = (), weight: float = 1.0
+    ) -> str | None:
+        """Say which of these kinds strikes now, if any.
+
+        `orders` are the ids it is about; a small `weight` spreads the strikes over many chances.
+        """
         if not self.is_on:
             return None
         for name in names:
-            if self._left.get(name, 0) > 0 and self.source.random() < self._rate[name]:
+            if self._left.get(name, 0) > 0 and self.source.random() < weight * self._rate[name]:
                 self._left[name] -= 1
                 self.note(name, orders)
                 return name

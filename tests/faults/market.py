@@ -50,11 +50,8 @@ PATHS = {
     ("GET", "/api/v1/merchant/purchase/search"): "catalog",
     ("GET", "/api/v1/merchant/balance"): "wallet",
 }
-BASE = {
-    ProviderName.SKINSNODE: "http://provider",
-    ProviderName.SKINSBACK: "http://provider/api.php",
-    ProviderName.SKINSLINK: "http://provider/api/v1",
-}
+#: Where faults of the network strike most: at what cannot be undone.
+WEIGHTS = {"submit": 0.7, "lookup": 0.3}
 #: How late a request may still arrive: the bound that the unknown-outcome rules rely on.
 LATEST_S = 35.0
 #: Answers that the provider never gave.
@@ -217,22 +214,23 @@ class _Wire(httpx.BaseTransport):
     ) -> httpx.Response | None:
         """Let a request fail before the provider has done anything."""
         faults, account, now = self._faults, self._account, self._scheduler.now
+        weight = WEIGHTS.get(what, 0.1)
         for name, longest_s in (("denied", 120.0), ("outage", 300.0)):
-            if faults.strikes(name, orders=orders):
+            if faults.strikes(name, orders=orders, weight=weight):
                 account.down[name] = now + faults.source.uniform(5, longest_s)
         if faults.is_on and now < account.down.get("denied", 0):
             return self._say("unauthorized")
         if faults.is_on and now < account.down.get("outage", 0):
             return httpx.Response(503, content=HTML)
-        if faults.strikes("not_reached", orders=orders):
+        if faults.strikes("not_reached", orders=orders, weight=weight):
             raise httpx.ConnectError("refused")
-        if faults.strikes("timeout_before", orders=orders):
+        if faults.strikes("timeout_before", orders=orders, weight=weight):
             self._hang(request)
-        if faults.strikes("error_before", orders=orders):
+        if faults.strikes("error_before", orders=orders, weight=weight):
             return httpx.Response(faults.source.choice((500, 502, 503, 504)), content=HTML)
-        if faults.strikes("throttled", orders=orders):
+        if faults.strikes("throttled", orders=orders, weight=weight):
             return self._say(faults.source.choice(("rate_limited", "rate_limited_bare")))
-        if what == "submit" and faults.strikes("late_arrival", orders=orders):
+        if what == "submit" and faults.strikes("late_arrival", orders=orders, weight=weight):
             late_s = faults.source.uniform(5, LATEST_S)
             self._scheduler.at(now + late_s, lambda: self._arrive(request, orders))
             self._hang(request)
@@ -260,7 +258,12 @@ class _Wire(httpx.BaseTransport):
         """Lose or spoil the answer of a request that was done."""
         faults = self._faults
         struck = faults.strikes(
-            "timeout_after", "error_after", "reset_after", "garbled", orders=orders
+            "timeout_after",
+            "error_after",
+            "reset_after",
+            "garbled",
+            orders=orders,
+            weight=WEIGHTS.get(what, 0.1),
         )
         if struck == "timeout_after":
             self._hang(request)

@@ -1,8 +1,7 @@
-"""Run seeds: `python -m tests.faults.run --seed 7`, or `make faults SEEDS=2000`."""
+"""Runs one seed: faults first, then without them until everything agrees; judged all along."""
 
 import dataclasses
 import hashlib
-import logging
 import time
 from collections import Counter
 from dataclasses import dataclass, field

@@ -30,6 +30,8 @@ from tests.faults.plan import PUBLIC_URL, Plan, PlannedOrder
 from tests.faults.scheduler import Process, Scheduler, SimulatedThreads
 from tests.support import TRADE_URL, FakeClock
 
+#: Of faults that have a chance at every transaction.
+RARE = 0.05
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 KEYS = "sim:" + "A" * 43 + "="
 TABLES = (
@@ -90,12 +92,12 @@ class FaultyDatabase(Database):
         self.transactions += 1
         with super().transaction() as session:
             yield session
-            struck = faults.strikes("connection_lost", "serialization_failure")
+            struck = faults.strikes("connection_lost", "serialization_failure", weight=RARE)
             if struck == "connection_lost":
                 raise _failure(psycopg.OperationalError("the server closed the connection"))
             if struck == "serialization_failure":
                 raise _failure(psycopg.errors.SerializationFailure("could not serialize"))
-        if faults.strikes("commit_unacknowledged"):
+        if faults.strikes("commit_unacknowledged", weight=RARE):
             raise ServerUnreachable("PostgreSQL", SETTING, "OperationalError")
 
     def _lag(self) -> float:
@@ -358,7 +360,7 @@ class World:
         names = [name for name, in_s in due.items() if in_s <= passed]
         if not names:
             return
-        if self.faults.strikes("beat_dead"):
+        if self.faults.strikes("beat_dead", weight=0.3):
             self._beat_dead_until = now + self.source.uniform(60, 240)
             return
         self._last_tick = now
