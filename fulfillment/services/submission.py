@@ -128,9 +128,7 @@ def _run(
     _postpone(context, claim, list(waiting))
 
 
-def _collect(
-    context: Context, flying: dict[Future[Answer], _Task]
-) -> list[tuple[Order, Answer]]:
+def _collect(context: Context, flying: dict[Future[Answer], _Task]) -> list[tuple[Order, Answer]]:
     """Wait for an answer, and a moment longer for those that come with it."""
     done = context.threads.first_done(flying, _GROUP_S)
     return [(flying.pop(future).order, future.result()) for future in done]

@@ -58,9 +58,9 @@ class Tally:
 
     @classmethod
     def load(cls) -> "Tally":
-        known = json.loads(STATE.read_text())
-        counters = {name: Counter(known.pop(name)) for name in ("fired", "ends")}
-        return cls(**known, **counters)
+        known = cls(**json.loads(STATE.read_text()))
+        known.fired, known.ends = Counter(known.fired), Counter(known.ends)
+        return known
 
     @property
     def bound(self) -> float:

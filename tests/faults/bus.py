@@ -20,7 +20,7 @@ import tasks.checkout
 import tasks.inbox
 import tasks.reconcile
 import tasks.sweep
-import tasks.watchdog  # noqa: F401 - the task modules register themselves
+import tasks.watchdog
 from fulfillment import broker
 from fulfillment.broker import app
 from fulfillment.services.context import Context
@@ -80,9 +80,11 @@ class Bus:
         """Take a message as `Celery.send_task` does. Raises kombu's OperationalError."""
         self._scheduler.pause()
         now, faults = self._scheduler.now, self._faults
-        sent = json.loads(json.dumps([list(args or ()), dict(kwargs or {}), chain]))
+        sent: tuple[Any, Any, Any] = tuple(
+            json.loads(json.dumps([list(args or ()), dict(kwargs or {}), chain]))
+        )
         number = next(self._numbers)
-        message = Message(name, *sent, due=now, number=number)
+        message = Message(name, *sent, now, number)
         message.ids = {key: options.get(key) for key in ("root_id", "parent_id")}
         if faults.strikes("broker_away", orders=message.orders, weight=0.25):
             self._away_until = now + faults.source.uniform(1, 60)
@@ -93,7 +95,7 @@ class Bus:
         self.waiting.append(message)
         if faults.strikes("message_doubled", orders=message.orders, weight=0.25):
             later = now + faults.source.choice((0.0, 1.0, 20.0, 90.0))
-            self.waiting.append(Message(name, *sent, due=later, number=number, ids=message.ids))
+            self.waiting.append(Message(name, *sent, later, number, message.ids))
         if faults.strikes("message_delayed", orders=message.orders, weight=0.25):
             message.due = now + faults.source.uniform(1, 180)
 
@@ -121,7 +123,7 @@ class Bus:
             task = app.tasks[message.name]
             self._tracers[message.name] = build_tracer(message.name, task, app=app)
         uuid = f"message-{message.number}"
-        request = {
+        request: dict[str, Any] = {
             "id": uuid,
             "root_id": message.ids.get("root_id") or uuid,
             "parent_id": message.ids.get("parent_id"),

@@ -1,13 +1,14 @@
-"""A database of the simulation's own, beside that of the other tests."""
+"""A database of the simulation's own, on the server of the other tests."""
 
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy.engine import Engine
 
-from fulfillment.store.engine import Database
-from tests.conftest import _database_on
+from tests.faults.pool import database_on
 
 
 @pytest.fixture(scope="session")
-def faults_url(database_url: str) -> Iterator[str]:
-    yield from _database_on(database_url)
+def engine(database_url: str) -> Iterator[Engine]:
+    with database_on(database_url) as made:
+        yield made

@@ -14,9 +14,22 @@ Row = Mapping[str, Any]
 
 #: How far an order has come, written down a second time: states.py must not prove itself.
 RANK = {
-    **{"received": 0, "quoted": 1, "awaiting_funds": 1, "reserved": 2, "submitting": 3},
-    **{"accepted": 4, "queued": 4, "processing": 4, "pending": 5, "sent": 6, "needs_review": 3},
-    **{"completed": 7, "failed": 7, "cancelled": 7, "expired": 7, "reversed": 8},
+    "received": 0,
+    "quoted": 1,
+    "awaiting_funds": 1,
+    "reserved": 2,
+    "submitting": 3,
+    "accepted": 4,
+    "queued": 4,
+    "processing": 4,
+    "pending": 5,
+    "sent": 6,
+    "needs_review": 3,
+    "completed": 7,
+    "failed": 7,
+    "cancelled": 7,
+    "expired": 7,
+    "reversed": 8,
 }
 ENDS = {"completed", "failed", "cancelled", "expired", "reversed"}
 WITHOUT_ITEM = {"failed", "cancelled", "expired"}
@@ -257,7 +270,7 @@ def agrees(history: History) -> Iterator[str]:
     entries: dict[str, Counter[str]] = defaultdict(Counter)
     names = {attempt["id"]: attempt["external_id"] for attempt in history.attempts}
     for entry in history.entries:
-        entries[names[entry["attempt_id"]]][entry["kind"]] += entry["amount_mills"]
+        entries[names.get(entry["attempt_id"], "?")][entry["kind"]] += entry["amount_mills"]
     for order in history.orders:
         name, status = order["external_id"], order["status"]
         purchase = history.judges[order["account"]].purchases.get(name)

@@ -32,17 +32,18 @@ _TABLE = (
     Kind("beat_doubled", "F4", 20, "every tick comes twice"),
     Kind("commit_unacknowledged", "C2", 4, "a commit is done, but its answer is lost"),
     Kind("connection_lost", "C1 C3", 4, "the database goes away before a commit"),
-    Kind("serialization_failure", "C4 C5", 4, "the database asks for the transaction to be repeated"),
+    Kind("serialization_failure", "C4 C5", 4, "the database wants the transaction repeated"),
     Kind("clock_jumped", "F1 F2", 2, "our clock jumps by up to ten minutes and back"),
     Kind("not_reached", "D1", 4, "the provider cannot be connected"),
     Kind("timeout_before", "D2", 4, "a request gets no answer and did nothing"),
     Kind("timeout_after", "D2", 4, "a request gets no answer and was done"),
-    Kind("late_arrival", "D2", 3, "a purchase gets no answer and is done up to 35 s after it was sent"),
+    Kind("late_arrival", "D2", 3, "a purchase gets no answer and is done up to 35 s later"),
     Kind("error_before", "D3", 4, "5xx, nothing was done"),
     Kind("error_after", "D3", 4, "5xx, it was done"),
     Kind("throttled", "D4", 4, "429 or the provider's own word for it"),
     Kind("reset_after", "B4 D6", 4, "the connection breaks after the request was done"),
     Kind("garbled", "D6 D7 D8 D11", 6, "an answer cut short, no JSON, HTML, or of another order"),
+    Kind("odd_refusal", "D8", 4, "a purchase is done and answered with a 4xx of no contract"),
     Kind("denied", "D14", 1, "credentials are revoked for up to two minutes"),
     Kind("outage", "D18", 1, "5xx for everything for up to five minutes"),
     Kind("stale_lookup", "D12", 6, "lookups do not know a fresh order for 25 s"),
@@ -83,9 +84,7 @@ class Faults:
         self._left = {name: source.randint(1, KINDS[name].most) for name in self.chosen}
         self._rate = {name: source.uniform(0.1, 0.6) for name in self.chosen}
 
-    def strikes(
-        self, *names: str, orders: Sequence[str] = (), weight: float = 1.0
-    ) -> str | None:
+    def strikes(self, *names: str, orders: Sequence[str] = (), weight: float = 1.0) -> str | None:
         """Say which of these kinds strikes now, if any.
 
         `orders` are the ids it is about; a small `weight` spreads the strikes over many chances.

@@ -183,7 +183,7 @@ class _Wire(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Carry one request there and back, as far as the faults let it."""
-        account, faults = self._account, self._faults
+        account = self._account
         what, orders = account.asked(request)
         if what == "submit":
             account.on_submit(account.name, orders)
@@ -209,9 +209,7 @@ class _Wire(httpx.BaseTransport):
         self._scheduler.pause(request.extensions["timeout"]["read"])
         raise httpx.ReadTimeout("no answer")
 
-    def _early(
-        self, request: httpx.Request, what: str, orders: list[str]
-    ) -> httpx.Response | None:
+    def _early(self, request: httpx.Request, what: str, orders: list[str]) -> httpx.Response | None:
         """Let a request fail before the provider has done anything."""
         faults, account, now = self._faults, self._account, self._scheduler.now
         weight = WEIGHTS.get(what, 0.1)
@@ -272,6 +270,9 @@ class _Wire(httpx.BaseTransport):
         if struck == "error_after":
             status = faults.source.choice((500, 502, 504))
             return httpx.Response(status, content=HTML, headers={"x-spoiled": "1"})
+        if what == "submit" and faults.strikes("odd_refusal", orders=orders):
+            status = faults.source.choice((402, 409, 418))
+            return httpx.Response(status, content=HTML, headers={"x-spoiled": "1"})
         body, status = response.content, response.status_code
         if struck == "garbled":
             return httpx.Response(
@@ -289,7 +290,7 @@ class _Wire(httpx.BaseTransport):
 
 
 def _spoil_catalog(content: Any, how: str) -> None:
-    holder = content["data"] if "data" in content else content
+    holder = content.get("data", content)
     items = holder["items"]
     if how == "empty":
         holder["items"] = []

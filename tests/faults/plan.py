@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from fulfillment.simulator import scenarios
 from fulfillment.simulator.options import DAY_S, SimulatorOptions
@@ -71,7 +71,7 @@ def draw(seed: int, kinds: tuple[str, ...] | None = None, orders: int | None = N
     chosen = tuple(sorted(some)) if kinds is None else kinds
     names = source.sample(list(ProviderName), source.choice((1, 1, 2, 3)))
     is_tight = source.random() < 0.3
-    count = orders or source.randint(20, 28)
+    count = orders or source.randint(20, 22)
     accounts: dict[str, dict[str, Any]] = {}
     options: dict[str, SimulatorOptions] = {}
     for place, provider in enumerate(names):
@@ -91,7 +91,7 @@ def draw(seed: int, kinds: tuple[str, ...] | None = None, orders: int | None = N
         },
         faults_until=span_s + source.uniform(60, 240),
         worker_slots=tuple(source.choice((1, 2, 4)) for _ in range(source.choice((1, 2, 2)))),
-        tick_s=source.choice((1.0, 2.0, 5.0)),
+        tick_s=source.choice((2.0, 5.0, 10.0)),
         is_tight=is_tight,
     )
 
@@ -99,7 +99,8 @@ def draw(seed: int, kinds: tuple[str, ...] | None = None, orders: int | None = N
 def _account(
     source: random.Random, provider: ProviderName, name: str, seed: int, is_tight: bool, count: int
 ) -> tuple[dict[str, Any], SimulatorOptions]:
-    debits_at = source.choice(("accept", "accept", "final"))
+    ways: tuple[Literal["accept", "final"], ...] = ("accept", "accept", "final")
+    debits_at = source.choice(ways)
     rate = source.choice((None, None, 120))
     account: dict[str, Any] = {
         "provider": provider.value,
@@ -126,7 +127,8 @@ def _account(
         seed=seed,
         balance_cents=source.randint(200, 1500) * count if is_tight else 100_000_000,
         three_decimals=provider is ProviderName.SKINSLINK and source.random() < 0.5,
-        hold_s=source.choice((0.0, 300.0, 7 * DAY_S)) if provider != "skinsnode" else 0.0,
+        # What is undone is undone while it is protected; SkinsNode tells of no protection.
+        hold_s=0.0 if provider is ProviderName.SKINSNODE else source.choice((300.0, 7 * DAY_S)),
         reusable_items=source.random() < 0.8,
         debits_at=debits_at,
         requests_per_minute=rate,
@@ -142,7 +144,9 @@ def _account(
 def _order(
     source: random.Random, number: int, accounts: list[str], kinds: tuple[str, ...], span_s: float
 ) -> PlannedOrder:
-    at = span_s * source.choice((0.0, 0.0, 0.3, 0.5, 1.0)) + source.random()
+    at = span_s * source.choice((0.0, 0.0, 0.3, 0.5, 1.0)) + source.choice(
+        (0.0, 0.0, source.random())
+    )
     drawn = source.random()
     scenario, kind = scenarios.SCENARIOS["delivered"], None
     for name, among in (

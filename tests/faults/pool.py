@@ -35,7 +35,7 @@ def database_on(server_url: str) -> Iterator[Engine]:
         # Nobody pulls the plug here, and a plan that changes would change the course of a seed.
         for setting in ("synchronous_commit = off", "enable_hashagg = off", "jit = off"):
             statement = f"ALTER DATABASE {{}} SET {setting}"
-            connection.execute(sql.SQL(statement).format(sql.Identifier(name)))  # type: ignore[arg-type]
+            connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
     try:
         database = Database(url.render_as_string(hide_password=False))
         migrate(database)

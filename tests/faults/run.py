@@ -1,6 +1,5 @@
 """Runs one seed: faults first, then without them until everything agrees; judged all along."""
 
-import dataclasses
 import hashlib
 import time
 from collections import Counter
@@ -11,7 +10,7 @@ from sqlalchemy.engine import Engine
 
 from tests.faults import invariants
 from tests.faults.invariants import LIVENESS, SAFETY, History, Judge, violations
-from tests.faults.plan import NEVER, Plan, draw
+from tests.faults.plan import NEVER, draw
 from tests.faults.world import World
 
 #: How often, in steps, what must always hold is looked at.

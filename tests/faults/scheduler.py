@@ -293,8 +293,8 @@ class _Executor(Executor):
                 future.set_exception(error)
 
         strand = self._scheduler.spawn(process, self._name, run)
-        strand.until = lambda: sum(not f.done() for f in earlier) < self._size
         earlier = list(self._flying)
+        strand.until = lambda: sum(not f.done() for f in earlier) < self._size
         self._flying.append(future)
         return future
 

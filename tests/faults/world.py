@@ -1,4 +1,4 @@
-"""One simulated run: the real services on a real PostgreSQL, everything around them in virtual time.
+"""One simulated run: real services on a real PostgreSQL, all around them in virtual time.
 
 Nothing here is asserted; `run.py` asks `invariants.py` what it thinks of what happened.
 """
@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -202,7 +203,7 @@ class World:
         account = self.accounts[order.account]
         account.market.scenario_of_id[order.external_id] = order.scenario
         item = list(account.market.items.values())[order.item]
-        event = {
+        event: dict[str, Any] = {
             "externalId": order.external_id,
             "account": order.account,
             "catalogItemId": item.id,
@@ -245,9 +246,7 @@ class World:
                     hint(messages.DISPATCH, account)
 
     def _send(self, event: dict[str, Any]) -> None:
-        self.bus.waiting.append(
-            Message(messages.RECEIVE, [event], {}, None, self.scheduler.now, 0)
-        )
+        self.bus.waiting.append(Message(messages.RECEIVE, [event], {}, None, self.scheduler.now, 0))
 
     def _plan_market_faults(self) -> None:
         acts: dict[str, Callable[[Account], None]] = {
@@ -260,7 +259,7 @@ class World:
             for _ in range(self.source.randint(1, 4)):
                 at = self.scheduler.now + self.source.uniform(0, self.plan.faults_until)
                 account = self.accounts[self.source.choice(sorted(self.accounts))]
-                self.scheduler.at(at, lambda name=name, account=account: acts[name](account))
+                self.scheduler.at(at, partial(acts[name], account))
 
     def _jump(self, account: Account) -> None:
         """Set our clock wrong for a while."""
