@@ -224,11 +224,10 @@ def is_told_of(history: History) -> Iterator[str]:
     told: dict[int, list[int]] = defaultdict(list)
     ids = set()
     for message in history.messages:
-        body = message["body"]
-        told[message["order_id"]].append(body["sequence"])
-        if body["eventId"] in ids:
-            yield f"I8 two messages {body['eventId']}"
-        ids.add(body["eventId"])
+        told[message["order_id"]].append(message["sequence"])
+        if message["name"] in ids:
+            yield f"I8 two messages {message['name']}"
+        ids.add(message["name"])
     for order, events in _by_order(history.events):
         if told[order] != sorted(told[order]):
             yield f"I8 the messages of order {order} are out of order"

@@ -15,7 +15,7 @@ from tests.faults.world import World
 
 #: How often, in steps, what must always hold is looked at.
 _LOOK_EVERY = 150
-_MOST_STEPS = 60_000
+_MOST_STEPS = 20_000
 #: The simulator's heap still moves orders when something of it is due within this time.
 _SOON_S = 7200.0
 FEWEST_KINDS_FIRED = 3
@@ -133,7 +133,10 @@ def read(world: World) -> History:
         events=world.rows("SELECT * FROM order_events ORDER BY order_id, sequence"),
         attempts=world.rows("SELECT * FROM attempts ORDER BY id"),
         entries=world.rows("SELECT * FROM wallet_entries ORDER BY id"),
-        messages=world.rows("SELECT order_id, body FROM outbox_messages ORDER BY id"),
+        messages=world.rows(
+            "SELECT order_id, body->>'eventId' AS name, CAST(body->>'sequence' AS int) AS sequence "
+            "FROM outbox_messages ORDER BY id"
+        ),
         judges={name: _judge_of(world, name) for name in world.accounts},
         caps_mills=caps,
         endless=frozenset(n for n, o in planned.items() if o.scenario.name in NEVER),

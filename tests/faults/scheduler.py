@@ -6,6 +6,7 @@ and the same seed gives the same interleaving. A process is what dies or freezes
 
 import heapq
 import itertools
+import queue
 import random
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -53,7 +54,7 @@ class Strand:
     turn: threading.Lock = field(default_factory=lambda: _baton())
     is_over: bool = False
     error: BaseException | None = None
-    thread: threading.Thread | None = None
+    has_begun: bool = False
 
     def is_ready(self, now: float) -> bool:
         if self.process.is_dead:
@@ -86,6 +87,8 @@ class Scheduler:
         self._timers: list[tuple[float, int, _Timer]] = []
         self._numbers = itertools.count()
         self._returned = _baton()
+        self._threads: queue.SimpleQueue[Strand | None] = queue.SimpleQueue()
+        self._idle = 0
         self._present: Strand | None = None
         self._is_alone = False
 
@@ -187,19 +190,25 @@ class Scheduler:
         for strand in list(self._strands):
             strand.process.is_dead = True
             self._resume(strand)
+        for _ in range(self._idle):
+            self._threads.put(None)
 
     def _resume(self, strand: Strand) -> None:
         self.note(strand.name)
         self._present = strand
-        if strand.thread is None:
-            if strand.process.is_dead:  # it never began
-                self._present = None
-                self._strands.remove(strand)
-                return
-            strand.thread = threading.Thread(target=self._run, args=(strand,), daemon=True)
-            strand.thread.start()
-        else:
+        if strand.has_begun:
             strand.turn.release()
+        elif strand.process.is_dead:
+            self._present = None
+            self._strands.remove(strand)
+            return
+        else:
+            strand.has_begun = True
+            self._threads.put(strand)
+            if not self._idle:
+                threading.Thread(target=self._work, daemon=True).start()
+            else:
+                self._idle -= 1
         if not self._returned.acquire(timeout=HANGS_S):
             raise RuntimeError(f"the strand {strand.name} neither pauses nor ends")
         if strand.is_over:
@@ -207,16 +216,19 @@ class Scheduler:
             if strand.error is not None:
                 self.errors.append((strand.name, strand.error))
 
-    def _run(self, strand: Strand) -> None:
-        try:
-            strand.act()
-        except Killed:
-            pass
-        except BaseException as error:
-            strand.error = error
-        strand.is_over = True
-        self._present = None
-        self._returned.release()
+    def _work(self) -> None:
+        """Run strands in this thread, one after another: a new thread for each is dear."""
+        while (strand := self._threads.get()) is not None:
+            try:
+                strand.act()
+            except Killed:
+                pass
+            except BaseException as error:
+                strand.error = error
+            strand.is_over = True
+            self._present = None
+            self._idle += 1
+            self._returned.release()
 
 
 class SimulatedThreads(Threads):

@@ -23,7 +23,7 @@ def event(sequence: int, source: str | None, target: str, **changes: Any) -> dic
 
 
 def message(sequence: int) -> dict[str, Any]:
-    return {"order_id": 1, "body": {"sequence": sequence, "eventId": f"order-1:{sequence}"}}
+    return {"order_id": 1, "sequence": sequence, "name": f"order-1:{sequence}"}
 
 
 def entry(kind: str, mills: int = 5000, attempt: int = 1) -> dict[str, Any]:
