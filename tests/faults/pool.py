@@ -1,0 +1,99 @@
+"""Runs many seeds in a few processes, each with a database of its own on one server."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing import get_context
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import structlog
+from psycopg import sql
+from sqlalchemy import create_engine
+from sqlalchemy.engine import Engine, make_url
+
+from fulfillment.settings import PREFIX
+from fulfillment.store.engine import Database
+from fulfillment.store.migrate import migrate
+from tests.faults.run import Report, run_seed
+
+_engine: Engine | None = None
+
+
+@contextmanager
+def database_on(server_url: str) -> Iterator[Engine]:
+    """Make a database with our tables on a server, and drop it afterwards."""
+    server = make_url(server_url).set(drivername="postgresql")
+    address = server.render_as_string(hide_password=False)
+    name = f"fulfillment_faults_{uuid4().hex[:12]}"
+    url = server.set(drivername="postgresql+psycopg", database=name)
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        # Nobody pulls the plug here, and a plan that changes would change the course of a seed.
+        for setting in ("synchronous_commit = off", "enable_hashagg = off", "jit = off"):
+            statement = f"ALTER DATABASE {{}} SET {setting}"
+            connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
+    try:
+        database = Database(url.render_as_string(hide_password=False))
+        migrate(database)
+        database.close()
+        engine = create_engine(url, hide_parameters=True)
+        yield engine
+        engine.dispose()
+    finally:
+        with psycopg.connect(address, autocommit=True) as connection:
+            drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+            connection.execute(drop)
+
+
+def run_seeds(
+    server_url: str, seeds: Iterable[int], jobs: int, on_report: Callable[[Report], Any]
+) -> None:
+    """Run these seeds and hand over each report as it comes in, in no order."""
+    waiting = iter(seeds)
+    context = get_context("spawn")
+    urls = context.Queue()
+    with ExitStack() as stack:
+        for _ in range(jobs):
+            engine = stack.enter_context(database_on(server_url))
+            urls.put(engine.url.render_as_string(hide_password=False))
+        executor = stack.enter_context(ProcessPoolExecutor(jobs, context, _open, (urls,)))
+        flying: set[Future[Report]] = set()
+        while True:
+            # No more than the processes can take up, so that an interruption loses little.
+            with suppress(StopIteration):
+                while len(flying) < jobs + 1:
+                    flying.add(executor.submit(_run, next(waiting)))
+            if not flying:
+                return
+            done, flying = wait(flying, return_when=FIRST_COMPLETED)
+            for future in done:
+                on_report(future.result())
+
+
+def be_quiet() -> None:
+    """Keep what the faults make the services say out of the way."""
+    logging.disable(logging.CRITICAL)
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _open(urls: Any) -> None:
+    global _engine
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        del os.environ[name]
+    be_quiet()
+    _engine = create_engine(urls.get(), hide_parameters=True)
+
+
+def _run(seed: int) -> Report:
+    assert _engine is not None
+    report = run_seed(seed, _engine)
+    if not report.violations:
+        report.trace.clear()
+    return report

@@ -1,0 +1,168 @@
+"""Runs one seed: faults first, then without them until everything agrees; judged all along."""
+
+import hashlib
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.engine import Engine
+
+from tests.faults import invariants
+from tests.faults.invariants import LIVENESS, SAFETY, History, Judge, violations
+from tests.faults.plan import NEVER, draw
+from tests.faults.world import World
+
+#: How often, in steps, what must always hold is looked at.
+_LOOK_EVERY = 150
+_MOST_STEPS = 20_000
+#: The simulator's heap still moves orders when something of it is due within this time.
+_SOON_S = 7200.0
+FEWEST_KINDS_FIRED = 3
+
+
+@dataclass
+class Report:
+    """What one seed did."""
+
+    seed: int
+    violations: list[str] = field(default_factory=list)
+    fired: Counter[tuple[str, str]] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)
+    orders: int = 0
+    steps: int = 0
+    virtual_s: float = 0.0
+    real_s: float = 0.0
+    trace: list[str] = field(default_factory=list, repr=False)
+
+    @property
+    def digest(self) -> str:
+        """Name the whole course of the run: two runs of one seed have the same."""
+        return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()[:16]
+
+    @property
+    def command(self) -> str:
+        return f"make faults ARGS='--seed {self.seed}'"
+
+
+def run_seed(seed: int, engine: Engine, **overrides: Any) -> Report:
+    """Run one seed from empty tables to its last check."""
+    began = time.perf_counter()
+    plan = draw(seed, **overrides)
+    report = Report(seed, orders=len(plan.orders))
+    with World(plan, engine) as world:
+        _run_phases(world, report)
+        report.fired = world.faults.fired
+        report.trace = world.scheduler.trace
+        report.virtual_s = world.scheduler.now - 1000
+        report.ends = Counter(world.statuses([o.external_id for o in plan.orders]))
+    report.real_s = time.perf_counter() - began
+    return report
+
+
+def _run_phases(world: World, report: Report) -> None:
+    plan, began = world.plan, world.scheduler.now
+    while world.scheduler.now - began < plan.faults_until and world.step():
+        report.steps += 1
+        if report.steps % _LOOK_EVERY == 0 and _judge(world, report, SAFETY):
+            return
+    world.end_faults()
+    deadline = world.scheduler.now + invariants.CONVERGES_WITHIN.total_seconds()
+    look_at = world.scheduler.now
+    while world.scheduler.now < deadline and report.steps < _MOST_STEPS and world.step():
+        report.steps += 1
+        if report.steps % _LOOK_EVERY == 0 and _judge(world, report, SAFETY):
+            return
+        if world.scheduler.now >= look_at and _is_quiet(world):
+            if not violations(read(world), LIVENESS):
+                break
+            look_at = world.scheduler.now + 20
+    world.note_scenarios()
+    _judge(world, report, SAFETY + LIVENESS)
+    fired = world.faults.kinds_fired
+    if len(fired) < min(FEWEST_KINDS_FIRED, len(plan.kinds)):
+        report.violations.append(f"harness: of {plan.kinds} only {sorted(fired)} struck")
+
+
+def _is_quiet(world: World) -> bool:
+    dues = (
+        due - account.market.clock.now()
+        for account in world.accounts.values()
+        if (due := account.market.timeline.next_due) is not None
+    )
+    waiting = world.bus.next_due() is not None or world.scheduler.is_busy()
+    arrived = len(world.acknowledged) == len(world.plan.orders)
+    return arrived and not waiting and all(due > _SOON_S for due in dues)
+
+
+def _judge(world: World, report: Report, checks: Any) -> bool:
+    """Look whether these checks hold now; say whether one does not."""
+    found = violations(read(world), checks)
+    found += [f"crash in {name}: {_told(error)}" for name, error in _crashes(world)]
+    report.violations += found
+    if found:
+        world.scheduler.note("VIOLATION " + "; ".join(found))
+    return bool(found)
+
+
+def _crashes(world: World) -> list[tuple[str, BaseException]]:
+    """Give what ended a task or strand and was neither ours nor injected."""
+    crashes = [*world.bus.crashes, *world.scheduler.errors]
+    world.bus.crashes.clear()
+    world.scheduler.errors.clear()
+    injected = ("OperationalError",)
+    return [(name, error) for name, error in crashes if type(error).__name__ not in injected]
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def read(world: World) -> History:
+    """Read our tables and the judge's ledgers as they are now."""
+    orders = world.rows("SELECT * FROM orders ORDER BY id")
+    planned = {order.external_id: order for order in world.plan.orders}
+    caps = {
+        row["external_id"]: 10
+        * world.context.account(row["account"]).price_limit_cents(row["expected_price_cents"])
+        for row in orders
+    }
+    forgeries = [f for postman in world.postmen.values() for f in postman.forgeries]
+    return History(
+        orders=orders,
+        events=world.rows("SELECT * FROM order_events ORDER BY order_id, sequence"),
+        attempts=world.rows("SELECT * FROM attempts ORDER BY id"),
+        entries=world.rows("SELECT * FROM wallet_entries ORDER BY id"),
+        messages=world.rows(
+            "SELECT order_id, body->>'eventId' AS name, CAST(body->>'sequence' AS int) AS sequence "
+            "FROM outbox_messages ORDER BY id"
+        ),
+        judges={name: _judge_of(world, name) for name in world.accounts},
+        caps_mills=caps,
+        endless=frozenset(n for n, o in planned.items() if o.scenario.name in NEVER),
+        unpaid=frozenset(n for n, o in planned.items() if "funds" in o.scenario.name),
+        acknowledged=frozenset(world.acknowledged),
+        unintended=world.unintended,
+        forged_changes=sum(forgery.before != forgery.after for forgery in forgeries),
+        has_zombies="process_frozen" in world.plan.kinds,
+    )
+
+
+def _judge_of(world: World, name: str) -> Judge:
+    account = world.accounts[name]
+    market = account.market
+    return Judge(
+        provider=account.options.provider,
+        opening_mills=account.options.balance_cents * 10,
+        balance_mills=market.balance_mills,
+        reserved_mills=market.reserved_mills,
+        foreign_mills=world.foreign_mills.get(name, 0),
+        purchases={k: o.row() for k, o in market.orders.items() if not o.is_refused},
+        movements=market.movements,
+        requests_limited=account.dialect.gate.limited,
+        calls=[
+            (call.at, call.what, order, call.is_told, call.is_empty)
+            for call in account.calls
+            for order in call.orders
+        ],
+    )

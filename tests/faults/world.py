@@ -1,0 +1,430 @@
+"""One simulated run: real services on a real PostgreSQL, all around them in virtual time.
+
+Nothing here is asserted; `run.py` asks `invariants.py` what it thinks of what happened.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import psycopg
+import sqlalchemy.exc
+from psycopg.rows import dict_row
+from sqlalchemy.engine import Engine
+from sqlmodel import Session
+
+from fulfillment.broker import hint
+from fulfillment.errors import FulfillmentError, ServerUnreachable
+from fulfillment.services import intake
+from fulfillment.services.context import Context, register_accounts
+from fulfillment.settings import load_settings
+from fulfillment.store.engine import SETTING, Database
+from fulfillment.store.sealing import Seal
+from schemas import messages
+from tests.faults.bus import Bus, Message
+from tests.faults.kinds import BY_SCENARIO, Faults
+from tests.faults.market import Account, Postman
+from tests.faults.plan import PUBLIC_URL, Plan, PlannedOrder
+from tests.faults.scheduler import Process, Scheduler, SimulatedThreads
+from tests.support import TRADE_URL, FakeClock
+
+#: Of faults that have a chance at every transaction.
+RARE = 0.05
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+KEYS = "sim:" + "A" * 43 + "="
+TABLES = (
+    "webhook_deliveries, outbox_messages, wallet_entries, order_events, attempts, orders, "
+    "wallets, accounts, leases, heartbeats"
+)
+#: When something of ours is due next, by the tick that would find it.
+_DUE = """
+    SELECT extract(epoch FROM
+             least((SELECT min(greatest(next_attempt_at, claimed_until,
+                      CASE WHEN o.status IN ('reserved', 'submitting', 'received', 'quoted',
+                                             'awaiting_funds') THEN a.paused_until END))
+                      FROM orders o JOIN accounts a ON a.name = o.account
+                     WHERE next_attempt_at IS NOT NULL),
+                   (SELECT min(next_apply_at) FROM webhook_deliveries),
+                   (SELECT min(greatest(least(ended_at, CASE WHEN absorbed_at IS NULL
+                                                        THEN confirmed_at END)
+                                        + make_interval(secs => %(lag)s), a.paused_until))
+                      FROM attempts t JOIN accounts a ON a.name = t.account
+                     WHERE absorbed_at IS NULL OR hold_closed_at IS NULL))) AS sweep,
+           extract(epoch FROM (SELECT min(next_poll_at) FROM orders)) AS poll,
+           extract(epoch FROM (SELECT min(next_watch_at) FROM orders)) AS watch
+"""
+TICKS = {
+    "sweep": messages.RESUME_STUCK,
+    "poll": messages.POLL_DUE,
+    "watch": messages.WATCH_TRADE_WINDOWS,
+}
+
+
+class OurClock:
+    """The store's clock; it may be set wrong while the provider's stays right."""
+
+    def __init__(self, true: FakeClock) -> None:
+        self._true = true
+        self.offset = timedelta()
+
+    def now(self) -> datetime:
+        return self._true.now() + self.offset
+
+    def monotonic(self) -> float:
+        return self._true.monotonic()
+
+
+class FaultyDatabase(Database):
+    """The real database; strands take turns between transactions, never inside one."""
+
+    def __init__(self, engine: Engine, scheduler: Scheduler, faults: Faults) -> None:
+        self.engine = engine
+        self._scheduler = scheduler
+        self._faults = faults
+        self.transactions = 0
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        faults = self._faults
+        self._scheduler.pause(self._lag())
+        self.transactions += 1
+        with super().transaction() as session:
+            yield session
+            struck = faults.strikes("connection_lost", "serialization_failure", weight=RARE)
+            if struck == "connection_lost":
+                raise _failure(psycopg.OperationalError("the server closed the connection"))
+            if struck == "serialization_failure":
+                raise _failure(psycopg.errors.SerializationFailure("could not serialize"))
+        if faults.strikes("commit_unacknowledged", weight=RARE):
+            raise ServerUnreachable("PostgreSQL", SETTING, "OperationalError")
+
+    def _lag(self) -> float:
+        dice = self._faults.source.random()
+        return 0.0 if dice < 0.93 else dice - 0.93 if dice < 0.995 else 4 * dice
+
+
+def _failure(original: psycopg.OperationalError) -> sqlalchemy.exc.OperationalError:
+    return sqlalchemy.exc.OperationalError("injected", {}, original)
+
+
+class World:
+    """Everything of one seed; `with` makes it and takes it down again."""
+
+    def __init__(self, plan: Plan, engine: Engine) -> None:
+        self.plan = plan
+        self.source = random.Random(f"run {plan.seed}")
+        self.true_clock = FakeClock(START)
+        self.clock = OurClock(self.true_clock)
+        self.scheduler = Scheduler(self.source, self.true_clock)
+        self.faults = Faults(self.source, plan.kinds, self.statuses)
+        self.bus = Bus(self.scheduler, self.faults)
+        self.workers = [Process(f"worker{n}") for n in range(len(plan.worker_slots))]
+        self.web = Process("web")
+        #: Purchase requests for which no intent was committed first.
+        self.unintended: list[str] = []
+        self.refused_checkouts: list[str] = []
+        self.acknowledged: set[str] = set()
+        self.foreign_mills: dict[str, int] = {}
+        self._engine = engine
+        self._address = engine.url.set(drivername="postgresql").render_as_string(False)
+        self._due_known: tuple[int, dict[str, float]] = (-1, {})
+        self._last_tick = 0.0
+        self._beat_dead_until = 0.0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "World":
+        self.sql = self._stack.enter_context(
+            psycopg.connect(self._address, autocommit=True, row_factory=dict_row)
+        )
+        self._clear()
+        settings = load_settings(
+            _env_file=None,
+            database_url=self._address,
+            data_dir="/nonexistent",
+            public_url=PUBLIC_URL,
+            api_token="token",
+            encryption_keys=KEYS,
+            accounts=self.plan.accounts,
+            **self.plan.settings,
+        )
+        self.database = FaultyDatabase(self._engine, self.scheduler, self.faults)
+        self.accounts = {
+            name: Account(
+                name,
+                settings.accounts[name],
+                options,
+                self.scheduler,
+                self.faults,
+                self.true_clock,
+                self._check_intent,
+            )
+            for name, options in self.plan.options.items()
+        }
+        self.context = Context(
+            settings=settings,
+            database=self.database,
+            seal=Seal(KEYS),
+            clock=self.clock,
+            jitter=self.source.random,
+            threads=SimulatedThreads(self.scheduler),
+            _providers={name: account.provider for name, account in self.accounts.items()},
+        )
+        self.postmen = {
+            name: Postman(account, self.context, self.snapshot, lambda: self.web)
+            for name, account in self.accounts.items()
+        }
+        self.faults.is_on = False
+        register_accounts(self.context)
+        self.faults.is_on = True
+        self._stack.enter_context(self.bus.installed(self.context))
+        self._stack.callback(self.scheduler.close)
+        for order in self.plan.orders:
+            self._plan_order(order)
+        self._plan_market_faults()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def _clear(self) -> None:
+        # The triggers keep the logs append-only; another role of the session leaves them out.
+        with self.sql.transaction():
+            self.sql.execute("SET LOCAL session_replication_role = replica")
+            for table in TABLES.split(", "):
+                self.sql.execute(f"DELETE FROM {table}")
+            self.sql.execute("ALTER SEQUENCE orders_id_seq RESTART")
+
+    # What the store and the market do
+
+    def _plan_order(self, order: PlannedOrder) -> None:
+        account = self.accounts[order.account]
+        account.market.scenario_of_id[order.external_id] = order.scenario
+        item = list(account.market.items.values())[order.item]
+        event: dict[str, Any] = {
+            "externalId": order.external_id,
+            "account": order.account,
+            "catalogItemId": item.id,
+            "marketHashName": item.name,
+            "expectedPrice": max(item.price_cents + order.slack_cents, 1),
+            "tradeUrl": TRADE_URL,
+        }
+        began = self.scheduler.now
+        self.scheduler.at(began + order.at, lambda: self._check_out(event))
+        for at in order.copies:
+            self.scheduler.at(began + at, lambda: self._send(event))
+        if order.is_changed_later:
+            other = {**event, "expectedPrice": event["expectedPrice"] + 1}
+            self.scheduler.at(began + order.at + 30, lambda: self._check_out(other, again=False))
+
+    def _check_out(self, event: dict[str, Any], *, again: bool = True) -> None:
+        """Hand an event in as the store does: again until it is acknowledged."""
+        self.scheduler.spawn(self.web, f"intake {event['externalId']}", lambda: receive())
+        if again:
+            retry_s = self.source.uniform(2, 10)
+
+            def look() -> None:
+                if event["externalId"] not in self.acknowledged:
+                    self._check_out(event)
+
+            self.scheduler.at(self.scheduler.now + retry_s, look)
+
+        def receive() -> None:
+            try:
+                (result,) = intake.receive_raw(self.context, [event])
+            except FulfillmentError:
+                return
+            except sqlalchemy.exc.OperationalError:
+                return  # answered 500; the store tries again
+            if result.error is not None:
+                self.refused_checkouts.append(event["externalId"])
+            else:
+                self.acknowledged.add(event["externalId"])
+                for account in intake.new_accounts([result]):
+                    hint(messages.DISPATCH, account)
+
+    def _send(self, event: dict[str, Any]) -> None:
+        self.bus.waiting.append(Message(messages.RECEIVE, [event], {}, None, self.scheduler.now, 0))
+
+    def _plan_market_faults(self) -> None:
+        acts: dict[str, Callable[[Account], None]] = {
+            "price_moved": self._move_price,
+            "clock_jumped": self._jump,
+            "item_sold": self._sell_item,
+            "foreign_spending": self._spend,
+        }
+        for name in sorted(set(acts) & set(self.plan.kinds)):
+            for _ in range(self.source.randint(1, 4)):
+                at = self.scheduler.now + self.source.uniform(0, self.plan.faults_until)
+                account = self.accounts[self.source.choice(sorted(self.accounts))]
+                self.scheduler.at(at, partial(acts[name], account))
+
+    def _jump(self, account: Account) -> None:
+        """Set our clock wrong for a while."""
+        del account
+        self.clock.offset = timedelta(seconds=self.source.uniform(-600, 600))
+        self.faults.note("clock_jumped")
+
+        def set_right() -> None:
+            self.clock.offset = timedelta()
+
+        self.scheduler.at(self.scheduler.now + self.source.uniform(1, 90), set_right)
+
+    def _move_price(self, account: Account) -> None:
+        for item in self.source.sample(list(account.market.items.values()), 10):
+            factor = self.source.choice((50, 90, 105, 130))
+            account.market.change_item(item, price_mills=item.price_mills * factor // 1000 * 10)
+        self.faults.note("price_moved")
+
+    def _sell_item(self, account: Account) -> None:
+        for item in self.source.sample(list(account.market.items.values()), 6):
+            account.market.change_item(item, available=False)
+        self.faults.note("item_sold")
+
+    def _spend(self, account: Account) -> None:
+        market = account.market
+        mills = -int(max(market.balance_mills - market.reserved_mills, 0) * self.source.random())
+        market.move_money("foreign_spending", mills)
+        self.foreign_mills[account.name] = self.foreign_mills.get(account.name, 0) + mills
+        self.faults.note("foreign_spending")
+
+    # The loop
+
+    def step(self) -> bool:
+        """Do one thing, or let time pass to the next; False when nothing is left at all."""
+        self.bus.listen()
+        for account in self.accounts.values():
+            account.market.timeline.run_due(1000)
+        for postman in self.postmen.values():
+            postman.collect()
+        if self.faults.is_on and self.scheduler.is_busy():
+            self._hurt_processes()
+        others = [lambda m=m, w=w: self._start(m, w) for m in self.bus.due() for w in self._free()]
+        if self.scheduler.step(others):
+            return True
+        return self._pass_time()
+
+    def _free(self) -> list[Process]:
+        """Give a worker that can take a message up now, the least busy one."""
+        pairs = zip(self.workers, self.plan.worker_slots, strict=True)
+        now = self.scheduler.now
+        free = [
+            worker
+            for worker, slots in pairs
+            if worker.frozen_until <= now and self.scheduler.count(worker) < slots
+        ]
+        return free[:1]
+
+    def _start(self, message: Message, worker: Process) -> None:
+        self.bus.waiting.remove(message)
+        name = f"{worker.name} {message.name} {' '.join(message.orders)}"
+        self.scheduler.spawn(worker, name, lambda: self.bus.run(message))
+
+    def _pass_time(self) -> bool:
+        now = self.scheduler.now
+        dues = [self.scheduler.next_due(), self.bus.next_due() if self._free() else None]
+        dues += [
+            now + due - account.market.clock.now()
+            for account in self.accounts.values()
+            if (due := account.market.timeline.next_due) is not None
+        ]
+        ours = self._ours_due()
+        if ours:
+            soonest = max(now + min(ours.values()), self._last_tick + self.plan.tick_s)
+            dues.append(max(soonest, self._beat_dead_until))
+        known = [due for due in dues if due is not None]
+        if not known:
+            return False
+        self.true_clock.advance(max(min(known) - now, 0.001))
+        self._tick(ours, self.scheduler.now - now)
+        return True
+
+    def _ours_due(self) -> dict[str, float]:
+        """Say in how many seconds which tick would find something."""
+        ours = self.clock.now()
+        if self._due_known[0] != self.database.transactions:
+            lag = self.context.wallet_lag.total_seconds()
+            (row,) = self.rows(_DUE, lag=lag)
+            known = {name: float(due) for name, due in row.items() if due is not None}
+            self._due_known = (self.database.transactions, known)
+        return {name: max(due - ours.timestamp(), 0) for name, due in self._due_known[1].items()}
+
+    def _tick(self, due: dict[str, float], passed: float) -> None:
+        """Let beat send the ticks that would find something; the others would find nothing."""
+        now = self.scheduler.now
+        if now < self._last_tick + self.plan.tick_s or now < self._beat_dead_until:
+            return
+        names = [name for name, in_s in due.items() if in_s <= passed]
+        if not names:
+            return
+        if self.faults.strikes("beat_dead", weight=0.3):
+            self._beat_dead_until = now + self.source.uniform(60, 240)
+            return
+        self._last_tick = now
+        for name in names:
+            for _ in range(2 if self.faults.strikes("beat_doubled") else 1):
+                if not self.bus.has(TICKS[name]):
+                    self.bus.send_tick(TICKS[name])
+
+    def _hurt_processes(self) -> None:
+        if self.faults.source.random() > 0.02:
+            return
+        place = self.source.randrange(len(self.workers) + 1)
+        process = self.workers[place] if place < len(self.workers) else self.web
+        orders = self.scheduler.orders_of(process)
+        if self.scheduler.count(process) == 0:
+            return
+        if self.faults.strikes("process_killed", orders=orders):
+            self.scheduler.kill(process)
+            fresh = Process(process.name)
+            if process is self.web:
+                self.web = fresh
+            else:
+                self.workers[place] = fresh
+                fresh.frozen_until = self.scheduler.now + self.source.uniform(0, 20)
+        elif self.faults.strikes("process_frozen", orders=orders):
+            lease_s = self.context.lease.total_seconds()
+            process.frozen_until = self.scheduler.now + lease_s * self.source.uniform(0.5, 4)
+
+    def end_faults(self) -> None:
+        """Let everything work from now on; what was done stays done."""
+        self.faults.is_on = False
+        self.clock.offset = timedelta()
+        self._beat_dead_until = 0.0
+
+    # What is read
+
+    def rows(self, query: str, **parameters: Any) -> list[dict[str, Any]]:
+        return self.sql.execute(query, parameters).fetchall()
+
+    def statuses(self, orders: Sequence[str]) -> list[str]:
+        query = "SELECT status FROM orders WHERE external_id = ANY(%(ids)s)"
+        return [row["status"] for row in self.rows(query, ids=list(orders))]
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """Read what no forged webhook may change."""
+        return self.rows(
+            "SELECT (SELECT sum(sequence) FROM orders) AS events, "
+            "(SELECT count(*) FROM wallet_entries) AS entries, "
+            "(SELECT count(*) FROM outbox_messages) AS messages"
+        )
+
+    def _check_intent(self, account: str, orders: list[str]) -> None:
+        query = (
+            "SELECT 1 FROM orders o JOIN attempts a ON a.order_id = o.id WHERE o.external_id = "
+            "ANY(%(ids)s) AND o.account = %(account)s AND o.status NOT IN "
+            "('received', 'quoted', 'awaiting_funds', 'reserved') AND a.posts > 0 "
+            "AND a.body_sealed IS NOT NULL"
+        )
+        if len(self.rows(query, ids=orders, account=account)) != len(orders):
+            self.unintended += orders
+
+    def note_scenarios(self) -> None:
+        """Count the faults that a purchase's own way was."""
+        for order in self.plan.orders:
+            if order.kind in BY_SCENARIO and (
+                order.external_id in self.accounts[order.account].market.orders
+            ):
+                self.faults.note(order.kind, [order.external_id])
