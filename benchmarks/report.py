@@ -1,8 +1,29 @@
-"""Write docs/benchmarks.md and its plots from the results."""
+"""Write docs/benchmarks.md from the results; the plots beside it are made by `plots`."""
 
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from benchmarks.results import Results, Row
+from benchmarks import machine, plots
+from benchmarks.results import Results, Row, percentile
+
+DOCS = Path(__file__).parents[1] / "docs"
+#: Measured on a machine that was busy otherwise, a figure says little; the ratios say more.
+QUIET_LOAD = 1.5
+
+HEAD = """# Benchmarks
+
+Written by `make bench` (`make bench-long` for the rows marked *long*); do not edit by hand.
+Each row compares the product with a baseline that ran in turns with it, on the same servers and
+against the same simulated provider (20 ms an answer, 2,000 items, where nothing else is said).
+Figures are medians over the rounds, a ratio is the median of the rounds' ratios. Every row that
+buys ends by comparing the provider's ledger with our tables; PostgreSQL runs with `fsync` on.
+
+The work of one order, in the product and in the baselines: persist the checkout, refresh the
+catalog, read the wallet, POST the order, persist accepted and one history row, each step resumable
+by the engine. The product also does what it must do beside that: event log, hold ledger, outbox,
+sealed trade URLs, leases, metrics. The baselines are in `benchmarks/baselines/`.
+"""
 
 
 def cells(row: Row) -> list[str]:
@@ -23,5 +44,97 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def write(results: Results, data_dir: Path) -> None:
-    """Write the report."""
+def write(results: Results) -> None:
+    """Write the report and its plots from all rows that were ever measured here."""
+    parts = [HEAD, *_state(results), *_goals(results), *_plots(results), *_profile(results)]
+    notes = DOCS / "benchmarks"
+    if (tried := notes / "tried.md").exists():
+        parts.append(tried.read_text())
+    (DOCS / "benchmarks.md").write_text("\n".join(parts).rstrip() + "\n")
+
+
+def _state(results: Results) -> list[str]:
+    about = ", ".join(f"{name} {value}" for name, value in machine.describe().items())
+    lines = [f"Written {datetime.now(UTC):%Y-%m-%d} on: {about}.", ""]
+    loads = [row.load for row in results.rows.values()]
+    if loads and max(loads) > QUIET_LOAD:
+        lines += [
+            f"> **Provisional.** The machine did other work at the same time (load {min(loads):.1f} "
+            f"to {max(loads):.1f} at the rows' start). Rates are too low, latencies and wall times "
+            "too high; CPU times and ratios hold better.",
+            "",
+        ]
+    return lines
+
+
+def _goals(results: Results) -> list[str]:
+    lines = [
+        "## Figures and goals",
+        "",
+        "| what | product | baseline | ratio (range over rounds) | goal | met | load |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in results.rows.values():
+        figure, baseline, ratio, goal, met = cells(row)
+        if row.baselines:
+            ratios = [a / b for a, b in zip(row.figures, row.baselines, strict=True)]
+            ratio += f" ({min(ratios):.2f} to {max(ratios):.2f})"
+        title = row.title + (" *(long)*" if row.scale == "long" else "")
+        note = f"; {row.note}" if row.note else ""
+        lines.append(
+            f"| {title}{note} | {figure} {row.unit} | {baseline} | {ratio} | {goal} "
+            f"| {met} | {row.load:.1f} |"
+        )
+    lines.append("")
+    for name in ("redis", "rabbitmq"):
+        if parts := results.series.get(f"cpu-{name}"):
+            each = ", ".join(
+                f"{part} {sorted(values)[len(values) // 2]:.2f}" for part, values in parts.items()
+            )
+            lines += [f"CPU by part on {name}, ms an order: {each}.", ""]
+    if webhooks := results.series.get("webhooks"):
+        each = "; ".join(
+            f"{name}: p50 {percentile(v, 0.5):.1f}, p99 {percentile(v, 0.99):.1f} ms"
+            for name, v in webhooks.items()
+        )
+        lines += [f"Webhooks over all rounds, {each}.", ""]
+    return lines
+
+
+def _plots(results: Results) -> list[str]:
+    made = plots.draw(results, DOCS / "benchmarks")
+    lines = ["## Plots", ""] if made else []
+    for file, title in made:
+        lines += [f"![{title}](benchmarks/{file})", ""]
+    return lines
+
+
+def _profile(results: Results) -> list[str]:
+    profile = results.series.get("profile")
+    if not profile:
+        return []
+    lines = [
+        "## Where the time of an order goes",
+        "",
+        f"A burst of {profile['orders']:,} orders on Redis while py-spy samples every process "
+        f"({profile['rate']:.0f} orders/s while sampled). CPU by part, ms an order: "
+        + ", ".join(f"{name} {spent:.2f}" for name, spent in profile["parts"].items())
+        + ". Below, microseconds an order by samples on the CPU; a thread that waits for the "
+        "interpreter's lock counts as being on the CPU, so sums exceed the CPU times.",
+        "",
+    ]
+    titles = {
+        "library": "By library (innermost frame)",
+        "innermost": "By our innermost function on the stack",
+        "inclusive": "By our function, all that it calls included",
+    }
+    for process, tables in profile["processes"].items():
+        for kind, title in titles.items():
+            lines += [f"### {process}: {title.lower()}", "", "| | µs an order |", "| --- | ---: |"]
+            lines += [f"| `{name}` | {spent:.0f} |" for name, spent in _large(tables[kind])]
+            lines.append("")
+    return lines
+
+
+def _large(rows: list[list[Any]]) -> list[list[Any]]:
+    return [row for row in rows if row[1] >= 0.01 * rows[0][1]]

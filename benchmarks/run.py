@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks import burst, report
+from benchmarks import burst, catalog, growth, intake, light, profile, reconcile, report, webhooks
 from benchmarks.bench import LONG, NORMAL, QUICK, Bench
 from benchmarks.results import Results, Row
 from benchmarks.servers import Servers
@@ -23,6 +23,15 @@ ROWS: dict[str, Callable[[Bench], None]] = {
     "large-catalog": burst.measure_large_catalog,
     "batch-sizes": burst.measure_batch_sizes,
     "flower": burst.measure_flower,
+    "light": light.measure,
+    "intake": intake.measure,
+    "catalog": catalog.measure,
+    "table": reconcile.measure_table,
+    "polls": reconcile.measure_polls,
+    "webhooks": webhooks.measure,
+    "memory": growth.measure_memory,
+    "scaling": growth.measure_scaling,
+    "profile": profile.measure,
 }
 
 
@@ -67,7 +76,7 @@ def main() -> int:
             if changed:
                 console.print(_table(changed))
     if not options.quick:
-        report.write(results, data_dir)
+        report.write(results)
     console.print(f"{len(options.only)} rows in {time.monotonic() - began:.0f} s")
     return 1 if failed else 0
 
