@@ -49,7 +49,8 @@ def _throughput(axes: Axes, series: dict[str, Any]) -> bool:
         axes.bar_label(bars, fmt="{:,.0f}", fontsize=8)
     axes.set_xticks(range(len(NAMES)), list(NAMES.values()), fontsize=8)
     axes.set_ylabel("orders/s")
-    axes.legend()
+    if brokers:
+        axes.legend()
     return bool(brokers)
 
 
@@ -94,7 +95,8 @@ def _ticks(axes: Axes, series: dict[str, Any]) -> bool:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("orders in the table")
     axes.set_ylabel("ms a tick")
-    axes.legend()
+    if found:
+        axes.legend()
     return bool(found)
 
 

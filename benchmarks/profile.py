@@ -104,8 +104,9 @@ def _table(files: list[Path], orders: int) -> dict[str, list[list[object]]]:
 
 
 def _library(path: str) -> str:
+    """Name the package of a frame; py-spy writes paths from the package on."""
     if match := PACKAGE.search(path):
         return match[1]
-    if match := OURS.match(path):
-        return match[1].partition("/")[0]
-    return "Python's own"
+    top = path.removeprefix("/").partition("/")[0]
+    is_standard = "/" not in path or top.removesuffix(".py") in sys.stdlib_module_names
+    return "Python's own" if is_standard or "/lib/python" in path else top
