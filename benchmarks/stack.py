@@ -31,7 +31,7 @@ from schemas.enums import ProviderName
 
 ROOT = Path(__file__).parents[1]
 CLIENT_ID, CLIENT_SECRET = "bench", "bench-secret"
-PATIENCE_S = 300.0
+PATIENCE_S = 180.0
 CHUNK = 250  # checkouts in one HTTP request of a burst
 ALL = ("web", "worker", "beat", "intake")
 
