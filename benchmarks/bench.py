@@ -44,9 +44,7 @@ QUICK = Scale(
     scaling_burst=60, profile=300,
 )  # fmt: skip
 NORMAL = Scale(name="bench")
-LONG = Scale(
-    name="long", large_table=5_000_000, memory=(2_000, 200_000), scaling=(1, 2, 4)
-)
+LONG = Scale(name="long", large_table=5_000_000, memory=(2_000, 200_000), scaling=(1, 2, 4))
 
 
 @dataclass

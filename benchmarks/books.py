@@ -27,7 +27,9 @@ def check_product(database: psycopg.Connection[Any], ledger: dict[str, Any]) -> 
     wrong += [f"{name} is here, and not bought" for name in ours.keys() - theirs.keys()]
     wrong += [f"{n} costs {theirs[n]} mills, held are {ours[n]}" for n in theirs.keys() & ours
               if theirs[n] != ours[n]]  # fmt: skip
-    charges = Counter(m["externalId"] for m in ledger["wallet"]["movements"] if m["kind"] == "charge")
+    charges = Counter(
+        m["externalId"] for m in ledger["wallet"]["movements"] if m["kind"] == "charge"
+    )
     wrong += [f"{name} was charged {count} times" for name, count in charges.items() if count > 1]
     if wrong:
         raise RuntimeError(f"the books differ in {len(wrong)} points: {'; '.join(wrong[:5])}")

@@ -82,10 +82,9 @@ def _record(
     for module, (title, goal) in goals.items():
         key = f"burst-{module.partition('_')[0]}-{name}"
         bench.record(key, of, "orders/s", ours, title, rates[module], goal)
-    bench.record(
-        f"requests-{name}", f"provider requests per order, burst of {bench.scale.small_burst}, {name}",
-        "requests", requests, goal=Goal(1.1, is_least=False),
-    )  # fmt: skip
+    title = f"provider requests per order, burst of {bench.scale.small_burst}, {name}"
+    goal_requests = Goal(1.1, is_least=False)
+    bench.record(f"requests-{name}", title, "requests", requests, goal=goal_requests)
     for module, title in PEERS.items():
         goal_cpu = Goal(0.2, is_least=False) if module == "dramatiq_pipeline" else None
         key = f"cpu-{module.partition('_')[0]}-{name}"

@@ -49,9 +49,7 @@ def measure(bench: Bench) -> None:
         for _ in range(max(bench.scale.rounds, 2) * 2):
             parts["refresh"].append(_cpu_ms(lambda: provider.quote(wants)))
             parts["request"].append(
-                _cpu_ms(
-                    lambda: client.request("GET", "/v1/catalog", headers=headers, limit=limit)
-                )
+                _cpu_ms(lambda: client.request("GET", "/v1/catalog", headers=headers, limit=limit))
             )
             parts["decode"].append(_cpu_ms(lambda: wire.read_catalog(body, wanted)))
             parts["bare"].append(_cpu_ms(lambda: decoder.decode(body)))

@@ -49,10 +49,10 @@ def _measure_on(bench: Bench, broker: Broker) -> None:
             lambda: running.count("SELECT count(confirmed_at) FROM attempts") >= 100 + count,
             "accepted",
         )
-        ours = dict(running.database.execute(accepted).fetchall())
+        ours: dict[str, float] = dict(running.database.execute(accepted).fetchall())
         time.sleep(1)
         query = "SELECT external_id, extract(epoch FROM accepted_at)::float8 FROM orders"
-        theirs = dict(other.database.execute(query).fetchall())
+        theirs: dict[str, float] = dict(other.database.execute(query).fetchall())
         running.check_books()
     ours_ms = [(ours[n] - at) * 1000 for n, at in sent.items() if n in ours]
     theirs_ms = [(theirs[n] - at) * 1000 for n, at in sent.items() if n in theirs]

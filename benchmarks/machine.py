@@ -37,7 +37,8 @@ def listener(port: int) -> int | None:
     with suppress(psutil.AccessDenied):
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
-                return connection.pid
+                pid: int | None = connection.pid
+                return pid
     return None
 
 

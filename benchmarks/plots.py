@@ -9,10 +9,10 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 
-from matplotlib import pyplot as plt  # noqa: E402 - the backend is chosen before
-from matplotlib.axes import Axes  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
-from benchmarks.results import Results  # noqa: E402
+from benchmarks.results import Results
 
 NAMES = {
     "product": "product",

@@ -71,7 +71,7 @@ def _sampler(program: Path, pid: int, file: Path) -> "subprocess.Popen[bytes]":
     words += ["--nonblocking", "--duration", "600", "--output", str(file)]
     file.unlink(missing_ok=True)
     command = [str(program) if program.exists() else "py-spy", *words]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _stacks(file: Path) -> Iterator[tuple[list[tuple[str, str]], int]]:

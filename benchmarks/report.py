@@ -59,9 +59,9 @@ def _state(results: Results) -> list[str]:
     loads = [row.load for row in results.rows.values()]
     if loads and max(loads) > QUIET_LOAD:
         lines += [
-            f"> **Provisional.** The machine did other work at the same time (load {min(loads):.1f} "
-            f"to {max(loads):.1f} at the rows' start). Rates are too low, latencies and wall times "
-            "too high; CPU times and ratios hold better.",
+            "> **Provisional.** The machine did other work at the same time (load "
+            f"{min(loads):.1f} to {max(loads):.1f} at the rows' start). Rates are too low, "
+            "latencies and wall times too high; CPU times and ratios hold better.",
             "",
         ]
     return lines

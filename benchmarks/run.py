@@ -12,7 +12,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks import burst, catalog, growth, intake, light, profile, reconcile, report, webhooks
+from benchmarks import (
+    burst,
+    catalog,
+    growth,
+    intake,
+    light,
+    profile,
+    reconcile,
+    report,
+    steps,
+    webhooks,
+)
 from benchmarks.bench import LONG, NORMAL, QUICK, Bench
 from benchmarks.results import Results, Row
 from benchmarks.servers import Servers
@@ -31,6 +42,7 @@ ROWS: dict[str, Callable[[Bench], None]] = {
     "webhooks": webhooks.measure,
     "memory": growth.measure_memory,
     "scaling": growth.measure_scaling,
+    "steps": steps.measure,
     "profile": profile.measure,
 }
 

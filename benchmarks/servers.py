@@ -73,7 +73,9 @@ class Servers:
         """Make a database anew; give its address."""
         with psycopg.connect(self.database_url("postgres"), autocommit=True) as connection:
             identifier = sql.Identifier(name)
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier))
+            connection.execute(
+                sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier)
+            )
             connection.execute(sql.SQL("CREATE DATABASE {}").format(identifier))
             # So that no row pays for what an earlier one wrote.
             connection.execute("CHECKPOINT")
@@ -114,8 +116,9 @@ def _redis(data_dir: Path) -> Iterator[Broker | None]:
     empty = [number for number, c in zip(REDIS_DATABASES, clients, strict=True) if not c.dbsize()]
     try:
         first, second = empty[:2]
-        urls = [f"redis://{HOST}:{REDIS_PORT}/{number}" for number in (first, second)]
-        yield Broker("redis", *urls, machine.listener(REDIS_PORT))
+        server_url = f"redis://{HOST}:{REDIS_PORT}"
+        pid = machine.listener(REDIS_PORT)
+        yield Broker("redis", f"{server_url}/{first}", f"{server_url}/{second}", pid)
     finally:
         for number, client in zip(REDIS_DATABASES, clients, strict=True):
             if number in empty[:2]:
@@ -132,8 +135,9 @@ def _rabbit() -> Iterator[Broker | None]:
     try:
         for name in names:
             _control("set_permissions", "--vhost", name, "guest", ".*", ".*", ".*")
-        urls = [f"amqp://guest:guest@{HOST}:{RABBITMQ_PORT}/{name}" for name in names]
-        yield Broker("rabbitmq", *urls, machine.listener(RABBITMQ_PORT))
+        server_url = f"amqp://guest:guest@{HOST}:{RABBITMQ_PORT}"
+        pid = machine.listener(RABBITMQ_PORT)
+        yield Broker("rabbitmq", f"{server_url}/{names[0]}", f"{server_url}/{names[1]}", pid)
     finally:
         for name in names:
             _control("delete_vhost", name)
@@ -143,5 +147,5 @@ def _control(*command: str) -> bool:
     program = shutil.which("rabbitmqctl")
     if program is None:
         return False
-    result = subprocess.run([program, *command], capture_output=True, check=False, timeout=60)  # noqa: S603
+    result = subprocess.run([program, *command], capture_output=True, check=False, timeout=60)
     return result.returncode == 0

@@ -128,7 +128,8 @@ class Product:
 
     def count(self, query: str, *values: Any) -> int:
         """Run a query that gives one number."""
-        row = self.database.execute(query, values).fetchone()  # type: ignore[call-overload]
+        row = self.database.execute(query.encode(), values).fetchone()
+        assert row is not None
         return int(row[0] or 0)
 
     def send(self, prefix: str, count: int) -> None:
@@ -249,7 +250,8 @@ class Baseline:
         return until(lambda: self._count(query) >= done, f"{prefix} accepted") - began
 
     def _count(self, query: str) -> int:
-        row = self.database.execute(query).fetchone()  # type: ignore[call-overload]
+        row = self.database.execute(query.encode()).fetchone()
+        assert row is not None
         return int(row[0])
 
     def cpu_s(self, broker: Broker) -> float:
@@ -317,7 +319,7 @@ def _start(servers: Servers, module: str, env: dict[str, str], pipe: Path) -> Ba
             child = Child(f"{module}-{number}", [sys.executable, "-m", *words], env, cwd=ROOT)
             group.start(child)
     command = [sys.executable, "-m", "benchmarks.baselines.store", module]
-    store = subprocess.Popen(  # noqa: S603
+    store = subprocess.Popen(
         launch_command(command),
         env=env,
         cwd=ROOT,

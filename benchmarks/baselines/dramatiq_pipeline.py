@@ -13,10 +13,10 @@ from dramatiq.brokers.redis import RedisBroker
 from benchmarks.baselines import work
 
 # Dramatiq has its own spelling for a Redis on a unix socket.
-_url = os.environ["BENCH_BROKER_URL"].replace("redis+socket:", "unix:").replace("virtual_host", "db")
-dramatiq.set_broker(
-    RabbitmqBroker(url=_url) if _url.startswith("amqp") else RedisBroker(url=_url)  # type: ignore[no-untyped-call]
+_url = (
+    os.environ["BENCH_BROKER_URL"].replace("redis+socket:", "unix:").replace("virtual_host", "db")
 )
+dramatiq.set_broker(RabbitmqBroker(url=_url) if _url.startswith("amqp") else RedisBroker(url=_url))
 
 
 @dramatiq.actor

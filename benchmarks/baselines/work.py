@@ -110,7 +110,7 @@ def _get(path: str) -> Any:
 
 def _read(external_id: str, columns: str) -> tuple[Any, ...]:
     with pool().connection() as connection:
-        query = f"SELECT {columns} FROM orders WHERE external_id = %s"  # noqa: S608 - constants
+        query = f"SELECT {columns} FROM orders WHERE external_id = %s"
         row: tuple[Any, ...] | None = connection.execute(query, [external_id]).fetchone()
     if row is None:
         raise StepFailed(f"{external_id}: no such order")
