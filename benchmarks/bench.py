@@ -40,7 +40,7 @@ class Scale:
 QUICK = Scale(
     name="quick", rounds=1, burst=60, small_burst=60, peers=10, noop=20, large_catalog=4000,
     large_peers=5, batch_sizes=(16, 64), light=10, intake=60, catalog=4000, small_table=1000,
-    large_table=5000, due=(50,), polls=60, webhooks=50, memory=(60, 120), scaling=(1,),
+    large_table=5000, due=(50,), polls=60, webhooks=50, memory=(60, 120), scaling=(1, 2),
     scaling_burst=60, profile=300,
 )  # fmt: skip
 NORMAL = Scale(name="bench")

@@ -11,6 +11,11 @@ DOCS = Path(__file__).parents[1] / "docs"
 #: Measured on a machine that was busy otherwise, a figure says little; the ratios say more.
 QUIET_LOAD = 1.5
 
+ORDER = (
+    *("burst", "requests", "cpu", "flower", "light", "intake", "catalog", "tick", "polls"),
+    *("webhooks", "memory", "scaling"),
+)
+
 HEAD = """# Benchmarks
 
 Written by `make bench` (`make bench-long` for the rows marked *long*); do not edit by hand.
@@ -46,7 +51,14 @@ def number(value: float | None) -> str:
 
 def write(results: Results) -> None:
     """Write the report and its plots from all rows that were ever measured here."""
-    parts = [HEAD, *_state(results), *_goals(results), *_plots(results), *_profile(results)]
+    parts = [
+        HEAD,
+        *_state(results),
+        *_goals(results),
+        *_plots(results),
+        *_steps(results),
+        *_profile(results),
+    ]
     notes = DOCS / "benchmarks"
     if (tried := notes / "tried.md").exists():
         parts.append(tried.read_text())
@@ -74,7 +86,7 @@ def _goals(results: Results) -> list[str]:
         "| what | product | baseline | ratio (range over rounds) | goal | met | load |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in results.rows.values():
+    for row in sorted(results.rows.values(), key=lambda r: ORDER.index(r.key.partition("-")[0])):
         figure, baseline, ratio, goal, met = cells(row)
         if row.baselines:
             ratios = [a / b for a, b in zip(row.figures, row.baselines, strict=True)]
@@ -106,6 +118,38 @@ def _plots(results: Results) -> list[str]:
     lines = ["## Plots", ""] if made else []
     for file, title in made:
         lines += [f"![{title}](benchmarks/{file})", ""]
+    return lines
+
+
+def _steps(results: Results) -> list[str]:
+    found = results.series.get("steps")
+    if not found:
+        return []
+    sizes = sorted({size for size, *_ in found})
+    names = list(dict.fromkeys(name for _, name, *_ in found))
+    cost = {(size, name): rest for size, name, *rest in found}
+    lines = [
+        "## What each step costs",
+        "",
+        "Each step alone in one process, provider without latency, no broker: CPU of the process "
+        "in microseconds an order, and in brackets the statements and transactions of the whole "
+        "batch. PostgreSQL's CPU is not in it.",
+        "",
+        "| step | " + " | ".join(f"batch of {size}" for size in sizes) + " |",
+        "| --- |" + " ---: |" * len(sizes),
+    ]
+    for name in names:
+        each = [cost[size, name] for size in sizes]
+        shown = [
+            f"{ms * 1000 / size:,.0f} ({statements}, {transactions})"
+            for size, (ms, statements, transactions) in zip(sizes, each, strict=True)
+        ]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    totals = [sum(cost[size, name][0] for name in names) * 1000 / size for size in sizes]
+    lines += [f"| **all** | {' | '.join(f'{total:,.0f}' for total in totals)} |", ""]
+    if storage := results.series.get("storage"):
+        each_table = ", ".join(f"{name} {size:,.0f}" for name, size in storage.items())
+        lines += [f"Bytes an order with its indexes, up to the accept: {each_table}.", ""]
     return lines
 
 

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 
 from rich.console import Console
@@ -27,6 +28,7 @@ from benchmarks import (
 from benchmarks.bench import LONG, NORMAL, QUICK, Bench
 from benchmarks.results import Results, Row
 from benchmarks.servers import Servers
+from fulfillment import log
 from fulfillment.settings import PREFIX
 
 ROWS: dict[str, Callable[[Bench], None]] = {
@@ -58,7 +60,14 @@ def main() -> int:
     data_dir = options.data_dir.absolute()
     file = data_dir / ("quick.json" if options.quick else "results.json")
     results = Results() if options.quick else Results.load(file)
+    if options.render:
+        report.write(results)
+        return 0
     console = Console()
+    data_dir.mkdir(parents=True, exist_ok=True)
+    # What runs in this process logs as a worker does: every line formatted, into a file.
+    with redirect_stderr((data_dir / "bench.log").open("w")):
+        log.configure("INFO")
     failed = []
     began = time.monotonic()
     columns = (BarColumn(20), "{task.completed}/{task.total}", TimeElapsedColumn())
@@ -97,6 +106,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW",
                         help=f"only these: {', '.join(ROWS)}")  # fmt: skip
+    parser.add_argument("--render", action="store_true", help="only write the report anew")
     parser.add_argument("--quick", action="store_true", help="tiny numbers, no report")
     parser.add_argument("--long", action="store_true", help="5 million rows, 200,000 orders")
     parser.add_argument("--data-dir", type=Path, default=Path(".fulfillment/bench"))

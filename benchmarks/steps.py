@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
+from typing import Any
 
 import psycopg
 from pydantic import SecretStr
@@ -59,6 +60,8 @@ def measure(bench: Bench) -> None:
         _context(bench, simulated.url) as context,
     ):
         meter = Meter(context.database)
+        with psycopg.connect(bench.servers.database_url("bench_steps")) as connection:
+            connection.execute("SELECT pg_stat_reset_shared('wal')")
         for number in range(bench.scale.rounds + 1):  # the first is to warm up
             for size in bench.scale.batch_sizes:
                 raws = [checkout(f"p-{number}-{size}", n, simulated.items) for n in range(size)]
@@ -68,6 +71,7 @@ def measure(bench: Bench) -> None:
         address = bench.servers.database_url("bench_steps")
         with psycopg.connect(address) as connection:
             books.check_product(connection, simulated.ask("GET", "/ledger"))
+            bench.keep("storage", _storage(connection))
     bench.keep(
         "steps",
         [
@@ -76,6 +80,20 @@ def measure(bench: Bench) -> None:
             for name, costs in steps.items()
         ],
     )
+
+
+def _storage(connection: psycopg.Connection[Any]) -> dict[str, float]:
+    """Give bytes an order, by table with its indexes, and of the write-ahead log."""
+    tables = connection.execute(
+        "SELECT relname, pg_total_relation_size(oid) / (SELECT count(*) FROM orders) "
+        "FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace "
+        "AND pg_total_relation_size(oid) > 500000 ORDER BY 2 DESC"
+    ).fetchall()
+    wal = connection.execute(
+        "SELECT wal_bytes / (SELECT count(*) FROM orders) FROM pg_stat_wal"
+    ).fetchone()
+    assert wal is not None
+    return {**{str(name): float(size) for name, size in tables}, "WAL": float(wal[0])}
 
 
 @contextmanager

@@ -10,10 +10,11 @@ from urllib.parse import urlsplit
 from benchmarks import load
 from benchmarks.bench import Bench
 from benchmarks.results import Goal, percentile
-from benchmarks.stack import CLIENT_SECRET, Product, product, simulator
+from benchmarks.stack import CLIENT_SECRET, Product, product, simulator, until
 from fulfillment.simulator.skinsnode import signed_headers
 
 PER_S = 100.0
+WAITING = "SELECT count(*) FROM webhook_deliveries WHERE applied_at IS NULL"
 _numbers = itertools.count()
 
 
@@ -23,7 +24,7 @@ def measure(bench: Bench) -> None:
     assert broker is not None
     bench.begin("webhooks")
     count = bench.scale.webhooks
-    idle, busy = [], []
+    idle, busy, costs = [], [], []
     everything: dict[str, list[float]] = {"idle": [], "beside a burst": []}
     with (
         simulator(bench.servers.data_dir / "logs") as simulated,
@@ -34,7 +35,10 @@ def measure(bench: Bench) -> None:
         for number in range(bench.scale.rounds):
             bench.say(f"webhooks: round {number + 1} of {bench.scale.rounds}")
             time.sleep(1)
+            before = sum(running.cpu_s().values())
             quiet = _post(running, bench.scale.small_burst, count)
+            until(lambda: not running.count(WAITING), "the webhooks are applied")
+            costs.append((sum(running.cpu_s().values()) - before) * 1000 / count)
             stop = threading.Event()
             burster = threading.Thread(target=_keep_bursting, args=(running, number, stop, bench))
             burster.start()
@@ -52,6 +56,7 @@ def measure(bench: Bench) -> None:
                  idle, goal)  # fmt: skip
     bench.record("webhooks-p99", "webhooks at 100/s beside a burst, p99", "ms", busy,
                  goal=Goal(100, is_least=False))  # fmt: skip
+    bench.record("webhooks-cpu", "CPU of all parts per webhook, applied", "ms", costs)
     bench.keep("webhooks", everything)
 
 
