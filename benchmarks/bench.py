@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks import machine
@@ -88,3 +89,14 @@ class Bench:
     def keep(self, name: str, values: Any) -> None:
         """Keep what a plot or a table is made of."""
         self.results.series[name] = values
+
+    def keep_parts(self, what: str, parts: dict[str, list[float]]) -> None:
+        """Keep what one thing costs each part, CPU in milliseconds, the median of the rounds."""
+        known = self.results.series.setdefault("parts", {})
+        known[what] = {part: median(values) for part, values in parts.items()}
+
+
+def add(parts: dict[str, list[float]], found: dict[str, float]) -> None:
+    """Add one round's costs by part."""
+    for part, spent in found.items():
+        parts.setdefault(part, []).append(spent)

@@ -2,7 +2,7 @@
 
 import time
 
-from benchmarks.bench import Bench
+from benchmarks.bench import Bench, add
 from benchmarks.books import check_baseline
 from benchmarks.results import Goal
 from benchmarks.servers import Broker
@@ -39,22 +39,21 @@ def _measure_on(bench: Bench, broker: Broker) -> None:
             time.sleep(SETTLE_S)
             before = running.cpu_s()
             ours.append(scale.burst / running.burst(f"p-{number}", scale.burst))
-            for part, used in running.cpu_s().items():
-                parts.setdefault(part, []).append((used - before[part]) * 1000 / scale.burst)
+            add(parts, running.cpu_ms_since(before, scale.burst))
             cpu_ms["product"].append(sum(values[-1] for values in parts.values()))
             requests.append(_requests_per_order(running, f"p-few-{number}", scale.small_burst))
             for name, other in others.items():
                 count = scale.noop if name == "noop_chain" else scale.peers
                 time.sleep(SETTLE_S)
-                used = other.cpu_s(broker)
+                began_s = other.cpu_s(broker)
                 rates[name].append(count / other.burst(f"{name}-{number}", count))
                 if name in PEERS:
-                    cpu_ms[name].append((other.cpu_s(broker) - used) * 1000 / count)
+                    cpu_ms[name].append((other.cpu_s(broker) - began_s) * 1000 / count)
         time.sleep(1)
         running.check_books()
         check_baseline(others["celery_chain"].database, simulated.ask("GET", "/ledger"))
     _record(bench, broker, ours, rates, cpu_ms, requests)
-    bench.keep(f"cpu-{broker.name}", parts)
+    bench.keep_parts(f"an order in a burst, {broker.name}", parts)
     bench.keep(f"rates-{broker.name}", {"product": ours, **rates})
 
 

@@ -12,7 +12,7 @@ from kombu import Connection, Producer
 
 from benchmarks import load
 from benchmarks.baselines import raw
-from benchmarks.bench import Bench
+from benchmarks.bench import Bench, add
 from benchmarks.checkouts import checkout
 from benchmarks.results import Goal
 from benchmarks.stack import Product, product, simulator, until
@@ -31,17 +31,23 @@ def measure(bench: Bench) -> None:
     bench.begin("intake")
     found: dict[str, list[float]] = {"single": [], "batch": [], "consumer": []}
     bare: list[float] = []
+    parts: dict[str, dict[str, list[float]]] = {}
+    ways = {
+        "single": (_single, bench.scale.intake),
+        "batch": (_batch, bench.scale.intake * 2),
+        "consumer": (_consumer, bench.scale.intake * 2),
+    }
     with (
         simulator(bench.servers.data_dir / "logs") as simulated,
         product(bench.servers, broker, simulated, children=("web", "intake")) as running,
     ):
         address = bench.servers.database_url("bench_product")
         for number in range(-1, bench.scale.rounds):  # the first is to warm up
-            rates = {
-                "single": _single(running, f"s{number}", bench.scale.intake),
-                "batch": _batch(running, f"b{number}", bench.scale.intake * 2),
-                "consumer": _consumer(running, f"c{number}", bench.scale.intake * 2),
-            }
+            rates = {}
+            for name, (way, count) in ways.items():
+                before = running.cpu_s()
+                rates[name] = way(running, f"{name}{number}", count)
+                add(parts.setdefault(name, {}), running.cpu_ms_since(before, count))
             inserts = raw.insert_per_commit(address, bench.scale.intake)
             if number >= 0:
                 bare.append(inserts)
@@ -54,6 +60,7 @@ def measure(bench: Bench) -> None:
         "consumer": f"intake by the consumer, {broker.name}",
     }
     for name, goal in goals.items():
+        bench.keep_parts(f"a checkout by {name}, its first update relayed", parts[name])
         title = titles[name]
         bench.record(
             f"intake-{name}", title, "checkouts/s", found[name], BASELINE, bare, Goal(goal)

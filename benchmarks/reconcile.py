@@ -7,7 +7,7 @@ import psycopg
 from pydantic import SecretStr
 
 from benchmarks.baselines import raw
-from benchmarks.bench import NORMAL, Bench
+from benchmarks.bench import NORMAL, Bench, add
 from benchmarks.results import Goal
 from benchmarks.servers import Servers
 from benchmarks.stack import CLIENT_ID, CLIENT_SECRET, Product, product, simulator, until
@@ -165,12 +165,16 @@ def measure_polls(bench: Bench) -> None:
             time.sleep(SETTLE_S)
             headers = {"x-client-id": CLIENT_ID, "x-client-secret": CLIENT_SECRET}
             _poll_all(running, count, 1)  # learns the charges
+            parts: dict[str, list[float]] = {}
             for number in range(2, bench.scale.rounds + 2):
+                before = running.cpu_s()
                 found[name].append(_poll_all(running, count, number))
+                add(parts, running.cpu_ms_since(before, count))
                 if name == "one":
                     paths = [f"/v1/orders/p-{place}.stuck" for place in range(count)]
                     found["bare"].append(raw.get_in_threads(simulated.url, headers, paths))
             running.check_books()
+        bench.keep_parts(f"a poll of {provider}", parts)
     bench.record(
         "polls", f"{count:,} polls at 20 ms, one by one", "orders/s", found["one"],
         f"httpx.Client in {raw.THREADS} threads", found["bare"], Goal(0.6),

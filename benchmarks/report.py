@@ -98,12 +98,18 @@ def _goals(results: Results) -> list[str]:
             f"| {met} | {row.load:.1f} |"
         )
     lines.append("")
-    for name in ("redis", "rabbitmq"):
-        if parts := results.series.get(f"cpu-{name}"):
-            each = ", ".join(
-                f"{part} {sorted(values)[len(values) // 2]:.2f}" for part, values in parts.items()
-            )
-            lines += [f"CPU by part on {name}, ms an order: {each}.", ""]
+    if found := results.series.get("parts"):
+        parts = list(dict.fromkeys(part for costs in found.values() for part in costs))
+        lines += [
+            "## CPU by part, in milliseconds",
+            "",
+            f"| what | {' | '.join(parts)} | all |",
+            "| --- |" + " ---: |" * (len(parts) + 1),
+        ]
+        for what, costs in found.items():
+            shown = [f"{costs[part]:.2f}" if part in costs else "" for part in parts]
+            lines.append(f"| {what} | {' | '.join(shown)} | {sum(costs.values()):.2f} |")
+        lines.append("")
     if webhooks := results.series.get("webhooks"):
         each = "; ".join(
             f"{name}: p50 {percentile(v, 0.5):.1f}, p99 {percentile(v, 0.99):.1f} ms"

@@ -159,6 +159,10 @@ class Product:
             found[part] = found.get(part, 0.0) + machine.cpu_s(pid)
         return found
 
+    def cpu_ms_since(self, before: dict[str, float], count: int) -> dict[str, float]:
+        """Give the CPU milliseconds of each part since then, for each of `count` things done."""
+        return {name: (used - before[name]) * 1000 / count for name, used in self.cpu_s().items()}
+
     def check_books(self) -> None:
         """Compare every order with the provider's ledger. Raises RuntimeError."""
         books.check_product(self.database, self.simulator.ask("GET", "/ledger"))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from benchmarks import load
-from benchmarks.bench import Bench
+from benchmarks.bench import Bench, add
 from benchmarks.results import Goal, percentile
 from benchmarks.stack import CLIENT_SECRET, Product, product, simulator, until
 from fulfillment.simulator.skinsnode import signed_headers
@@ -24,7 +24,8 @@ def measure(bench: Bench) -> None:
     assert broker is not None
     bench.begin("webhooks")
     count = bench.scale.webhooks
-    idle, busy, costs = [], [], []
+    idle, busy = [], []
+    parts: dict[str, list[float]] = {}
     everything: dict[str, list[float]] = {"idle": [], "beside a burst": []}
     with (
         simulator(bench.servers.data_dir / "logs") as simulated,
@@ -35,10 +36,10 @@ def measure(bench: Bench) -> None:
         for number in range(bench.scale.rounds):
             bench.say(f"webhooks: round {number + 1} of {bench.scale.rounds}")
             time.sleep(1)
-            before = sum(running.cpu_s().values())
+            before = running.cpu_s()
             quiet = _post(running, bench.scale.small_burst, count)
             until(lambda: not running.count(WAITING), "the webhooks are applied")
-            costs.append((sum(running.cpu_s().values()) - before) * 1000 / count)
+            add(parts, running.cpu_ms_since(before, count))
             stop = threading.Event()
             burster = threading.Thread(target=_keep_bursting, args=(running, number, stop, bench))
             burster.start()
@@ -56,7 +57,7 @@ def measure(bench: Bench) -> None:
                  idle, goal)  # fmt: skip
     bench.record("webhooks-p99", "webhooks at 100/s beside a burst, p99", "ms", busy,
                  goal=Goal(100, is_least=False))  # fmt: skip
-    bench.record("webhooks-cpu", "CPU of all parts per webhook, applied", "ms", costs)
+    bench.keep_parts("a webhook, applied", parts)
     bench.keep("webhooks", everything)
 
 
