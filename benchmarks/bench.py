@@ -83,7 +83,7 @@ class Bench:
         """Keep a row."""
         self.results.rows[key] = Row(
             key, title, unit, list(figures), baseline_name, list(baselines), goal, note,
-            round(self._load, 2), self.scale.name,
+            round(max(self._load, machine.load()), 2), self.scale.name,
         )  # fmt: skip
 
     def keep(self, name: str, values: Any) -> None:

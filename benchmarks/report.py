@@ -72,7 +72,7 @@ def _state(results: Results) -> list[str]:
     if loads and max(loads) > QUIET_LOAD:
         lines += [
             "> **Provisional.** The machine did other work at the same time (load "
-            f"{min(loads):.1f} to {max(loads):.1f} at the rows' start). Rates are too low, "
+            f"{min(loads):.1f} to {max(loads):.1f}, the higher of a row's start and end). Rates are too low, "
             "latencies and wall times too high; CPU times and ratios hold better.",
             "",
         ]
@@ -83,7 +83,7 @@ def _goals(results: Results) -> list[str]:
     lines = [
         "## Figures and goals",
         "",
-        "| what | product | baseline | ratio (range over rounds) | goal | met | load |",
+        "| what | product | baseline | ratio (range over rounds) | goal | met | load average |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in sorted(results.rows.values(), key=lambda r: ORDER.index(r.key.partition("-")[0])):
