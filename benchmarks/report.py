@@ -72,8 +72,8 @@ def _state(results: Results) -> list[str]:
     if loads and max(loads) > QUIET_LOAD:
         lines += [
             "> **Provisional.** The machine did other work at the same time (load "
-            f"{min(loads):.1f} to {max(loads):.1f}, the higher of a row's start and end). Rates are too low, "
-            "latencies and wall times too high; CPU times and ratios hold better.",
+            f"{min(loads):.1f} to {max(loads):.1f}, the higher of a row's start and end). "
+            "Rates are too low, latencies and wall times too high; CPU times and ratios hold better.",
             "",
         ]
     return lines
