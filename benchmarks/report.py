@@ -73,7 +73,7 @@ def _state(results: Results) -> list[str]:
         lines += [
             "> **Provisional.** The machine did other work at the same time (load "
             f"{min(loads):.1f} to {max(loads):.1f}, the higher of a row's start and end). "
-            "Rates are too low, latencies and wall times too high; CPU times and ratios hold better.",
+            "Rates are too low, latencies and wall times too high; CPU times hold better.",
             "",
         ]
     return lines
