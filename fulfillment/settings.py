@@ -45,7 +45,7 @@ TOKEN_PAIR = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}):[0-9a-f]{64}")
 AccountName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 
 
-def _split(value: Any) -> Any:
+def _read_names(value: Any) -> Any:
     """Read names separated by commas; the source may have read a lone number as one."""
     if isinstance(value, str | int):
         return tuple(name.strip() for name in str(value).split(",") if str(value).strip())
@@ -58,7 +58,7 @@ def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-Route = Annotated[tuple[AccountName, ...], BeforeValidator(_split), AfterValidator(_each_once)]
+Route = Annotated[tuple[AccountName, ...], BeforeValidator(_read_names), AfterValidator(_each_once)]
 
 
 class AccountSettings(BaseModel):

@@ -1,0 +1,1 @@
+"""What the product is measured against, each written as its own documentation teaches."""

@@ -1,0 +1,72 @@
+"""What grows: a worker's memory with the orders it has done, the rate with the workers."""
+
+from statistics import median
+
+from benchmarks import machine
+from benchmarks.bench import Bench
+from benchmarks.results import Goal
+from benchmarks.stack import Product, product, simulator
+
+PART = 2000
+
+
+def measure_memory(bench: Bench) -> None:
+    """Compare the workers' resident memory after few and after many orders."""
+    broker = bench.servers.broker("redis")
+    assert broker is not None
+    few, many = bench.scale.memory
+    bench.begin(f"memory after {many:,} orders")
+    series = []
+    with (
+        simulator(bench.servers.data_dir / "logs") as simulated,
+        product(bench.servers, broker, simulated) as running,
+    ):
+        done = 0
+        part = min(PART, few)
+        while done < many:
+            running.burst(f"p-{done}", part)
+            done += part
+            series.append((done, _memory(running)))
+            bench.say(f"memory: {done:,} of {many:,} orders")
+        running.check_books()
+    first = next(sizes for done, sizes in series if done >= few)
+    bench.record(
+        "memory", f"a worker's memory after {many:,} orders", "MB", series[-1][1],
+        f"after {few:,} orders", first, Goal(1.1, is_least=False),
+    )  # fmt: skip
+    bench.keep("memory", series)
+
+
+def _memory(running: Product) -> list[float]:
+    pids = running.stack.processes.pids
+    return [machine.rss_mb(pid) for name, pid in pids.items() if name.startswith("worker")]
+
+
+def measure_scaling(bench: Bench) -> None:
+    """Compare rates with more and more workers at a slow provider (200 ms)."""
+    broker = bench.servers.broker("redis")
+    assert broker is not None
+    count = bench.scale.scaling_burst
+    rates: dict[int, list[float]] = {}
+    for workers in bench.scale.scaling:
+        bench.begin(f"{workers} worker processes, provider at 200 ms")
+        with (
+            simulator(bench.servers.data_dir / "logs", latency_s=0.2) as simulated,
+            product(bench.servers, broker, simulated, workers=workers) as running,
+        ):
+            running.burst("p-warm", count // 2)
+            before = sum(running.cpu_s().values())
+            rates[workers] = [
+                count / running.burst(f"p-{number}", count) for number in range(bench.scale.rounds)
+            ]
+            used = sum(running.cpu_s().values()) - before
+            running.check_books()
+        cores = used * median(rates[workers]) / (count * bench.scale.rounds)
+        if workers > 1:
+            linear = [rate * workers for rate in rates[bench.scale.scaling[0]]]
+            bench.record(
+                f"scaling-{workers}", f"{workers} workers, provider at 200 ms", "orders/s",
+                rates[workers], f"{workers} times one worker", linear, Goal(0.8),
+                note=f"{cores:.1f} cores busy in the product",
+            )  # fmt: skip
+    bench.keep("scaling", [[workers, found] for workers, found in rates.items()])

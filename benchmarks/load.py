@@ -1,0 +1,97 @@
+"""A small HTTP load generator: requests are written beforehand, answers are only counted.
+
+An HTTP library's own CPU would be taken from the server's on a small machine.
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+
+def request(host: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
+    """Write a POST with keep-alive."""
+    lines = [f"POST {path} HTTP/1.1", f"host: {host}", f"content-length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
+
+
+class Connection:
+    """One kept connection; used by one thread at a time."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=60)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def post(self, message: bytes) -> None:
+        """Send one request and read its whole answer. Raises RuntimeError unless it is a 2xx."""
+        self._socket.sendall(message)
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += self._receive()
+        head, _, body = data.partition(b"\r\n\r\n")
+        if head[9:10] != b"2":
+            raise RuntimeError(f"expected 2xx, found {(head[:40] + body[:200])!r}")
+        start = head.lower().index(b"content-length:") + len(b"content-length:")
+        left = int(head[start:].partition(b"\r\n")[0]) - len(body)
+        while left > 0:
+            left -= len(self._receive())
+
+    def _receive(self) -> bytes:
+        data = self._socket.recv(1 << 18)
+        if not data:
+            raise RuntimeError("the server closed the connection")
+        return data
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def post_all(port: int, messages: Sequence[bytes], connections: int) -> float:
+    """Post all messages over so many connections; give requests a second."""
+    waiting = iter(messages)
+    lock = threading.Lock()
+
+    def work(_: int) -> None:
+        connection = Connection(port)
+        while True:
+            with lock:
+                message = next(waiting, None)
+            if message is None:
+                connection.close()
+                return
+            connection.post(message)
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(connections) as executor:
+        list(executor.map(work, range(connections)))
+    return len(messages) / (time.perf_counter() - began)
+
+
+def post_at_rate(port: int, messages: Iterable[bytes], per_s: float) -> list[float]:
+    """Post at a fixed rate, whatever the server does; give the seconds that each took.
+
+    Counted from when it was due, so that a server that stalls is charged for those that wait.
+    """
+    found: list[float] = []
+    idle: list[Connection] = []
+
+    def work(message: bytes, due: float) -> None:
+        connection = idle.pop() if idle else Connection(port)
+        connection.post(message)
+        found.append(time.perf_counter() - due)
+        idle.append(connection)
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(64) as executor:
+        futures = []
+        for place, message in enumerate(messages):
+            due = began + place / per_s
+            time.sleep(max(due - time.perf_counter(), 0))
+            futures.append(executor.submit(work, message, due))
+        for future in futures:
+            future.result()
+    for connection in idle:
+        connection.close()
+    return found
