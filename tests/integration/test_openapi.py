@@ -1,6 +1,7 @@
 """What the OpenAPI document promises, Schemathesis tries to catch us breaking."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from schemathesis.checks import CheckFunction, not_a_server_error
 from schemathesis.schemas import APIOperation
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
-from tests.integration.web_client import BEARER, Store, explored
+from tests.conftest import MakeContext
+from tests.integration.web_client import BEARER, TWO_ACCOUNTS, Store, explored, serving
 
 POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
 #: What is sent to each operation, and which checks its own documentation answers.
@@ -34,6 +36,14 @@ OPERATIONS: list[tuple[str, str, GenerationMode, list[CheckFunction]]] = [
 ]
 #: What no schema says: which accounts there are, that a time has a zone, that 18.0 is no integer.
 FIELDS_OF_OURS = {"account", "submitBy", "expectedPrice"}
+
+
+@pytest.fixture
+def store(make_context: MakeContext) -> Iterator[Store]:
+    """Give an application that counts nothing: no second passes on this test's clock."""
+    rates = {"web_calls_per_s": 10**9, "web_failures_per_s": 10**9}
+    with serving(make_context(**TWO_ACCOUNTS, **rates)) as found:
+        yield found
 
 
 def test_every_answer_is_as_documented(store: Store, subtests: pytest.Subtests) -> None:

@@ -270,7 +270,9 @@ class PublicAPI(RuleBasedStateMachine):
 @pytest.fixture
 def machine(make_context: MakeContext, clock: FakeClock) -> Iterator[type[PublicAPI]]:
     provider = NodeProvider()
-    context = make_context(provider, **TWO_ACCOUNTS)
+    context = make_context(
+        provider, **TWO_ACCOUNTS, web_failures_per_s=10**9, web_calls_per_s=10**9
+    )
     with serving(context) as store:
         parts = {"store": store, "context": context, "provider": provider, "clock": clock}
         yield type("Machine", (PublicAPI,), parts)
