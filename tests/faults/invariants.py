@@ -82,7 +82,8 @@ class History:
     acknowledged: frozenset[str] = frozenset()
     unintended: Sequence[str] = ()
     forged_changes: int = 0
-    has_zombies: bool = False
+    #: No clock jumped and no process stood still: what was timed was timed right.
+    is_timed: bool = True
 
 
 Check = Callable[[History], Iterator[str]]
@@ -112,10 +113,10 @@ def bought_once(history: History) -> Iterator[str]:
 def replayed_by_rule(history: History) -> Iterator[str]:
     """I1: SkinsBack is posted to again only after two empty lookups 60 s apart."""
     for judge in history.judges.values():
-        if judge.provider != "skinsback" or history.has_zombies:
+        if judge.provider != "skinsback" or not history.is_timed:
             continue
         by_order: dict[str, list[tuple[float, str, bool, bool]]] = defaultdict(list)
-        for at, what, name, is_told, is_empty in judge.calls:
+        for at, what, name, is_told, is_empty in sorted(judge.calls):
             by_order[name].append((at, what, is_told, is_empty))
         for name, calls in by_order.items():
             posts = [n for n, call in enumerate(calls) if call[1] == "submit"]
@@ -284,8 +285,9 @@ def agrees(history: History) -> Iterator[str]:
             yield f"I7 {name} is {status}, the provider says {purchase['status']}"
         spent = entries[name]["settle"] - entries[name]["refund"]
         truth = purchase["amountMills"] - purchase["refundedMills"]
-        # Not every provider says that it gave the money of an undone delivery back.
-        if status == "reversed" and spent == purchase["amountMills"]:
+        # Of an undone delivery only SkinsNode says that it gave the money back.
+        is_silent = history.judges[order["account"]].provider != "skinsnode"
+        if status == "reversed" and is_silent and spent == purchase["amountMills"]:
             continue
         if spent != truth and name not in history.endless:
             yield f"I7 {name} cost {truth} mills, booked are {spent}"

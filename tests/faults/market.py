@@ -60,7 +60,7 @@ HTML = b"<html><h1>We'll be back</h1></html>"
 
 @dataclass(slots=True)
 class Call:
-    """One request that reached the provider: what was asked about whom, and how it ended."""
+    """One request that reached the provider: when it left, about whom, and how it ended."""
 
     at: float
     what: str
@@ -187,11 +187,11 @@ class _Wire(httpx.BaseTransport):
         what, orders = account.asked(request)
         if what == "submit":
             account.on_submit(account.name, orders)
+        call = Call(self._scheduler.now, what, orders)
         self._scheduler.pause(self._latency())
-        early = self._early(request, what, orders)
+        early = self._early(request, call)
         if early is not None:
             return early
-        call = Call(self._scheduler.now, what, orders)
         response = account.answer(request)
         call.status = response.status_code
         account.calls.append(call)
@@ -209,9 +209,10 @@ class _Wire(httpx.BaseTransport):
         self._scheduler.pause(request.extensions["timeout"]["read"])
         raise httpx.ReadTimeout("no answer")
 
-    def _early(self, request: httpx.Request, what: str, orders: list[str]) -> httpx.Response | None:
+    def _early(self, request: httpx.Request, call: Call) -> httpx.Response | None:
         """Let a request fail before the provider has done anything."""
         faults, account, now = self._faults, self._account, self._scheduler.now
+        what, orders = call.what, call.orders
         weight = WEIGHTS.get(what, 0.1)
         for name, longest_s in (("denied", 120.0), ("outage", 300.0)):
             if faults.strikes(name, orders=orders, weight=weight):
@@ -230,12 +231,11 @@ class _Wire(httpx.BaseTransport):
             return self._say(faults.source.choice(("rate_limited", "rate_limited_bare")))
         if what == "submit" and faults.strikes("late_arrival", orders=orders, weight=weight):
             late_s = faults.source.uniform(5, LATEST_S)
-            self._scheduler.at(now + late_s, lambda: self._arrive(request, orders))
+            self._scheduler.at(now + late_s, lambda: self._arrive(request, call))
             self._hang(request)
         return None
 
-    def _arrive(self, request: httpx.Request, orders: list[str]) -> None:
-        call = Call(self._scheduler.now, "submit", orders)
+    def _arrive(self, request: httpx.Request, call: Call) -> None:
         call.status = self._account.answer(request).status_code
         self._account.calls.append(call)
 

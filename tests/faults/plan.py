@@ -14,8 +14,8 @@ PUBLIC_URL = "http://store"
 SECRET = "cs_sim_4e1d"
 API_KEY = "ak_sim_9c2b"
 CLIENT_ID = "client_sim"
-#: What is never drawn together: too little would be left to watch.
-FEWEST_KINDS, MOST_KINDS = 4, 9
+#: So many kinds does a seed draw.
+FEWEST_KINDS, MOST_KINDS = 6, 10
 
 BAD_ENDS = (
     "fails_after_accept",

@@ -144,7 +144,7 @@ def read(world: World) -> History:
         acknowledged=frozenset(world.acknowledged),
         unintended=world.unintended,
         forged_changes=sum(forgery.before != forgery.after for forgery in forgeries),
-        has_zombies="process_frozen" in world.plan.kinds,
+        is_timed=not {"process_frozen", "clock_jumped"} & set(world.plan.kinds),
     )
 
 
