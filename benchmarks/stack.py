@@ -23,7 +23,7 @@ from benchmarks import books, machine
 from benchmarks.baselines.work import SCHEMA
 from benchmarks.checkouts import checkout
 from benchmarks.servers import HOST, Broker, Servers
-from fulfillment.devstack.configuration import Ports
+from fulfillment.devstack.configuration import claim_port
 from fulfillment.devstack.processes import Child, ProcessGroup, launch_command
 from fulfillment.devstack.stack import Stack, StackOptions
 from fulfillment.settings import AccountSettings, Settings
@@ -71,8 +71,8 @@ def simulator(
     logs: Path, *, provider: str = "skinsnode", items: int = 2000, latency_s: float = 0.02
 ) -> Iterator[Simulator]:
     """Run a provider with a wallet that never empties and items that never sell out."""
-    ports = Ports()
-    port = ports.choose(HOST, 0, "port", is_fixed=False)
+    claims = ExitStack()
+    port = claim_port(claims, HOST, 0, "port", is_fixed=False)
     options = {"--provider": provider, "--port": port, "--items": items}
     words = [str(word) for pair in options.items() for word in pair]
     command = [sys.executable, "-m", "fulfillment.cli", "simulator", *words]
@@ -94,7 +94,7 @@ def simulator(
         running.close()
     finally:
         group.stop()
-        ports.release()
+        claims.close()
 
 
 def _is_up(running: Simulator) -> bool:
@@ -200,7 +200,6 @@ def product(
     options = StackOptions(
         children=children,
         workers=workers,
-        env={"PYTHONPATH": str(ROOT)},
         report=lambda line: None,
     )
     with Stack(Settings(_env_file=None, **values), options) as stack:
