@@ -32,12 +32,14 @@ class Quote:
 class Quotes:
     """Answer to a quoting request: what was found, and how large the whole list was.
 
-    `unclear` are wants about which the list contradicts itself: neither found nor gone.
+    `unclear` are wants about which the list contradicts itself: neither found nor gone. `unasked`
+    are those for which the rate budget had no more requests.
     """
 
     found: dict[Want, Quote]
     listed: int
     unclear: frozenset[Want] = frozenset()
+    unasked: frozenset[Want] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ class AccountRow(SQLModel, table=True):
     failures: int = 0
     #: Requests that may be sent now; refilled continuously since `budget_at`.
     budget: float = 0.0
+    submit_budget: float = 0.0
     poll_budget: float = 0.0
     budget_at: datetime | None = _time(nullable=True)
     catalog_items: int | None = None

@@ -23,11 +23,6 @@ from schemas.messages import Batch
 from schemas.money import cents_to_mills, charge_in_cents
 from schemas.provider import Quote, Quotes, Want
 
-#: A batch's catalog and wallet requests, taken from the rate budget at once: a catalog that no
-#: wallet request can follow would be asked for again, and again use up what the wallet waits for.
-_REQUESTS = 2
-
-
 log = get_logger(__name__)
 
 #: How soon to ask again about an item that the catalog lists twice, with different content.
@@ -43,15 +38,18 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
     with take_over(context, batch, CATALOG) as claim:
         if claim is None:
             return StepOutcome(goes_on=False)
-        if not outages.take_budget(context, account, Purpose.SUBMIT, _REQUESTS, is_whole=True):
-            give_back(context, batch, claim, outages.budget_refilled_at(context))
+        # A catalog that no wallet request can follow would only have to be asked for again.
+        grant = context.budget(account).take(Purpose.SUBMIT, leaving=1)
+        if not grant.size:
+            give_back(context, batch, claim)
             return StepOutcome(goes_on=False)
         with context.database.transaction() as session:
             members = orders.get(session, claim.order_ids)
         wants = {order.id: _want(order) for order in members}
         requested_at = context.now()
         try:
-            quotes = context.provider(account).quote(list(set(wants.values())))
+            with grant:
+                quotes = context.provider(account).quote(list(dict.fromkeys(wants.values())))
         except ProviderError as error:
             due_at = outages.pause(context, account, error)
             left_for = leave_unreachable(context, claim, error, Source.CATALOG)
@@ -77,8 +75,9 @@ def _quote(
     moves: list[Move] = []
     is_any_unchanged = False
     unclear = [order for order in members if _want(order) in quotes.unclear]
+    unasked = [order for order in members if _want(order) in quotes.unasked]
     for order in members:
-        if order in unclear:
+        if order in unclear or order in unasked:
             continue
         quote = quotes.found.get(_want(order))
         limit_cents = settings.price_limit_cents(order.expected_price_cents)
@@ -102,6 +101,7 @@ def _quote(
             moves.append(_priced(order, quote, claim))
     with context.database.transaction() as session:
         moved = orders.apply(session, moves, context.now())
+        claims.release(session, [order.id for order in unasked], claim.name)
         if unclear:
             # A list that contradicts itself is the provider's fault of the moment, not a no.
             due_at = context.now() + timedelta(seconds=_UNCLEAR_S)

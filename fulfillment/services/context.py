@@ -10,6 +10,7 @@ from fulfillment.clock import Clock, SystemClock
 from fulfillment.errors import ConfigurationError
 from fulfillment.providers import registry
 from fulfillment.providers.base import Provider
+from fulfillment.services.budget import RateBudget
 from fulfillment.settings import PREFIX, AccountSettings, Settings
 from fulfillment.store import accounts
 from fulfillment.store.engine import Database
@@ -33,6 +34,7 @@ class Context:
     #: Gives a number from 0 to 1; spreads retries and polls.
     jitter: Callable[[], float] = random.random
     _providers: dict[str, Provider] = field(default_factory=dict)
+    _budgets: dict[str, RateBudget] = field(default_factory=dict)
 
     def now(self) -> datetime:
         return self.clock.now()
@@ -44,8 +46,14 @@ class Context:
         """Give the account's adapter, connecting at first use. Raises ConfigurationError."""
         provider = self._providers.get(name)
         if provider is None:
-            provider = self._providers.setdefault(name, registry.build(name, self.account(name)))
+            built = registry.build(name, self.account(name), self.budget(name).spend)
+            provider = self._providers.setdefault(name, built)
         return provider
+
+    def budget(self, name: str) -> RateBudget:
+        """Give the account's rate budget. Raises ConfigurationError."""
+        limit = self.account(name).requests_per_minute
+        return self._budgets.setdefault(name, RateBudget(name, limit, self.database, self.clock))
 
     @cached_property
     def lease(self) -> timedelta:

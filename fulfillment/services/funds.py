@@ -54,8 +54,13 @@ def check_wallet(context: Context, batch: Batch) -> StepOutcome:
     with take_over(context, batch, WALLET) as claim:
         if claim is None:
             return StepOutcome(goes_on=False)
+        grant = context.budget(account).take(Purpose.SUBMIT)
+        if not grant.size:
+            give_back(context, batch, claim)
+            return StepOutcome(goes_on=False)
         try:
-            figure = read_figure(context, account)
+            with grant:
+                figure = read_figure(context, account)
         except ProviderError as error:
             due_at = outages.pause(context, account, error)
             left_for = leave_unreachable(context, claim, error, Source.WALLET)
@@ -80,10 +85,12 @@ def refresh_wallet(context: Context, account: str) -> None:
         lease = f"wallet:{account}"
         if not leases.acquire(session, lease, uuid.uuid4().hex, now, now + _READ_GAP):
             return
-    if not outages.take_budget(context, account, Purpose.POLL):
+    grant = context.budget(account).take(Purpose.POLL)
+    if not grant.size:
         return
     try:
-        figure = read_figure(context, account)
+        with grant:
+            figure = read_figure(context, account)
     except ProviderError as error:
         outages.pause(context, account, error)
         return

@@ -6,7 +6,7 @@ left and no clear answer came back.
 
 from collections.abc import Mapping
 
-from fulfillment.errors import ProviderError
+from fulfillment.errors import OverBudget, ProviderError
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import refusal
@@ -77,6 +77,8 @@ def leave_unreachable(
     context: Context, claim: KeptClaim, error: ProviderError, by: Source
 ) -> tuple[str, ...]:
     """Let the batch's orders go on that can, when their account cannot be asked; name where to."""
+    if isinstance(error, OverBudget):
+        return ()  # our own restraint is no word of the provider
     with context.database.transaction() as session:
         members = [order for order in orders.get(session, claim.order_ids) if order.is_waiting]
         why = f"cannot be asked: {error}"

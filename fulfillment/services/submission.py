@@ -5,18 +5,21 @@ tens of milliseconds, so that a slow answer delays only its own order.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import accumulate
 
 from sqlmodel import Session
 
 from fulfillment.errors import ProviderDeniesAccount, ProviderNotReached
+from fulfillment.providers.base import Provider
 from fulfillment.services import outages
 from fulfillment.services.answers import Answer, NotSent, Unknown, ask
 from fulfillment.services.brakes import STOPPED_GAP
+from fulfillment.services.budget import Grant
 from fulfillment.services.claiming import SUBMIT, KeptClaim, take_over
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
@@ -59,11 +62,11 @@ def submit_orders(context: Context, batch: Batch) -> bool:
         late = [o for o in members if o.id not in unknown and o.submit_by <= context.now()]
         _refuse_late(context, late, claim)
         due = [o for o in members if o not in late and o.id in attempts]
-        # Unknown outcomes first: where the budget ends, the end of the queue is put off.
-        waiting = deque(sorted(due, key=lambda order: order.id not in unknown))
-        granted = _budget(context, batch["account"], len(due), len(unknown & {o.id for o in due}))
-        _postpone(context, claim, [waiting.pop() for _ in range(len(waiting) - granted)])
-        _run(context, claim, waiting, attempts)
+        waiting, grants = _afford(context, batch["account"], due, attempts)
+        _put_off(context, claim, [order for order in due if order not in waiting])
+        _run(context, claim, waiting, attempts, grants)
+        for grant in grants.values():
+            grant.give_back()
     return True
 
 
@@ -79,12 +82,35 @@ def _read(context: Context, claim: KeptClaim) -> tuple[list[Order], dict[int, At
         return members, ledger.attempts_of(session, [order.id for order in members])
 
 
-def _budget(context: Context, account: str, due: int, unknown: int) -> int:
-    """Take the batch's requests out of the budget; what is unknown goes before what is new."""
-    granted = outages.take_budget(context, account, Purpose.URGENT, unknown)
-    cost = context.provider(account).requests_per_purchase
-    wanted = (due - unknown) * cost
-    return granted + outages.take_budget(context, account, Purpose.SUBMIT, wanted) // cost
+def _afford(
+    context: Context, account: str, due: Sequence[Order], attempts: Mapping[int, Attempt]
+) -> tuple[deque[Order], dict[Purpose, Grant]]:
+    """Take the batch's requests out of the budget: for the unknown, then for the new.
+
+    Gives the orders that they suffice for, of each kind the longest due, and what was granted.
+    """
+    provider = context.provider(account)
+    waiting: deque[Order] = deque()
+    grants: dict[Purpose, Grant] = {}
+    for purpose in (Purpose.URGENT, Purpose.SUBMIT):
+        members = [order for order in due if _purpose(attempts[order.id]) is purpose]
+        members.sort(key=lambda o: (o.next_attempt_at or o.created_at, o.id))
+        costs = [_cost(provider, attempts[order.id]) for order in members]
+        grants[purpose] = grant = context.budget(account).take(purpose, sum(costs))
+        totals = zip(members, accumulate(costs), strict=True)
+        waiting += [order for order, total in totals if total <= grant.size]
+    return waiting, grants
+
+
+def _purpose(attempt: Attempt) -> Purpose:
+    return Purpose.SUBMIT if attempt.unknown_since is None else Purpose.URGENT
+
+
+def _cost(provider: Provider, attempt: Attempt) -> int:
+    """Count the requests of an attempt's next step; a refused replay is looked up besides."""
+    if next_step(provider.after_unknown, attempt) is Step.LOOK_UP:
+        return 1
+    return provider.requests_per_purchase + (attempt.unknown_since is not None)
 
 
 def _refuse_late(context: Context, late: list[Order], claim: KeptClaim) -> None:
@@ -97,11 +123,11 @@ def _refuse_late(context: Context, late: list[Order], claim: KeptClaim) -> None:
         ledger.refuse(session, [Posting(order_id, "never sent") for order_id in moved], now)
 
 
-def _postpone(context: Context, claim: KeptClaim, rest: list[Order]) -> None:
+def _put_off(context: Context, claim: KeptClaim, rest: list[Order]) -> None:
+    """Leave orders to the next sweep; they keep their places."""
     if rest:
         with context.database.transaction() as session:
-            due_at = outages.budget_refilled_at(context)
-            claims.release(session, [order.id for order in rest], claim.name, due_at)
+            claims.release(session, [order.id for order in rest], claim.name)
 
 
 @contextmanager
@@ -114,7 +140,11 @@ def _executor(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _run(
-    context: Context, claim: KeptClaim, waiting: deque[Order], attempts: Mapping[int, Attempt]
+    context: Context,
+    claim: KeptClaim,
+    waiting: deque[Order],
+    attempts: Mapping[int, Attempt],
+    grants: Mapping[Purpose, Grant],
 ) -> None:
     """Keep up to the allowed number of requests in flight until the batch is through."""
     limit = context.account(claim.account).max_submits_in_flight
@@ -126,7 +156,8 @@ def _run(
             if waiting and free > 0 and not is_stopped:
                 group = [waiting.popleft() for _ in range(min(free, len(waiting)))]
                 for task in _begin(context, claim, group, attempts):
-                    flying[executor.submit(_ask, context, claim, task)] = task
+                    grant = grants[_purpose(task.attempt)]
+                    flying[executor.submit(_ask, context, claim, task, grant)] = task
             if not flying:
                 continue
             answers = _collect(flying)
@@ -136,7 +167,7 @@ def _run(
                 outages.pause(context, claim.account, down)
             # What was not begun keeps its hold and becomes due again.
             is_stopped = is_stopped or down is not None or not claim.is_held
-    _postpone(context, claim, list(waiting))
+    _put_off(context, claim, list(waiting))
 
 
 def _collect(flying: dict[Future[Answer], _Task]) -> list[tuple[Order, Answer]]:
@@ -147,14 +178,15 @@ def _collect(flying: dict[Future[Answer], _Task]) -> list[tuple[Order, Answer]]:
     return [(flying.pop(future).order, future.result()) for future in done]
 
 
-def _ask(context: Context, claim: KeptClaim, task: _Task) -> Answer:
+def _ask(context: Context, claim: KeptClaim, task: _Task, grant: Grant) -> Answer:
     # The last look before the byte that cannot be called back; it narrows the race with a taker
     # of the claim, and the rules for unknown answers make what is left of it safe.
     if not claim.is_held:
         reason = "the claim was lost before the request"
         # That this request was not sent says nothing about an earlier one.
         return NotSent(reason) if task.attempt.unknown_since is None else Unknown(reason)
-    return ask(context, task.order, task.attempt, task.body, task.step)
+    with grant:
+        return ask(context, task.order, task.attempt, task.body, task.step)
 
 
 def _begin(

@@ -11,7 +11,6 @@ from sqlmodel import Session
 from fulfillment.errors import ConfigurationError, ProviderError
 from fulfillment.log import get_logger
 from fulfillment.providers.base import is_fresh
-from fulfillment.services import outages
 from fulfillment.services.context import Context
 from fulfillment.services.reconciliation import webhook_heartbeat
 from fulfillment.services.reports import apply_reports, stray
@@ -113,10 +112,9 @@ def _ask_if_left(context: Context, account: str, order_id: int) -> OrderReport |
         (order,) = orders.get(session, [order_id])
     if order.account == account or account not in context.settings.accounts:
         return None
-    if not outages.take_budget(context, account, Purpose.POLL):
-        return None
     try:
-        return context.provider(account).reports([order.external_id]).get(order.external_id)
+        with context.budget(account).take(Purpose.POLL):
+            return context.provider(account).reports([order.external_id]).get(order.external_id)
     except ProviderError as error:
         log.warning("webhook.not_asked", order_id=order.external_id, reason=str(error))
         return None

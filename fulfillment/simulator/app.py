@@ -82,7 +82,9 @@ async def _refuse(request: Request, error: Exception) -> Response:
     return problem(error.status_code, "refused", error.detail)
 
 
-def _server(*players: SimulatorOptions) -> tuple[uvicorn.Server, socket.socket, str]:
+def _server(
+    *players: SimulatorOptions, clock: Clock | None = None
+) -> tuple[uvicorn.Server, socket.socket, str]:
     options = players[0]
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     # With the protocol named, asyncio turns Nagle's algorithm off; else each answer takes 40 ms.
@@ -91,7 +93,7 @@ def _server(*players: SimulatorOptions) -> tuple[uvicorn.Server, socket.socket, 
     listener.bind((options.host, options.port))
     listener.listen(2048)
     config = uvicorn.Config(
-        build_app(*players),
+        build_app(*players, clock=clock),
         access_log=False,
         log_level="warning",
         log_config=None,
@@ -104,12 +106,16 @@ def _server(*players: SimulatorOptions) -> tuple[uvicorn.Server, socket.socket, 
     return uvicorn.Server(config), listener, f"http://{host}:{listener.getsockname()[1]}"
 
 
-def serve(*players: SimulatorOptions, on_bound: Callable[[str], None] | None = None) -> None:
+def serve(
+    *players: SimulatorOptions,
+    on_bound: Callable[[str], None] | None = None,
+    clock: Clock | None = None,
+) -> None:
     """Serve until SIGINT or SIGTERM, where the first says; tell the URL once the port is bound.
 
     Raises OSError if the address cannot be bound, ValueError if the price file is wrong.
     """
-    server, listener, url = _server(*players)
+    server, listener, url = _server(*players, clock=clock)
     if on_bound is not None:
         on_bound(url)
     with contextlib.suppress(KeyboardInterrupt):

@@ -4,8 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0004"
-down_revision = "0003"
+revision = "0005"
+down_revision = "0004"
 
 _GUARD = """
 CREATE TRIGGER account_switches_append_only BEFORE UPDATE OR DELETE ON account_switches
