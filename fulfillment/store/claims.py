@@ -75,10 +75,9 @@ def accounts_waiting(session: Session, now: datetime) -> list[str]:
     rows = session.execute(
         text(
             f"""
-            SELECT a.name FROM accounts a WHERE EXISTS (
+            SELECT a.name FROM accounts a WHERE NOT {STOPPED} AND EXISTS (
                  SELECT 1 FROM orders o
-                  WHERE o.account = a.name AND {_FREE} AND {_WAITING} AND {_UNPAUSED}
-                    AND NOT {STOPPED})
+                  WHERE o.account = a.name AND {_FREE} AND {_WAITING} AND {_UNPAUSED})
             """  # noqa: S608 - constants
         ),
         {"now": now},

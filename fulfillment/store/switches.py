@@ -19,9 +19,9 @@ _NEWEST = """
     SELECT DISTINCT ON (account) account, is_stopped, at, by, reason
       FROM account_switches ORDER BY account, id DESC
 """
-#: Says of an order `o` whether its account is stopped, by itself or with all.
+#: Says whether the account `a` is stopped, by itself or with all.
 STOPPED = f"""
-    EXISTS (SELECT 1 FROM ({_NEWEST}) s WHERE s.is_stopped AND s.account IN (o.account, '{ALL}'))
+    EXISTS (SELECT 1 FROM ({_NEWEST}) s WHERE s.is_stopped AND s.account IN (a.name, '{ALL}'))
 """  # noqa: S608 - constants
 
 
