@@ -6,6 +6,7 @@ from typing import Any
 from amqp.exceptions import AMQPError
 from celery import Celery
 from kombu import Connection, Exchange, Queue
+from kombu.exceptions import BatchPublishError  # type: ignore[attr-defined]
 from kombu.exceptions import OperationalError as KombuError
 from redis.exceptions import RedisError
 
@@ -23,7 +24,7 @@ checkout_queue = Queue(CHECKOUT_QUEUE, store_exchange, routing_key=CHECKOUT_KEY,
 dead_queue = Queue(DEAD_QUEUE, durable=True)
 
 #: What publishing can raise; a hint that fails is found again by the sweep.
-PUBLISH_ERRORS = (KombuError, AMQPError, RedisError, OSError)
+PUBLISH_ERRORS = (KombuError, BatchPublishError, AMQPError, RedisError, OSError)
 _PAUSE_S = 1.0
 _silent_until = 0.0
 

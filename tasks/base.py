@@ -42,7 +42,9 @@ def shown(args: Any, *, is_foreign: bool) -> str:
     """
     if not isinstance(args, list | tuple):
         return "***"
-    return ", ".join(_event_id(arg) if is_foreign else _shown(arg) for arg in args)
+    more = f", (+{len(args) - _MOST_NAMES})" if len(args) > _MOST_NAMES else ""
+    one = _event_id if is_foreign else _shown
+    return ", ".join(one(arg) for arg in args[:_MOST_NAMES]) + more
 
 
 def _event_id(arg: Any) -> str:

@@ -32,14 +32,13 @@ def receive(
 
 
 @app.task(bind=True, base=FulfillmentTask, name=messages.DISPATCH)
-def dispatch_waiting(self: FulfillmentTask, /, account: str) -> dict[str, Any]:
-    """Claim what waits for the account and start one chain for all of it."""
-    batch = dispatch.dispatch(context(), account)
-    if batch is None:
-        return {"orders": 0}
+def dispatch_waiting(self: FulfillmentTask, /, *accounts: str) -> dict[str, Any]:
+    """Claim what waits for each account and start one chain for all of it."""
+    batches = [dispatch.dispatch(context(), account) for account in accounts]
     steps = (refresh_catalog, check_wallet, submit_orders, schedule_reconciliation)
-    chain(*(step.si(batch) for step in steps)).apply_async()
-    return {"orders": len(batch["ids"])}
+    for batch in filter(None, batches):
+        chain(*(step.si(batch) for step in steps)).apply_async()
+    return {"orders": sum(len(batch["ids"]) for batch in batches if batch)}
 
 
 def _go_on(task: FulfillmentTask, batch: Batch, outcome: StepOutcome) -> dict[str, Any]:

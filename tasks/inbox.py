@@ -7,12 +7,10 @@ from tasks.base import FulfillmentTask, context
 
 
 @app.task(bind=True, base=FulfillmentTask, name=messages.APPLY_WEBHOOK)
-def apply_webhook(
-    self: FulfillmentTask, /, delivery_id: int | None = None, external_id: str = ""
-) -> dict[str, list[str]]:
-    """Apply one delivery, or all that are due where none is named.
+def apply_webhook(self: FulfillmentTask, /, *external_ids: str) -> dict[str, list[str]]:
+    """Apply the deliveries that are due.
 
-    `external_id` names its order for people who watch Flower.
+    `external_ids` name the orders that gave cause for it, for people who watch Flower.
     """
-    del external_id
-    return {"orders": webhooks.apply_deliveries(context(), delivery_id)}
+    del external_ids
+    return {"orders": webhooks.apply_deliveries(context())}

@@ -35,6 +35,8 @@ class Context:
     #: Gives a number from 0 to 1; spreads retries and polls.
     jitter: Callable[[], float] = random.random
     threads: Threads = field(default_factory=Threads)
+    #: When this process next writes a heartbeat that it could write all the time; monotonic.
+    next_beats: dict[str, float] = field(default_factory=dict)
     _providers: dict[str, Provider] = field(default_factory=dict)
     _budgets: dict[str, RateBudget] = field(default_factory=dict)
 

@@ -1,5 +1,7 @@
 """Heartbeats of periodic activities and long-running loops, for `/readyz` and the metrics."""
 
+from sqlmodel import Session
+
 from fulfillment.services.context import Context
 from fulfillment.store import leases
 
@@ -24,3 +26,14 @@ class Pulse:
         with self._context.database.transaction() as session:
             leases.beat(session, self._name, self._context.now())
         self._next = self._context.clock.monotonic() + _GAP_S
+
+
+def beat_seldom(context: Context, session: Session, name: str) -> None:
+    """Note in this transaction, now and then only, that something happens often.
+
+    Every writer of a heartbeat waits for the one before to commit.
+    """
+    now = context.clock.monotonic()
+    if now >= context.next_beats.get(name, 0.0):
+        context.next_beats[name] = now + _GAP_S
+        leases.beat(session, name, context.now())

@@ -46,10 +46,9 @@ def schedule_reconciliation(context: Context, batch: Batch) -> int:
             for order in orders.get(session, batch["ids"])
             if order.next_poll_at is not None and order.polls == 0 and order.status not in FINAL
         ]
-        for place, order in enumerate(fresh):
-            spread = context.settings.poll_min_interval_s * 0.5 * place / max(len(fresh), 1)
-            at = schedule.first_poll(context, now) + timedelta(seconds=spread)
-            orders.set_due(session, [order.id], next_poll_at=at)
+        at = schedule.first_poll(context, now)
+        gap = timedelta(seconds=context.settings.poll_min_interval_s * 0.5 / max(len(fresh), 1))
+        due.spread(session, {order.id: at + place * gap for place, order in enumerate(fresh)})
     return len(fresh)
 
 

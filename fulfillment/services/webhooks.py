@@ -1,7 +1,7 @@
 """Webhooks: verified on the raw bytes, stored once, answered at once, applied later."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -11,10 +11,11 @@ from sqlmodel import Session
 from fulfillment.errors import ConfigurationError, ProviderError
 from fulfillment.log import get_logger
 from fulfillment.providers.base import is_fresh
+from fulfillment.services import pulse
 from fulfillment.services.context import Context
 from fulfillment.services.reconciliation import webhook_heartbeat
 from fulfillment.services.reports import apply_reports, stray
-from fulfillment.store import due, inbox, leases, ledger, orders
+from fulfillment.store import due, inbox, ledger, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.models import Order
 from schemas.enums import Source
@@ -43,6 +44,19 @@ class Taken:
     external_id: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Delivery:
+    """A claimed row of the inbox; `report` None: its order is only to be asked about."""
+
+    id: int
+    account: str
+    order_id: int
+    report: OrderReport | None
+
+
+_STRAY = "not applied; the order went on to another account"
+
+
 def take(context: Context, account: str, headers: Mapping[str, str], body: bytes) -> Taken:
     """Verify and store one delivery.
 
@@ -60,7 +74,7 @@ def take(context: Context, account: str, headers: Mapping[str, str], body: bytes
             return Taken(Verdict.UNKNOWN_ORDER)
         digest = _digest(notice, body)
         delivery_id = inbox.add(session, account, order.id, digest, notice.signed_at, report, now)
-        leases.beat(session, webhook_heartbeat(account), now)
+        pulse.beat_seldom(context, session, webhook_heartbeat(account))
     verdict = Verdict.STORED if delivery_id else Verdict.KNOWN
     return Taken(verdict, delivery_id, order.external_id)
 
@@ -92,17 +106,28 @@ def _digest(notice: WebhookNotice, body: bytes) -> str:
     return hashlib.sha256(signed_at.encode() + b"." + body).hexdigest()
 
 
-def apply_deliveries(context: Context, delivery_id: int | None = None) -> list[str]:
-    """Apply the named delivery, or all that are due; give the orders that they were about."""
+def apply_deliveries(context: Context) -> list[str]:
+    """Apply what is due, in the order of arrival; give the orders that it was about.
+
+    Deliveries of different orders share a transaction; of one order each has its own.
+    """
     now = context.now()
     with context.database.transaction() as session:
-        claimed = inbox.claim(session, delivery_id, now, now + context.lease, _CLAIM_LIMIT)
-    names = []
-    for claimed_id, account, order_id, raw in claimed:
-        report = (
-            msgspec.convert(raw, OrderReport) if raw else _ask_if_left(context, account, order_id)
+        claimed = inbox.claim(session, now, now + context.lease, _CLAIM_LIMIT)
+    deliveries = [
+        _Delivery(
+            delivery_id,
+            account,
+            order_id,
+            msgspec.convert(raw, OrderReport) if raw else _ask_if_left(context, account, order_id),
         )
-        names.append(_apply(context, claimed_id, account, order_id, report))
+        for delivery_id, account, order_id, raw in claimed
+    ]
+    names: list[str] = []
+    while deliveries:
+        first_of = {each.order_id: each for each in reversed(deliveries)}
+        names += _apply(context, list(first_of.values()))
+        deliveries = [each for each in deliveries if each is not first_of[each.order_id]]
     return names
 
 
@@ -120,26 +145,36 @@ def _ask_if_left(context: Context, account: str, order_id: int) -> OrderReport |
         return None
 
 
-def _apply(
-    context: Context, delivery_id: int, account: str, order_id: int, report: OrderReport | None
-) -> str:
+def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
+    """Apply deliveries, each about another order; give the orders' names."""
     now = context.now()
+    by_order = {each.order_id: each for each in deliveries}
     with context.database.transaction() as session:
-        locked = orders.lock(session, [order_id])
-        if locked[0].account != account:
-            move = stray(locked[0], account, report, Source.WEBHOOK)
-            orders.apply(session, [move], now)
-            outcome = "not applied; the order went on to another account"
-        elif report is None:
-            due.poll_at(session, [order_id], now, context.settings.poll_min_interval_s)
-            outcome = "not applied; the order is polled"
-        else:
-            moved = apply_reports(
-                context, session, account, {order_id: report}, Source.WEBHOOK, locked=locked
-            )
-            outcome = "applied" if moved else "nothing new"
-        inbox.mark_applied(session, {delivery_id: outcome}, now)
-    return locked[0].external_id
+        locked = orders.lock(session, list(by_order))
+        strays = [order for order in locked if order.account != by_order[order.id].account]
+        moves = [
+            stray(order, by_order[order.id].account, by_order[order.id].report, Source.WEBHOOK)
+            for order in strays
+        ]
+        orders.apply(session, moves, now)
+        present = [order for order in locked if order not in strays]
+        asked = [order.id for order in present if by_order[order.id].report is None]
+        due.poll_at(session, asked, now, context.settings.poll_min_interval_s)
+        moved: dict[int, Order] = {}
+        for account in {order.account for order in present}:
+            told = [o for o in present if o.account == account and o.id not in asked]
+            reports = {o.id: report for o in told if (report := by_order[o.id].report)}
+            moved |= apply_reports(context, session, account, reports, Source.WEBHOOK, locked=told)
+        outcomes = {each.id: _outcome(each, moved) for each in deliveries}
+        outcomes |= {by_order[order.id].id: _STRAY for order in strays}
+        inbox.mark_applied(session, outcomes, now)
+    return [order.external_id for order in locked]
+
+
+def _outcome(delivery: _Delivery, moved: Mapping[int, Order]) -> str:
+    if delivery.report is None:
+        return "not applied; the order is polled"
+    return "applied" if delivery.order_id in moved else "nothing new"
 
 
 def is_known_account(context: Context, account: str) -> bool:

@@ -13,6 +13,9 @@ from sqlmodel import Session
 
 from fulfillment.store.switches import STOPPED
 
+# A claim's subselect stands in an array, which is built once: as a part of the join, a plan may run
+# it again, and each run takes up to its limit.
+
 # Due, and not claimed by a living worker.
 _FREE = "o.next_attempt_at <= :now AND (o.claimed_until IS NULL OR o.claimed_until <= :now)"
 # Waits for a catalog and a wallet answer; the rest of what is due is to be submitted. Told by the
@@ -33,10 +36,10 @@ def claim_waiting(
     rows = session.execute(
         text(
             f"""
-            UPDATE orders SET claim = :claim, claimed_until = :until WHERE id IN (
+            UPDATE orders SET claim = :claim, claimed_until = :until WHERE id = ANY(ARRAY(
                 SELECT o.id FROM orders o
                  WHERE o.account = :account AND {_FREE} AND {_WAITING}
-                 ORDER BY o.id LIMIT :limit FOR UPDATE SKIP LOCKED)
+                 ORDER BY o.id LIMIT :limit FOR UPDATE SKIP LOCKED))
             RETURNING id
             """  # noqa: S608 - constants
         ),
@@ -55,13 +58,13 @@ def claim_stuck(
     rows = session.execute(
         text(
             f"""
-            UPDATE orders SET claim = :claim, claimed_until = :until WHERE id IN (
+            UPDATE orders SET claim = :claim, claimed_until = :until WHERE id = ANY(ARRAY(
                 SELECT due.id FROM accounts a CROSS JOIN LATERAL (
                     SELECT o.id FROM orders o
                      WHERE o.account = a.name AND {_FREE}
                        AND {_TO_SUBMIT} AND {_UNPAUSED}
                        AND (o.status = 'submitting' OR NOT {STOPPED})
-                     ORDER BY o.next_attempt_at, o.id LIMIT :limit FOR UPDATE SKIP LOCKED) due)
+                     ORDER BY o.next_attempt_at, o.id LIMIT :limit FOR UPDATE SKIP LOCKED) due))
             RETURNING id, account
             """  # noqa: S608 - constants
         ),

@@ -11,9 +11,9 @@ from sqlmodel import Session
 from fulfillment.store.models import Order
 
 _CLAIM = """
-    UPDATE orders SET {column} = :until WHERE id IN (
+    UPDATE orders SET {column} = :until WHERE id = ANY(ARRAY(
         SELECT o.id FROM orders o WHERE o.{column} <= :now {which}
-         ORDER BY o.{column} LIMIT :limit FOR UPDATE SKIP LOCKED)
+         ORDER BY o.{column} LIMIT :limit FOR UPDATE SKIP LOCKED))
     RETURNING *
 """
 _CLAIM_POLLS = text(_CLAIM.format(column="next_poll_at", which="AND o.account = :account"))
@@ -118,6 +118,23 @@ def poll_all(session: Session, now: datetime, min_interval_s: float) -> int:
         )
     )
     return poll_at(session, [row.id for row in rows], now, min_interval_s)
+
+
+def spread(session: Session, next_polls: dict[int, datetime]) -> None:
+    """Move the next polls of orders that are still to be polled."""
+    session.execute(
+        text(
+            """
+            UPDATE orders o SET next_poll_at = n.next FROM (
+                SELECT o.id, n.next FROM orders o
+                  JOIN unnest(CAST(:ids AS bigint[]), CAST(:nexts AS timestamptz[])) AS n(id, next)
+                    ON n.id = o.id
+                 WHERE o.next_poll_at IS NOT NULL ORDER BY o.id FOR UPDATE OF o) n
+             WHERE o.id = n.id
+            """
+        ),
+        {"ids": list(next_polls), "nexts": list(next_polls.values())},
+    )
 
 
 def polled(session: Session, next_polls: dict[int, datetime | None], polled_at: datetime) -> None:

@@ -43,20 +43,19 @@ def add(
 
 
 def claim(
-    session: Session, delivery_id: int | None, now: datetime, until: datetime, limit: int
+    session: Session, now: datetime, until: datetime, limit: int
 ) -> list[tuple[int, str, int, dict[str, Any] | None]]:
-    """Claim due deliveries (or the one named): id, account, order id, report."""
+    """Claim due deliveries, the longest due first: id, account, order id, report."""
     rows = session.execute(
         text(
             """
-            UPDATE webhook_deliveries SET next_apply_at = :until WHERE id IN (
+            UPDATE webhook_deliveries SET next_apply_at = :until WHERE id = ANY(ARRAY(
                 SELECT id FROM webhook_deliveries WHERE next_apply_at <= :now
-                   AND (CAST(:id AS bigint) IS NULL OR id = :id)
-                 ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED)
+                 ORDER BY next_apply_at, id LIMIT :limit FOR UPDATE SKIP LOCKED))
             RETURNING id, account, order_id, report
             """
         ),
-        {"id": delivery_id, "now": now, "until": until, "limit": limit},
+        {"now": now, "until": until, "limit": limit},
     )
     return sorted((row.id, row.account, row.order_id, row.report) for row in rows)
 

@@ -9,12 +9,11 @@ from datetime import datetime, timedelta
 
 import msgspec
 from sqlalchemy import text
-from sqlmodel import Session, col, select
+from sqlmodel import Session
 
 from fulfillment.store.models import Order
 from schemas.messages import OrderMessage
 from schemas.orders import OrderView
-from schemas.tables import OutboxMessageRow
 
 _ADD = text(
     "INSERT INTO outbox_messages (order_id, routing_key, body, created_at) "
@@ -41,19 +40,16 @@ def add(session: Session, messages: Sequence[tuple[Order, str, OrderView]], now:
     session.execute(_ADD, {"messages": msgspec.json.encode(rows).decode(), "now": now})
 
 
-def unpublished(session: Session, limit: int) -> list[tuple[int, str, OrderMessage]]:
-    """Give the oldest messages that wait: id, routing key, body."""
-    statement = (
-        select(OutboxMessageRow)
-        .where(col(OutboxMessageRow.published_at).is_(None))
-        .order_by(col(OutboxMessageRow.id))
-        .limit(limit)
+def unpublished(session: Session, limit: int) -> list[tuple[int, str, str]]:
+    """Give the oldest messages that wait: id, routing key, body as JSON."""
+    rows = session.execute(
+        text(
+            "SELECT id, routing_key, CAST(body AS text) FROM outbox_messages "
+            "WHERE published_at IS NULL ORDER BY id LIMIT :limit"
+        ),
+        {"limit": limit},
     )
-    return [
-        (row.id, row.routing_key, OrderMessage(**row.body))  # type: ignore[typeddict-item]
-        for row in session.exec(statement)
-        if row.id is not None
-    ]
+    return [tuple(row) for row in rows]
 
 
 def mark_published(session: Session, message_ids: Sequence[int], now: datetime) -> None:

@@ -10,27 +10,31 @@ _MOST_WAITING = 1000
 class Hints:
     """Sends hints from threads of its own.
 
-    A hint equal to one that still waits is left out, since that one goes out after this one's
-    commit too; beyond a thousand they are dropped, and the sweep finds what they were about.
+    Hints of one task that wait together go out as one, with the arguments of all: what each is
+    about was committed before. Beyond a thousand they are dropped, and the sweep finds the rest.
     """
 
     def __init__(self, hint: Callable[..., object]) -> None:
         self._hint = hint
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="hints")
         self._lock = threading.Lock()
-        self._waiting: set[tuple[str | int, ...]] = set()
+        self._waiting: dict[str, list[str]] = {}
 
-    def __call__(self, *call: str | int) -> None:
+    def __call__(self, task: str, about: str) -> None:
+        """Have `task` run soon, with `about` among its arguments."""
         with self._lock:
-            if call in self._waiting or len(self._waiting) >= _MOST_WAITING:
+            waiting = self._waiting.setdefault(task, [])
+            if about in waiting or len(waiting) >= _MOST_WAITING:
                 return
-            self._waiting.add(call)
-        self._pool.submit(self._send, call)
+            waiting.append(about)
+            if len(waiting) > 1:
+                return  # whoever sends the first takes this one along
+        self._pool.submit(self._send, task)
 
-    def _send(self, call: tuple[str | int, ...]) -> None:
+    def _send(self, task: str) -> None:
         with self._lock:
-            self._waiting.discard(call)
-        self._hint(*call)
+            waiting = self._waiting.pop(task)
+        self._hint(task, *waiting)
 
     def close(self) -> None:
         """Drop what still waits."""

@@ -44,7 +44,7 @@ async def receive_webhook(account: str, request: Request, web: WebParts) -> Resp
         raise
     web.metrics.webhooks.labels(account, taken.verdict).inc()
     if taken.delivery_id is not None:
-        web.hints(APPLY_WEBHOOK, taken.delivery_id, taken.external_id)
+        web.hints(APPLY_WEBHOOK, taken.external_id)
     return JSONResponse({"status": taken.verdict})
 
 

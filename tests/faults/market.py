@@ -369,5 +369,5 @@ class Postman:
         except ServerUnreachable:
             return "503", False
         if taken.delivery_id is not None:
-            hint(APPLY_WEBHOOK, taken.delivery_id, taken.external_id)
+            hint(APPLY_WEBHOOK, taken.external_id)
         return "200", True

@@ -10,7 +10,7 @@ from tests.faults.kinds import KINDS
 from tests.faults.pool import run_seeds
 from tests.faults.run import FEWEST_KINDS_FIRED, Report, run_seed
 
-SEEDS = 200
+SEEDS = 50
 FEWEST_ORDERS = 20
 
 

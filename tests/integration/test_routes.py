@@ -426,7 +426,7 @@ def test_a_late_failure_at_the_first_is_noted_without_an_alarm(mall: Mall) -> No
     said = {"sign": sign(number, SECRET), "status": "active", "purchase_id": number}
     body = json.dumps(said | {"merchant_tx_id": order.external_id}).encode()
     taken = webhooks.take(mall.context, "link", {}, body)
-    webhooks.apply_deliveries(mall.context, taken.delivery_id)
+    webhooks.apply_deliveries(mall.context)
 
     types = [message["type"] for message in messages_of(mall.context, order)]
     assert taken.verdict is Verdict.STORED

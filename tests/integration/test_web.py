@@ -181,7 +181,7 @@ def test_a_slow_broker_delays_no_answer(web_context: Context) -> None:
         is_back.set()
 
 
-def test_equal_hints_that_wait_are_sent_once() -> None:
+def test_hints_that_wait_are_sent_as_one_and_equal_ones_once() -> None:
     sent: list[tuple[Any, ...]] = []
     is_back = threading.Event()
 
@@ -195,9 +195,10 @@ def test_equal_hints_that_wait_are_sent_once() -> None:
     hints("task", "other")
     is_back.set()
 
-    until(lambda: ("task", "other") in sent)
+    until(lambda: any("other" in call for call in sent))
     hints.close()
-    assert sent.count(("task", "main")) <= 3  # two were under way already
+    assert len(sent) <= 3  # two were under way already
+    assert sent[-1] in (("task", "main", "other"), ("task", "other"))
 
 
 # Batches
