@@ -1,4 +1,4 @@
-"""Hundreds of seeds hold every promise; a seed is the same run every time."""
+"""Seed after seed holds every promise; a seed is the same run every time."""
 
 import os
 
