@@ -181,7 +181,7 @@ class Settings(BaseSettings):
     @field_validator("api_tokens")
     @classmethod
     def _are_names_and_hashes(cls, value: SecretStr) -> SecretStr:
-        pairs = _split(value.get_secret_value())
+        pairs = _parts(value.get_secret_value())
         names = {match[1] for pair in pairs if (match := TOKEN_PAIR.fullmatch(pair))}
         if len(names) != len(pairs):
             raise ValueError("expected name:hash pairs as `fulfillment token NAME` prints them")
@@ -190,7 +190,7 @@ class Settings(BaseSettings):
     @field_validator("web_trusted_proxies")
     @classmethod
     def _are_networks(cls, value: str) -> str:
-        for part in _split(value):
+        for part in _parts(value):
             ip_network(part)  # raises ValueError, which names what it found
         return value
 
@@ -222,7 +222,7 @@ class Settings(BaseSettings):
     @property
     def api_token_digests(self) -> dict[str, bytes]:
         """The SHA-256 of each named token."""
-        pairs = (pair.split(":") for pair in _split(self.api_tokens.get_secret_value()))
+        pairs = (pair.split(":") for pair in _parts(self.api_tokens.get_secret_value()))
         return {name: bytes.fromhex(digest) for name, digest in pairs}
 
     @property
@@ -260,7 +260,7 @@ class ConfiguredSettings(Settings):
     reads_runtime_file = False
 
 
-def _split(text: str) -> list[str]:
+def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 

@@ -281,5 +281,5 @@ def machine(make_context: MakeContext, clock: FakeClock) -> Iterator[type[Public
 def test_whatever_is_done_in_whatever_order_the_promises_hold(machine: type[PublicAPI]) -> None:
     run_state_machine_as_test(
         machine,
-        settings=explored(stateful_step_count=30),
+        settings=explored(stateful_step_count=20),
     )
