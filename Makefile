@@ -12,7 +12,7 @@ SEEDS ?= 2000
 .PHONY: help setup demo up test test-fast faults check clean
 
 help:
-	@echo 'make demo       run the whole product on some forty checkouts and show what became of each'
+	@echo 'make demo       run the whole product on some fifty checkouts and show what became of each'
 	@echo 'make up         run the product until Ctrl-C, with everything it needs'
 	@echo 'make test       all tests'
 	@echo 'make test-fast  the tests that start no servers'

@@ -64,7 +64,7 @@ def up() -> None:
     """Run everything in the foreground; embeds what has no address configured."""
     from fulfillment.devstack.stack import run_up
 
-    raise SystemExit(run_up(load_settings()))
+    raise SystemExit(run_up(load_settings(for_new_stack=True)))
 
 
 @cli.command()
@@ -75,7 +75,8 @@ def demo(
     """Run a scripted mix of checkouts to their true ends and compare the books."""
     from fulfillment.devstack.demo import run_demo
 
-    raise SystemExit(run_demo(load_settings(), keep=keep, prices=prices))
+    settings = load_settings(for_new_stack=True)
+    raise SystemExit(run_demo(settings, keep=keep, prices=prices))
 
 
 @cli.command()
@@ -192,6 +193,9 @@ def simulator(
     ] = None,
     hold_s: Annotated[float | None, typer.Option(help="Length of the trade's hold.")] = None,
     three_decimals: Annotated[bool, typer.Option(help="Prices of no whole cents.")] = False,
+    accounts: Annotated[
+        bool, typer.Option("--accounts", help="Play the provider of every configured account.")
+    ] = False,
 ) -> None:
     """Run the provider simulator; its secret is FULFILLMENT_SIMULATOR_CLIENT_SECRET.
 
@@ -200,14 +204,10 @@ def simulator(
     import os
 
     from fulfillment.simulator.app import SimulatorOptions, serve
+    from fulfillment.simulator.options import for_accounts
 
     log.configure("INFO")
-    secret = os.environ.get("FULFILLMENT_SIMULATOR_CLIENT_SECRET", "sim-secret")
-    api_key = os.environ.get("FULFILLMENT_SIMULATOR_API_KEY", "sim-api-key")
-    options = {
-        "provider": provider,
-        "api_key": api_key,
-        "webhook_url": webhook_url,
+    common = {
         "hold_s": hold_s,
         "three_decimals": three_decimals,
         "host": host,
@@ -216,13 +216,21 @@ def simulator(
         "items": items,
         "prices_file": prices,
         "balance_cents": balance_cents,
+    }
+    one = {
+        "provider": provider,
+        "webhook_url": webhook_url,
         "client_id": client_id,
+        "client_secret": os.environ.get("FULFILLMENT_SIMULATOR_CLIENT_SECRET", "sim-secret"),
+        "api_key": os.environ.get("FULFILLMENT_SIMULATOR_API_KEY", "sim-api-key"),
     }
     try:
-        serve(
-            SimulatorOptions(client_secret=secret, **options),  # type: ignore[arg-type]
-            on_bound=lambda url: err.print(f"simulator on {url}"),
+        players = (
+            for_accounts(load_settings(), **common)
+            if accounts
+            else [SimulatorOptions(**one, **common)]  # type: ignore[arg-type]
         )
+        serve(*players, on_bound=lambda url: err.print(f"simulator on {url}"))
     except (ValueError, OSError) as error:
         raise InvalidInput(None, str(error)) from None
 

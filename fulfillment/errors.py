@@ -15,6 +15,7 @@ FulfillmentError
 +-- ProviderError
     +-- ProviderRefused           a definite no: the provider created nothing
     +-- ProviderNotReached        nothing was sent, or a read failed: trying again is harmless
+    |   +-- OverBudget            the account's own rate budget is used up; no fault of anybody's
     +-- ProviderOutcomeUnknown    bytes may have left and no clear answer came back
     +-- ProviderDeniesAccount     401/403: about the account, never about the order
 """
@@ -137,6 +138,13 @@ class ProviderRefused(ProviderError):
 
 class ProviderNotReached(ProviderError):
     """Nothing was sent, or what was asked was only a read."""
+
+
+class OverBudget(ProviderNotReached):
+    """The account's rate budget allows no request now; nothing was sent."""
+
+    def __init__(self) -> None:
+        super().__init__("the account's rate budget is used up; nothing was sent")
 
 
 class ProviderOutcomeUnknown(ProviderError):

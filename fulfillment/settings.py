@@ -3,11 +3,19 @@
 Settings are read once at a process's start; a wrong one is named with what was expected.
 """
 
-from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -32,6 +40,22 @@ DEFAULT_URLS = {
 }
 
 AccountName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+
+
+def _split(value: Any) -> Any:
+    """Read names separated by commas; the source may have read a lone number as one."""
+    if isinstance(value, str | int):
+        return tuple(name.strip() for name in str(value).split(",") if str(value).strip())
+    return value
+
+
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names or len(set(names)) < len(names):
+        raise ValueError("expected names of accounts separated by commas, each once")
+    return names
+
+
+Route = Annotated[tuple[AccountName, ...], BeforeValidator(_split), AfterValidator(_each_once)]
 
 
 class AccountSettings(BaseModel):
@@ -116,6 +140,10 @@ class Settings(BaseSettings):
     #: "id:key" pairs separated by commas, newest first; key = 32 bytes as urlsafe base64.
     encryption_keys: SecretStr = SecretStr("")
     accounts: dict[AccountName, AccountSettings] = Field(default_factory=dict)
+    #: Names that a checkout may give in place of an account: accounts that are tried in turn.
+    routes: dict[AccountName, Route] = Field(default_factory=dict)
+
+    reads_runtime_file: ClassVar[bool] = True
 
     @field_validator("database_url")
     @classmethod
@@ -159,11 +187,13 @@ class Settings(BaseSettings):
         """Let the embedded stack's runtime file stand last: whatever a person set wins."""
         del file_secret_settings
         first = (init_settings, env_settings, dotenv_settings)
+        if not cls.reads_runtime_file:
+            return first
         data_dir = next((d for s in first if (d := s().get("data_dir"))), ".fulfillment")
         runtime = DotEnvSettingsSource(settings_cls, env_file=Path(data_dir) / RUNTIME_FILE)
         return (*first, runtime)
 
-    @cached_property
+    @property
     def webhook_base_url(self) -> str:
         """What stands before `/webhooks/{account}` in the address given to providers."""
         return self.public_url or f"http://{self.web_host}:{self.web_port}"
@@ -192,19 +222,27 @@ class Settings(BaseSettings):
                 )
 
 
+class ConfiguredSettings(Settings):
+    """What a person has set, and nothing of a running stack: for whoever starts a new one."""
+
+    reads_runtime_file = False
+
+
 def _setting_name(location: tuple[int | str, ...]) -> str:
-    parts = [str(part) for part in location if part != "[key]"]
+    parts = [part for part in location if isinstance(part, str) and part != "[key]"]
     return PREFIX + "__".join(parts).upper()
 
 
-def load_settings(**overrides: Any) -> Settings:
+def load_settings(*, for_new_stack: bool = False, **overrides: Any) -> Settings:
     """Read the settings. Raises ConfigurationError that names every wrong one."""
     try:
-        return Settings(**overrides)
-    except SettingsError:  # only `accounts` has a form that is parsed before it is validated
-        raise ConfigurationError(
-            f"{PREFIX}ACCOUNTS", f"expected {PREFIX}ACCOUNTS__<NAME>__<SETTING>, or all as JSON"
-        ) from None
+        return (ConfiguredSettings if for_new_stack else Settings)(**overrides)
+    except SettingsError as error:  # only these two have a form that is parsed before it is read
+        name, form = "ACCOUNTS", "ACCOUNTS__<NAME>__<SETTING>"
+        if '"routes"' in str(error):
+            name, form = "ROUTES", "ROUTES__<NAME>"
+        expected = f"expected {PREFIX}{form}, or all as JSON"
+        raise ConfigurationError(f"{PREFIX}{name}", expected) from None
     except ValidationError as error:
         wrong = [
             (_setting_name(e["loc"]), e["msg"].removeprefix("Value error, "))

@@ -58,12 +58,15 @@ def _local_edges() -> dict[tuple[S, S], str]:
         (S.QUOTED, S.RESERVED): "the wallet covers it; money is held",
         (S.QUOTED, S.AWAITING_FUNDS): "the wallet does not cover it now",
         (S.AWAITING_FUNDS, S.QUOTED): "the balance rose; a fresh catalog still has the item",
-        (S.RESERVED, S.SUBMITTING): "the intent is committed before the first byte leaves",
+        (S.RESERVED, S.SUBMITTING): (
+            "the intent is committed before the first byte leaves; "
+            "or its route's next account is tried before one could"
+        ),
         (S.RECEIVED, S.FAILED): "refused by us: item, price or time",
         (S.QUOTED, S.FAILED): "refused by us: item, price, funds or time",
         (S.AWAITING_FUNDS, S.FAILED): "refused by us: no funds in time, item, price or time",
         (S.RESERVED, S.FAILED): "refused by us: too late to submit",
-        (S.SUBMITTING, S.FAILED): "the provider's definite no",
+        (S.SUBMITTING, S.FAILED): "the definite no of the provider, or of a route's last account",
         (S.SUBMITTING, S.NEEDS_REVIEW): "unknown outcome that no automatic move may resolve",
     }
 

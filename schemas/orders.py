@@ -44,6 +44,7 @@ class OrderView(ReadModel):
 
     external_id: str
     account: str
+    route: str | None
     status: OrderStatus
     provider_status: str | None
     catalog_item_id: str

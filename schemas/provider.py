@@ -9,10 +9,14 @@ from schemas.enums import OrderStatus
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """One item that a batch wants a price for; `catalog_item_id` is the provider's own id."""
+    """One item that a batch wants a price for; `catalog_item_id` is the provider's own id.
+
+    With `or_by_name` the cheapest of the name will do where the id is not an item of that name.
+    """
 
     catalog_item_id: str
     market_hash_name: str | None = None
+    or_by_name: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +32,14 @@ class Quote:
 class Quotes:
     """Answer to a quoting request: what was found, and how large the whole list was.
 
-    `unclear` are wants about which the list contradicts itself: neither found nor gone.
+    `unclear` are wants about which the list contradicts itself: neither found nor gone. `unasked`
+    are those for which the rate budget had no more requests.
     """
 
     found: dict[Want, Quote]
     listed: int
     unclear: frozenset[Want] = frozenset()
+    unasked: frozenset[Want] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ class AccountRow(SQLModel, table=True):
     failures: int = 0
     #: Requests that may be sent now; refilled continuously since `budget_at`.
     budget: float = 0.0
+    submit_budget: float = 0.0
     poll_budget: float = 0.0
     budget_at: datetime | None = _time(nullable=True)
     catalog_items: int | None = None
@@ -89,7 +90,15 @@ class OrderRow(SQLModel, table=True):
 
     id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
     external_id: str = Field(unique=True, max_length=64)
+    #: The account that is to buy it now; of a route, the one that is being tried.
     account: str = Field(max_length=32)
+    #: The route that the checkout named, and its accounts that were not tried yet.
+    route: str | None = Field(default=None, max_length=32)
+    fallbacks: list[str] = Field(
+        default_factory=list, sa_column=Column(JSONB, nullable=False, server_default="[]")
+    )
+    #: The account before said no after a submit began, and no attempt is open at the next one.
+    between_attempts: bool = Field(default=False, sa_column_kwargs={"server_default": "false"})
     #: Keyed hash of the checkout's content; tells a repetition from a conflict.
     fingerprint: str
     catalog_item_id: str
@@ -107,6 +116,8 @@ class OrderRow(SQLModel, table=True):
     #: The provider's own time of `provider_status`; tells news from older answers of one rank.
     reported_at: datetime | None = _time(nullable=True)
     quoted_mills: int | None = Field(default=None, sa_type=BigInteger)
+    #: The item at the account that quoted it, where it is not `catalog_item_id`.
+    quoted_item_id: str | None = None
     charged_mills: int | None = Field(default=None, sa_type=BigInteger)
     steam_offer_id: str | None = None
     failure_code: str | None = None

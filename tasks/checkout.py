@@ -45,6 +45,8 @@ def dispatch_waiting(self: FulfillmentTask, /, account: str) -> dict[str, Any]:
 def _go_on(task: FulfillmentTask, batch: Batch, outcome: StepOutcome) -> dict[str, Any]:
     if outcome.is_more_waiting:
         hint(messages.DISPATCH, batch["account"])
+    for account in outcome.rerouted_to:
+        hint(messages.DISPATCH, account)
     if not outcome.goes_on:
         task.stop_chain()
     return {"goes_on": outcome.goes_on}

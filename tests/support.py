@@ -196,6 +196,8 @@ def some_order(**overrides: Any) -> Order:
         "id": 1,
         "external_id": "order_1",
         "account": "main",
+        "fallbacks": (),
+        "between_attempts": False,
         "fingerprint": "k:0",
         "catalog_item_id": ITEM,
         "expected_price_cents": PRICE_CENTS,
@@ -234,7 +236,7 @@ def again(context: Context, order: Order) -> Order:
 
 def attempt_of(context: Context, order: Order) -> Attempt:
     with context.database.transaction() as session:
-        return ledger.open_attempts(session, [order.id])[order.id]
+        return ledger.attempts_of(session, [order.id])[order.id]
 
 
 def view(context: Context, order: Order) -> OrderView:

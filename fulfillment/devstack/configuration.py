@@ -1,4 +1,4 @@
-"""What a stack decides for its children: secrets, ports, the simulator's account, their variables.
+"""What a stack decides for its children: secrets, ports, simulated accounts, their variables.
 
 What a person has set always wins; nothing here makes up a value that is already there.
 """
@@ -9,58 +9,40 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
 from pydantic import SecretStr
 
 from fulfillment.devstack.files import write_private
 from fulfillment.errors import ConfigurationError
-from fulfillment.settings import DEFAULT_ACCOUNT, PREFIX, AccountSettings, Settings
+from fulfillment.settings import (
+    DEFAULT_ACCOUNT,
+    DEFAULT_URLS,
+    PREFIX,
+    AccountSettings,
+    Settings,
+)
+from fulfillment.simulator.options import path_of
+from schemas.enums import ProviderName
 
 PORTS_TRIED = 100
-#: Names, in the runtime file, the settings that the stack had chosen itself.
-CHOSEN = f"{PREFIX}STACK_CHOSE"
-NO_PROVIDER: dict[str, Any] = {"base_url": "", "client_id": "", "client_secret": SecretStr("")}
+#: What is simulated where no account is configured.
+SIMULATED = {
+    DEFAULT_ACCOUNT: AccountSettings(),
+    "skinsback": AccountSettings(provider=ProviderName.SKINSBACK),
+    "skinslink": AccountSettings(provider=ProviderName.SKINSLINK),
+}
 
 
-def changed(settings: Settings, **values: Any) -> Settings:
-    """Copy settings with other values."""
-    copy = settings.model_copy(update=values)
-    copy.__dict__.pop("webhook_base_url", None)  # cached from the old values, if at all
-    return copy
+def own_secrets(path: Path, accounts: Iterable[str] = ()) -> dict[str, str]:
+    """Read the secrets of this data directory; generate those that it does not have yet.
 
-
-def without_leftovers(settings: Settings, runtime_file: Path) -> Settings:
-    """Forget what a killed stack had chosen and left in its runtime file: its servers are gone.
-
-    To be called only while the data directory's lock is held.
+    `accounts` are those whose credentials are ours to choose.
     """
-    left = dotenv_values(runtime_file, interpolate=False)
-    runtime_file.unlink(missing_ok=True)
-    for name in (left.get(CHOSEN) or "").split():
-        variable = PREFIX + name.upper()
-        value = getattr(settings, name)
-        if name == "accounts":
-            value = {
-                key: account.model_copy(update=NO_PROVIDER)
-                if account.base_url == left.get(f"{variable}__{key.upper()}__BASE_URL")
-                else account
-                for key, account in value.items()
-            }
-        elif dict(_spelled(variable, value)) == {variable: left.get(variable)}:
-            value = Settings.model_fields[name].get_default()
-        else:
-            continue
-        settings = changed(settings, **{name: value})
-        settings.model_fields_set.discard(name)
-    return settings
-
-
-def own_secrets(path: Path) -> dict[str, str]:
-    """Read the secrets of this data directory; generate those that it does not have yet."""
     try:
         known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
@@ -71,13 +53,14 @@ def own_secrets(path: Path) -> dict[str, str]:
         "api_token": secrets.token_urlsafe(24),
         "flower_basic_auth": f"admin:{secrets.token_urlsafe(12)}",
         "encryption_keys": f"k1:{key}",
-        "simulator_client_id": f"sim-{secrets.token_hex(6)}",
-        "simulator_client_secret": secrets.token_urlsafe(32),
     }
-    if known.keys() >= fresh.keys():
-        return known
+    for name in accounts:
+        fresh[f"{name}_client_id"] = f"sim-{secrets.token_hex(6)}"
+        fresh[f"{name}_client_secret"] = secrets.token_urlsafe(32)
+        fresh[f"{name}_api_key"] = secrets.token_urlsafe(32)
     complete = fresh | known
-    write_private(path, json.dumps(complete, indent=2) + "\n")
+    if complete != known:
+        write_private(path, json.dumps(complete, indent=2) + "\n")
     return complete
 
 
@@ -90,58 +73,49 @@ def wants_simulator(settings: Settings) -> bool:
 
 
 def simulated_accounts(
-    settings: Settings, url: str, client_id: str, client_secret: str
+    accounts: Mapping[str, AccountSettings], url: str, own: Mapping[str, str]
 ) -> dict[str, AccountSettings]:
-    """Point every account at the simulator; without any there is one."""
-    values = {
-        "base_url": url,
-        "client_id": client_id,
-        "client_secret": SecretStr(client_secret),
+    """Point every account at its provider in the simulator at `url`, with credentials of ours."""
+    return {
+        name: account.model_copy(
+            update={
+                "base_url": url + path_of(name) + urlsplit(DEFAULT_URLS[account.provider]).path,
+                "client_id": own[f"{name}_client_id"],
+                "client_secret": SecretStr(own[f"{name}_client_secret"]),
+                "api_key": SecretStr(own[f"{name}_api_key"]),
+            }
+        )
+        for name, account in accounts.items()
     }
-    accounts = settings.accounts or {DEFAULT_ACCOUNT: AccountSettings()}
-    return {name: account.model_copy(update=values) for name, account in accounts.items()}
 
 
-class Ports:
-    """Ports that this stack will use, claimed so that two stacks starting at once differ."""
+def claim_port(claims: ExitStack, host: str, wanted: int, setting: str, *, is_fixed: bool) -> int:
+    """Give the wanted port, or the next free one unless it is fixed.
 
-    def __init__(self) -> None:
-        self._claims: list[socket.socket] = []
-
-    def choose(self, host: str, wanted: int, setting: str, *, is_fixed: bool) -> int:
-        """Give the wanted port, or the next free one unless it is fixed.
-
-        Raises ConfigurationError naming the setting.
-        """
-        if wanted == 0:
-            wanted, is_fixed = 49_152 + secrets.randbelow(10_000), False
-        reason = "no port"
-        for port in range(wanted, wanted + (1 if is_fixed else PORTS_TRIED)):
-            reason = self._claim(host, port)
-            if not reason:
-                return port
-        raise ConfigurationError(setting, f"cannot listen on {host}:{wanted}: {reason}")
-
-    def release(self) -> None:
-        while self._claims:
-            self._claims.pop().close()
-
-    def _claim(self, host: str, port: int) -> str:
+    Two stacks that start at once get different ones, until `claims` are closed. Raises
+    ConfigurationError naming the setting.
+    """
+    if wanted == 0:
+        wanted, is_fixed = 49_152 + secrets.randbelow(10_000), False
+    reason = "no port"
+    for port in range(wanted, wanted + (1 if is_fixed else PORTS_TRIED)):
         # An abstract socket is a lock that every user of this network namespace sees, and that
         # goes away with us; the port itself stays free for the child.
         claim = socket.socket(socket.AF_UNIX)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             claim.bind(f"\0fulfillment-port-{port}")
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
             with socket.socket(family) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((host, port))
         except (OSError, OverflowError) as error:
             claim.close()
-            number = getattr(error, "errno", None)
-            return "it is taken" if number == errno.EADDRINUSE else str(error)
-        self._claims.append(claim)
-        return ""
+            is_taken = getattr(error, "errno", None) == errno.EADDRINUSE
+            reason = "it is taken" if is_taken else str(error)
+        else:
+            claims.enter_context(claim)
+            return port
+    raise ConfigurationError(setting, f"cannot listen on {host}:{wanted}: {reason}")
 
 
 def variables(settings: Settings) -> dict[str, str]:
@@ -165,21 +139,22 @@ def _spelled(name: str, value: Any) -> Iterator[tuple[str, str]]:
         case dict():
             for key, inner in value.items():
                 yield from _spelled(f"{name}__{key.upper()}", inner)
+        case tuple():
+            yield name, ",".join(value)
         case _:
             yield name, str(value)
 
 
-def child_environment(settings: Settings, extra: Mapping[str, str]) -> dict[str, str]:
+def child_environment(settings: Settings) -> dict[str, str]:
     """Give the whole environment of a child: ours wins however a person has spelled a name."""
     ours = variables(settings)
     inherited = {k: v for k, v in os.environ.items() if k.upper() not in ours}
-    return {**inherited, "PYTHONUNBUFFERED": "1", **ours, **extra}
+    return {**inherited, "PYTHONUNBUFFERED": "1", **ours}
 
 
-def write_runtime_file(path: Path, settings: Settings, before: Settings) -> None:
+def write_runtime_file(path: Path, settings: Settings) -> None:
     """Tell other commands of this data directory how to reach the stack."""
-    chosen = [n for n in Settings.model_fields if getattr(settings, n) != getattr(before, n)]
-    values = {**variables(settings), CHOSEN: " ".join(chosen)}
+    values = variables(settings)
     del values[f"{PREFIX}DATA_DIR"]  # the file is in it, also after the directory was moved
     quoted = {n: v.replace("\\", "\\\\").replace("'", "\\'") for n, v in values.items()}
     write_private(path, "".join(f"{name}='{value}'\n" for name, value in quoted.items()))

@@ -9,14 +9,16 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 from pydantic import SecretStr
 
 from fulfillment.clock import SystemClock
+from fulfillment.devstack.configuration import SIMULATED
 from fulfillment.devstack.demo_books import Books, dollars
 from fulfillment.devstack.demo_screen import Screen
 from fulfillment.devstack.demo_script import (
@@ -31,14 +33,14 @@ from fulfillment.devstack.files import DirectoryLock, private_directory, remove_
 from fulfillment.devstack.server import PREVIOUS_SERVER_S
 from fulfillment.devstack.stack import Stack, StackOptions, stop_signals
 from fulfillment.errors import FulfillmentError, ServerUnreachable
-from fulfillment.settings import DEFAULT_ACCOUNT, PREFIX, AccountSettings, Settings, load_settings
+from fulfillment.settings import PREFIX, Settings, load_settings
 from schemas.enums import OrderStatus
 
 DIRECTORY = "demo"  # inside the data directory
 SPEED = 10.0
 WINDOW_S = 20
 READY_S = 60.0
-GAP_S = 0.3  # between two sendings, so that a person can watch
+GAP_S = 0.25  # between two sendings, so that a person can watch
 TICK_S = 0.2
 SHORT_OF_FUNDS_S = 4.0  # how long the order that is short has to wait for the top-up
 QUIET_S = 20.0  # how long the books may take to agree once every order has ended
@@ -65,8 +67,8 @@ def _run(settings: Settings, screen: Screen, *, keep: bool, prices: Path | None)
     prices = prices and prices.absolute()
     runs, opening_cents = cast(prices)
     screen.say(
-        f"{len(runs)} checkouts meet a simulated SkinsNode.\n"
-        f"Its time runs {SPEED:.0f} times faster; "
+        f"{len(runs)} checkouts meet simulated providers: SkinsNode, SkinsBack and Skinslink.\n"
+        f"Their time runs {SPEED:.0f} times faster; "
         f"a trade offer stands {WINDOW_S} s, not 10 minutes.\n",
         "bold",
     )
@@ -83,9 +85,10 @@ def _run(settings: Settings, screen: Screen, *, keep: bool, prices: Path | None)
         for line in stack.banner():
             screen.note(line)
         screen.say("")
-        side_door = httpx.Client(base_url=f"{stack.simulator_url}/_sim", trust_env=False)
+        side_door = httpx.Client(base_url=stack.simulator_url, trust_env=False)
         with Store(stack) as store, side_door:
-            code = Demo(screen, store, Provider(side_door), runs).play()
+            providers = {name: Provider(side_door, name) for name in SIMULATED}
+            code = Demo(screen, store, providers, runs).play()
         if keep:
             screen.say("\nEverything is left running, until Ctrl-C:", "bold")
             for line in stack.banner():
@@ -111,6 +114,8 @@ def _own_settings(settings: Settings, screen: Screen) -> Settings:
     for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
         del os.environ[name]
     os.chdir(data_dir)  # where there is no .env either
+    quick = {"trade_window_s": WINDOW_S, "request_timeout_s": 3, "check_recipient": True}
+    accounts = {name: {"provider": each.provider, **quick} for name, each in SIMULATED.items()}
     own = load_settings(
         data_dir=data_dir,
         web_port=settings.web_port,
@@ -119,7 +124,7 @@ def _own_settings(settings: Settings, screen: Screen) -> Settings:
         poll_min_interval_s=1.0,
         wallet_lag_s=2.0,
         await_funds_s=15,
-        accounts={DEFAULT_ACCOUNT: AccountSettings(trade_window_s=WINDOW_S, request_timeout_s=3)},
+        accounts=accounts,
     )
     own.model_fields_set.difference_update({"web_port", "flower_port"})  # wished for, not fixed
     return own
@@ -141,36 +146,32 @@ def _clear(data_dir: Path) -> None:
                 path.unlink()
 
 
+@dataclass
 class Demo:
     """One performance on a running stack."""
 
-    def __init__(
-        self, screen: Screen, store: Store, provider: Provider, runs: Sequence[Run]
-    ) -> None:
-        self._screen = screen
-        self._store = store
-        self._provider = provider
-        self._runs = runs
-        self._is_topped_up = False
+    screen: Screen
+    store: Store
+    providers: Mapping[str, Provider]
+    runs: Sequence[Run]
+    is_topped_up: bool = False
 
     def play(self) -> int:
         """Send everything, follow it to its end, and compare; give the exit code."""
-        self._provider.set_options(window_s=WINDOW_S * SPEED, reads_cached_s=SPEED)
-        with self._screen.moving():
+        for provider in self.providers.values():
+            provider.set_options(window_s=WINDOW_S * SPEED, reads_cached_s=SPEED)
+        with self.screen.moving():
             self._follow()
             books = self._close_books()
-        self._screen.summary(self._runs)
-        for run in self._runs:
-            if run.case.name == SHOWN_AT_THE_END:
-                self._screen.timeline(run)
-                break
+        self.screen.summary(self.runs)
+        self.screen.timeline(next(r for r in self.runs if r.case.name == SHOWN_AT_THE_END))
         return self._conclude(books)
 
     def _follow(self) -> None:
-        waiting = deque(acts(self._runs))
+        waiting = deque(acts(self.runs))
         send_at = 0.0
-        while waiting or not all(run.is_over for run in self._runs):
-            now = self._screen.elapsed_s()
+        while waiting or not all(run.is_over for run in self.runs):
+            now = self.screen.elapsed_s()
             if now > DEADLINE_S:
                 return
             if waiting and now >= send_at:
@@ -181,57 +182,67 @@ class Demo:
 
     def _send(self, runs: Sequence[Run]) -> None:
         for run in runs:
-            self._provider.move_market(run)
-            run.sent_at = self._screen.elapsed_s()
-        self._store.send(runs)
+            self.providers[run.case.account].move_market(run)
+            run.sent_at = self.screen.elapsed_s()
+        self.store.send(runs)
 
     def _look(self) -> None:
         try:
-            orders = self._store.orders()
+            orders = self.store.orders()
         except httpx.HTTPError:  # a busy machine; the deadline is near enough
             return
-        for run in self._runs:
+        for run in self.runs:
             run.view = orders.get(run.external_id)
             if run.case.name == FUNDS_LATER and run.status == OrderStatus.AWAITING_FUNDS:
                 self._top_up(run)
-        self._screen.show(self._runs)
+        self.screen.show(self.runs)
 
     def _top_up(self, run: Run) -> None:
         since = (SystemClock().now() - run.path[-1][0]).total_seconds()
-        if since >= SHORT_OF_FUNDS_S and not self._is_topped_up:
-            self._is_topped_up = True
-            self._provider.top_up(run.item.price_cents)
-            self._screen.step(f"the store puts {dollars(run.item.price_cents)} into the wallet")
+        if since >= SHORT_OF_FUNDS_S and not self.is_topped_up:
+            self.is_topped_up = True
+            self.providers[run.case.account].top_up(run.item.price_cents)
+            self.screen.step(f"the store puts {dollars(run.item.price_cents)} into the wallet")
 
-    def _close_books(self) -> Books:
+    def _close_books(self) -> dict[str, Books]:
         """Compare until everything agrees, or no longer might: figures lag by some seconds."""
-        until = self._screen.elapsed_s() + QUIET_S
+        until = self.screen.elapsed_s() + QUIET_S
         while True:
             self._look()
-            provider = self._provider
-            books = Books(self._runs, self._store.wallet(), provider.ledger(), provider.webhooks())
-            if not books.differences() or self._screen.elapsed_s() > until:
+            wallets = self.store.wallets()
+            books = {
+                account: Books(
+                    [run for run in self.runs if run.case.account == account],
+                    wallets[account],
+                    provider.ledger(),
+                    provider.webhooks(),
+                )
+                for account, provider in self.providers.items()
+            }
+            if not _differences(books) or self.screen.elapsed_s() > until:
                 return books
             time.sleep(TICK_S)
 
-    def _conclude(self, books: Books) -> int:
+    def _conclude(self, books: Mapping[str, Books]) -> int:
         failures = [
             f"{run.external_id}: expected {run.case.end}, found {run.end}"
             + ("" if run.is_over else ", not at its end")
-            for run in self._runs
+            for run in self.runs
             if not run.is_as_scripted
         ]
-        failures += self._store.surprises()
-        differences = books.differences()
-        self._screen.heading("Our database against the provider's ledger")
-        for line in differences or books.lines():
-            self._screen.say(f"  {line}", "red" if differences else "")
+        self.screen.heading("Our database against the providers' ledgers")
+        self.screen.books(books)
+        self.screen.say("")
+        failures += [*self.store.surprises(), *_differences(books)]
         for line in failures:
-            self._screen.say(f"  {line}", "red")
-        self._screen.say("")
-        if failures or differences:
-            self._screen.say("FAILED: see the lines above.", "bold red")
+            self.screen.say(f"  {line}", "red")
+        if failures:
+            self.screen.say("FAILED: see the lines above.", "bold red")
             return 1
-        ended = f"All {len(self._runs)} checkouts ended as scripted"
-        self._screen.say(f"{ended}; the books agree to the cent.", "bold green")
+        ended = f"All {len(self.runs)} checkouts ended as scripted"
+        self.screen.say(f"{ended}; the books agree to the cent.", "bold green")
         return 0
+
+
+def _differences(books: Mapping[str, Books]) -> list[str]:
+    return [f"{name}: {line}" for name, found in books.items() for line in found.differences()]

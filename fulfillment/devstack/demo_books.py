@@ -1,4 +1,4 @@
-"""Compare what we believe with what the provider's ledger says, to the cent."""
+"""Compare what we believe of an account with what its provider's ledger says, to the cent."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fulfillment.devstack.demo_script import Run
+from fulfillment.states import UNFULFILLED
 from schemas.enums import OrderStatus
 
 
@@ -16,7 +17,7 @@ def dollars(cents: int) -> str:
 
 @dataclass(frozen=True)
 class Books:
-    """Our view of the orders is in the runs; the rest is as HTTP answered it."""
+    """One account. Our view of its orders is in the runs; the rest is as HTTP answered it."""
 
     runs: Sequence[Run]
     wallet: dict[str, Any]
@@ -27,26 +28,28 @@ class Books:
         """Name everything that differs; nothing where the books agree."""
         return [*self._orders(), *self._money(), *self._forgeries()]
 
-    def lines(self) -> list[str]:
-        """Say in a few lines what was compared."""
-        by_kind = self._by_kind()
-        opening, balance = self.ledger["wallet"]["opening"], self.ledger["wallet"]["balance"]
-        posts = sum(purchase["posts"] for purchase in self.ledger["purchases"])
+    def figures(self) -> dict[str, str]:
+        """Say what was compared."""
+        by_kind, wallet = self._by_kind(), self.ledger["wallet"]
+        purchases = self.ledger["purchases"]
         hooks = Counter("bad" if h["tamper"] else h["outcome"] for h in self.webhooks)
-        charges, refunds = dollars(-by_kind["charge"]), dollars(by_kind["refund"])
-        top_up, total = dollars(by_kind["top_up"]), dollars(opening + by_kind.total())
-        here = dollars(self.wallet["balance"] or 0)
-        return [
-            f"purchases  {len(self.ledger['purchases'])} from {posts} POSTs, none twice; "
-            "status and charge of each as here",
-            f"wallet     {dollars(opening)} + {top_up} top-up - {charges} charges "
-            f"+ {refunds} refunds",
-            f"balance    {total} by that sum, {dollars(balance)} at the provider, {here} here",
-            f"spent      {dollars(self._spent())} at the provider, {dollars(self._booked())} here; "
-            f"{dollars(self.wallet['held'])} still held",
-            f"webhooks   {hooks['delivered']} delivered, {hooks['lost']} lost on purpose; "
-            f"of {hooks['bad']} forged ones none was taken",
-        ]
+        return {
+            "purchases, none twice": str(len(purchases)),
+            "POSTs for them": str(sum(purchase["posts"] for purchase in purchases)),
+            "opening balance": dollars(wallet["opening"]),
+            "+ top-up": dollars(by_kind["top_up"]),
+            "- charges": dollars(-by_kind["charge"]),
+            "+ refunds": dollars(by_kind["refund"]),
+            "= balance by that sum": dollars(wallet["opening"] + by_kind.total()),
+            "balance at the provider": dollars(wallet["balance"]),
+            "balance here": dollars(self.wallet["balance"] or 0),
+            "spent at the provider": dollars(self._spent()),
+            "spent here": dollars(self._booked()),
+            "still held here": dollars(self.wallet["held"]),
+            "webhooks delivered": str(hooks["delivered"]),
+            "webhooks lost on purpose": str(hooks["lost"]),
+            "webhooks forged, none taken": str(hooks["bad"]),
+        }
 
     def _by_kind(self) -> Counter[str]:
         sums: Counter[str] = Counter()
@@ -79,8 +82,12 @@ class Books:
             theirs = purchase["amountCents"] - purchase["refundedCents"]
             if purchase["status"] == OrderStatus.REVERSED:  # what was charged stays on the order
                 theirs = purchase["amountCents"]
-            if run.status != purchase["status"]:
+            if _kind(run.status) != _kind(purchase["status"]):
                 yield f"{run.external_id}: {run.end} here, {purchase['status']} at the provider"
+            # A purchase that was refused at once is no order here, and has no such word.
+            word, said = purchase["providerStatus"], (run.view or {}).get("providerStatus")
+            if said not in (word, None):
+                yield f"{run.external_id}: {said} by our books, {word} at the provider"
             if ours != theirs:
                 yield f"{run.external_id}: {dollars(ours)} here, {dollars(theirs)} at the provider"
         yield from (f"{name}: bought, and never ordered" for name in purchases)
@@ -103,3 +110,8 @@ class Books:
         for hook in self.webhooks:
             if hook["tamper"] and hook["outcome"] == "delivered":
                 yield f"{hook['externalId']}: a webhook was taken that is not genuine"
+
+
+def _kind(status: str) -> str:
+    """Tell apart what every provider does; each has its own words for an end without the item."""
+    return "not delivered" if status in UNFULFILLED else status

@@ -1,20 +1,20 @@
 """What the demo shows: a live table on a terminal, plain lines elsewhere, and the summary."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from fulfillment.clock import SystemClock
-from fulfillment.devstack.demo_books import dollars
+from fulfillment.devstack.demo_books import Books, dollars
 from fulfillment.devstack.demo_script import Run
 
-WIDTH = 130  # where there is no terminal to ask
-WIDE = 100
+WIDTH = 150  # where there is no terminal to ask
+WIDE = 110
 REFRESH_PER_S = 4
 
 
@@ -71,7 +71,7 @@ class Screen:
                 self._seen[run.external_id] = len(path)
                 way = " > ".join(path[max(seen - 1, 0) :])
                 price = f"  {_price(run)}" if run.is_over else ""
-                self.step(f"{run.external_id:<35} {way}{price}")
+                self.step(f"{run.external_id:<35} {run.case.account:<10} {way}{price}")
 
     def _moving(self, runs: Sequence[Run]) -> Table:
         """Fit what matters into the window: what is under way, then what ended last."""
@@ -87,50 +87,62 @@ class Screen:
             title=f"{title}, {self.elapsed_s():.0f} s", box=None, padding=(0, 1), title_style="bold"
         )
         table.add_column("order", no_wrap=True)
-        if self._is_wide:
-            table.add_column("sent by", no_wrap=True)
-        table.add_column("status", no_wrap=True, min_width=14)
-        table.add_column("provider", no_wrap=True, min_width=10)
+        table.add_column("account", no_wrap=True)
+        for name in self._where_wide("sent by"):
+            table.add_column(name, no_wrap=True)
+        for name in ("status", *self._where_wide("provider")):
+            table.add_column(name, no_wrap=True, min_width=14)
         table.add_column("price", no_wrap=True, justify="right", min_width=9)
         table.add_column("s", no_wrap=True, justify="right", min_width=4)
         for run in shown[:room]:
             said = (run.view or {}).get("providerStatus") or ""
-            status = Text(run.status or run.end, style=_style(run))
-            cells = (status, Text(said, style="dim"), _price(run), _seconds(run))
-            table.add_row(*self._names(run, run.external_id), *cells)
+            table.add_row(
+                *(run.external_id, run.case.account, *self._where_wide(run.case.way)),
+                Text(run.status or run.end, style=_style(run)),
+                *self._where_wide(Text(said, style="dim")),
+                *(_price(run), _seconds(run)),
+            )
         return table
 
-    @property
-    def _is_wide(self) -> bool:
-        return self.console.width >= WIDE
-
-    def _names(self, run: Run, name: str) -> tuple[str, ...]:
-        return (name, run.case.way) if self._is_wide else (name,)
+    def _where_wide(self, cell: RenderableType) -> tuple[RenderableType, ...]:
+        return (cell,) if self.console.width >= WIDE else ()
 
     def summary(self, runs: Sequence[Run]) -> None:
         """Print what was to happen beside what happened."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("", justify="right", style="dim")
         table.add_column("scenario", no_wrap=True)
-        if self._is_wide:
-            table.add_column("sent by", style="dim")
+        table.add_column("account", no_wrap=True)
+        for name in self._where_wide("sent by"):
+            table.add_column(name, style="dim")
         table.add_column("expected end", overflow="fold")
         table.add_column("actual end", overflow="fold")
         table.add_column("s", justify="right", no_wrap=True)
         table.add_column("charged", justify="right", no_wrap=True)
         for run in runs:
             actual = Text(run.end if run.is_as_scripted else f"{run.end} !", style=_style(run))
+            names = (run.case.title, run.case.account, *self._where_wide(run.case.way))
             cells = (run.case.end, actual, _seconds(run), _price(run))
-            table.add_row(str(run.number), *self._names(run, run.case.title), *cells)
+            table.add_row(str(run.number), *names, *cells)
         self.console.print()
+        self.console.print(table)
+
+    def books(self, books: Mapping[str, Books]) -> None:
+        """Print what the books of every account say, beside each other."""
+        figures = {account: found.figures() for account, found in books.items()}
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("", no_wrap=True)
+        for account in figures:
+            table.add_column(account, justify="right", no_wrap=True)
+        for name in next(iter(figures.values())):
+            table.add_row(name, *(column[name] for column in figures.values()))
         self.console.print(table)
 
     def timeline(self, run: Run) -> None:
         """Tell one order's story, as its event log has it."""
         self.heading(f"The story of {run.external_id}: {run.case.title}")
-        entries = run.view["timeline"] if run.view else []
         table = Table(box=None, padding=(0, 1), show_header=False)
-        for entry in entries:
+        for entry in run.view["timeline"] if run.view else []:
             since = datetime.fromisoformat(entry["at"]) - run.path[0][0]
             at = f"+{since.total_seconds():.2f} s"
             table.add_row(at, entry["source"], entry["to"], Text(entry["note"], style="dim"))

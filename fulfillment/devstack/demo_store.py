@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 import httpx
@@ -17,6 +18,7 @@ from fulfillment.devstack.demo_script import Run
 from fulfillment.devstack.processes import launch_command
 from fulfillment.devstack.stack import Stack
 from fulfillment.messaging.store_client import send_checkout
+from fulfillment.simulator.options import path_of
 from schemas.messages import CHECKOUT_KEY
 
 TIMEOUT_S = 10.0
@@ -60,14 +62,16 @@ class Store:
 
     def surprises(self) -> list[str]:
         """Name the answers that were not as they must be."""
-        codes = [command.poll() for command in self._commands]
-        commands = [f"`fulfillment checkout`: exit {code}" for code in codes if code != 0]
-        return self._surprises + commands
+        for command in self._commands:
+            with suppress(subprocess.TimeoutExpired):
+                command.wait(TIMEOUT_S)
+        failed = [each.returncode for each in self._commands if each.returncode != 0]
+        return self._surprises + [f"`fulfillment checkout`: exit {code}" for code in failed]
 
-    def wallet(self) -> dict[str, Any]:
-        (wallet,) = self._http.get("/v1/wallets").raise_for_status().json()["wallets"]
-        assert isinstance(wallet, dict)
-        return wallet
+    def wallets(self) -> dict[str, dict[str, Any]]:
+        """Read every account's money, by account."""
+        found = self._http.get("/v1/wallets").raise_for_status().json()["wallets"]
+        return {wallet["account"]: wallet for wallet in found}
 
     def _send(self, way: str, runs: Sequence[Run], code: int) -> None:
         first, events = runs[0], [run.event for run in runs]
@@ -123,29 +127,30 @@ class Store:
 
 
 class Provider:
-    """The simulator's side door: the market moves, money comes in, and the true ledger is read."""
+    """An account's provider by its side door: moves the market, tops up, tells the true ledger."""
 
-    def __init__(self, side_door: httpx.Client) -> None:
+    def __init__(self, side_door: httpx.Client, account: str) -> None:
         self._http = side_door
+        self._path = f"{path_of(account)}/_sim"
 
     def set_options(self, **options: float) -> None:
-        self._http.post("/options", json=options).raise_for_status()
+        self._ask("POST", "/options", json=options)
 
     def move_market(self, run: Run) -> None:
         """Change the item as the script says, between the sale in the store and the purchase."""
         price = run.item.price_cents * run.case.market_percent // 100
         change = {"price": price, "available": run.case.is_on_sale}
         if (price, run.case.is_on_sale) != (run.item.price_cents, True):
-            self._http.put(f"/items/{run.item.id}", json=change).raise_for_status()
+            self._ask("PUT", f"/items/{run.item.id}", json=change)
 
     def top_up(self, cents: int) -> None:
-        self._http.post("/wallet", json={"deltaCents": cents}).raise_for_status()
+        self._ask("POST", "/wallet", json={"deltaCents": cents})
 
-    def ledger(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._http.get("/ledger").raise_for_status().json()
-        return found
+    def ledger(self) -> Any:
+        return self._ask("GET", "/ledger")
 
-    def webhooks(self) -> list[dict[str, Any]]:
-        answer = self._http.get("/deliveries", params={"limit": 10_000}).raise_for_status()
-        found: list[dict[str, Any]] = answer.json()["deliveries"]
-        return found
+    def webhooks(self) -> Any:
+        return self._ask("GET", "/deliveries", params={"limit": 10_000})["deliveries"]
+
+    def _ask(self, method: str, path: str, **content: Any) -> Any:
+        return self._http.request(method, self._path + path, **content).raise_for_status().json()

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import Signals
-from typing import IO
 
 from fulfillment.devstack.files import private_directory
 
@@ -70,21 +69,16 @@ def _bury(process: subprocess.Popen[bytes]) -> int:
 
 
 class ProcessGroup:
-    """Keep named children running until `stop`.
+    """Keep named children running until `stop`; their output goes to `{log_dir}/{name}.log`."""
 
-    Their output goes to `{log_dir}/{name}.log`; with `echo` it is also passed on line by line.
-    """
-
-    def __init__(self, log_dir: Path, *, report: Report | None = None, echo: Report | None = None):
+    def __init__(self, log_dir: Path, *, report: Report | None = None) -> None:
         self._log_dir = log_dir
         self._report = report
-        self._echo = echo
         self._children: dict[str, Child] = {}
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._grace_s: float | None = None
         self._thread: threading.Thread | None = None
-        self._tails: dict[str, IO[str]] = {}
 
     def start(self, child: Child) -> None:
         """Start a child and return once it runs."""
@@ -135,10 +129,8 @@ class ProcessGroup:
 
     def last_line(self, name: str) -> str:
         """The last thing a child said, for a message about why it is gone."""
-        try:
-            lines = self.log_path(name).read_text(errors="replace").split("\n")
-        except FileNotFoundError:
-            lines = []
+        path = self.log_path(name)
+        lines = path.read_text(errors="replace").split("\n") if path.exists() else []
         return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
     def _supervise(self) -> None:
@@ -146,17 +138,12 @@ class ProcessGroup:
             with self._lock:
                 for child in list(self._children.values()):
                     self._look_after(child)
-            self._pass_output_on()
             self._wake.wait(TICK_S)
             self._wake.clear()
         with self._lock:
             remaining = list(reversed(self._children.values()))
             self._children.clear()
         self._end(remaining, self._grace_s)
-        self._pass_output_on()
-        for tail in self._tails.values():
-            tail.close()
-        self._tails.clear()
         self._grace_s = None
 
     def _look_after(self, child: Child) -> None:
@@ -215,13 +202,3 @@ class ProcessGroup:
         if path.exists() and path.stat().st_size > LOG_LIMIT_BYTES:
             path.replace(path.with_suffix(".log.1"))
         path.touch(mode=0o600)
-        if self._echo:
-            tail = path.open(errors="replace")
-            tail.seek(0, os.SEEK_END)
-            self._tails[name] = tail
-
-    def _pass_output_on(self) -> None:
-        if self._echo:
-            for name, tail in list(self._tails.items()):
-                for line in tail:
-                    self._echo(f"{name:<10} | {line.rstrip()}")

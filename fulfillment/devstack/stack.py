@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Self
+from types import FrameType
+from typing import Any, Self
 
 import httpx
 import psycopg
@@ -20,13 +20,12 @@ from pydantic import SecretStr
 
 from fulfillment import broker
 from fulfillment.devstack.configuration import (
-    Ports,
-    changed,
+    SIMULATED,
     child_environment,
+    claim_port,
     own_secrets,
     simulated_accounts,
     wants_simulator,
-    without_leftovers,
     write_runtime_file,
 )
 from fulfillment.devstack.files import DirectoryLock, private_directory
@@ -50,11 +49,9 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def say(line: str) -> None:
     """Print a line; a terminal that is gone is no reason to stop."""
-    try:
+    with suppress(OSError):
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
-    except OSError:
-        return
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +60,12 @@ class StackOptions:
 
     children: Sequence[str] = CHILDREN
     workers: int = 2
-    #: Added to every child's environment.
-    env: Mapping[str, str] = field(default_factory=dict)
     simulator_speed: float = 1.0
-    simulator_items: int | None = None
     simulator_prices: Path | None = None
     simulator_balance_cents: int | None = None
     report: Report = say
     #: Is told of every step of the start that is done.
     step: Report = field(default=lambda _: None)
-    #: Gets every line of the children's output, which is in `data_dir/logs` in any case.
-    echo: Report | None = None
 
 
 class Stack:
@@ -84,13 +76,11 @@ class Stack:
 
     def __init__(self, settings: Settings, options: StackOptions | None = None) -> None:
         self.options = options or StackOptions()
-        self.settings = changed(settings, data_dir=settings.data_dir.absolute())
+        self.settings = settings.model_copy(update={"data_dir": settings.data_dir.absolute()})
         self.data_dir = self.settings.data_dir
         self.env: dict[str, str] = {}
         self.simulator_url = ""
-        self.processes = ProcessGroup(
-            self.data_dir / "logs", report=self.options.report, echo=self.options.echo
-        )
+        self.processes = ProcessGroup(self.data_dir / "logs", report=self.options.report)
         self._is_login_generated = False
         self._commands: dict[str, list[str]] = {}
         self._exit = ExitStack()
@@ -102,12 +92,7 @@ class Stack:
             self._exit = exit_stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._exit.close()
 
     @property
@@ -150,7 +135,8 @@ class Stack:
             how = f"user {user}, password {secret}"
             lines.append(f"Flower     {self.flower_url}  ({how})")
         if self.simulator_url:
-            lines.append(f"simulator  {self.simulator_url}")
+            players = ", ".join(self.settings.accounts)
+            lines.append(f"simulator  {self.simulator_url}  (plays the accounts {players})")
         lines.append(f"API token  in {self.data_dir / RUNTIME_FILE}; logs in {self.data_dir}/logs")
         return lines
 
@@ -160,62 +146,56 @@ class Stack:
         lock.acquire()
         exit_stack.callback(lock.release)
         runtime_file = self.data_dir / RUNTIME_FILE
-        before = self.settings = without_leftovers(self.settings, runtime_file)
-        ports = Ports()
-        exit_stack.callback(ports.release)
-        extra = self._decide(ports)
+        runtime_file.unlink(missing_ok=True)  # of a stack that was killed
+        self._decide(exit_stack)
         # Looked at here, so that a wrong one is one line and not every child's end.
         Seal(self.settings.encryption_keys.get_secret_value())
         check_accounts(self.settings)
         self._start_servers(exit_stack)
-        self.env = child_environment(self.settings, {**extra, **self.options.env})
+        self.env = child_environment(self.settings)
         self._migrate()
         self.options.step("the database's schema is up to date")
-        write_runtime_file(runtime_file, self.settings, before)
+        write_runtime_file(runtime_file, self.settings)
         exit_stack.callback(runtime_file.unlink, missing_ok=True)
         exit_stack.callback(self.processes.stop)
         for name in self._commands:
             self.start_child(name)
         self.options.step(f"started {', '.join(self._commands)}")
 
-    def _decide(self, ports: Ports) -> dict[str, str]:
-        """Fill in what is not configured; give what only the simulator may know."""
-        own = own_secrets(self.data_dir / "secrets.json")
-        missing = {
+    def _decide(self, claims: ExitStack) -> None:
+        """Fill in what is not configured."""
+        children = self.options.children
+        is_simulated = "simulator" in children and wants_simulator(self.settings)
+        accounts = (self.settings.accounts or SIMULATED) if is_simulated else {}
+        own = own_secrets(self.data_dir / "secrets.json", accounts)
+        chosen: dict[str, Any] = {
             name: SecretStr(own[name])
             for name in ("api_token", "flower_basic_auth", "encryption_keys")
             if not getattr(self.settings, name).get_secret_value()
         }
-        self._is_login_generated = "flower_basic_auth" in missing
-        chosen = {"web_port": self._port(ports, "web", self.settings.web_host)}
-        if "flower" in self.options.children:
-            chosen["flower_port"] = self._port(ports, "flower", LOCALHOST)
-        is_simulated = "simulator" in self.options.children and wants_simulator(self.settings)
-        self.settings = changed(self.settings, **missing, **chosen)
-        for name in self.options.children:
+        self._is_login_generated = "flower_basic_auth" in chosen
+        chosen["web_port"] = self._port(claims, "web", self.settings.web_host)
+        if "flower" in children:
+            chosen["flower_port"] = self._port(claims, "flower", LOCALHOST)
+        if is_simulated:
+            setting = f"{PREFIX}DATA_DIR"
+            port = claim_port(claims, LOCALHOST, SIMULATOR_PORT, setting, is_fixed=False)
+            self.simulator_url = f"http://{LOCALHOST}:{port}"
+            chosen["accounts"] = simulated_accounts(accounts, self.simulator_url, own)
+            self._commands["simulator"] = self._simulator_command(port)
+        self.settings = self.settings.model_copy(update=chosen)
+        for name in children:
             if name == "worker":
                 for number in range(1, self.options.workers + 1):
                     self._commands[f"worker-{number}"] = ["worker", "--name", f"w{number}"]
             elif name != "simulator":
                 self._commands[name] = [name]
-        if not is_simulated:
-            return {}
-        port = ports.choose(LOCALHOST, SIMULATOR_PORT, f"{PREFIX}DATA_DIR", is_fixed=False)
-        self.simulator_url = f"http://{LOCALHOST}:{port}"
-        identity = (own["simulator_client_id"], own["simulator_client_secret"])
-        accounts = simulated_accounts(self.settings, self.simulator_url, *identity)
-        self.settings = changed(self.settings, accounts=accounts)
-        self._commands = {"simulator": self._simulator_command(port), **self._commands}
-        return {
-            f"{PREFIX}SIMULATOR_CLIENT_ID": identity[0],
-            f"{PREFIX}SIMULATOR_CLIENT_SECRET": identity[1],
-        }
 
-    def _port(self, ports: Ports, name: str, host: str) -> int:
+    def _port(self, claims: ExitStack, name: str, host: str) -> int:
         wanted: int = getattr(self.settings, f"{name}_port")
         setting = f"{PREFIX}{name.upper()}_PORT"
         is_fixed = f"{name}_port" in self.settings.model_fields_set
-        port = ports.choose(host, wanted, setting, is_fixed=is_fixed)
+        port = claim_port(claims, host, wanted, setting, is_fixed=is_fixed)
         if wanted not in (0, port):
             self.options.report(f"port {wanted} is taken, using {port} ({setting})")
         return port
@@ -225,12 +205,11 @@ class Stack:
             "--host": LOCALHOST,
             "--port": port,
             "--speed": self.options.simulator_speed,
-            "--items": self.options.simulator_items,
             "--prices": self.options.simulator_prices,
             "--balance-cents": self.options.simulator_balance_cents,
         }
         words = [(name, str(value)) for name, value in options.items() if value is not None]
-        return ["simulator", *(word for pair in words for word in pair)]
+        return ["simulator", "--accounts", *(word for pair in words for word in pair)]
 
     def _start_servers(self, exit_stack: ExitStack) -> None:
         urls: dict[str, SecretStr] = {}
@@ -248,7 +227,7 @@ class Stack:
             exit_stack.callback(redis.stop)
             urls["broker_url"] = SecretStr(redis.start())
             self.options.step("Redis answers")
-        self.settings = changed(self.settings, **urls)
+        self.settings = self.settings.model_copy(update=urls)
 
     def _await(self, what: str, setting: str, probe: Callable[[], str]) -> None:
         """Wait for a configured server. Raises ServerUnreachable when patience ends."""
@@ -309,7 +288,7 @@ def run_up(settings: Settings, options: StackOptions | None = None) -> int:
             for line in stack.banner():
                 options.report(line)
             while True:
-                time.sleep(1)
+                signal.pause()
     except KeyboardInterrupt:
         return 0
     except FulfillmentError as error:
@@ -338,8 +317,8 @@ def _probe_broker(settings: Settings) -> str:
     """Give the reason why the broker cannot be used, or nothing."""
     try:
         connection = broker.connect(settings)
-        failures: tuple[type[BaseException], ...] = (OSError, *connection.connection_errors)
-        failures += connection.channel_errors
+        lost = connection.connection_errors + connection.channel_errors
+        failures: tuple[type[BaseException], ...] = (OSError, *lost)
     except (ValueError, KeyError):
         expected = "expected amqp://user:password@host:port/vhost or redis://:password@host:port/0"
         raise ConfigurationError(f"{PREFIX}BROKER_URL", expected) from None

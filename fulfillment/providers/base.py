@@ -19,17 +19,18 @@ class AfterUnknown(StrEnum):
 class Provider(Protocol):
     """One account at one provider. Safe to call from several threads.
 
-    Every method may raise ProviderNotReached (harmless to try again) or ProviderDeniesAccount.
+    Every method may raise ProviderNotReached (harmless to try again), of which OverBudget is one,
+    or ProviderDeniesAccount.
     """
 
     after_unknown: AfterUnknown
-    #: How many orders one `reports` request can ask for.
+    #: How many orders one `reports` request can ask for; less while an unknown one spoils answers.
     lookup_limit: int
-    #: How many requests one `purchase` takes out of the rate budget.
+    #: How many requests one `purchase` sends at the most.
     requests_per_purchase: int
 
     def quote(self, wants: Sequence[Want]) -> Quotes:
-        """Ask for the present prices of these items."""
+        """Ask for the present prices of these items; what the rate budget cuts off is `unasked`."""
         ...
 
     def wallet_mills(self) -> int:

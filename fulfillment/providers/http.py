@@ -81,8 +81,11 @@ class HTTPClient:
         timeout_s: float = 20.0,
         transport: httpx.BaseTransport | None = None,
         clock: Clock | None = None,
+        spend: Callable[[], None] | None = None,
     ) -> None:
+        """`spend` is called before each request leaves, and raises OverBudget where it must not."""
         self._base_url = base_url
+        self._spend = spend
         self._timeout_s = timeout_s
         self._clock = clock or SystemClock()
         self._transport = transport or _DeadlineTransport()
@@ -122,6 +125,8 @@ class HTTPClient:
             "read": self._timeout_s,
             "write": self._timeout_s,
         }
+        if self._spend is not None:
+            self._spend()
         failure: ProviderError
         try:
             request = httpx.Request(

@@ -4,6 +4,7 @@ Amounts are exact or refused, and no trade link gets out of here.
 """
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -14,6 +15,7 @@ from fulfillment.providers.http import Unusable
 from schemas.checkout import trade_url_parts
 from schemas.enums import FailureCode
 from schemas.money import InexactMoney, mills_from_dollars
+from schemas.provider import Want
 
 TRADE_LINK = re.compile(r"(?i)\S*steamcommunity\.com\S*|\btoken\s?(=|:|%3D)\s?\S+")
 HIDDEN = "[removed]"
@@ -57,6 +59,14 @@ def instant(value: object) -> datetime | None:
         return moment.astimezone(UTC) if moment.tzinfo else None
     except (ValueError, OverflowError):
         return None
+
+
+def item_asked_for(want: Want, by_id: Mapping[str, tuple[str, int | None]]) -> str:
+    """Give the wanted item's id; its name where that will do and no priced item has id and name."""
+    name = want.market_hash_name
+    listed, price = by_id.get(want.catalog_item_id, ("", None))
+    is_here = listed == name and price is not None
+    return name if want.or_by_name and name and not is_here else want.catalog_item_id
 
 
 def recipient(trade_url: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Which adapter serves an account. Adding or deleting a provider's folder is one row here."""
 
+from collections.abc import Callable
 from importlib import import_module
 
 import httpx
@@ -10,7 +11,7 @@ from fulfillment.providers.base import Provider
 from fulfillment.settings import PREFIX, AccountSettings
 from schemas.enums import ProviderName
 
-#: Each package offers `build(account)` and `REQUIRED`, the settings that it cannot do without.
+#: Each package offers `build(account, spend)` and `REQUIRED`, the settings it cannot do without.
 ADAPTERS = {
     ProviderName.SKINSNODE: "fulfillment.providers.skinsnode",
     ProviderName.SKINSBACK: "fulfillment.providers.skinsback",
@@ -18,8 +19,11 @@ ADAPTERS = {
 }
 
 
-def build(name: str, account: AccountSettings) -> Provider:
-    """Make the adapter of the account called `name`. Raises ConfigurationError."""
+def build(name: str, account: AccountSettings, spend: Callable[[], None] | None = None) -> Provider:
+    """Make the adapter of the account called `name`. Raises ConfigurationError.
+
+    `spend` counts each request that it sends, as `HTTPClient` says.
+    """
     setting = f"{PREFIX}ACCOUNTS__{name.upper()}__"
     if account.provider not in ADAPTERS:
         raise ConfigurationError(
@@ -39,7 +43,7 @@ def build(name: str, account: AccountSettings) -> Provider:
                 f"{setting}{field.upper()}",
                 f"expected printable ASCII without outer blanks; {account.provider} needs it",
             )
-    provider: Provider = adapter.build(account)
+    provider: Provider = adapter.build(account, spend)
     return provider
 
 

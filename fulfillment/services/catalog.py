@@ -14,7 +14,7 @@ from fulfillment.services.claiming import (
     take_over,
 )
 from fulfillment.services.context import Context
-from fulfillment.services.dispatch import refusal
+from fulfillment.services.routes import leave_unreachable, reroute_or_refuse, rerouted_to
 from fulfillment.store import accounts, claims, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.models import Move, Order
@@ -22,11 +22,6 @@ from schemas.enums import FailureCode, OrderStatus, Source
 from schemas.messages import Batch
 from schemas.money import cents_to_mills, charge_in_cents
 from schemas.provider import Quote, Quotes, Want
-
-#: A batch's catalog and wallet requests, taken from the rate budget at once: a catalog that no
-#: wallet request can follow would be asked for again, and again use up what the wallet waits for.
-_REQUESTS = 2
-
 
 log = get_logger(__name__)
 
@@ -43,68 +38,94 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
     with take_over(context, batch, CATALOG) as claim:
         if claim is None:
             return StepOutcome(goes_on=False)
-        if not outages.take_budget(context, account, Purpose.SUBMIT, _REQUESTS, is_whole=True):
-            give_back(context, batch, claim, outages.budget_refilled_at(context))
+        # A catalog that no wallet request can follow would only have to be asked for again.
+        grant = context.budget(account).take(Purpose.SUBMIT, leaving=1)
+        if not grant.size:
+            give_back(context, batch, claim)
             return StepOutcome(goes_on=False)
         with context.database.transaction() as session:
             members = orders.get(session, claim.order_ids)
         wants = {order.id: _want(order) for order in members}
         requested_at = context.now()
         try:
-            quotes = context.provider(account).quote(list(set(wants.values())))
+            with grant:
+                quotes = context.provider(account).quote(list(dict.fromkeys(wants.values())))
         except ProviderError as error:
-            give_back(context, batch, claim, outages.pause(context, account, error))
-            return StepOutcome(goes_on=False)
+            due_at = outages.pause(context, account, error)
+            left_for = leave_unreachable(context, claim, error, Source.CATALOG)
+            give_back(context, batch, claim, due_at)
+            return StepOutcome(goes_on=False, rerouted_to=left_for)
         with context.database.transaction() as session:
             accounts.note_catalog(session, account, quotes.listed, requested_at)
             accounts.works(session, account)
-        if _quote(context, claim, members, quotes):
-            return StepOutcome(goes_on=True)
-        return StepOutcome(goes_on=False, is_more_waiting=finish_gathering(context, batch))
+        goes_on, left_for = _quote(context, claim, members, quotes)
+        is_more_waiting = not goes_on and finish_gathering(context, batch)
+        return StepOutcome(goes_on, is_more_waiting, left_for)
 
 
 def _want(order: Order) -> Want:
-    return Want(order.catalog_item_id, order.market_hash_name)
+    return Want(order.catalog_item_id, order.market_hash_name, or_by_name=order.route is not None)
 
 
-def _quote(context: Context, claim: KeptClaim, members: list[Order], quotes: Quotes) -> bool:
-    """Write the prices and refusals; say whether any order goes on."""
+def _quote(
+    context: Context, claim: KeptClaim, members: list[Order], quotes: Quotes
+) -> tuple[bool, tuple[str, ...]]:
+    """Write the prices and refusals; say whether any order goes on, and which leave for where."""
     settings = context.account(claim.account)
     moves: list[Move] = []
     is_any_unchanged = False
     unclear = [order for order in members if _want(order) in quotes.unclear]
+    unasked = [order for order in members if _want(order) in quotes.unasked]
     for order in members:
-        if order in unclear:
+        if order in unclear or order in unasked:
             continue
         quote = quotes.found.get(_want(order))
         limit_cents = settings.price_limit_cents(order.expected_price_cents)
         if quote is None:
             code, message = FailureCode.ITEM_UNAVAILABLE, "the item is not in the catalog"
-            moves.append(refusal(order, code, message, Source.CATALOG, claim.name))
+            moves.append(
+                reroute_or_refuse(context, order, code, message, Source.CATALOG, claim.name)
+            )
         elif quote.price_mills > cents_to_mills(limit_cents):
             message = (
                 f"the price is {charge_in_cents(quote.price_mills)} cents, "
                 f"agreed were {order.expected_price_cents}"
             )
             code = FailureCode.PRICE_CHANGED
-            moves.append(refusal(order, code, message, Source.CATALOG, claim.name))
-        elif quote.price_mills == order.quoted_mills:
+            moves.append(
+                reroute_or_refuse(context, order, code, message, Source.CATALOG, claim.name)
+            )
+        elif _is_as_before(order, quote):
             is_any_unchanged = True  # it waited, and nothing is new
         else:
             moves.append(_priced(order, quote, claim))
     with context.database.transaction() as session:
         moved = orders.apply(session, moves, context.now())
+        claims.release(session, [order.id for order in unasked], claim.name)
         if unclear:
             # A list that contradicts itself is the provider's fault of the moment, not a no.
             due_at = context.now() + timedelta(seconds=_UNCLEAR_S)
             claims.release(session, [order.id for order in unclear], claim.name, due_at)
             log.warning("catalog.unclear", orders=[order.external_id for order in unclear])
-    return is_any_unchanged or any(o.status is not OrderStatus.FAILED for o in moved.values())
+    goes_on = is_any_unchanged or any(order.claim == claim.name for order in moved.values())
+    return goes_on, rerouted_to(claim.account, moved)
+
+
+def _item_id(order: Order, quote: Quote) -> str | None:
+    """Name the quoted item where it is not the one that the checkout names."""
+    return quote.catalog_item_id if quote.catalog_item_id != order.catalog_item_id else None
+
+
+def _is_as_before(order: Order, quote: Quote) -> bool:
+    return (order.quoted_mills, order.quoted_item_id) == (quote.price_mills, _item_id(order, quote))
 
 
 def _priced(order: Order, quote: Quote, claim: KeptClaim) -> Move:
     """Write the price into the order and its log; one that waits for money keeps its status."""
-    changes: dict[str, object] = {"quoted_mills": quote.price_mills}
+    changes: dict[str, object] = {
+        "quoted_mills": quote.price_mills,
+        "quoted_item_id": _item_id(order, quote),
+    }
     if order.market_hash_name is None:
         changes["market_hash_name"] = quote.market_hash_name
     return Move(

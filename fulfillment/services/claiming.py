@@ -29,10 +29,14 @@ def gather_lease(account: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
-    """Whether the chain goes on, and whether more orders wait for somebody to gather them."""
+    """Whether the chain goes on, and whether more orders wait for somebody to gather them.
+
+    `rerouted_to` are other accounts that orders of the batch have gone on to.
+    """
 
     goes_on: bool
     is_more_waiting: bool = False
+    rerouted_to: tuple[str, ...] = ()
 
 
 class KeptClaim:
@@ -105,8 +109,13 @@ def finish_gathering(context: Context, batch: Batch) -> bool:
         return claims.is_waiting(session, batch["account"], context.now())
 
 
-def give_back(context: Context, batch: Batch, claim: KeptClaim, due_at: datetime) -> None:
-    """Return what is left of a batch, to be taken up again at `due_at`; others may gather now."""
+def give_back(
+    context: Context, batch: Batch, claim: KeptClaim, due_at: datetime | None = None
+) -> None:
+    """Return what is left of a batch, to be taken up again at `due_at`; others may gather now.
+
+    Without `due_at` its orders keep their places, for the next sweep.
+    """
     with context.database.transaction() as session:
         claims.release(session, claim.order_ids, claim.name, due_at)
         leases.give_up(session, gather_lease(batch["account"]), batch["token"])

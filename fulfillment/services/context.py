@@ -7,10 +7,12 @@ from datetime import datetime, timedelta
 from functools import cached_property
 
 from fulfillment.clock import Clock, SystemClock
+from fulfillment.errors import ConfigurationError
 from fulfillment.providers import registry
 from fulfillment.providers.base import Provider
+from fulfillment.services.budget import RateBudget
 from fulfillment.services.threads import Threads
-from fulfillment.settings import AccountSettings, Settings
+from fulfillment.settings import PREFIX, AccountSettings, Settings
 from fulfillment.store import accounts
 from fulfillment.store.engine import Database
 from fulfillment.store.sealing import Seal
@@ -34,6 +36,7 @@ class Context:
     jitter: Callable[[], float] = random.random
     threads: Threads = field(default_factory=Threads)
     _providers: dict[str, Provider] = field(default_factory=dict)
+    _budgets: dict[str, RateBudget] = field(default_factory=dict)
 
     def now(self) -> datetime:
         return self.clock.now()
@@ -45,8 +48,14 @@ class Context:
         """Give the account's adapter, connecting at first use. Raises ConfigurationError."""
         provider = self._providers.get(name)
         if provider is None:
-            provider = self._providers.setdefault(name, registry.build(name, self.account(name)))
+            built = registry.build(name, self.account(name), self.budget(name).spend)
+            provider = self._providers.setdefault(name, built)
         return provider
+
+    def budget(self, name: str) -> RateBudget:
+        """Give the account's rate budget. Raises ConfigurationError."""
+        limit = self.account(name).requests_per_minute
+        return self._budgets.setdefault(name, RateBudget(name, limit, self.database, self.clock))
 
     @cached_property
     def lease(self) -> timedelta:
@@ -80,9 +89,19 @@ class Context:
 
 
 def check_accounts(settings: Settings) -> None:
-    """Refuse accounts that lack what their provider needs. Raises ConfigurationError."""
+    """Refuse accounts that lack what their provider needs, and routes to no account.
+
+    Raises ConfigurationError.
+    """
     for name, account in settings.accounts.items():
         registry.build(name, account).close()
+    for route, names in settings.routes.items():
+        setting = f"{PREFIX}ROUTES__{route.upper()}"
+        if route in settings.accounts:
+            raise ConfigurationError(setting, "expected a name that no account has")
+        for name in names:
+            if name not in settings.accounts:
+                raise ConfigurationError(setting, f"no account {name} is configured")
 
 
 def build_context(settings: Settings, *, threads: int = 8) -> Context:

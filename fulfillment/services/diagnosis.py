@@ -6,6 +6,7 @@ from fulfillment.errors import FulfillmentError
 from fulfillment.services.context import Context, build_context
 from fulfillment.services.operations import Check, check_readiness
 from fulfillment.settings import PREFIX, Settings
+from fulfillment.store.accounts import Purpose
 from schemas.money import cap_in_cents
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -44,6 +45,8 @@ def _check_account(context: Context, name: str) -> Check:
     title = f"account {name}"
     try:
         provider = context.provider(name)
+        if context.budget(name).left(Purpose.URGENT) in (0, 1):
+            return Check(title, is_ok=True, detail="not asked: its rate budget is used up")
         if not provider.healthy():
             return Check(title, is_ok=False, detail="the provider does not answer its health check")
         cents = cap_in_cents(provider.wallet_mills())

@@ -18,6 +18,7 @@ from fulfillment.services.claiming import (
 )
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import refusal
+from fulfillment.services.routes import leave_unreachable, reroute, rerouted_to
 from fulfillment.store import accounts, leases, ledger, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.ledger import Figure
@@ -50,14 +51,21 @@ def check_wallet(context: Context, batch: Batch) -> StepOutcome:
     with take_over(context, batch, WALLET) as claim:
         if claim is None:
             return StepOutcome(goes_on=False)
-        try:
-            figure = read_figure(context, account)
-        except ProviderError as error:
-            give_back(context, batch, claim, outages.pause(context, account, error))
+        grant = context.budget(account).take(Purpose.SUBMIT)
+        if not grant.size:
+            give_back(context, batch, claim)
             return StepOutcome(goes_on=False)
+        try:
+            with grant:
+                figure = read_figure(context, account)
+        except ProviderError as error:
+            due_at = outages.pause(context, account, error)
+            left_for = leave_unreachable(context, claim, error, Source.WALLET)
+            give_back(context, batch, claim, due_at)
+            return StepOutcome(goes_on=False, rerouted_to=left_for)
         with context.database.transaction() as session:
-            reserved = _allocate(context, session, account, claim, figure)
-        return StepOutcome(reserved > 0, finish_gathering(context, batch))
+            reserved, left_for = _allocate(context, session, account, claim, figure)
+        return StepOutcome(reserved > 0, finish_gathering(context, batch), left_for)
 
 
 def read_figure(context: Context, account: str) -> Figure:
@@ -74,10 +82,12 @@ def refresh_wallet(context: Context, account: str) -> None:
         lease = f"wallet:{account}"
         if not leases.acquire(session, lease, uuid.uuid4().hex, now, now + _READ_GAP):
             return
-    if not outages.take_budget(context, account, Purpose.POLL):
+    grant = context.budget(account).take(Purpose.POLL)
+    if not grant.size:
         return
     try:
-        figure = read_figure(context, account)
+        with grant:
+            figure = read_figure(context, account)
     except ProviderError as error:
         outages.pause(context, account, error)
         return
@@ -94,17 +104,18 @@ def _record(context: Context, session: Session, account: str, figure: Figure) ->
 
 def _allocate(
     context: Context, session: Session, account: str, claim: KeptClaim, figure: Figure
-) -> int:
-    """Hold money under the wallet's lock; give how many orders of the batch got it."""
+) -> tuple[int, tuple[str, ...]]:
+    """Hold money under the wallet's lock; give how many orders of the batch got it.
+
+    And the accounts that others of it have gone on to.
+    """
     ledger.lock_wallet(session, account)
     _record(context, session, account, figure)
     available = ledger.available_mills(session, account)
     members = {
         order.id: order
         for order in orders.lock(session, claim.order_ids)
-        if order.claim == claim.name
-        and order.status in (OrderStatus.QUOTED, OrderStatus.AWAITING_FUNDS)
-        and order.quoted_mills is not None
+        if order.claim == claim.name and order.is_waiting and order.quoted_mills is not None
     }
     # Orders that wait outside this batch came earlier or later than its members; the money is
     # shared out over all of them by arrival, and who got some outside is made due at once.
@@ -120,8 +131,9 @@ def _allocate(
         orders.set_due(session, asleep, next_attempt_at=now + _probe_gap(context))
     _reserve(context, session, [o for o in members.values() if o.id in funded], claim)
     left = available - sum(price for order_id, price in waiting.items() if order_id in funded)
-    _wait(context, session, [o for o in members.values() if o.id not in funded], claim, left)
-    return sum(order_id in members for order_id in funded)
+    short = [order for order in members.values() if order.id not in funded]
+    left_for = _wait(context, session, short, claim, left)
+    return sum(order_id in members for order_id in funded), left_for
 
 
 def _probe_gap(context: Context) -> timedelta:
@@ -147,10 +159,12 @@ def _reserve(context: Context, session: Session, funded: list[Order], claim: Kep
     moves = [
         Move(
             order.id,
-            OrderStatus.QUOTED,
-            OrderStatus.RESERVED,
+            *_edge_of(order),
             Source.WALLET,
             f"{charge_in_cents(order.quoted_mills or 0)} cents held",
+            {"between_attempts": False, "funds_deadline_at": None}
+            if order.between_attempts
+            else {},
             claim=claim.name,
         )
         for order in funded
@@ -162,9 +176,18 @@ def _reserve(context: Context, session: Session, funded: list[Order], claim: Kep
         ledger.hold(session, claim.account, amounts, names, now)
 
 
+def _edge_of(order: Order) -> tuple[OrderStatus, OrderStatus]:
+    """Say from where to where its money takes it: a submit that has begun at another account
+    stays one."""
+    if order.status is OrderStatus.SUBMITTING:
+        return OrderStatus.SUBMITTING, OrderStatus.SUBMITTING
+    return OrderStatus.QUOTED, OrderStatus.RESERVED
+
+
 def _wait(
     context: Context, session: Session, short: list[Order], claim: KeptClaim, left: int
-) -> None:
+) -> tuple[str, ...]:
+    """Let orders wait for money, go on or fail; name the accounts that some have gone on to."""
     settings = context.account(claim.account)
     now = context.now()
     moves = []
@@ -177,15 +200,19 @@ def _wait(
             seconds=context.settings.await_funds_s
         )
         due = {**UNCLAIMED, "next_attempt_at": min(now + _probe_gap(context), deadline)}
-        if settings.on_insufficient_funds is OnInsufficientFunds.FAIL:
-            code = FailureCode.INSUFFICIENT_FUNDS
+        code = FailureCode.INSUFFICIENT_FUNDS
+        going_on = reroute(context, order, f"{code}: {note}", Source.WALLET, claim.name)
+        if going_on is not None:
+            moves.append(going_on)
+        elif settings.on_insufficient_funds is OnInsufficientFunds.FAIL:
             moves.append(refusal(order, code, note, Source.WALLET, claim.name))
-        elif order.status is OrderStatus.QUOTED:
+        elif order.funds_deadline_at is None:
+            is_quoted = order.status is OrderStatus.QUOTED
             moves.append(
                 Move(
                     order.id,
                     order.status,
-                    OrderStatus.AWAITING_FUNDS,
+                    OrderStatus.AWAITING_FUNDS if is_quoted else order.status,
                     Source.WALLET,
                     note,
                     {"funds_deadline_at": deadline},
@@ -195,4 +222,4 @@ def _wait(
             )
         else:
             orders.set_due(session, [order.id], **due)
-    orders.apply(session, moves, now)
+    return rerouted_to(claim.account, orders.apply(session, moves, now))

@@ -84,12 +84,10 @@ def receive(context: Context, events: Sequence[CheckoutEvent]) -> list[Received]
     results: dict[int, Received] = {}
     new: dict[int, NewOrder] = {}
     for place, event in enumerate(events):
-        if event.account not in context.settings.accounts:
-            known = ", ".join(sorted(context.settings.accounts))
-            error = InvalidInput("account", f"expected one of {known}")
-            results[place] = Received(event.external_id, error=error)
-        else:
+        try:
             new[place] = _new_order(context, event)
+        except InvalidInput as error:
+            results[place] = Received(event.external_id, error=error)
     stored: dict[str, Order] = {}
     if new:
         now = context.now()
@@ -111,11 +109,28 @@ def _content(event: CheckoutEvent) -> bytes:
     return msgspec.json.encode(event.content(), order="sorted")
 
 
+def _accounts(context: Context, event: CheckoutEvent) -> tuple[str, ...]:
+    """Give the accounts that may buy, in the order in which they are tried. Raises InvalidInput."""
+    settings = context.settings
+    if event.account in settings.accounts:
+        return (event.account,)
+    if event.account not in settings.routes:
+        known = ", ".join(sorted(settings.accounts) + sorted(settings.routes))
+        raise InvalidInput("account", f"expected one of {known}")
+    if event.market_hash_name is None:
+        raise InvalidInput("marketHashName", "expected the item's name, by which a route buys")
+    return settings.routes[event.account]
+
+
 def _new_order(context: Context, event: CheckoutEvent) -> NewOrder:
+    """Write the order of a checkout. Raises InvalidInput."""
+    account, *fallbacks = _accounts(context, event)
     latest = context.now() + timedelta(seconds=context.settings.submit_within_s)
     return NewOrder(
         external_id=event.external_id,
-        account=event.account,
+        account=account,
+        route=None if event.account in context.settings.accounts else event.account,
+        fallbacks=fallbacks,
         fingerprint=context.seal.fingerprint(_content(event)),
         catalog_item_id=event.catalog_item_id,
         market_hash_name=event.market_hash_name,

@@ -90,7 +90,11 @@ def _adopt(context: Context, order: Order, reason: str) -> Order:
         )
         _moved(orders.apply(session, [note], context.now()), order)
         moved = apply_reports(
-            context, session, {order.id: found[order.external_id]}, Source.OPERATOR
+            context,
+            session,
+            order.account,
+            {order.id: found[order.external_id]},
+            Source.OPERATOR,
         )
     return _moved(moved, order)
 

@@ -2,46 +2,34 @@
 
 from datetime import datetime, timedelta
 
-from fulfillment.errors import ProviderDeniesAccount, ProviderError
+from fulfillment.errors import OverBudget, ProviderDeniesAccount, ProviderError
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
 from fulfillment.store import accounts
-from fulfillment.store.accounts import Purpose
 
 log = get_logger(__name__)
 
 #: Wrong credentials do not heal in seconds; asking on would only be a storm.
 _DENIED_PAUSE = timedelta(seconds=30)
-#: How soon to look whether the rate budget has refilled.
-_BUDGET_PAUSE = timedelta(seconds=1)
+#: Whoever waits for the same date comes back in turn: up to this share later.
+_SPREAD = 0.1
 
 
-def pause(context: Context, account: str, error: ProviderError) -> datetime:
-    """Pause the account after a failed request, longer with each failure; give its end."""
+def pause(context: Context, account: str, error: ProviderError) -> datetime | None:
+    """Pause the account after a failed request, longer with each failure; give its end.
+
+    None where it was only our own rate budget that let nothing through: that is no failure.
+    """
+    if isinstance(error, OverBudget):
+        return None
     now = context.now()
     with context.database.transaction() as session:
         failed = accounts.failures(session, account)
-        length = accounts.pause_length(failed, context.jitter())
+        least = error.retry_after or timedelta()
         if isinstance(error, ProviderDeniesAccount):
-            length = max(length, _DENIED_PAUSE)
-        if error.retry_after is not None:
-            length = max(length, error.retry_after)
+            least = max(least, _DENIED_PAUSE)
+        jitter = context.jitter()
+        length = max(accounts.pause_length(failed, jitter), least * (1 + _SPREAD * jitter))
         accounts.pause(session, account, now + length, str(error))
     log.warning("account.paused", account=account, seconds=length.total_seconds(), why=str(error))
     return now + length
-
-
-def take_budget(
-    context: Context, account: str, purpose: Purpose, wanted: int = 1, *, is_whole: bool = False
-) -> int:
-    """Take requests out of the account's rate budget; give how many may be sent now."""
-    limit = context.account(account).requests_per_minute
-    if limit is None:
-        return wanted
-    with context.database.transaction() as session:
-        now = context.now()
-        return accounts.take(session, account, limit, purpose, wanted, now, is_whole=is_whole)
-
-
-def budget_refilled_at(context: Context) -> datetime:
-    return context.now() + _BUDGET_PAUSE

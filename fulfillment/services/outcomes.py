@@ -10,6 +10,7 @@ from fulfillment.services.answers import Answer, Answered, NotSent, Refused, Unk
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.reports import apply_reports
+from fulfillment.services.routes import TRIED_ELSEWHERE, reroute
 from fulfillment.store import ledger, orders
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Move, Order
@@ -28,34 +29,51 @@ def write_outcomes(
     accepted = {order.id: a.report for order, a in answers if isinstance(a, Answered)}
     with context.database.transaction() as session:
         if accepted:
-            apply_reports(context, session, accepted, Source.SUBMIT)
-        _write_refusals(session, claim, answers, now)
+            apply_reports(context, session, claim.account, accepted, Source.SUBMIT)
+        _write_refusals(context, session, claim, answers, now)
         _write_open(context, session, claim, answers, now)
 
 
 def _write_refusals(
-    session: Session, claim: KeptClaim, answers: Sequence[tuple[Order, Answer]], now: datetime
+    context: Context,
+    session: Session,
+    claim: KeptClaim,
+    answers: Sequence[tuple[Order, Answer]],
+    now: datetime,
 ) -> None:
     moves = [
-        Move(
-            order.id,
-            OrderStatus.SUBMITTING,
-            OrderStatus.FAILED,
-            Source.SUBMIT,
-            f"nothing was bought: {answer.error}",
-            {
-                "failure_code": answer.error.code,
-                "failure_message": answer.error.message,
-                "failed_by": _decided_by(answer).value,
-            },
-            NOTHING_DUE,
-            claim=claim.name,
-        )
+        _go_on(context, order, answer, claim) or _end(order, answer, claim)
         for order, answer in answers
         if isinstance(answer, Refused)
     ]
     moved = orders.apply(session, moves, now)
-    ledger.refuse(session, [Posting(order_id, "refused") for order_id in moved], now)
+    postings = [Posting(order_id, "refused", account=claim.account) for order_id in moved]
+    ledger.refuse(session, postings, now)
+
+
+def _go_on(context: Context, order: Order, answer: Refused, claim: KeptClaim) -> Move | None:
+    """Let an order with a route try its next account, if that could help."""
+    if answer.error.code not in TRIED_ELSEWHERE:
+        return None
+    why, source = str(answer.error), OrderStatus.SUBMITTING
+    return reroute(context, order, why, Source.SUBMIT, claim.name, source=source)
+
+
+def _end(order: Order, answer: Refused, claim: KeptClaim) -> Move:
+    return Move(
+        order.id,
+        OrderStatus.SUBMITTING,
+        OrderStatus.FAILED,
+        Source.SUBMIT,
+        f"nothing was bought: {answer.error}",
+        {
+            "failure_code": answer.error.code,
+            "failure_message": answer.error.message,
+            "failed_by": _decided_by(answer).value,
+        },
+        NOTHING_DUE,
+        claim=claim.name,
+    )
 
 
 def _decided_by(answer: Refused) -> FailedBy:
@@ -77,12 +95,14 @@ def _write_open(
         for order, answer in open_answers.values()
         if isinstance(answer, Unknown) and answer.empty_at is not None
     }
-    ledger.note_empty_lookups(session, empty)
-    attempts = ledger.open_attempts(session, list(open_answers))
+    ledger.note_empty_lookups(session, claim.account, empty)
+    attempts = ledger.attempts_of(session, list(open_answers))
     policy = context.provider(claim.account).after_unknown
     longest_call = context.longest_call(claim.account)
     moves, unsent = [], []
     for order, answer in open_answers.values():
+        if order.id not in attempts:
+            continue  # it has gone on to another account: whoever sent it there had the claim
         if isinstance(answer, NotSent):
             unsent.append(order.id)
             note = f"nothing was sent: {answer.reason}"

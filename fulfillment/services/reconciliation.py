@@ -1,17 +1,18 @@
 """Ask the provider about orders that are under way, or delivered and still reversible."""
 
-from collections import defaultdict
+import uuid
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
-from fulfillment.errors import ProviderDeniesAccount, ProviderError
+from fulfillment.errors import OverBudget, ProviderDeniesAccount, ProviderError
 from fulfillment.log import get_logger
 from fulfillment.services import outages, pulse, schedule
+from fulfillment.services.budget import Grant
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import make_batch
 from fulfillment.services.reports import apply_reports
-from fulfillment.states import FINAL, WAITING
-from fulfillment.store import due, leases, orders
+from fulfillment.states import FINAL
+from fulfillment.store import accounts, due, leases, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus, Source
@@ -23,6 +24,8 @@ log = get_logger(__name__)
 _CLAIM_LIMIT = 500
 _BATCH = 100
 _THREADS = 16
+#: Ticks come every two seconds.
+_TICK_GAP = timedelta(seconds=1)
 #: Webhooks are flowing where one came in this long ago or less.
 _FLOWING = timedelta(minutes=2)
 
@@ -57,22 +60,35 @@ def poll_due(context: Context) -> list[Batch]:
     until = now + timedelta(seconds=max(context.settings.poll_min_interval_s, 5.0))
     with context.database.transaction() as session:
         leases.beat(session, pulse.POLL, now)
-        claimed = due.claim_polls(session, now, until, _CLAIM_LIMIT)
-    by_account: dict[str, list[Order]] = defaultdict(list)
-    for order in claimed:
-        by_account[order.account].append(order)
     batches: list[Batch] = []
-    for account, members in by_account.items():
-        if account not in context.settings.accounts:
-            log.error("poll.unknown_account", account=account)
-            continue
-        # Deadlines go before routine.
-        members.sort(key=lambda o: (not _is_urgent(o, now), o.next_poll_at or now))
+    for account in context.settings.accounts:
+        members = _claim(context, account, now, until)
         batches.extend(
             make_batch(account, "", members[start : start + _BATCH])
             for start in range(0, len(members), _BATCH)
         )
     return batches
+
+
+def _claim(context: Context, account: str, now: datetime, until: datetime) -> list[Order]:
+    """Claim about as many orders as may be asked about, deadlines first; others stay due."""
+    size = context.provider(account).lookup_limit
+    with context.database.transaction() as session:
+        if accounts.paused_until(session, account, now):
+            return []
+        # Two ticks at once would each claim what the budget lets one of them ask.
+        lease, holder = f"poll:{account}", uuid.uuid4().hex
+        is_limited = context.account(account).requests_per_minute is not None
+        if is_limited and not leases.acquire(session, lease, holder, now, now + _TICK_GAP):
+            return []
+    members: list[Order] = []
+    for purpose in (Purpose.URGENT, Purpose.POLL):
+        requests = context.budget(account).left(purpose)
+        room = _CLAIM_LIMIT if requests is None else min(requests * size, _CLAIM_LIMIT)
+        is_over = purpose is Purpose.URGENT
+        with context.database.transaction() as session:
+            members += due.claim_polls(session, account, now, until, room, is_over=is_over)
+    return members
 
 
 def _is_urgent(order: Order, now: datetime) -> bool:
@@ -86,20 +102,26 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
     with context.database.transaction() as session:
         members = [o for o in orders.get(session, order_ids) if o.account == account]
         beats = leases.heartbeats(session)
-    members = _within_budget(context, account, members, now)
-    reports, asked = _ask(context, account, members)
+    groups = _within_budget(context, account, members, now)
+    reports, asked, unasked = _ask(context, account, groups)
+    reached = {order.id for _, group in groups for order in group}
+    unasked += [order for order in members if order.id not in reached]
     heartbeat = beats.get(webhook_heartbeat(account))
     flows = heartbeat is not None and now - heartbeat <= _FLOWING
     with context.database.transaction() as session:
         locked = orders.lock(session, [order.id for order in asked])
         by_id = {o.id: reports[o.external_id] for o in locked if o.external_id in reports}
         known = [order for order in locked if order.id in by_id]
-        moved = apply_reports(context, session, by_id, Source.POLL, locked=known)
+        moved = apply_reports(context, session, account, by_id, Source.POLL, locked=known)
+        locked = [order for order in locked if order.account == account]  # it may have gone on
         for order in locked:
             if order.id not in by_id:
                 log.warning("poll.unknown_to_provider", order_id=order.external_id)
         after = [moved.get(order.id, order) for order in locked]
         due.polled(session, {o.id: _next(context, o, now, flows) for o in after}, now)
+        if unasked:
+            gap = context.settings.poll_min_interval_s
+            due.put_back(session, [order.id for order in unasked], now, gap)
     return len(moved)
 
 
@@ -117,35 +139,40 @@ def _next(context: Context, order: Order, now: datetime, flows: bool) -> datetim
 
 def _within_budget(
     context: Context, account: str, members: list[Order], now: datetime
-) -> list[Order]:
-    """Choose whom to ask about: the budget counts requests, of which one may serve many orders."""
+) -> list[tuple[Grant, list[Order]]]:
+    """Choose whom to ask about together: the budget counts requests, of which one may serve many.
+
+    What the last urgent request has room for rides along.
+    """
     size = context.provider(account).lookup_limit
-    urgent = [order for order in members if _is_urgent(order, now)]
-    routine = [order for order in members if not _is_urgent(order, now)]
-    granted = outages.take_budget(context, account, Purpose.URGENT, -(-len(urgent) // size))
-    # What the last urgent request has room for rides along.
-    free = max(granted * size - len(urgent), 0)
-    chosen = urgent[: granted * size] + routine[:free]
-    routine = routine[free:]
-    granted = outages.take_budget(context, account, Purpose.POLL, -(-len(routine) // size))
-    return chosen + routine[: granted * size]
+    members = sorted(members, key=lambda o: not _is_urgent(o, now))
+    urgent = sum(_is_urgent(order, now) for order in members)
+    groups: list[tuple[Grant, list[Order]]] = []
+    for purpose in (Purpose.URGENT, Purpose.POLL):
+        wanted = urgent if purpose is Purpose.URGENT else len(members)
+        grant = context.budget(account).take(purpose, -(-wanted // size))
+        for _ in range(grant.size):
+            groups.append((grant, members[:size]))
+            members = members[size:]
+    return groups
 
 
 def _ask(
-    context: Context, account: str, members: Sequence[Order]
-) -> tuple[dict[str, OrderReport], list[Order]]:
-    """Ask concurrently; give the reports by external id, and the orders that were asked about."""
+    context: Context, account: str, groups: Sequence[tuple[Grant, list[Order]]]
+) -> tuple[dict[str, OrderReport], list[Order], list[Order]]:
+    """Ask concurrently; give the reports by external id, and who was and was not asked about."""
     provider = context.provider(account)
-    size = provider.lookup_limit
-    groups = [members[i : i + size] for i in range(0, len(members), size)]
     reports: dict[str, OrderReport] = {}
     asked: list[Order] = []
+    unasked: list[Order] = []
     if not groups:
-        return reports, asked
+        return reports, asked, unasked
 
-    def look_up(group: Sequence[Order]) -> dict[str, OrderReport] | ProviderError:
+    def look_up(job: tuple[Grant, list[Order]]) -> dict[str, OrderReport] | ProviderError:
+        grant, group = job
         try:
-            return provider.reports([order.external_id for order in group])
+            with grant:
+                return provider.reports([order.external_id for order in group])
         except ProviderError as error:
             return error
 
@@ -153,16 +180,20 @@ def _ask(
         flying = [executor.submit(look_up, group) for group in groups]
         context.threads.all_done(flying)
     answers = [future.result() for future in flying]
-    for group, answer in zip(groups, answers, strict=True):
-        if isinstance(answer, ProviderError):
+    for (_, group), answer in zip(groups, answers, strict=True):
+        if isinstance(answer, OverBudget):
+            unasked.extend(group)
+        elif isinstance(answer, ProviderError):
             log.warning("poll.failed", account=account, reason=str(answer))
         else:
             asked.extend(group)
             reports.update(answer)
-    denied = next((a for a in answers if isinstance(a, ProviderDeniesAccount)), None)
-    if denied is not None:
-        outages.pause(context, account, denied)
-    return reports, asked
+    errors = [answer for answer in answers if isinstance(answer, ProviderError)]
+    # One lookup that failed is about its orders; these are about the account.
+    told = [e for e in errors if isinstance(e, ProviderDeniesAccount) or e.retry_after is not None]
+    if told:
+        outages.pause(context, account, told[0])
+    return reports, asked, unasked
 
 
 def reconcile_now(context: Context, external_ids: Iterable[str] | None) -> int:
@@ -172,5 +203,6 @@ def reconcile_now(context: Context, external_ids: Iterable[str] | None) -> int:
         if external_ids is None:
             return due.poll_all(session, now, context.settings.poll_min_interval_s)
         found = orders.find(session, list(external_ids))
-        asked = [o.id for o in found.values() if o.status not in WAITING | {OrderStatus.RESERVED}]
+        unsent = {o.id for o in found.values() if o.is_waiting or o.status is OrderStatus.RESERVED}
+        asked = [order.id for order in found.values() if order.id not in unsent]
         return due.poll_at(session, asked, now, 0.0, is_asked_for=True)

@@ -11,7 +11,7 @@ from fulfillment.log import get_logger
 from fulfillment.services import schedule
 from fulfillment.services.context import Context
 from fulfillment.services.decide import Decision, Money, decide
-from fulfillment.states import FINAL, FOLLOWED
+from fulfillment.states import FINAL, FOLLOWED, UNFULFILLED
 from fulfillment.store import ledger, orders
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Move, Order
@@ -56,12 +56,13 @@ class _Money:
 def apply_reports(
     context: Context,
     session: Session,
+    account: str,
     reports: Mapping[int, OrderReport],
     by: Source,
     *,
     locked: Sequence[Order] | None = None,
 ) -> dict[int, Order]:
-    """Apply reports by order id; give the orders that changed, not those with a note in the log.
+    """Apply an account's reports by order id; give the orders that changed.
 
     The orders are locked first, so what is decided is decided about the row as it is; whichever
     of webhook, poll and submit comes first wins and the others find nothing new.
@@ -71,13 +72,16 @@ def apply_reports(
     moves, money = [], _Money()
     for order in before:
         report = reports[order.id]
-        account = context.account(order.account)
+        if order.account != account:
+            moves.append(stray(order, account, report, by))
+            continue
+        settings = context.account(account)
         decision = decide(
             order,
             report,
             now,
-            timedelta(seconds=account.trade_window_s),
-            cents_to_mills(account.price_limit_cents(order.expected_price_cents)),
+            timedelta(seconds=settings.trade_window_s),
+            cents_to_mills(settings.price_limit_cents(order.expected_price_cents)),
         )
         if by is Source.SUBMIT and decision.target is None:
             # A webhook was faster; the log still has an outcome for every request of ours.
@@ -92,6 +96,22 @@ def apply_reports(
     money.post(session, now)
     changed = {move.order_id for move in moves if move.changes or move.source is not move.target}
     return {order_id: order for order_id, order in moved.items() if order_id in changed}
+
+
+def stray(order: Order, account: str, report: OrderReport | None, by: Source) -> Move:
+    """Note what an account says of an order that went on from it to another one.
+
+    Nothing is concluded from it; but where it does not say that nothing was bought, money may have
+    been spent twice, and a person is told. `report` None: what it says is not known.
+    """
+    word = f"reports {report.raw_status!r} of" if report else "has news of"
+    note = f"{account} {word} this order, which went on from there to {order.account}: not applied"
+    is_alarm = report is None or report.state.order_status() not in UNFULFILLED
+    if is_alarm:
+        note += "; it may have been bought twice"
+        log.warning("order.alarm", order_id=order.external_id, note=note)
+    tell = (NEEDS_REVIEW,) if is_alarm else ()
+    return Move(order.id, order.status, order.status, by, note, tell=tell)
 
 
 def _move(context: Context, order: Order, decision: Decision, by: Source, now: datetime) -> Move:

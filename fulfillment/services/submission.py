@@ -8,10 +8,13 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import accumulate
 
 from fulfillment.errors import ProviderDeniesAccount, ProviderNotReached
+from fulfillment.providers.base import Provider
 from fulfillment.services import outages
-from fulfillment.services.answers import Answer, NotSent, ask
+from fulfillment.services.answers import Answer, NotSent, Unknown, ask
+from fulfillment.services.budget import Grant
 from fulfillment.services.claiming import SUBMIT, KeptClaim, take_over
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
@@ -50,14 +53,15 @@ def submit_orders(context: Context, batch: Batch) -> bool:
         if claim is None:
             return False
         members, attempts = _read(context, claim)
-        late = [o for o in members if o.status is OrderStatus.RESERVED and _is_late(context, o)]
+        unknown = {id_ for id_, attempt in attempts.items() if attempt.unknown_since is not None}
+        late = [o for o in members if o.id not in unknown and o.submit_by <= context.now()]
         _refuse_late(context, late, claim)
         due = [o for o in members if o not in late and o.id in attempts]
-        # Unknown outcomes first: where the budget ends, the end of the queue is put off.
-        waiting = deque(sorted(due, key=lambda o: o.status is not OrderStatus.SUBMITTING))
-        granted = _budget(context, batch["account"], waiting)
-        _postpone(context, claim, [waiting.pop() for _ in range(len(waiting) - granted)])
-        _run(context, claim, waiting, attempts)
+        waiting, grants = _afford(context, batch["account"], due, attempts)
+        _put_off(context, claim, [order for order in due if order not in waiting])
+        _run(context, claim, waiting, attempts, grants)
+        for grant in grants.values():
+            grant.give_back()
     return True
 
 
@@ -68,21 +72,40 @@ def _read(context: Context, claim: KeptClaim) -> tuple[list[Order], dict[int, At
             for order in orders.get(session, claim.order_ids)
             if order.claim == claim.name
             and order.status in (OrderStatus.RESERVED, OrderStatus.SUBMITTING)
+            and not order.is_waiting
         ]
-        return members, ledger.open_attempts(session, claim.order_ids)
+        return members, ledger.attempts_of(session, [order.id for order in members])
 
 
-def _budget(context: Context, account: str, waiting: Sequence[Order]) -> int:
-    """Take the batch's requests out of the budget; what is unknown goes before what is new."""
-    unknown = sum(order.status is OrderStatus.SUBMITTING for order in waiting)
-    granted = outages.take_budget(context, account, Purpose.URGENT, unknown)
-    cost = context.provider(account).requests_per_purchase
-    wanted = (len(waiting) - unknown) * cost
-    return granted + outages.take_budget(context, account, Purpose.SUBMIT, wanted) // cost
+def _afford(
+    context: Context, account: str, due: Sequence[Order], attempts: Mapping[int, Attempt]
+) -> tuple[deque[Order], dict[Purpose, Grant]]:
+    """Take the batch's requests out of the budget: for the unknown, then for the new.
+
+    Gives the orders that they suffice for, of each kind the longest due, and what was granted.
+    """
+    provider = context.provider(account)
+    waiting: deque[Order] = deque()
+    grants: dict[Purpose, Grant] = {}
+    for purpose in (Purpose.URGENT, Purpose.SUBMIT):
+        members = [order for order in due if _purpose(attempts[order.id]) is purpose]
+        members.sort(key=lambda o: (o.next_attempt_at or o.created_at, o.id))
+        costs = [_cost(provider, attempts[order.id]) for order in members]
+        grants[purpose] = grant = context.budget(account).take(purpose, sum(costs))
+        totals = zip(members, accumulate(costs), strict=True)
+        waiting += [order for order, total in totals if total <= grant.size]
+    return waiting, grants
 
 
-def _is_late(context: Context, order: Order) -> bool:
-    return order.submit_by <= context.now()
+def _purpose(attempt: Attempt) -> Purpose:
+    return Purpose.SUBMIT if attempt.unknown_since is None else Purpose.URGENT
+
+
+def _cost(provider: Provider, attempt: Attempt) -> int:
+    """Count the requests of an attempt's next step; a refused replay is looked up besides."""
+    if next_step(provider.after_unknown, attempt) is Step.LOOK_UP:
+        return 1
+    return provider.requests_per_purchase + (attempt.unknown_since is not None)
 
 
 def _refuse_late(context: Context, late: list[Order], claim: KeptClaim) -> None:
@@ -95,15 +118,19 @@ def _refuse_late(context: Context, late: list[Order], claim: KeptClaim) -> None:
         ledger.refuse(session, [Posting(order_id, "never sent") for order_id in moved], now)
 
 
-def _postpone(context: Context, claim: KeptClaim, rest: list[Order]) -> None:
+def _put_off(context: Context, claim: KeptClaim, rest: list[Order]) -> None:
+    """Leave orders to the next sweep; they keep their places."""
     if rest:
         with context.database.transaction() as session:
-            due_at = outages.budget_refilled_at(context)
-            claims.release(session, [order.id for order in rest], claim.name, due_at)
+            claims.release(session, [order.id for order in rest], claim.name)
 
 
 def _run(
-    context: Context, claim: KeptClaim, waiting: deque[Order], attempts: Mapping[int, Attempt]
+    context: Context,
+    claim: KeptClaim,
+    waiting: deque[Order],
+    attempts: Mapping[int, Attempt],
+    grants: Mapping[Purpose, Grant],
 ) -> None:
     """Keep up to the allowed number of requests in flight until the batch is through."""
     limit = context.account(claim.account).max_submits_in_flight
@@ -115,7 +142,8 @@ def _run(
             if waiting and free > 0 and not is_stopped:
                 group = [waiting.popleft() for _ in range(min(free, len(waiting)))]
                 for task in _begin(context, claim, group, attempts):
-                    flying[executor.submit(_ask, context, claim, task)] = task
+                    grant = grants[_purpose(task.attempt)]
+                    flying[executor.submit(_ask, context, claim, task, grant)] = task
             if not flying:
                 continue
             answers = _collect(context, flying)
@@ -125,7 +153,7 @@ def _run(
                 outages.pause(context, claim.account, down)
             # What was not begun keeps its hold and becomes due again.
             is_stopped = is_stopped or down is not None or not claim.is_held
-    _postpone(context, claim, list(waiting))
+    _put_off(context, claim, list(waiting))
 
 
 def _collect(context: Context, flying: dict[Future[Answer], _Task]) -> list[tuple[Order, Answer]]:
@@ -134,12 +162,15 @@ def _collect(context: Context, flying: dict[Future[Answer], _Task]) -> list[tupl
     return [(flying.pop(future).order, future.result()) for future in done]
 
 
-def _ask(context: Context, claim: KeptClaim, task: _Task) -> Answer:
+def _ask(context: Context, claim: KeptClaim, task: _Task, grant: Grant) -> Answer:
     # The last look before the byte that cannot be called back; it narrows the race with a taker
     # of the claim, and the rules for unknown answers make what is left of it safe.
     if not claim.is_held:
-        return NotSent("the claim was lost before the request")
-    return ask(context, task.order, task.attempt, task.body, task.step)
+        reason = "the claim was lost before the request"
+        # That this request was not sent says nothing about an earlier one.
+        return NotSent(reason) if task.attempt.unknown_since is None else Unknown(reason)
+    with grant:
+        return ask(context, task.order, task.attempt, task.body, task.step)
 
 
 def _begin(
@@ -176,7 +207,7 @@ def _task(context: Context, order: Order, attempt: Attempt) -> _Task:
 def _intent(task: _Task) -> str:
     if task.step is Step.LOOK_UP:
         return f"resolving an unknown outcome, lookup {task.attempt.empty_lookups + 1}"
-    if task.order.status is OrderStatus.SUBMITTING:
+    if task.attempt.unknown_since is not None:
         return f"resolving an unknown outcome, request {task.attempt.posts + 1}"
     return f"about to buy for {charge_in_cents(task.attempt.hold_mills)} cents"
 
@@ -189,7 +220,7 @@ def _body(context: Context, order: Order, attempt: Attempt) -> bytes:
     return context.provider(order.account).purchase_body(
         PurchaseCommand(
             external_id=order.external_id,
-            catalog_item_id=order.catalog_item_id,
+            catalog_item_id=order.quoted_item_id or order.catalog_item_id,
             market_hash_name=order.market_hash_name,
             price_mills=attempt.hold_mills,
             trade_url=context.seal.open(order.trade_url_sealed).decode(),

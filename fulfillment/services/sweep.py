@@ -4,7 +4,7 @@ import uuid
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from fulfillment.services import funds, pulse
+from fulfillment.services import funds, pulse, routes
 from fulfillment.services.claiming import WALLET, claim_name
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import make_batch
@@ -28,6 +28,7 @@ def resume_stuck(context: Context) -> Found:
     """Claim submissions that are due again, and name accounts with orders to be dispatched."""
     now = context.now()
     token = uuid.uuid4().hex
+    routes.leave_paused(context)
     with context.database.transaction() as session:
         leases.beat(session, pulse.SWEEP, now)
         claim = claim_name(token, WALLET)

@@ -8,13 +8,14 @@ from enum import StrEnum
 import msgspec
 from sqlmodel import Session
 
-from fulfillment.errors import ConfigurationError
+from fulfillment.errors import ConfigurationError, ProviderError
 from fulfillment.log import get_logger
 from fulfillment.providers.base import is_fresh
 from fulfillment.services.context import Context
 from fulfillment.services.reconciliation import webhook_heartbeat
-from fulfillment.services.reports import apply_reports
-from fulfillment.store import due, inbox, leases, orders
+from fulfillment.services.reports import apply_reports, stray
+from fulfillment.store import due, inbox, leases, ledger, orders
+from fulfillment.store.accounts import Purpose
 from fulfillment.store.models import Order
 from schemas.enums import Source
 from schemas.provider import OrderReport, WebhookNotice
@@ -58,20 +59,25 @@ def take(context: Context, account: str, headers: Mapping[str, str], body: bytes
         if order is None:
             return Taken(Verdict.UNKNOWN_ORDER)
         digest = _digest(notice, body)
-        delivery_id = inbox.add(session, order, digest, notice.signed_at, report, now)
+        delivery_id = inbox.add(session, account, order.id, digest, notice.signed_at, report, now)
         leases.beat(session, webhook_heartbeat(account), now)
     verdict = Verdict.STORED if delivery_id else Verdict.KNOWN
     return Taken(verdict, delivery_id, order.external_id)
 
 
 def _find(session: Session, account: str, notice: WebhookNotice) -> Order | None:
-    """Find the account's order: by the provider's own id of it, which is what some sign alone."""
+    """Find the account's order: by the provider's own id of it, which is what some sign alone.
+
+    An order that went on to another account is found at each that it was tried at.
+    """
     if notice.provider_reference is not None:
         order = orders.find_by_reference(session, account, notice.provider_reference)
         if order is not None:
             return order
     order = orders.find(session, [notice.external_id]).get(notice.external_id)
-    return order if order is not None and order.account == account else None
+    if order is None or order.account == account:
+        return order
+    return order if ledger.is_tried(session, account, order.external_id) else None
 
 
 def _encode(notice: WebhookNotice) -> str | None:
@@ -92,22 +98,44 @@ def apply_deliveries(context: Context, delivery_id: int | None = None) -> list[s
     with context.database.transaction() as session:
         claimed = inbox.claim(session, delivery_id, now, now + context.lease, _CLAIM_LIMIT)
     names = []
-    for claimed_id, order_id, raw in claimed:
-        report = msgspec.convert(raw, OrderReport) if raw else None
-        names.append(_apply(context, claimed_id, order_id, report))
+    for claimed_id, account, order_id, raw in claimed:
+        report = (
+            msgspec.convert(raw, OrderReport) if raw else _ask_if_left(context, account, order_id)
+        )
+        names.append(_apply(context, claimed_id, account, order_id, report))
     return names
 
 
-def _apply(context: Context, delivery_id: int, order_id: int, report: OrderReport | None) -> str:
+def _ask_if_left(context: Context, account: str, order_id: int) -> OrderReport | None:
+    """Ask an account that the order went on from: what it only hinted at is polled nowhere else."""
+    with context.database.transaction() as session:
+        (order,) = orders.get(session, [order_id])
+    if order.account == account or account not in context.settings.accounts:
+        return None
+    try:
+        with context.budget(account).take(Purpose.POLL):
+            return context.provider(account).reports([order.external_id]).get(order.external_id)
+    except ProviderError as error:
+        log.warning("webhook.not_asked", order_id=order.external_id, reason=str(error))
+        return None
+
+
+def _apply(
+    context: Context, delivery_id: int, account: str, order_id: int, report: OrderReport | None
+) -> str:
     now = context.now()
     with context.database.transaction() as session:
         locked = orders.lock(session, [order_id])
-        if report is None:
+        if locked[0].account != account:
+            move = stray(locked[0], account, report, Source.WEBHOOK)
+            orders.apply(session, [move], now)
+            outcome = "not applied; the order went on to another account"
+        elif report is None:
             due.poll_at(session, [order_id], now, context.settings.poll_min_interval_s)
             outcome = "not applied; the order is polled"
         else:
             moved = apply_reports(
-                context, session, {order_id: report}, Source.WEBHOOK, locked=locked
+                context, session, account, {order_id: report}, Source.WEBHOOK, locked=locked
             )
             outcome = "applied" if moved else "nothing new"
         inbox.mark_applied(session, {delivery_id: outcome}, now)

@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Mount
 
 from fulfillment.clock import Clock, SystemClock
 from fulfillment.simulator.control import Control, Dialect
@@ -34,17 +35,16 @@ DIALECTS: dict[str, Callable[[Market], Dialect]] = {
 }
 
 
-def build_app(options: SimulatorOptions, clock: Clock | None = None) -> Starlette:
-    """Build one provider with its own catalog, wallet and ledger."""
-    virtual = VirtualClock(clock or SystemClock(), options.speed, options.clock_offset_s)
-    market = Market(options, Timeline(virtual))
-    dialect = DIALECTS[options.provider](market)
+def build_app(*players: SimulatorOptions, clock: Clock | None = None) -> Starlette:
+    """Build providers, each with its own catalog, wallet and ledger below its `path`."""
+    dialects = [_dialect(options, clock or SystemClock()) for options in players]
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         engines = [
-            asyncio.create_task(market.timeline.run()),
-            asyncio.create_task(dialect.courier.run()),
+            asyncio.create_task(engine.run())
+            for dialect in dialects
+            for engine in (dialect.market.timeline, dialect.courier)
         ]
         for engine in engines:
             engine.add_done_callback(_report_death)
@@ -52,13 +52,24 @@ def build_app(options: SimulatorOptions, clock: Clock | None = None) -> Starlett
         for engine in engines:
             engine.cancel()
         await asyncio.gather(*engines, return_exceptions=True)
-        market.close()
+        for dialect in dialects:
+            dialect.market.close()
 
+    # The root, which takes whatever comes, stands last.
+    dialects.sort(key=lambda dialect: dialect.market.options.path, reverse=True)
     return Starlette(
-        routes=[*dialect.routes(), *Control(dialect).routes()],
+        routes=[
+            Mount(each.market.options.path, routes=[*each.routes(), *Control(each).routes()])
+            for each in dialects
+        ],
         lifespan=lifespan,
         exception_handlers={HTTPException: _refuse},
     )
+
+
+def _dialect(options: SimulatorOptions, clock: Clock) -> Dialect:
+    virtual = VirtualClock(clock, options.speed, options.clock_offset_s)
+    return DIALECTS[options.provider](Market(options, Timeline(virtual)))
 
 
 def _report_death(task: asyncio.Task[None]) -> None:
@@ -71,7 +82,10 @@ async def _refuse(request: Request, error: Exception) -> Response:
     return problem(error.status_code, "refused", error.detail)
 
 
-def _server(options: SimulatorOptions) -> tuple[uvicorn.Server, socket.socket, str]:
+def _server(
+    *players: SimulatorOptions, clock: Clock | None = None
+) -> tuple[uvicorn.Server, socket.socket, str]:
+    options = players[0]
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     # With the protocol named, asyncio turns Nagle's algorithm off; else each answer takes 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -79,7 +93,7 @@ def _server(options: SimulatorOptions) -> tuple[uvicorn.Server, socket.socket, s
     listener.bind((options.host, options.port))
     listener.listen(2048)
     config = uvicorn.Config(
-        build_app(options),
+        build_app(*players, clock=clock),
         access_log=False,
         log_level="warning",
         log_config=None,
@@ -92,12 +106,16 @@ def _server(options: SimulatorOptions) -> tuple[uvicorn.Server, socket.socket, s
     return uvicorn.Server(config), listener, f"http://{host}:{listener.getsockname()[1]}"
 
 
-def serve(options: SimulatorOptions, on_bound: Callable[[str], None] | None = None) -> None:
-    """Serve until SIGINT or SIGTERM; tell the base URL once the port is bound.
+def serve(
+    *players: SimulatorOptions,
+    on_bound: Callable[[str], None] | None = None,
+    clock: Clock | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM, where the first says; tell the URL once the port is bound.
 
     Raises OSError if the address cannot be bound, ValueError if the price file is wrong.
     """
-    server, listener, url = _server(options)
+    server, listener, url = _server(*players, clock=clock)
     if on_bound is not None:
         on_bound(url)
     with contextlib.suppress(KeyboardInterrupt):
@@ -105,9 +123,9 @@ def serve(options: SimulatorOptions, on_bound: Callable[[str], None] | None = No
 
 
 @contextlib.contextmanager
-def running(options: SimulatorOptions) -> Iterator[str]:
+def running(*players: SimulatorOptions) -> Iterator[str]:
     """Serve from a thread of this process, for tests; give the base URL."""
-    server, listener, url = _server(options)
+    server, listener, url = _server(*players)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:

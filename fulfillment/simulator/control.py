@@ -134,8 +134,12 @@ class Control:
         return {"status": "ok", "orders": len(self.market.orders), "items": len(self.market.items)}
 
     async def ledger(self, request: Request) -> Any:
+        ledger = self.market.ledger()
+        orders = self.market.orders.values()
+        for row, order in zip(ledger["purchases"], orders, strict=True):
+            row["providerStatus"] = self.dialect.word(order)
         return {
-            **self.market.ledger(),
+            **ledger,
             "requests": dict(self.gate.requests),
             "requestsLimited": self.gate.limited,
             "peakRequestsPerMinute": self.gate.peak_per_minute,

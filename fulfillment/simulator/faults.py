@@ -236,9 +236,10 @@ class ActiveFault:
 
     def matches(self, request: Request, names: tuple[str, str]) -> bool:
         spent = self.times is not None and self.fired >= self.times
+        path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
         return (
             not spent
-            and request.scope["path"].startswith(self.path)
+            and path.startswith(self.path)
             and self.method in (None, request.method)
             and (self.call is None or self.call in names)
         )

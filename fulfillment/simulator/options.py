@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from fulfillment.settings import DEFAULT_ACCOUNT, Settings
 from fulfillment.simulator.scenarios import SCENARIOS
 
 DAY_S = 86_400.0
@@ -26,6 +27,7 @@ class SimulatorOptions:
     client_id: str
     client_secret: str = field(repr=False)
     api_key: str = field(default="sim-api-key", repr=False)  # Skinslink
+    path: str = ""  # what stands before the provider's own paths, where one process plays several
     host: str = "127.0.0.1"
     port: int = 8090  # 0 takes a free one
     balance_cents: int = 1_000_000
@@ -102,8 +104,33 @@ class SimulatorOptions:
 
 # The documented facts (identity, secret) and what is already built (catalog, address) stay.
 FIXED = (
-    *("provider", "client_id", "client_secret", "api_key", "host", "port", "balance_cents"),
-    *("items", "prices_file", "three_decimals", "seed", "speed", "clock_offset_s", "ledger_file"),
-    "webhook_concurrency",
+    *("provider", "client_id", "client_secret", "api_key", "path", "host", "port"),
+    *("balance_cents", "items", "prices_file", "three_decimals", "seed", "speed"),
+    *("clock_offset_s", "ledger_file", "webhook_concurrency"),
 )
 SWITCHES = frozenset(each.name for each in fields(SimulatorOptions)).difference(FIXED)
+
+
+def path_of(account: str) -> str:
+    """Say below which path a process that plays all accounts plays this one."""
+    return "" if account == DEFAULT_ACCOUNT else f"/{account}"
+
+
+def for_accounts(settings: Settings, **common: Any) -> list[SimulatorOptions]:
+    """Play the provider of every account, each with its own wallet, below `path_of` its name.
+
+    Raises ConfigurationError where no account is configured.
+    """
+    settings.require("accounts")
+    return [
+        SimulatorOptions(
+            provider=account.provider.value,
+            path=path_of(name),
+            client_id=account.client_id,
+            client_secret=account.client_secret.get_secret_value(),
+            api_key=account.api_key.get_secret_value() if account.api_key else "",
+            webhook_url=f"{settings.webhook_base_url}/webhooks/{name}",
+            **common,
+        )
+        for name, account in settings.accounts.items()
+    ]

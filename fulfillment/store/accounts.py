@@ -1,6 +1,8 @@
 """What all processes share about one provider account: its pause, its rate budget, its money."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -16,26 +18,80 @@ class Purpose(StrEnum):
     """Why the provider is asked; the budget serves them in this order (DESIGN section 6)."""
 
     URGENT = "urgent"  # unknown outcomes and deadlines
-    SUBMIT = "submit"  # catalog, wallet and purchases
-    POLL = "poll"  # routine: has a tenth of its own
+    SUBMIT = "submit"  # catalog, wallet and purchases: a tenth is kept for them
+    POLL = "poll"  # routine: a tenth is kept for it
 
 
-# burst + a minute's refill stay below the limit: a tenth bursts, nine tenths flow in.
+# A burst and the refill of a minute (and of the time for which a request may be under way) are the
+# limit together: a tenth bursts, nine tenths flow in.
 _BURST_SHARE = 0.1
-_POLL_SHARE = 0.1
-# Under a small limit the burst is larger and the refill smaller: less would never let a batch
-# gather (a catalog and a wallet request) beside what is kept for urgent ones.
-_SMALLEST_BURST = 4.0
-# The part of the burst that only urgent requests may touch.
+#: How long after it was taken a request may still reach the provider: 2 s in the process
+#: (services/budget.py) and 3 s on its way.
+_UNDER_WAY_S = 5.0
+# What is kept for each of submits and polls; unused, it flows over into what all share.
+_KEPT_SHARE = 0.1
+# Under a small limit the burst is larger and the refill smaller: a replay costs a lookup besides,
+# a batch a catalog and a wallet request, and each must fit into what its purpose can save up.
+_SMALLEST_BURST, _SMALLEST_FOR_SUBMITS, _SMALLEST_FOR_POLLS = 6.0, 2.0, 1.0
+# The part of what is shared that only urgent requests may touch.
 _URGENT_SHARE = 0.3
+
+
+@dataclass
+class _Levels:
+    """How many requests may be sent now: out of what all share, and out of what is kept."""
+
+    limit: int
+    shared: float
+    submit: float
+    poll: float
+    most_shared: float = field(default=0.0, init=False)
+
+    def refill(self, elapsed_s: float) -> None:
+        burst = max(self.limit * _BURST_SHARE, _SMALLEST_BURST)
+        inflow = elapsed_s * (self.limit - burst) / (60 + _UNDER_WAY_S)
+        most_submit = max(burst * _KEPT_SHARE, _SMALLEST_FOR_SUBMITS)
+        most_poll = max(burst * _KEPT_SHARE, _SMALLEST_FOR_POLLS)
+        submit, poll = self.submit + inflow * _KEPT_SHARE, self.poll + inflow * _KEPT_SHARE
+        self.submit, self.poll = min(submit, most_submit), min(poll, most_poll)
+        over = submit - self.submit + poll - self.poll
+        self.most_shared = burst - most_submit - most_poll
+        shared = self.shared + inflow * (1 - 2 * _KEPT_SHARE) + over
+        self.shared = min(shared, self.most_shared)
+        self.poll = min(self.poll + shared - self.shared, most_poll)
+
+    def left(self, purpose: Purpose) -> int:
+        for_urgent = self.most_shared * _URGENT_SHARE
+        match purpose:
+            case Purpose.URGENT:
+                return int(self.shared)
+            case Purpose.SUBMIT:
+                return int(self.submit + max(self.shared - for_urgent, 0.0))
+            case Purpose.POLL:
+                # What the others leave over; never so much that a batch could not gather.
+                for_batch = max(_SMALLEST_FOR_SUBMITS - self.submit, 0.0)
+                floor = max(self.most_shared / 2, for_urgent + for_batch)
+                return int(self.poll + max(self.shared - floor, 0.0))
+
+    def spend(self, purpose: Purpose, count: float) -> None:
+        """Take out what is kept for the purpose first; a negative count puts back."""
+        if purpose is Purpose.SUBMIT:
+            own = min(count, self.submit)
+            self.submit -= own
+        elif purpose is Purpose.POLL:
+            own = min(count, self.poll)
+            self.poll -= own
+        else:
+            own = 0.0
+        self.shared -= count - own
 
 
 def ensure(session: Session, names: Iterable[str]) -> None:
     """Have a row for every configured account."""
     session.execute(
         text(
-            "INSERT INTO accounts (name, failures, budget, poll_budget) "
-            "SELECT name, 0, 0, 0 FROM unnest(CAST(:names AS text[])) AS n(name) "
+            "INSERT INTO accounts (name, failures, budget, submit_budget, poll_budget) "
+            "SELECT name, 0, 0, 0, 0 FROM unnest(CAST(:names AS text[])) AS n(name) "
             "ON CONFLICT DO NOTHING"
         ),
         {"names": list(names)},
@@ -88,53 +144,73 @@ def note_catalog(session: Session, account: str, items: int, requested_at: datet
 def take(
     session: Session,
     account: str,
-    limit_per_minute: int | None,
+    limit_per_minute: int,
     purpose: Purpose,
     wanted: int,
     now: datetime,
     *,
-    is_whole: bool = False,
+    leaving: int = 0,
 ) -> int:
     """Take requests out of the account's budget; give how many may be sent now (0 to wanted).
 
-    With `is_whole` they are of no use one by one: all are given, or none.
+    At least `leaving` stay behind for the same purpose, so that what has to follow can.
     """
-    if limit_per_minute is None or wanted == 0:
-        return wanted
+    with _levels(session, account, limit_per_minute, now) as levels:
+        granted = min(wanted, max(levels.left(purpose) - leaving, 0))
+        levels.spend(purpose, granted)
+    return granted
+
+
+def give_back(
+    session: Session,
+    account: str,
+    limit_per_minute: int,
+    purpose: Purpose,
+    count: int,
+    now: datetime,
+) -> None:
+    """Put back requests that were taken and not sent."""
+    with _levels(session, account, limit_per_minute, now) as levels:
+        levels.spend(purpose, -count)
+        levels.refill(0.0)
+
+
+def left(
+    session: Session, account: str, limit_per_minute: int, purpose: Purpose, now: datetime
+) -> int:
+    """Say how many requests could be taken now."""
+    with _levels(session, account, limit_per_minute, now) as levels:
+        return levels.left(purpose)
+
+
+@contextmanager
+def _levels(
+    session: Session, account: str, limit_per_minute: int, now: datetime
+) -> Iterator[_Levels]:
+    """Lock the budget and bring it up to date; keep what the block makes of it."""
     row = session.execute(
         text(
-            "SELECT budget, poll_budget, budget_at FROM accounts WHERE name = :account FOR UPDATE"
+            "SELECT budget, submit_budget, poll_budget, budget_at FROM accounts "
+            "WHERE name = :account FOR UPDATE"
         ),
         {"account": account},
     ).one()
-    burst = max(limit_per_minute * _BURST_SHARE, _SMALLEST_BURST)
-    flow_per_s = (limit_per_minute - burst) / 60
-    poll_burst = max(burst * _POLL_SHARE, 1.0)
-    burst -= poll_burst
-    elapsed = max((now - row.budget_at).total_seconds(), 0.0) if row.budget_at else 3600.0
-    budget = min(row.budget + elapsed * flow_per_s * (1 - _POLL_SHARE), burst)
-    poll_budget = min(row.poll_budget + elapsed * flow_per_s * _POLL_SHARE, poll_burst)
-    if purpose is Purpose.POLL:
-        granted = min(wanted, int(poll_budget))
-        poll_budget -= granted
-        # What submits and deadlines leave over serves routine polls as well.
-        more = min(wanted - granted, max(int(budget - burst / 2), 0))
-        budget -= more
-        granted += more
-    else:
-        kept = burst * _URGENT_SHARE if purpose is Purpose.SUBMIT else 0.0
-        granted = min(wanted, max(int(budget - kept), 0))
-        if is_whole and granted < wanted:
-            granted = 0
-        budget -= granted
+    levels = _Levels(limit_per_minute, row.budget, row.submit_budget, row.poll_budget)
+    levels.refill(max((now - row.budget_at).total_seconds(), 0.0) if row.budget_at else 3600.0)
+    yield levels
     session.execute(
         text(
-            "UPDATE accounts SET budget = :budget, poll_budget = :poll_budget, "
+            "UPDATE accounts SET budget = :shared, submit_budget = :submit, poll_budget = :poll, "
             "budget_at = greatest(coalesce(budget_at, :now), :now) WHERE name = :account"
         ),
-        {"account": account, "budget": budget, "poll_budget": poll_budget, "now": now},
+        {
+            "account": account,
+            "shared": levels.shared,
+            "submit": levels.submit,
+            "poll": levels.poll,
+            "now": now,
+        },
     )
-    return granted
 
 
 def wallets(session: Session) -> list[WalletView]:

@@ -13,6 +13,12 @@ from sqlmodel import Session
 
 # Due, and not claimed by a living worker.
 _FREE = "o.next_attempt_at <= :now AND (o.claimed_until IS NULL OR o.claimed_until <= :now)"
+# Waits for a catalog and a wallet answer; the rest of what is due is to be submitted. Told by the
+# order's row alone: a condition on its attempts would be as old as the statement, and not as the
+# lock on the row.
+_BETWEEN = "(o.status = 'submitting' AND o.between_attempts)"
+_WAITING = f"(o.status IN ('received', 'quoted', 'awaiting_funds') OR {_BETWEEN})"
+_TO_SUBMIT = f"(o.status IN ('reserved', 'submitting') AND NOT {_BETWEEN})"
 _UNPAUSED = (
     "NOT EXISTS (SELECT 1 FROM accounts a WHERE a.name = o.account AND a.paused_until > :now)"
 )
@@ -27,8 +33,7 @@ def claim_waiting(
             f"""
             UPDATE orders SET claim = :claim, claimed_until = :until WHERE id IN (
                 SELECT o.id FROM orders o
-                 WHERE o.account = :account AND {_FREE}
-                   AND o.status IN ('received', 'quoted', 'awaiting_funds')
+                 WHERE o.account = :account AND {_FREE} AND {_WAITING}
                  ORDER BY o.id LIMIT :limit FOR UPDATE SKIP LOCKED)
             RETURNING id
             """  # noqa: S608 - constants
@@ -41,14 +46,19 @@ def claim_waiting(
 def claim_stuck(
     session: Session, claim: str, now: datetime, until: datetime, limit: int
 ) -> list[tuple[int, str]]:
-    """Claim orders whose submission is due again: never sent, or of unknown outcome."""
+    """Claim orders whose submission is due again: never sent, or of unknown outcome.
+
+    Of each account up to `limit`, the longest due first: none stands in another's way.
+    """
     rows = session.execute(
         text(
             f"""
             UPDATE orders SET claim = :claim, claimed_until = :until WHERE id IN (
-                SELECT o.id FROM orders o
-                 WHERE {_FREE} AND o.status IN ('reserved', 'submitting') AND {_UNPAUSED}
-                 ORDER BY o.next_attempt_at LIMIT :limit FOR UPDATE SKIP LOCKED)
+                SELECT due.id FROM accounts a CROSS JOIN LATERAL (
+                    SELECT o.id FROM orders o
+                     WHERE o.account = a.name AND {_FREE}
+                       AND {_TO_SUBMIT} AND {_UNPAUSED}
+                     ORDER BY o.next_attempt_at, o.id LIMIT :limit FOR UPDATE SKIP LOCKED) due)
             RETURNING id, account
             """  # noqa: S608 - constants
         ),
@@ -62,14 +72,14 @@ def accounts_waiting(session: Session, now: datetime) -> list[str]:
     rows = session.execute(
         text(
             f"""
-            SELECT DISTINCT o.account FROM orders o
-             WHERE {_FREE} AND o.status IN ('received', 'quoted', 'awaiting_funds')
-               AND {_UNPAUSED}
+            SELECT a.name FROM accounts a WHERE EXISTS (
+                 SELECT 1 FROM orders o
+                  WHERE o.account = a.name AND {_FREE} AND {_WAITING} AND {_UNPAUSED})
             """  # noqa: S608 - constants
         ),
         {"now": now},
     )
-    return [row.account for row in rows]
+    return [row.name for row in rows]
 
 
 def is_waiting(session: Session, account: str, now: datetime) -> bool:
@@ -77,8 +87,8 @@ def is_waiting(session: Session, account: str, now: datetime) -> bool:
     row = session.execute(
         text(
             f"""
-            SELECT EXISTS (SELECT 1 FROM orders o WHERE o.account = :account AND {_FREE}
-               AND o.status IN ('received', 'quoted', 'awaiting_funds'))
+            SELECT EXISTS (SELECT 1 FROM orders o
+                            WHERE o.account = :account AND {_FREE} AND {_WAITING})
             """  # noqa: S608 - constants
         ),
         {"account": account, "now": now},
@@ -87,11 +97,14 @@ def is_waiting(session: Session, account: str, now: datetime) -> bool:
 
 
 def in_submission(session: Session, account: str, now: datetime) -> int:
-    """Count the account's orders that living workers are about to submit or submitting."""
+    """Count the account's orders that wait for submission or that living workers are submitting."""
     row = session.execute(
         text(
-            "SELECT count(*) FROM orders WHERE account = :account AND next_attempt_at IS NOT NULL "
-            "AND status IN ('reserved', 'submitting') AND claimed_until > :now"
+            f"""
+            SELECT count(*) FROM orders o WHERE o.account = :account
+               AND o.next_attempt_at IS NOT NULL AND {_TO_SUBMIT}
+               AND (o.status = 'reserved' OR o.claimed_until > :now)
+            """  # noqa: S608 - constants
         ),
         {"account": account, "now": now},
     )
@@ -132,12 +145,15 @@ def renew(session: Session, order_ids: Sequence[int], claim: str, until: datetim
     return len(rows.all())
 
 
-def release(session: Session, order_ids: Sequence[int], claim: str, due_at: datetime) -> None:
+def release(
+    session: Session, order_ids: Sequence[int], claim: str, due_at: datetime | None = None
+) -> None:
     """Give orders back, to be taken up again at `due_at`."""
     session.execute(
         text(
             """
-            UPDATE orders SET claim = NULL, claimed_until = NULL, next_attempt_at = :due_at
+            UPDATE orders SET claim = NULL, claimed_until = NULL,
+                   next_attempt_at = coalesce(:due_at, next_attempt_at)
              WHERE id IN (SELECT id FROM orders WHERE id = ANY(:ids) AND claim = :claim
                            ORDER BY id FOR UPDATE)
             """

@@ -12,17 +12,35 @@ from fulfillment.store.models import Order
 
 _CLAIM = """
     UPDATE orders SET {column} = :until WHERE id IN (
-        SELECT o.id FROM orders o WHERE o.{column} <= :now
+        SELECT o.id FROM orders o WHERE o.{column} <= :now {which}
          ORDER BY o.{column} LIMIT :limit FOR UPDATE SKIP LOCKED)
     RETURNING *
 """
-_CLAIM_POLLS = text(_CLAIM.format(column="next_poll_at"))
-_CLAIM_WATCHES = text(_CLAIM.format(column="next_watch_at"))
+_CLAIM_POLLS = text(_CLAIM.format(column="next_poll_at", which="AND o.account = :account"))
+_CLAIM_LAST_POLLS = text(
+    _CLAIM.format(
+        column="next_poll_at",
+        which="AND o.account = :account AND o.status = 'sent' AND o.trade_deadline_at <= :now",
+    )
+)
+_CLAIM_WATCHES = text(_CLAIM.format(column="next_watch_at", which=""))
 
 
-def claim_polls(session: Session, now: datetime, until: datetime, limit: int) -> list[Order]:
-    """Claim orders that are to be asked about, the longest due first, until `until`."""
-    return _claim(session, _CLAIM_POLLS, now, until, limit)
+def claim_polls(
+    session: Session,
+    account: str,
+    now: datetime,
+    until: datetime,
+    limit: int,
+    *,
+    is_over: bool = False,
+) -> list[Order]:
+    """Claim orders that are to be asked about, the longest due first, until `until`.
+
+    With `is_over` only those whose trade window is over.
+    """
+    statement = _CLAIM_LAST_POLLS if is_over else _CLAIM_POLLS
+    return _claim(session, statement, now, until, limit, account=account)
 
 
 def claim_watches(session: Session, now: datetime, until: datetime, limit: int) -> list[Order]:
@@ -31,10 +49,31 @@ def claim_watches(session: Session, now: datetime, until: datetime, limit: int) 
 
 
 def _claim(
-    session: Session, statement: TextClause, now: datetime, until: datetime, limit: int
+    session: Session,
+    statement: TextClause,
+    now: datetime,
+    until: datetime,
+    limit: int,
+    **more: str,
 ) -> list[Order]:
-    rows = session.execute(statement, {"now": now, "until": until, "limit": limit}).mappings()
+    values = {"now": now, "until": until, "limit": limit, **more}
+    rows = session.execute(statement, values).mappings()
     return sorted((Order.of(row) for row in rows), key=lambda order: order.id)
+
+
+def put_back(session: Session, order_ids: list[int], now: datetime, min_interval_s: float) -> None:
+    """Make claimed orders that were not asked about due again, before those asked about later."""
+    session.execute(
+        text(
+            """
+            UPDATE orders SET next_poll_at = least(
+                :now, coalesce(polled_at, updated_at) + make_interval(secs => :gap))
+             WHERE id IN (SELECT id FROM orders WHERE id = ANY(:ids) AND next_poll_at IS NOT NULL
+                           ORDER BY id FOR UPDATE)
+            """
+        ),
+        {"ids": order_ids, "now": now, "gap": min_interval_s},
+    )
 
 
 def poll_at(

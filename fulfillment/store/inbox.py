@@ -6,12 +6,11 @@ from typing import Any
 from sqlalchemy import text
 from sqlmodel import Session
 
-from fulfillment.store.models import Order
-
 
 def add(
     session: Session,
-    order: Order,
+    account: str,
+    order_id: int,
     digest: str,
     signed_at: datetime | None,
     report: str | None,
@@ -32,8 +31,8 @@ def add(
             """
         ),
         {
-            "account": order.account,
-            "order_id": order.id,
+            "account": account,
+            "order_id": order_id,
             "digest": digest,
             "signed_at": signed_at,
             "report": report,
@@ -45,8 +44,8 @@ def add(
 
 def claim(
     session: Session, delivery_id: int | None, now: datetime, until: datetime, limit: int
-) -> list[tuple[int, int, dict[str, Any] | None]]:
-    """Claim due deliveries (or the one named): id, order id, report."""
+) -> list[tuple[int, str, int, dict[str, Any] | None]]:
+    """Claim due deliveries (or the one named): id, account, order id, report."""
     rows = session.execute(
         text(
             """
@@ -54,12 +53,12 @@ def claim(
                 SELECT id FROM webhook_deliveries WHERE next_apply_at <= :now
                    AND (CAST(:id AS bigint) IS NULL OR id = :id)
                  ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED)
-            RETURNING id, order_id, report
+            RETURNING id, account, order_id, report
             """
         ),
         {"id": delivery_id, "now": now, "until": until, "limit": limit},
     )
-    return sorted((row.id, row.order_id, row.report) for row in rows)
+    return sorted((row.id, row.account, row.order_id, row.report) for row in rows)
 
 
 def mark_applied(session: Session, outcomes: dict[int, str], now: datetime) -> None:

@@ -1,7 +1,8 @@
 """Attempts and the money held for them: an append-only ledger beside the provider's figure.
 
 available = the provider's last figure - holds that this figure does not tell of yet (DESIGN 5).
-Whoever allocates locks the wallet's row first.
+Whoever allocates locks the wallet's row first. An order has at most one attempt an account, and
+at most one that is open: after a no, an order with a route goes on to its next account.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from sqlmodel import Session, col, select
 
 from fulfillment.store.models import Attempt
 from schemas.enums import AttemptState, DebitsAt
-from schemas.tables import AttemptRow
+from schemas.tables import AttemptRow, OrderRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +27,15 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Posting:
-    """What becomes of the money of one attempt, with the reason that the ledger keeps."""
+    """What becomes of the money of one attempt, with the reason that the ledger keeps.
+
+    The attempt is the one at the order's account, unless another account is named.
+    """
 
     order_id: int
     reason: str
     amount_mills: int | None = None
+    account: str | None = None
 
 
 def lock_wallet(session: Session, account: str) -> None:
@@ -108,7 +113,8 @@ def waiting_for_funds(session: Session, account: str) -> list[tuple[int, int]]:
     rows = session.execute(
         text(
             "SELECT id, quoted_mills FROM orders WHERE account = :account "
-            "AND status = 'awaiting_funds' ORDER BY id"
+            "AND (status = 'awaiting_funds' OR (status = 'submitting' AND between_attempts "
+            "AND funds_deadline_at IS NOT NULL)) AND quoted_mills IS NOT NULL ORDER BY id"
         ),
         {"account": account},
     )
@@ -149,14 +155,26 @@ def hold(
     )
 
 
-def open_attempts(session: Session, order_ids: Sequence[int]) -> dict[int, Attempt]:
-    """Give the newest attempt of each order that has one."""
+def attempts_of(session: Session, order_ids: Sequence[int]) -> dict[int, Attempt]:
+    """Give each order's attempt at its present account, where it has one."""
     statement = (
         select(AttemptRow)
-        .where(col(AttemptRow.order_id).in_(order_ids))
-        .order_by(col(AttemptRow.id))
+        .join(
+            OrderRow,
+            (col(OrderRow.account) == col(AttemptRow.account))
+            & (col(OrderRow.external_id) == col(AttemptRow.external_id)),
+        )
+        .where(col(OrderRow.id).in_(order_ids))
     )
     return {row.order_id: Attempt.of(vars(row)) for row in session.exec(statement)}
+
+
+def is_tried(session: Session, account: str, external_id: str) -> bool:
+    """Say whether the order has, or had, an attempt at the account."""
+    statement = select(AttemptRow.id).where(
+        AttemptRow.account == account, AttemptRow.external_id == external_id
+    )
+    return session.exec(statement).first() is not None
 
 
 def begin_posts(session: Session, bodies: Mapping[int, bytes], now: datetime) -> None:
@@ -176,18 +194,18 @@ def begin_posts(session: Session, bodies: Mapping[int, bytes], now: datetime) ->
     )
 
 
-def note_empty_lookups(session: Session, asked: Mapping[int, datetime]) -> None:
-    """Count a lookup that did not find the order, by order: when the provider was asked."""
+def note_empty_lookups(session: Session, account: str, asked: Mapping[int, datetime]) -> None:
+    """Count a lookup that did not find the order, by order: when the account was asked."""
     session.execute(
         text(
             """
             UPDATE attempts a SET empty_lookups = empty_lookups + 1, empty_at = b.at,
                    empty_since = coalesce(empty_since, b.at)
               FROM unnest(CAST(:ids AS bigint[]), CAST(:ats AS timestamptz[])) AS b(order_id, at)
-             WHERE a.order_id = b.order_id AND a.state = 'sending'
+             WHERE a.order_id = b.order_id AND a.account = :account AND a.state = 'sending'
             """
         ),
-        {"ids": list(asked), "ats": list(asked.values())},
+        {"account": account, "ids": list(asked), "ats": list(asked.values())},
     )
 
 
@@ -234,15 +252,19 @@ def settle(session: Session, postings: Sequence[Posting], now: datetime) -> None
 _CLOSE = text(
     """
     WITH posting AS (
-        SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:amounts AS bigint[]),
-                             CAST(:reasons AS text[])) AS p(order_id, amount, reason)
+        SELECT coalesce(p.account, o.account) AS account, o.external_id, p.amount, p.reason
+          FROM unnest(CAST(:ids AS bigint[]), CAST(:amounts AS bigint[]),
+                      CAST(:reasons AS text[]), CAST(:accounts AS text[]))
+               AS p(order_id, amount, reason, account)
+          JOIN orders o ON o.id = p.order_id
     ), closed AS (
         UPDATE attempts a
            SET state = :state, hold_closed_at = coalesce(hold_closed_at, :now),
                ended_at = coalesce(ended_at, :now), unknown_since = NULL,
                absorbed_at = CASE WHEN :free THEN coalesce(absorbed_at, :now) ELSE absorbed_at END
           FROM posting p
-         WHERE a.order_id = p.order_id AND a.state = ANY(string_to_array(:was, ','))
+         WHERE a.account = p.account AND a.external_id = p.external_id
+           AND a.state = ANY(string_to_array(:was, ','))
         RETURNING a.*, coalesce(p.amount, a.hold_mills) AS amount, p.reason
     )
     INSERT INTO wallet_entries (account, order_id, attempt_id, kind, amount_mills, at, reason)
@@ -269,6 +291,7 @@ def _close(
             "ids": [p.order_id for p in postings],
             "amounts": [p.amount_mills for p in postings],
             "reasons": [p.reason for p in postings],
+            "accounts": [p.account for p in postings],
             "state": state.value,
             "kind": kind,
             "was": was,

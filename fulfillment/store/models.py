@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Self
 
+from fulfillment.states import WAITING
 from schemas.enums import AttemptState, OrderStatus, Source
 
 
@@ -15,6 +16,9 @@ class Order:
     id: int
     external_id: str
     account: str
+    route: str | None
+    fallbacks: tuple[str, ...]
+    between_attempts: bool
     fingerprint: str
     catalog_item_id: str
     market_hash_name: str | None
@@ -25,6 +29,7 @@ class Order:
     provider_reference: str | None
     reported_at: datetime | None
     quoted_mills: int | None
+    quoted_item_id: str | None
     charged_mills: int | None
     steam_offer_id: str | None
     failure_code: str | None
@@ -52,7 +57,14 @@ class Order:
     def of(cls, row: Mapping[Any, Any]) -> Self:
         values = {name: row[name] for name in cls.__dataclass_fields__}
         values["status"] = OrderStatus(values["status"])
+        values["fallbacks"] = tuple(values["fallbacks"])
         return cls(**values)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Say whether it waits for a catalog and a wallet answer: nothing is under way for it."""
+        is_between = self.status is OrderStatus.SUBMITTING and self.between_attempts
+        return is_between or self.status in WAITING
 
 
 @dataclass(frozen=True, slots=True)

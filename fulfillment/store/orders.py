@@ -17,18 +17,21 @@ from fulfillment.store.views import order_view
 from schemas.enums import OrderStatus, Source
 from schemas.messages import ORDER_UPDATED
 from schemas.orders import OrderView, TimelineEntry
-from schemas.tables import OrderEventRow, OrderRow
+from schemas.tables import AccountRow, OrderEventRow, OrderRow
 
 log = get_logger(__name__)
 
 # Columns that a move may set; `jsonb_populate_record` keeps the row's own value for the others.
 _SETTABLE = (
     "account",
+    "fallbacks",
+    "between_attempts",
     "market_hash_name",
     "provider_status",
     "provider_reference",
     "reported_at",
     "quoted_mills",
+    "quoted_item_id",
     "charged_mills",
     "steam_offer_id",
     "failure_code",
@@ -52,6 +55,7 @@ _SETTABLE = (
 # What the store sees of an order beside its status: it hears of a change of these too.
 _VISIBLE = frozenset(
     {
+        "account",
         "provider_status",
         "charged_mills",
         "steam_offer_id",
@@ -99,6 +103,8 @@ class NewOrder:
 
     external_id: str
     account: str
+    route: str | None
+    fallbacks: Sequence[str]
     fingerprint: str
     catalog_item_id: str
     market_hash_name: str | None
@@ -113,23 +119,24 @@ _INSERT = text(
     """
     WITH new AS (
         SELECT * FROM unnest(
-            CAST(:external_ids AS text[]), CAST(:accounts AS text[]), CAST(:fingerprints AS text[]),
+            CAST(:external_ids AS text[]), CAST(:accounts AS text[]), CAST(:routes AS text[]),
+            CAST(:fallbacks AS jsonb[]), CAST(:fingerprints AS text[]),
             CAST(:items AS text[]), CAST(:names AS text[]), CAST(:prices AS bigint[]),
             CAST(:trade_urls AS bytea[]), CAST(:submit_bys AS timestamptz[])
         ) WITH ORDINALITY AS n(
-            external_id, account, fingerprint, catalog_item_id, market_hash_name,
-            expected_price_cents, trade_url_sealed, submit_by, place)
+            external_id, account, route, fallbacks, fingerprint, catalog_item_id,
+            market_hash_name, expected_price_cents, trade_url_sealed, submit_by, place)
     ), numbered AS (
         SELECT nextval(pg_get_serial_sequence('orders', 'id')) AS id, n.*
           FROM (SELECT * FROM new ORDER BY place) AS n
     ), inserted AS (
         INSERT INTO orders (
-            id, external_id, account, fingerprint, catalog_item_id, market_hash_name,
-            expected_price_cents, trade_url_sealed, submit_by, status, overdue, polls, sequence,
-            next_attempt_at, created_at, updated_at)
-        SELECT id, external_id, account, fingerprint, catalog_item_id, market_hash_name,
-               expected_price_cents, trade_url_sealed, submit_by, 'received', false, 0, 1,
-               :now, :now, :now
+            id, external_id, account, route, fallbacks, fingerprint, catalog_item_id,
+            market_hash_name, expected_price_cents, trade_url_sealed, submit_by, status,
+            overdue, polls, sequence, next_attempt_at, created_at, updated_at)
+        SELECT id, external_id, account, route, fallbacks, fingerprint, catalog_item_id,
+               market_hash_name, expected_price_cents, trade_url_sealed, submit_by, 'received',
+               false, 0, 1, :now, :now, :now
           FROM numbered ORDER BY external_id, place
         ON CONFLICT (external_id) DO NOTHING
         RETURNING *
@@ -139,6 +146,7 @@ _INSERT = text(
         SELECT id, 1, :now, 'intake', NULL, 'received', 'checkout received',
                jsonb_build_object(
                    'external_id', external_id, 'account', account,
+                   'route', route, 'fallbacks', fallbacks, 'between_attempts', false,
                    'catalog_item_id', catalog_item_id, 'market_hash_name', market_hash_name,
                    'expected_price_cents', expected_price_cents, 'submit_by', submit_by)
           FROM inserted
@@ -155,6 +163,8 @@ def insert(session: Session, new: Sequence[NewOrder], now: datetime) -> list[Ord
         {
             "external_ids": [n.external_id for n in new],
             "accounts": [n.account for n in new],
+            "routes": [n.route for n in new],
+            "fallbacks": [msgspec.json.encode(n.fallbacks).decode() for n in new],
             "fingerprints": [n.fingerprint for n in new],
             "items": [n.catalog_item_id for n in new],
             "names": [n.market_hash_name for n in new],
@@ -264,8 +274,29 @@ def lock_overdue(session: Session, now: datetime, limit: int) -> list[Order]:
         select(OrderRow)
         .where(
             col(OrderRow.next_attempt_at).is_not(None),
-            col(OrderRow.status).in_(states.WAITING | {OrderStatus.RESERVED}),
+            col(OrderRow.status).in_(states.WAITING | {OrderStatus.RESERVED})
+            | ((col(OrderRow.status) == OrderStatus.SUBMITTING) & col(OrderRow.between_attempts)),
             (col(OrderRow.submit_by) <= now) | (col(OrderRow.funds_deadline_at) <= now),
+            col(OrderRow.claimed_until).is_(None) | (col(OrderRow.claimed_until) <= now),
+        )
+        .order_by(col(OrderRow.id))
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return [Order.of(vars(row)) for row in session.exec(statement)]
+
+
+def lock_routed_at_paused(session: Session, now: datetime, limit: int) -> list[Order]:
+    """Lock unclaimed orders at paused accounts that another account may be tried for."""
+    paused = select(AccountRow.name).where(col(AccountRow.paused_until) > now)
+    statement = (
+        select(OrderRow)
+        .where(
+            col(OrderRow.next_attempt_at).is_not(None),
+            col(OrderRow.status).in_(states.LOCAL),
+            col(OrderRow.submit_by) > now,
+            col(OrderRow.fallbacks) != [],
+            col(OrderRow.account).in_(paused),
             col(OrderRow.claimed_until).is_(None) | (col(OrderRow.claimed_until) <= now),
         )
         .order_by(col(OrderRow.id))

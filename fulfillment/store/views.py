@@ -20,6 +20,7 @@ def order_view(order: Order, timeline: Sequence[TimelineEntry]) -> OrderView:
     return OrderView(
         external_id=order.external_id,
         account=order.account,
+        route=order.route,
         status=order.status,
         provider_status=order.provider_status,
         catalog_item_id=order.catalog_item_id,

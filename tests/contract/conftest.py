@@ -60,7 +60,7 @@ FACTS = {
 
 
 def _serve(options: SimulatorOptions, bound: Connection) -> None:
-    serve(options, bound.send)
+    serve(options, on_bound=bound.send)
 
 
 class Simulator:
@@ -236,7 +236,7 @@ def build(provider_name: ProviderName, simulator: Simulator) -> Iterator[BuildPr
     """Make adapters with changed account settings."""
     built: list[Provider] = []
 
-    def build_provider(**changes: Any) -> Provider:
+    def build_provider(spend: Callable[[], None] | None = None, **changes: Any) -> Provider:
         account = {
             "provider": provider_name,
             "base_url": simulator.url + FACTS[provider_name].base_path,
@@ -245,7 +245,7 @@ def build(provider_name: ProviderName, simulator: Simulator) -> Iterator[BuildPr
             "client_secret": SecretStr(SECRET),
             **changes,
         }
-        built.append(registry.build("main", AccountSettings(**account)))
+        built.append(registry.build("main", AccountSettings(**account), spend))
         return built[-1]
 
     yield build_provider

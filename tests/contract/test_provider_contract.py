@@ -373,6 +373,26 @@ def test_pc22_an_id_under_another_name_is_another_item(
     assert set(provider.quote([renamed, unnamed, want]).found) == known
 
 
+@pytest.mark.parametrize("catalog_item_id", ["00000000-0000-0000-0000-000000000000", "88999999"])
+def test_pc38_a_route_buys_by_the_name_where_the_id_is_unknown(
+    provider: Provider, simulator: Simulator, order: Order, catalog_item_id: str
+) -> None:
+    command = order("delivered")
+    routed = Want(catalog_item_id, command.market_hash_name, or_by_name=True)
+    known = replace(routed, catalog_item_id=command.catalog_item_id)
+    gone = replace(routed, market_hash_name="Another Item")
+
+    found = provider.quote([routed, known, gone]).found
+    quote = found[routed]
+    buy(provider, replace(command, catalog_item_id=quote.catalog_item_id))
+
+    assert found[known].catalog_item_id == known.catalog_item_id
+    assert gone not in found
+    [purchase] = simulator.purchases(command.external_id)
+    assert purchase["marketHashName"] == command.market_hash_name
+    assert purchase["priceMills"] == quote.price_mills
+
+
 @pytest.mark.parametrize("by", ["item", "name"])
 def test_pc22_an_item_may_be_meant_by_its_name(
     provider: Provider, want: Want, by: str, applies: Applies
@@ -598,6 +618,7 @@ def test_pc32_many_orders_are_looked_up_at_once(
     simulator.ask("POST", "/options", unknown_ids=unknown_ids)
     names = [command.external_id for command in commands]
     before = sum(simulator.ask("GET", "/ledger")["requests"].values())
+    size = provider.lookup_limit
 
     known = provider.reports(names)
     asked = sum(simulator.ask("GET", "/ledger")["requests"].values()) - before
@@ -605,7 +626,7 @@ def test_pc32_many_orders_are_looked_up_at_once(
 
     assert known == mixed
     assert {name: report.external_id for name, report in known.items()} == {n: n for n in names}
-    assert asked == -(-len(names) // provider.lookup_limit)
+    assert asked == -(-len(names) // size)
 
 
 def test_pc33_a_hold_is_a_delivery_that_can_be_undone_until_it_is_settled(

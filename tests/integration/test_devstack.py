@@ -1,5 +1,6 @@
 """The embedded stack: its servers keep their data, its processes never outlive it."""
 
+import json
 import os
 import signal
 import socket
@@ -7,7 +8,8 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,12 @@ from pydantic import SecretStr
 
 from fulfillment.devstack import stack as stack_module
 from fulfillment.devstack.configuration import (
-    Ports,
+    SIMULATED,
+    claim_port,
     own_secrets,
     simulated_accounts,
     variables,
     wants_simulator,
-    without_leftovers,
     write_runtime_file,
 )
 from fulfillment.devstack.files import DirectoryLock, private_directory
@@ -32,8 +34,12 @@ from fulfillment.devstack.postgres import EmbeddedPostgres
 from fulfillment.devstack.processes import Child, ProcessGroup
 from fulfillment.devstack.redis import EmbeddedRedis
 from fulfillment.devstack.stack import CHILDREN, Stack, StackOptions
-from fulfillment.errors import ConfigurationError, ServerUnreachable
+from fulfillment.errors import ConfigurationError, ProviderNotReached, ServerUnreachable
+from fulfillment.providers.registry import build
 from fulfillment.settings import RUNTIME_FILE, AccountSettings, Settings, load_settings
+from fulfillment.simulator.app import running
+from fulfillment.simulator.options import for_accounts
+from schemas.enums import ProviderName
 
 SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
 DEAF = "import signal; signal.signal(15, signal.SIG_IGN); " + SLEEPER
@@ -259,17 +265,17 @@ def test_a_child_that_dies_is_revived_after_growing_pauses(tmp_path: Path) -> No
 
 
 def test_a_killed_child_is_revived_and_an_ended_one_is_not(group: ProcessGroup) -> None:
-    group.start(Child("one", python(SLEEPER), {}))
-    group.start(Child("two", python(SLEEPER), {}))
-    before = dict(group.pids)
+    for name in ("one", "other"):
+        group.start(Child(name, python(SLEEPER), {}))
+    before = group.pids["one"]
 
     group.kill("one")
-    eventually(lambda: group.pids.get("one", before["one"]) != before["one"])
+    eventually(lambda: group.pids.get("one", before) != before)
 
     group.end("one")
-    # What is killed after it is back: there was time to start it again, too.
-    group.kill("two")
-    eventually(lambda: group.pids.get("two", before["two"]) != before["two"])
+    killed = group.pids["other"]
+    group.kill("other")
+    eventually(lambda: group.pids.get("other", killed) != killed)  # it had its turn as well
     assert "one" not in group.pids
 
 
@@ -291,17 +297,10 @@ def test_stop_ends_children_that_ignore_it_and_what_they_forked(group: ProcessGr
     assert group.pids == {}
 
 
-def test_a_childs_output_is_kept_and_echoed(tmp_path: Path) -> None:
-    heard: list[str] = []
-    group = ProcessGroup(tmp_path, echo=heard.append)
-    try:
-        group.start(Child("talker", python(SLEEPER), {}))
-        eventually(lambda: heard)
-    finally:
-        group.stop()
+def test_a_childs_output_is_kept(group: ProcessGroup) -> None:
+    group.start(Child("talker", python(SLEEPER), {}))
 
-    assert heard == ["talker     | up"]
-    assert group.log_path("talker").read_text() == "up\n"
+    eventually(lambda: group.log_path("talker").read_text() == "up\n")
 
 
 def test_a_large_log_is_put_aside_at_start(group: ProcessGroup) -> None:
@@ -316,35 +315,33 @@ def test_a_large_log_is_put_aside_at_start(group: ProcessGroup) -> None:
 
 
 def test_a_default_port_that_is_taken_gives_way_and_a_set_one_is_named() -> None:
-    ports = Ports()
-    with socket.socket() as taken:
+    with socket.socket() as taken, ExitStack() as claims:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
 
-        assert ports.choose("127.0.0.1", port, "FULFILLMENT_WEB_PORT", is_fixed=False) > port
+        free = claim_port(claims, "127.0.0.1", port, "FULFILLMENT_WEB_PORT", is_fixed=False)
+        assert free > port
         with pytest.raises(ConfigurationError, match=f"FULFILLMENT_WEB_PORT.*{port}.*taken"):
-            ports.choose("127.0.0.1", port, "FULFILLMENT_WEB_PORT", is_fixed=True)
-    ports.release()
+            claim_port(claims, "127.0.0.1", port, "FULFILLMENT_WEB_PORT", is_fixed=True)
 
 
 def test_two_stacks_that_start_at_once_choose_different_ports() -> None:
-    one, other = Ports(), Ports()
+    with ExitStack() as one, ExitStack() as other:
+        first = claim_port(one, "127.0.0.1", 0, "FULFILLMENT_WEB_PORT", is_fixed=True)
+        second = claim_port(other, "127.0.0.1", first, "FULFILLMENT_WEB_PORT", is_fixed=False)
 
-    first = one.choose("127.0.0.1", 0, "FULFILLMENT_WEB_PORT", is_fixed=True)
-    second = other.choose("127.0.0.1", first, "FULFILLMENT_WEB_PORT", is_fixed=False)
-
-    assert first != second
-    one.release()
-    other.release()
+        assert first != second
 
 
 def test_secrets_are_made_once_and_only_the_owner_reads_them(tmp_path: Path) -> None:
     path = tmp_path / "secrets.json"
 
-    first = own_secrets(path)
+    first = own_secrets(path, SIMULATED)
 
+    assert own_secrets(path, SIMULATED) == first
     assert own_secrets(path) == first
+    assert len(set(first.values())) == len(first)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     settings = Settings(data_dir=tmp_path, flower_basic_auth=SecretStr(first["flower_basic_auth"]))
     assert settings.flower_basic_auth
@@ -363,7 +360,9 @@ def test_variables_give_the_same_settings_again(
     bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     account = AccountSettings(client_id="a", client_secret=SecretStr("q'\"\\ $X #"), slippage_bps=5)
-    settings = Settings(data_dir=bare, claim_lease_s=7, accounts={"main": account})
+    routes: dict[str, Any] = {"any": ("main", "backup"), "7": ("main",)}
+    accounts = {"main": account, "backup": AccountSettings()}
+    settings = Settings(data_dir=bare, claim_lease_s=7, accounts=accounts, routes=routes)
 
     for name, value in variables(settings).items():
         monkeypatch.setenv(name, value)
@@ -371,28 +370,72 @@ def test_variables_give_the_same_settings_again(
     assert load_settings() == settings
 
 
-def test_other_commands_find_a_running_stack_and_its_successor_forgets_it(bare: Path) -> None:
-    before = Settings(data_dir=bare, claim_lease_s=7)
-    accounts = simulated_accounts(before, "http://127.0.0.1:8090", "sim", "q'\"\\ #")
-    stack = before.model_copy(
-        update={
-            "database_url": SecretStr("postgresql://postgres@/x?host=/gone"),
-            "web_port": 8083,
-            "accounts": accounts,
-        }
-    )
-    write_runtime_file(bare / RUNTIME_FILE, stack, before)
+def own_credentials(names: Iterable[str]) -> dict[str, str]:
+    kinds = ("client_id", "client_secret", "api_key")
+    return {f"{name}_{kind}": f"{name}'s {kind} \"\\ #" for name in names for kind in kinds}
 
-    found = load_settings(data_dir=bare)
-    assert found == stack
 
-    fresh = without_leftovers(found, bare / RUNTIME_FILE)
+def test_other_commands_find_a_running_stack_and_its_successor_does_not_ask_it(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FULFILLMENT_CLAIM_LEASE_S", "7")
+    monkeypatch.setenv("FULFILLMENT_ACCOUNTS__OTHER__TRADE_WINDOW_S", "60")
+    before = load_settings(data_dir=bare, for_new_stack=True)
+    url, credentials = "http://127.0.0.1:8090", own_credentials(before.accounts)
+    changes = {
+        "database_url": SecretStr("postgresql://postgres@/x?host=/gone"),
+        "web_port": 8083,
+        "accounts": simulated_accounts(before.accounts, url, credentials),
+    }
+    stack = Settings(data_dir=bare).model_copy(update=changes)
+    write_runtime_file(bare / RUNTIME_FILE, stack)
+
+    assert load_settings(data_dir=bare) == stack
+
+    fresh = load_settings(data_dir=bare, for_new_stack=True)
+    assert fresh == before
     assert not fresh.database_url
     assert fresh.web_port == 8080
     assert "web_port" not in fresh.model_fields_set
     assert fresh.claim_lease_s == 7
     assert wants_simulator(fresh)
-    assert load_settings(data_dir=bare) == Settings(data_dir=bare)
+
+
+def test_each_account_is_pointed_at_the_simulator_of_its_provider() -> None:
+    given = {**SIMULATED, "spare": AccountSettings(provider=ProviderName.SKINSBACK)}
+
+    accounts = simulated_accounts(given, "http://sim", own_credentials(given))
+
+    assert {name: (a.provider.value, a.url) for name, a in accounts.items()} == {
+        "main": ("skinsnode", "http://sim"),
+        "skinsback": ("skinsback", "http://sim/skinsback/api.php"),
+        "skinslink": ("skinslink", "http://sim/skinslink/api/v1"),
+        "spare": ("skinsback", "http://sim/spare/api.php"),
+    }
+    assert len({a.client_secret.get_secret_value() for a in accounts.values()}) == 4
+
+
+def test_one_process_plays_every_account_with_a_wallet_of_its_own(bare: Path) -> None:
+    own = own_credentials(SIMULATED)
+    accounts = simulated_accounts(SIMULATED, "http://sim", own)
+    settings = Settings(public_url="http://127.0.0.1:9", accounts=accounts)
+    players = for_accounts(settings, port=0, items=3)
+    with running(*players) as url, httpx.Client(trust_env=False, base_url=url) as client:
+        client.post("/skinsback/_sim/wallet", json={"deltaCents": 5}).raise_for_status()
+        away = {"fault": "outage", "path": "/api/v1/merchant/balance"}
+        client.post("/skinslink/_sim/faults", json=away).raise_for_status()
+        found = {}
+        for name, account in simulated_accounts(SIMULATED, url, own).items():
+            provider = build(name, account)
+            try:
+                found[name] = provider.wallet_mills()
+            except ProviderNotReached:
+                found[name] = -1
+            provider.close()
+
+    assert found == {"main": 10_000_000, "skinsback": 10_000_050, "skinslink": -1}
+    hooks = [f"http://127.0.0.1:9/webhooks/{name}" for name in settings.accounts]
+    assert [player.webhook_url for player in players] == hooks
 
 
 def test_the_simulator_is_wanted_only_where_no_account_names_a_provider(bare: Path) -> None:
@@ -414,6 +457,8 @@ def test_up_answers_and_takes_all_its_children_along(bare: Path) -> None:
             assert stack.stdout is not None
             web_url = next(line.split()[1] for line in stack.stdout if line.startswith("web "))
             answer = httpx.get(f"{web_url}/readyz", trust_env=False)
+            doctor = [sys.executable, "-m", "fulfillment.cli", "doctor", "--json"]
+            checks = json.loads(subprocess.check_output(doctor, env=environment))
             second = subprocess.run(command, env=environment, capture_output=True, text=True)
             children = children_of(stack.pid)
         finally:
@@ -422,6 +467,8 @@ def test_up_answers_and_takes_all_its_children_along(bare: Path) -> None:
             stack.communicate(timeout=20)
 
     assert answer.status_code == 200
+    names = {check["name"] for check in checks if check["ok"]}
+    assert names >= {"account main", "account skinsback", "account skinslink"}
     assert second.returncode == 1
     assert second.stderr.count("\n") == 1
     assert "in use by another running stack" in second.stderr

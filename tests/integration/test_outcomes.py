@@ -291,7 +291,7 @@ def test_an_ended_order_is_asked_about_when_a_person_asks(
 def apply_by_webhook(context: Context, order: Order, provider: FakeProvider) -> Order:
     said = provider.orders[order.external_id]
     with context.database.transaction() as session:
-        apply_reports(context, session, {order.id: said}, Source.WEBHOOK)
+        apply_reports(context, session, order.account, {order.id: said}, Source.WEBHOOK)
     return again(context, order)
 
 

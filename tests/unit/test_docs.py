@@ -57,7 +57,9 @@ def default_of(value: Any) -> str | None:
 
 def settings() -> Iterator[tuple[str, str | None]]:
     for name, field in Settings.model_fields.items():
-        if name != "accounts":
+        if name == "routes":
+            yield "ROUTES__<NAME>", None
+        elif name != "accounts":
             yield name.upper(), default_of(field.get_default(call_default_factory=True))
     for name, field in AccountSettings.model_fields.items():
         yield f"ACCOUNTS__<NAME>__{name.upper()}", default_of(field.get_default())
@@ -76,7 +78,7 @@ def test_the_table_of_settings_has_every_setting_with_its_default() -> None:
 
 def test_every_setting_that_the_papers_name_exists() -> None:
     known = {f"{PREFIX}{name}" for name, _default in settings()}
-    known |= {name.replace("<NAME>", "MAIN") for name in known}
+    known |= {name.replace("<NAME>", each) for name in known for each in ("MAIN", "BACKUP", "ANY")}
     known |= {f"{PREFIX}SIMULATOR_CLIENT_ID", f"{PREFIX}SIMULATOR_CLIENT_SECRET"}
     known |= {f"{PREFIX}SIMULATOR_API_KEY", f"{PREFIX}SIMULATOR_WEBHOOK_URL"}
     known |= {f"{PREFIX}TEST_DATABASE_URL", f"{PREFIX}TEST_BROKER_URL"}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fulfillment.errors import ConfigurationError
+from fulfillment.services.context import check_accounts
 from fulfillment.settings import RUNTIME_FILE, AccountSettings, Settings, load_settings
 
 CANARY = "c4n4ry-s3cr3t"
@@ -61,6 +62,14 @@ WRONG = [
     ("ACCOUNTS__MAIN__CHECK_RECIPIENT", "perhaps", "boolean"),
     ("ACCOUNTS__MAIN__REQUEST_TIMEOUT_S", "0", "0"),
     ("ACCOUNTS__MAIN__COLOUR", "blue", "not permitted"),
+    ("ROUTES__ANY", "", "separated by commas"),
+    ("ROUTES__ANY", " ", "separated by commas"),
+    ("ROUTES__ANY", "[]", "separated by commas"),
+    ("ROUTES__ANY", "main,backup,main", "each once"),
+    ("ROUTES__ANY", "main,,backup", "pattern"),
+    ("ROUTES__ANY", "main;backup", "pattern"),
+    ("ROUTES__ANY", "{}", "tuple"),
+    ("ROUTES", "main,backup", "ROUTES__<NAME>"),
 ]
 
 
@@ -119,6 +128,30 @@ def test_any_number_of_accounts_is_read_from_the_environment(setenv: Setter) -> 
     }
     assert settings.account("main").trade_window_s == 600
     assert settings.account("second").trade_window_s == 120
+
+
+@pytest.mark.parametrize("value", ["main,backup", " main , backup ", '["main", "backup"]'])
+def test_a_route_is_accounts_in_their_order(setenv: Setter, value: str) -> None:
+    setenv(ROUTES__ANY=value, ROUTES__LONE="7")
+
+    assert load_settings().routes == {"any": ("main", "backup"), "lone": ("7",)}
+
+
+@pytest.mark.parametrize(
+    ("routes", "expected"),
+    [
+        ({"any": "main,elsewhere"}, "FULFILLMENT_ROUTES__ANY: no account elsewhere"),
+        ({"main": "main"}, "FULFILLMENT_ROUTES__MAIN: expected a name that no account has"),
+    ],
+)
+def test_a_route_needs_accounts_and_a_name_of_its_own(
+    routes: dict[str, str], expected: str
+) -> None:
+    account = {"client_id": "one", "client_secret": "two"}
+    settings = load_settings(accounts={"main": account}, routes=routes)
+
+    with pytest.raises(ConfigurationError, match=expected):
+        check_accounts(settings)
 
 
 def test_an_account_that_is_not_configured_is_named() -> None:

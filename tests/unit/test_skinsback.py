@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from fulfillment.errors import (
+    OverBudget,
     ProviderDeniesAccount,
     ProviderError,
     ProviderNotReached,
@@ -454,3 +456,32 @@ def test_a_well_signed_body_that_is_no_event_is_rejected(body: bytes) -> None:
 def test_inexact_amounts_are_refused_and_not_rounded() -> None:
     with pytest.raises(Unusable, match="dollars"):
         wire.read_purchase({**ROW, "item": {**ITEM, "price": "6.1234"}})
+
+
+def test_a_lookup_that_the_budget_cuts_off_is_asked_in_smaller_parts_the_next_time() -> None:
+    """One request a call: the unknown id that spoils every answer is found all the same."""
+    names = [f"order-{place}" for place in range(20)]
+    allowed = 0
+
+    def respond(fields: dict[str, Any], request: httpx.Request) -> Any:
+        nonlocal allowed
+        if allowed == 0:
+            raise OverBudget
+        allowed -= 1
+        if "order-7" in fields["custom_ids"]:
+            return error(2, "offer_not_found")
+        items = [{**ROW, "custom_id": name, "buy_id": name[6:]} for name in fields["custom_ids"]]
+        return {"status": "success", "items": items}
+
+    provider = answering(respond)
+    found: set[str] = set()
+    waiting = names
+    for _ in range(40):
+        allowed = 1
+        part = waiting[: provider.lookup_limit]
+        with suppress(OverBudget):
+            found |= set(provider.reports(part))
+            waiting = waiting[len(part) :]
+
+    assert found == {*names} - {"order-7"}
+    assert provider.lookup_limit > 10

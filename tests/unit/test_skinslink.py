@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 from fulfillment.errors import (
+    OverBudget,
     ProviderDeniesAccount,
     ProviderError,
     ProviderNotReached,
@@ -289,6 +291,34 @@ def test_a_name_that_is_refused_spoils_no_other() -> None:
     found = answering(respond).quote([Want("bad"), Want(NAME), Want("other one")]).found
 
     assert set(found) == {Want(NAME)}
+
+
+def test_what_the_budget_cuts_off_is_unasked_and_an_invalid_name_is_found_all_the_same() -> None:
+    """One request a call: each call goes on where the one before it had to stop."""
+    names = ["bad", *(f"name {place}" for place in range(9)), NAME]
+    allowed = 0
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        nonlocal allowed
+        if allowed == 0:
+            raise OverBudget
+        allowed -= 1
+        if "bad" in request.url.params.get_list("names"):
+            return httpx.Response(400, json=failure("validation error", "names"))
+        return httpx.Response(200, json=success({"items": [ITEM]}))
+
+    provider = answering(respond)
+    waiting = [Want(name) for name in names]
+    found = set()
+    for _ in range(12):
+        allowed = 1
+        with suppress(OverBudget):
+            quotes = provider.quote(waiting)
+            found |= set(quotes.found)
+            waiting = [want for want in waiting if want in quotes.unasked]
+
+    assert not waiting
+    assert found == {Want(NAME)}
 
 
 def test_where_every_name_is_refused_the_items_are_not_gone() -> None:

@@ -33,7 +33,6 @@ class SkinsBack:
     """One SkinsBack project."""
 
     after_unknown = AfterUnknown.LOOKUP_THEN_REPLAY
-    lookup_limit = LOOKUP_LIMIT
 
     def __init__(
         self,
@@ -52,6 +51,7 @@ class SkinsBack:
         self._is_signing = is_signing
         self._is_checking_recipient = is_checking_recipient
         self.requests_per_purchase = 2 if is_checking_recipient else 1
+        self.lookup_limit = LOOKUP_LIMIT
 
     def quote(self, wants: Sequence[Want]) -> Quotes:
         """Search the wanted names; where an id comes without a name, read the whole list."""
@@ -127,25 +127,34 @@ class SkinsBack:
             raise error
 
     def reports(self, external_ids: Sequence[str]) -> dict[str, OrderReport]:
-        """Ask for many orders at once; in parts, where one unknown id spoils the whole answer."""
-        if not external_ids:
-            return {}
+        """Ask for many orders at once; where one unknown id spoils the answer, for fewer."""
+        found: dict[str, OrderReport] = {}
+        waiting = external_ids
+        while waiting:
+            part = waiting[: self.lookup_limit]
+            reports = self._look_up(part)
+            if reports is None and len(part) > 1:
+                # Kept for the next call: the rate budget may end this one here.
+                self.lookup_limit = len(part) // 2
+            else:
+                found |= reports or {}
+                waiting = waiting[len(part) :]
+                self.lookup_limit = min(self.lookup_limit * 2, LOOKUP_LIMIT)
+        return found
+
+    def _look_up(self, external_ids: Sequence[str]) -> dict[str, OrderReport] | None:
+        """Ask once; None where the answer does not say which order it is about, or not known."""
         method = "market_getinfo"
         body = wire.write_request(method, custom_ids=list(external_ids))
         answer = self._answer(method, self._send(body, method))
         if isinstance(answer, Problem):
             if not answer.is_about(*wire.NOT_FOUND):
                 raise _error(method, answer, wire.STANDARD, ProviderNotReached)
-            found: dict[str, OrderReport] | None = None if len(external_ids) > 1 else {}
-        else:
-            try:
-                found = _by_custom_id(answer.get("items"), external_ids)
-            except Unusable as error:
-                raise ProviderNotReached(f"{method}: {error}") from error
-        if found is not None:
-            return found
-        half = len(external_ids) // 2
-        return self.reports(external_ids[:half]) | self.reports(external_ids[half:])
+            return None
+        try:
+            return _by_custom_id(answer.get("items"), external_ids)
+        except Unusable as error:
+            raise ProviderNotReached(f"{method}: {error}") from error
 
     def read_webhook(self, headers: Mapping[str, str], body: bytes) -> WebhookNotice:
         """Verify and read one delivery; see `webhook.read`."""

@@ -22,6 +22,7 @@ from fulfillment.providers.reading import (
     clean,
     dollars,
     instant,
+    item_asked_for,
     number,
     recipient,
 )
@@ -336,7 +337,8 @@ def quotes(wants: Sequence[Want], listed: Listed) -> Quotes:
     """Price the wants: by id where the id is a skin's, else the cheapest of the name."""
     found, unclear = {}, set()
     for want in wants:
-        skin_id = skin_id_of(want.catalog_item_id)
+        item_id = item_asked_for(want, listed.by_id)
+        skin_id = skin_id_of(item_id)
         name = want.market_hash_name or want.catalog_item_id
         # A name's lowest price may have come from such a row.
         if (skin_id or name) in listed.ambiguous:
@@ -351,7 +353,7 @@ def quotes(wants: Sequence[Want], listed: Listed) -> Quotes:
                 continue
             name = named
         if price is not None:
-            found[want] = Quote(want.catalog_item_id, name, price)
+            found[want] = Quote(item_id, name, price)
     return Quotes(found, listed.size, frozenset(unclear))
 
 

@@ -4,10 +4,13 @@ Nothing promises that a repeated `merchant_tx_id` buys once, so nothing here rep
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from typing import Any, NoReturn
 from urllib.parse import urlencode
 
 from fulfillment.errors import (
+    OverBudget,
     ProviderError,
     ProviderNotReached,
     ProviderOutcomeUnknown,
@@ -32,6 +35,7 @@ PURCHASE_S = 35.0  # the call may block for 30 s
 LIST_S = 60.0
 #: Longer addresses are cut off by some servers and proxies; each name is a part of the address.
 QUERY_LENGTH = 3_000
+MOST_NAMES = 1_000
 
 
 class Skinslink:
@@ -48,35 +52,50 @@ class Skinslink:
         self._auth = {"x-api-key": api_key}
         self._webhook_secrets = tuple(webhook_secrets)
         self._read_s = read_s
+        self._most_names = MOST_NAMES  # in one search
 
     def quote(self, wants: Sequence[Want]) -> Quotes:
-        """Search the wanted names: the whole list is about 200 MB."""
-        names = sorted({wire.name_of(want) for want in wants})
-        listed = Listed()
-        refused = [name for group in _groups(names) for name in self._search(group, listed)]
-        if names and len(refused) == len(names):
+        """Search the wanted names, as far as the rate budget goes: the whole list is 200 MB.
+
+        One invalid name spoils a search: then fewer are searched together, until it is alone.
+        """
+        names = list(dict.fromkeys(wire.name_of(want) for want in wants))
+        waiting, listed, refused = names, Listed(), 0
+        while waiting:
+            group = _head(waiting, self._most_names)
+            try:
+                is_taken = self._search(group, listed)
+            except OverBudget:
+                if waiting is names:
+                    raise
+                break
+            if is_taken or len(group) == 1:
+                waiting = waiting[len(group) :]
+                refused += not is_taken
+                self._most_names = min(self._most_names * 2, MOST_NAMES)
+            else:
+                self._most_names = len(group) // 2
+        if names and refused == len(names):
             # Not one name that it takes: the search has changed, the items are not gone.
             raise ProviderNotReached("GET /merchant/purchase/search: every name is refused")
-        return wire.quotes(wants, listed)
+        unasked = frozenset(want for want in wants if wire.name_of(want) in waiting)
+        asked = [want for want in wants if want not in unasked]
+        return replace(wire.quotes(asked, listed), unasked=unasked)
 
-    def _search(self, names: Sequence[str], listed: Listed) -> list[str]:
-        """Search and add what is found; give the names that the provider finds invalid."""
+    def _search(self, names: Sequence[str], listed: Listed) -> bool:
+        """Search and add what is found; False where the provider finds a name invalid."""
         path = "/merchant/purchase/search"
         query = urlencode([("game", wire.GAME), *(("names", name) for name in names)])
         answer = self._get(f"{path}?{query}", total_s=LIST_S, limit=LIST_LIMIT, accept_gzip=True)
         try:
             if answer.status == 400:
                 problem = wire.read_envelope(answer.body)
-                is_name = isinstance(problem, Problem) and problem.message == wire.VALIDATION_ERROR
-                if is_name and len(names) == 1:
-                    return list(names)
-                if is_name:
-                    half = len(names) // 2
-                    return self._search(names[:half], listed) + self._search(names[half:], listed)
+                if isinstance(problem, Problem) and problem.message == wire.VALIDATION_ERROR:
+                    return False
             wire.read_listing(_success(answer), names, listed)
         except Unusable as error:
             raise ProviderNotReached(f"GET {path}: {error}") from error
-        return []
+        return True
 
     def wallet_mills(self) -> int:
         """Read what is spendable; money in open purchases is not in it."""
@@ -160,18 +179,11 @@ class Skinslink:
         return self._http.request("GET", path, headers=self._auth, **options)
 
 
-def _groups(names: Sequence[str]) -> list[list[str]]:
-    """Cut the names into searches whose addresses stay short."""
-    groups: list[list[str]] = []
-    size = QUERY_LENGTH
-    for name in names:
-        length = len(urlencode({"names": name})) + 1
-        if size + length > QUERY_LENGTH:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += length
-    return groups
+def _head(names: Sequence[str], most: int) -> list[str]:
+    """Give the first names, as many as one search's address has room for."""
+    lengths = accumulate(len(urlencode({"names": name})) + 1 for name in names)
+    fitting = sum(length <= QUERY_LENGTH for length in lengths)
+    return list(names[: max(min(fitting, most), 1)])
 
 
 def _success(answer: Answer) -> bytes:

@@ -17,6 +17,7 @@ from fulfillment.providers.reading import (
     clean,
     dollars,
     instant,
+    item_asked_for,
     number,
     recipient,
 )
@@ -200,7 +201,8 @@ def quotes(wants: Sequence[Want], listed: Listed) -> Quotes:
     found, unclear = {}, set()
     for want in wants:
         name = name_of(want)
-        asset_id = asset_id_of(want.catalog_item_id, want.market_hash_name)
+        item_id = item_asked_for(want, listed.by_id)
+        asset_id = asset_id_of(item_id, want.market_hash_name)
         # A name's lowest price may have come from such a row.
         if (asset_id or name) in listed.ambiguous:
             unclear.add(want)
@@ -213,7 +215,7 @@ def quotes(wants: Sequence[Want], listed: Listed) -> Quotes:
             if named != name:
                 price = None
         if price is not None:
-            found[want] = Quote(want.catalog_item_id, name, price)
+            found[want] = Quote(item_id, name, price)
     return Quotes(found, listed.size, frozenset(unclear))
 
 

@@ -96,12 +96,13 @@ def write_purchase(command: PurchaseCommand) -> bytes:
 
 
 def read_catalog(
-    body: bytes, wanted: Collection[str]
+    body: bytes, wanted: Collection[str], names: Collection[str] = ()
 ) -> tuple[dict[str, CatalogItem], int, set[str]]:
-    """Find the wanted ids; say how many usable entries the list has. Raises Unusable for none.
+    """Find the wanted ids, and all items of these names; say how many usable entries the list has.
 
     An id that stands twice with different content is in neither: nobody knows which one holds, so
-    such ids are given last.
+    such ids are given last, with the names among the wanted that they bear. Raises Unusable for a
+    list without a usable entry.
     """
     items = _items(body.removeprefix(BOM))
     if not items:
@@ -109,8 +110,11 @@ def read_catalog(
     found: dict[str, CatalogItem] = {}
     ambiguous: set[str] = set()
     for item in items:
-        if item.id in wanted and found.setdefault(item.id, item) != item:
-            ambiguous.add(item.id)
+        name = item.market_hash_name
+        if item.id in wanted or name in names:
+            known = found.setdefault(item.id, item)
+            if known != item:
+                ambiguous |= {item.id, *({name, known.market_hash_name} & set(names))}
     clear = {id_: item for id_, item in found.items() if id_ not in ambiguous}
     return clear, len(items), ambiguous
 

@@ -1,0 +1,111 @@
+"""The rate budget as one process sees it: no request leaves for a provider that was not taken.
+
+Services take in bulk what their calls will need; an adapter's HTTP client spends it request by
+request, and what a call needs beyond it is taken from the shared row as it is needed.
+"""
+
+import threading
+from datetime import timedelta
+from types import TracebackType
+
+from fulfillment.clock import Clock
+from fulfillment.errors import OverBudget, ServerUnreachable
+from fulfillment.store import accounts
+from fulfillment.store.accounts import Purpose
+from fulfillment.store.engine import Database
+
+#: A request that is sent later than this after it was taken would arrive in another minute.
+_FRESH = timedelta(seconds=2)
+
+_present = threading.local()  # .grants: those in force in this thread, the innermost last
+
+
+class RateBudget:
+    """One account's requests a minute, shared with all processes; None is no limit."""
+
+    def __init__(self, account: str, limit: int | None, database: Database, clock: Clock) -> None:
+        self._account = account
+        self._limit = limit
+        self._database = database
+        self.clock = clock
+
+    def take(self, purpose: Purpose, wanted: int = 1, *, leaving: int = 0) -> "Grant":
+        """Take up to `wanted` requests where `leaving` more could follow them."""
+        size = wanted
+        if self._limit is not None and wanted:
+            now = self.clock.now()
+            with self._database.transaction() as session:
+                size = accounts.take(
+                    session, self._account, self._limit, purpose, wanted, now, leaving=leaving
+                )
+        return Grant(self, purpose, size, leaving)
+
+    def give_back(self, purpose: Purpose, count: int) -> None:
+        if self._limit is not None and count:
+            now = self.clock.now()
+            with self._database.transaction() as session:
+                accounts.give_back(session, self._account, self._limit, purpose, count, now)
+
+    def left(self, purpose: Purpose) -> int | None:
+        """Say how many requests could be taken now; None is no limit."""
+        if self._limit is None:
+            return None
+        now = self.clock.now()
+        with self._database.transaction() as session:
+            return accounts.left(session, self._account, self._limit, purpose, now)
+
+    def spend(self) -> None:
+        """Count a request that leaves now. Raises OverBudget where it must not.
+
+        Outside any grant it is a person who asks, which is urgent.
+        """
+        if self._limit is None:
+            return
+        grants: list[Grant] = getattr(_present, "grants", [])
+        if grants and grants[-1].budget is self:
+            grants[-1].spend()
+        else:
+            Grant(self, Purpose.URGENT, 0, 0).spend()
+
+
+class Grant:
+    """Requests that were taken for a purpose; `with grant:` has this thread's requests spend it."""
+
+    def __init__(self, budget: RateBudget, purpose: Purpose, size: int, leaving: int) -> None:
+        self.budget = budget
+        self.size = size
+        self._purpose = purpose
+        self._leaving = leaving
+        self._left = size
+        self._stale_at = budget.clock.now() + _FRESH
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        _present.__dict__.setdefault("grants", []).append(self)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _present.grants.pop()
+
+    def spend(self) -> None:
+        """Count one request. Raises OverBudget."""
+        with self._lock:
+            if self._left and self.budget.clock.now() <= self._stale_at:
+                self._left -= 1
+                return
+        try:
+            more = self.budget.take(self._purpose, leaving=self._leaving)
+        except ServerUnreachable:
+            raise OverBudget from None
+        if not more.size:
+            raise OverBudget
+
+    def give_back(self) -> None:
+        """Return what was not spent."""
+        with self._lock:
+            unspent, self._left = self._left, 0
+        self.budget.give_back(self._purpose, unspent)

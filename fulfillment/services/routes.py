@@ -1,0 +1,114 @@
+"""Routes: after a definite no, an order goes on to the next account that its checkout allows.
+
+At most one attempt of an order is ever open: nothing here moves an order of which a byte may have
+left and no clear answer came back.
+"""
+
+from collections.abc import Mapping
+
+from fulfillment.errors import OverBudget, ProviderError
+from fulfillment.services.claiming import KeptClaim
+from fulfillment.services.context import Context
+from fulfillment.services.dispatch import refusal
+from fulfillment.store import ledger, orders
+from fulfillment.store.ledger import Posting
+from fulfillment.store.models import UNCLAIMED, Attempt, Move, Order
+from schemas.enums import AttemptState, FailureCode, OrderStatus, Source
+
+#: A purchase refused for these reasons may succeed elsewhere; the others are about the customer.
+TRIED_ELSEWHERE = frozenset(
+    {FailureCode.ITEM_UNAVAILABLE, FailureCode.PRICE_CHANGED, FailureCode.INSUFFICIENT_FUNDS}
+)
+_LIMIT = 500
+
+
+def reroute(
+    context: Context,
+    order: Order,
+    why: str,
+    by: Source,
+    claim: str | None = None,
+    *,
+    source: OrderStatus | None = None,
+) -> Move | None:
+    """Write the move to the order's next account; None where there is none left.
+
+    `source` is the order's status where it changed since it was read. Money that is held for it is
+    to be released in the same transaction.
+    """
+    left = [name for name in order.fallbacks if name in context.settings.accounts]
+    if not left:
+        return None
+    source = source or order.status
+    has_begun = source in (OrderStatus.RESERVED, OrderStatus.SUBMITTING)
+    return Move(
+        order.id,
+        source,
+        OrderStatus.SUBMITTING if has_begun else source,
+        by,
+        f"{order.account}: {why}; trying {left[0]}",
+        {
+            "account": left[0],
+            "fallbacks": left[1:],
+            "between_attempts": has_begun,
+            "quoted_mills": None,
+            "quoted_item_id": None,
+            "funds_deadline_at": None,
+        },
+        {**UNCLAIMED, "next_attempt_at": context.now(), "next_poll_at": None},
+        claim=claim,
+    )
+
+
+def reroute_or_refuse(
+    context: Context, order: Order, code: FailureCode, message: str, by: Source, claim: str
+) -> Move:
+    """Write what follows our own no to an order that nothing is under way for."""
+    going_on = reroute(context, order, f"{code}: {message}", by, claim)
+    return going_on or refusal(order, code, message, by, claim)
+
+
+def rerouted_to(account: str, moved: Mapping[int, Order]) -> tuple[str, ...]:
+    """Name the accounts to dispatch for: those that orders of this one went on to."""
+    return tuple(sorted({order.account for order in moved.values()} - {account}))
+
+
+def leave_unreachable(
+    context: Context, claim: KeptClaim, error: ProviderError, by: Source
+) -> tuple[str, ...]:
+    """Let the batch's orders go on that can, when their account cannot be asked; name where to."""
+    if isinstance(error, OverBudget):
+        return ()  # our own restraint is no word of the provider
+    with context.database.transaction() as session:
+        members = [order for order in orders.get(session, claim.order_ids) if order.is_waiting]
+        why = f"cannot be asked: {error}"
+        moves = [reroute(context, order, why, by, claim.name) for order in members]
+        moved = orders.apply(session, [move for move in moves if move], context.now())
+    return rerouted_to(claim.account, moved)
+
+
+def leave_paused(context: Context) -> list[str]:
+    """Let orders at paused accounts go on of which surely nothing was sent; give their ids."""
+    now = context.now()
+    with context.database.transaction() as session:
+        stuck = orders.lock_routed_at_paused(session, now, _LIMIT)
+        if not stuck:
+            return []
+        # Read after the orders were locked: only a holder of the lock commits an intent to send.
+        attempts = ledger.attempts_of(session, [order.id for order in stuck])
+        moves = [
+            reroute(context, order, "the account is paused", Source.SWEEP)
+            for order in stuck
+            if _is_unsent(attempts.get(order.id))
+        ]
+        moved = orders.apply(session, [move for move in moves if move], now)
+        held = {order.id: order.account for order in stuck}
+        postings = [Posting(id_, "never sent", account=held[id_]) for id_ in moved]
+        ledger.refuse(session, postings, now)
+    return [order.external_id for order in moved.values()]
+
+
+def _is_unsent(attempt: Attempt | None) -> bool:
+    if attempt is None or attempt.state is AttemptState.RESERVED:
+        return True
+    return attempt.state is AttemptState.SENDING and attempt.unknown_since is None
