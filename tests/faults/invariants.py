@@ -44,6 +44,7 @@ REBUILT = (
     *("quoted_mills", "charged_mills", "steam_offer_id", "failure_code", "failure_message"),
     *("failed_by", "funds_deadline_at", "sent_at", "trade_deadline_at", "overdue"),
     *("completed_at", "reversible_until"),
+    *("route", "fallbacks", "between_attempts", "quoted_item_id"),
 )
 MOST_POSTS = 90
 LOOKUPS_APART_S = 60.0
@@ -105,9 +106,10 @@ def bought_once(history: History) -> Iterator[str]:
     for name, accounts in owners.items():
         if len(accounts) > 1:
             yield f"I1 {name} was bought at {accounts}"
-    for attempt, count in Counter(a["order_id"] for a in history.attempts).items():
+    live = [a for a in history.attempts if a["state"] != "refused"]
+    for name, count in Counter(attempt["external_id"] for attempt in live).items():
         if count > 1:
-            yield f"I1 order {attempt} has {count} attempts"
+            yield f"I1 {name} has {count} attempts that were not refused"
 
 
 def replayed_by_rule(history: History) -> Iterator[str]:

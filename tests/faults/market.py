@@ -93,6 +93,8 @@ class Account:
     clock: FakeClock
     #: Called with the orders of a purchase request before it leaves.
     on_submit: Callable[[str, list[str]], None]
+    #: Takes a request out of the account's rate budget.
+    spend: Callable[[], None] = lambda: None
     calls: list[Call] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -109,6 +111,7 @@ class Account:
             timeout_s=35.0 if kind is ProviderName.SKINSLINK else account.request_timeout_s,
             transport=_Wire(self),
             clock=self.clock,
+            spend=lambda: self.spend(),
         )
         secret = account.client_secret.get_secret_value()
         if kind is ProviderName.SKINSNODE:

@@ -10,6 +10,8 @@ from fulfillment.simulator.scenarios import Scenario
 from schemas.enums import ProviderName
 from tests.faults.kinds import KINDS
 
+#: What an order names that may be bought at any account.
+ROUTE = "any"
 PUBLIC_URL = "http://store"
 SECRET = "cs_sim_4e1d"
 API_KEY = "ak_sim_9c2b"
@@ -78,16 +80,19 @@ def draw(seed: int, kinds: tuple[str, ...] | None = None, orders: int | None = N
         name = "main" if place == 0 else provider.value
         accounts[name], options[name] = _account(source, provider, name, seed, is_tight, count)
     span_s = source.choice((0.0, 20.0, 120.0))
+    # Every other order may be bought wherever it can be, in the order of the accounts.
+    named = [*accounts, *[ROUTE] * len(accounts)] if len(accounts) > 1 else list(accounts)
     return Plan(
         seed=seed,
         kinds=chosen,
         accounts=accounts,
         options=options,
-        orders=tuple(_order(source, n, list(accounts), chosen, span_s) for n in range(count)),
+        orders=tuple(_order(source, n, named, chosen, span_s) for n in range(count)),
         settings={
             "batch_limit": source.choice((3, 8, 64)),
             "claim_lease_s": source.choice((10, 30)),
             "await_funds_s": source.choice((60, 300, 900)),
+            "routes": {ROUTE: tuple(accounts)} if len(accounts) > 1 else {},
         },
         faults_until=span_s + source.uniform(60, 240),
         worker_slots=tuple(source.choice((1, 2, 4)) for _ in range(source.choice((1, 2, 2)))),

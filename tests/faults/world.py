@@ -43,8 +43,7 @@ TABLES = (
 _DUE = """
     SELECT extract(epoch FROM
              least((SELECT min(greatest(next_attempt_at, claimed_until,
-                      CASE WHEN o.status IN ('reserved', 'submitting', 'received', 'quoted',
-                                             'awaiting_funds') THEN a.paused_until END))
+                      CASE WHEN o.fallbacks = '[]' THEN a.paused_until END))
                       FROM orders o JOIN accounts a ON a.name = o.account
                      WHERE next_attempt_at IS NOT NULL),
                    (SELECT min(next_apply_at) FROM webhook_deliveries),
@@ -172,6 +171,8 @@ class World:
             threads=SimulatedThreads(self.scheduler),
             _providers={name: account.provider for name, account in self.accounts.items()},
         )
+        for name, account in self.accounts.items():
+            account.spend = self.context.budget(name).spend
         self.postmen = {
             name: Postman(account, self.context, self.snapshot, lambda: self.web)
             for name, account in self.accounts.items()
@@ -200,8 +201,9 @@ class World:
     # What the store and the market do
 
     def _plan_order(self, order: PlannedOrder) -> None:
-        account = self.accounts[order.account]
-        account.market.scenario_of_id[order.external_id] = order.scenario
+        for each in self.accounts.values():
+            each.market.scenario_of_id[order.external_id] = order.scenario
+        account = self.accounts.get(order.account) or next(iter(self.accounts.values()))
         item = list(account.market.items.values())[order.item]
         event: dict[str, Any] = {
             "externalId": order.external_id,
@@ -414,8 +416,8 @@ class World:
     def _check_intent(self, account: str, orders: list[str]) -> None:
         query = (
             "SELECT 1 FROM orders o JOIN attempts a ON a.order_id = o.id WHERE o.external_id = "
-            "ANY(%(ids)s) AND o.account = %(account)s AND o.status NOT IN "
-            "('received', 'quoted', 'awaiting_funds', 'reserved') AND a.posts > 0 "
+            "ANY(%(ids)s) AND a.account = o.account AND o.account = %(account)s "
+            "AND o.status NOT IN ('received', 'quoted', 'awaiting_funds', 'reserved') AND a.posts > 0 "
             "AND a.body_sealed IS NOT NULL"
         )
         if len(self.rows(query, ids=orders, account=account)) != len(orders):
@@ -424,7 +426,7 @@ class World:
     def note_scenarios(self) -> None:
         """Count the faults that a purchase's own way was."""
         for order in self.plan.orders:
-            if order.kind in BY_SCENARIO and (
-                order.external_id in self.accounts[order.account].market.orders
-            ):
+            accounts = self.accounts.values()
+            is_bought = any(order.external_id in a.market.orders for a in accounts)
+            if order.kind in BY_SCENARIO and is_bought:
                 self.faults.note(order.kind, [order.external_id])
