@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from fulfillment.devstack.files import write_private
 from fulfillment.errors import ConfigurationError
+from fulfillment.providers.registry import ADAPTERS
 from fulfillment.settings import (
     DEFAULT_ACCOUNT,
     DEFAULT_URLS,
@@ -32,9 +33,13 @@ from schemas.enums import ProviderName
 PORTS_TRIED = 100
 #: What is simulated where no account is configured.
 SIMULATED = {
-    DEFAULT_ACCOUNT: AccountSettings(),
-    "skinsback": AccountSettings(provider=ProviderName.SKINSBACK),
-    "skinslink": AccountSettings(provider=ProviderName.SKINSLINK),
+    name: account
+    for name, account in (
+        (DEFAULT_ACCOUNT, AccountSettings()),
+        ("skinsback", AccountSettings(provider=ProviderName.SKINSBACK)),
+        ("skinslink", AccountSettings(provider=ProviderName.SKINSLINK)),
+    )
+    if account.provider in ADAPTERS
 }
 
 

@@ -54,7 +54,7 @@ SETTLED = "completed, settled"  # it can be undone no more
 BACK, LINK = "skinsback", "skinslink"
 
 # fmt: off
-SCRIPT = (
+_SCRIPT = (
     # SkinsNode
     Case(title="delivered"),
     Case(title="delivered", way="batch"),
@@ -115,6 +115,7 @@ SCRIPT = (
     Case(title="customer declines the offer", account=LINK, name="declined", end="cancelled"),
 )
 # fmt: on
+SCRIPT = tuple(case for case in _SCRIPT if case.account in SIMULATED)
 
 
 @dataclass

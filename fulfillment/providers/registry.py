@@ -1,7 +1,8 @@
-"""Which adapter serves an account. Adding or deleting a provider's folder is one row here."""
+"""Which adapter serves an account: the package of the provider's name, where there is one."""
 
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 
 import httpx
 from pydantic import SecretStr
@@ -12,11 +13,7 @@ from fulfillment.settings import PREFIX, AccountSettings
 from schemas.enums import ProviderName
 
 #: Each package offers `build(account, spend)` and `REQUIRED`, the settings it cannot do without.
-ADAPTERS = {
-    ProviderName.SKINSNODE: "fulfillment.providers.skinsnode",
-    ProviderName.SKINSBACK: "fulfillment.providers.skinsback",
-    ProviderName.SKINSLINK: "fulfillment.providers.skinslink",
-}
+ADAPTERS = {name: package for name in ProviderName if find_spec(package := f"{__package__}.{name}")}
 
 
 def build(name: str, account: AccountSettings, spend: Callable[[], None] | None = None) -> Provider:

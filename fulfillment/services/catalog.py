@@ -57,8 +57,11 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
             return StepOutcome(goes_on=False, rerouted_to=left_for)
         with context.database.transaction() as session:
             accounts.note_catalog(session, account, quotes.listed, requested_at)
-            accounts.works(session, account)
         goes_on, left_for = _quote(context, claim, members, quotes)
+        if not goes_on:
+            # Where the wallet is asked next, its answer says whether the account works: pauses
+            # grow although the catalog alone can be read.
+            outages.works(context, account)
         is_more_waiting = not goes_on and finish_gathering(context, batch)
         return StepOutcome(goes_on, is_more_waiting, left_for)
 

@@ -33,3 +33,9 @@ def pause(context: Context, account: str, error: ProviderError) -> datetime | No
         accounts.pause(session, account, now + length, str(error))
     log.warning("account.paused", account=account, seconds=length.total_seconds(), why=str(error))
     return now + length
+
+
+def works(context: Context, account: str) -> None:
+    """Note that the provider answers again."""
+    with context.database.transaction() as session:
+        accounts.works(session, account)

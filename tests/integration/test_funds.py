@@ -1,5 +1,6 @@
 """Sharing out the wallet over waiting and new orders, and never spending twice."""
 
+from fulfillment.errors import ProviderNotReached
 from fulfillment.services.context import Context
 from schemas.enums import OrderStatus as S
 from tests.support import (
@@ -75,3 +76,24 @@ def test_a_stale_figure_never_pays_twice(
 
     assert again(context, first).status is S.ACCEPTED
     assert again(context, second).status is S.AWAITING_FUNDS
+
+
+def test_pauses_grow_while_only_the_catalog_can_be_read(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    def refuse_wallet(what: str) -> None:
+        if what == "wallet":
+            raise ProviderNotReached("GET /v1/wallet: HTTP 503")
+
+    provider.on_read = refuse_wallet
+    receive_one(context)
+
+    for _ in range(300):
+        run_sweep(context)
+        clock.advance(1)
+
+    assert 5 <= provider.reads.count("catalog") <= 15
+    provider.on_read = lambda what: None
+    clock.advance(61)
+    run_sweep(context)
+    assert len(provider.bodies) == 1
