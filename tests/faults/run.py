@@ -64,10 +64,11 @@ def run_seed(seed: int, engine: Engine, **overrides: Any) -> Report:
 
 def _run_phases(world: World, report: Report) -> None:
     plan, began = world.plan, world.scheduler.now
+    fewest = min(FEWEST_KINDS_FIRED, len(plan.kinds))
 
     def is_enough() -> bool:
         passed = world.scheduler.now - began
-        has_struck = len(world.faults.kinds_fired) >= FEWEST_KINDS_FIRED
+        has_struck = len(world.faults.kinds_fired) >= fewest
         return passed >= plan.faults_until and (has_struck or passed >= _LONGEST_S)
 
     while not is_enough() and world.step():
@@ -88,7 +89,7 @@ def _run_phases(world: World, report: Report) -> None:
     world.note_scenarios()
     _judge(world, report, SAFETY + LIVENESS)
     fired = world.faults.kinds_fired
-    if len(fired) < min(FEWEST_KINDS_FIRED, len(plan.kinds)):
+    if len(fired) < fewest:
         report.violations.append(f"harness: of {plan.kinds} only {sorted(fired)} struck")
 
 

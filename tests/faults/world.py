@@ -417,8 +417,8 @@ class World:
         query = (
             "SELECT 1 FROM orders o JOIN attempts a ON a.order_id = o.id WHERE o.external_id = "
             "ANY(%(ids)s) AND a.account = o.account AND o.account = %(account)s "
-            "AND o.status NOT IN ('received', 'quoted', 'awaiting_funds', 'reserved') AND a.posts > 0 "
-            "AND a.body_sealed IS NOT NULL"
+            "AND o.status NOT IN ('received', 'quoted', 'awaiting_funds', 'reserved') "
+            "AND a.posts > 0 AND a.body_sealed IS NOT NULL"
         )
         if len(self.rows(query, ids=orders, account=account)) != len(orders):
             self.unintended += orders
