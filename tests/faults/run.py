@@ -36,11 +36,8 @@ class Report:
     virtual_s: float = 0.0
     real_s: float = 0.0
     trace: list[str] = field(default_factory=list, repr=False)
-
-    @property
-    def digest(self) -> str:
-        """Name the whole course of the run: two runs of one seed have the same."""
-        return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()[:16]
+    #: Names the whole course of the run: two runs of one seed have the same.
+    digest: str = ""
 
     @property
     def command(self) -> str:
@@ -56,6 +53,7 @@ def run_seed(seed: int, engine: Engine, **overrides: Any) -> Report:
         _run_phases(world, report)
         report.fired = world.faults.fired
         report.trace = world.scheduler.trace
+        report.digest = hashlib.sha256("\n".join(report.trace).encode()).hexdigest()[:16]
         report.virtual_s = world.scheduler.now - 1000
         report.ends = Counter(world.statuses([o.external_id for o in plan.orders]))
     report.real_s = time.perf_counter() - began
