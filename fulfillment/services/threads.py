@@ -19,12 +19,15 @@ class Threads:
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
 
-    def first_done(self, flying: Collection[Future[Any]], group_s: float) -> set[Future[Any]]:
-        """Wait for one of these, and `group_s` longer for those that come with it."""
+    def first_done(self, flying: Collection[Future[Any]], group_s: float) -> list[Future[Any]]:
+        """Wait for one of these, and `group_s` longer for those that come with it.
+
+        Gives them in the order in which they stand in `flying`.
+        """
         done, _ = wait(flying, return_when=FIRST_COMPLETED)
         if len(done) < len(flying):
             done, _ = wait(flying, timeout=group_s)
-        return done
+        return [future for future in flying if future in done]
 
     def all_done(self, flying: Collection[Future[Any]]) -> None:
         """Wait for all of these."""

@@ -12,13 +12,14 @@ from uuid import uuid4
 import psycopg
 import structlog
 from psycopg import sql
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 from sqlalchemy.engine import Engine, make_url
 
 from fulfillment.settings import PREFIX
 from fulfillment.store.engine import Database
 from fulfillment.store.migrate import migrate
 from tests.faults.run import Report, run_seed
+from tests.faults.world import TABLES
 
 _engine: Engine | None = None
 
@@ -33,12 +34,15 @@ def database_on(server_url: str) -> Iterator[Engine]:
     with psycopg.connect(address, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         # Nobody pulls the plug here, and a plan that changes would change the course of a seed.
-        for setting in ("synchronous_commit = off", "enable_hashagg = off", "jit = off"):
+        for setting in ("synchronous_commit = off", "plan_cache_mode = force_generic_plan"):
             statement = f"ALTER DATABASE {{}} SET {setting}"
             connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
     try:
         database = Database(url.render_as_string(hide_password=False))
         migrate(database)
+        with database.transaction() as session:
+            for table in TABLES.split(", "):
+                session.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = off)"))
         database.close()
         engine = create_engine(url, hide_parameters=True)
         yield engine

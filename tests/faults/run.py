@@ -36,11 +36,8 @@ class Report:
     virtual_s: float = 0.0
     real_s: float = 0.0
     trace: list[str] = field(default_factory=list, repr=False)
-
-    @property
-    def digest(self) -> str:
-        """Name the whole course of the run: two runs of one seed have the same."""
-        return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()[:16]
+    #: Names the whole course of the run: two runs of one seed have the same.
+    digest: str = ""
 
     @property
     def command(self) -> str:
@@ -56,6 +53,7 @@ def run_seed(seed: int, engine: Engine, **overrides: Any) -> Report:
         _run_phases(world, report)
         report.fired = world.faults.fired
         report.trace = world.scheduler.trace
+        report.digest = hashlib.sha256("\n".join(report.trace).encode()).hexdigest()[:16]
         report.virtual_s = world.scheduler.now - 1000
         report.ends = Counter(world.statuses([o.external_id for o in plan.orders]))
     report.real_s = time.perf_counter() - began
@@ -64,10 +62,11 @@ def run_seed(seed: int, engine: Engine, **overrides: Any) -> Report:
 
 def _run_phases(world: World, report: Report) -> None:
     plan, began = world.plan, world.scheduler.now
+    fewest = min(FEWEST_KINDS_FIRED, len(plan.kinds))
 
     def is_enough() -> bool:
         passed = world.scheduler.now - began
-        has_struck = len(world.faults.kinds_fired) >= FEWEST_KINDS_FIRED
+        has_struck = len(world.faults.kinds_fired) >= fewest
         return passed >= plan.faults_until and (has_struck or passed >= _LONGEST_S)
 
     while not is_enough() and world.step():
@@ -88,7 +87,7 @@ def _run_phases(world: World, report: Report) -> None:
     world.note_scenarios()
     _judge(world, report, SAFETY + LIVENESS)
     fired = world.faults.kinds_fired
-    if len(fired) < min(FEWEST_KINDS_FIRED, len(plan.kinds)):
+    if len(fired) < fewest:
         report.violations.append(f"harness: of {plan.kinds} only {sorted(fired)} struck")
 
 

@@ -245,11 +245,11 @@ class SimulatedThreads(Threads):
         finally:
             executor.shutdown(cancel_futures=True)
 
-    def first_done(self, flying: Collection[Future[Any]], group_s: float) -> set[Future[Any]]:
+    def first_done(self, flying: Collection[Future[Any]], group_s: float) -> list[Future[Any]]:
         self._scheduler.pause(until=lambda: any(future.done() for future in flying))
         if not all(future.done() for future in flying):
             self._scheduler.pause(group_s)
-        return {future for future in flying if future.done()}
+        return [future for future in flying if future.done()]
 
     def all_done(self, flying: Collection[Future[Any]]) -> None:
         self._scheduler.pause(until=lambda: all(future.done() for future in flying))

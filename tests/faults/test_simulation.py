@@ -1,6 +1,7 @@
 """Seed after seed holds every promise; a seed is the same run every time."""
 
 import os
+from collections import defaultdict
 
 import pytest
 from sqlalchemy.engine import Engine
@@ -10,7 +11,13 @@ from tests.faults.kinds import KINDS
 from tests.faults.pool import run_seeds
 from tests.faults.run import FEWEST_KINDS_FIRED, Report, run_seed
 
+<<<<<<< HEAD
 SEEDS = 50
+=======
+SEEDS = 200
+#: The first ran two courses, when answers were taken up in the order of a set.
+COMPARED = (1192, 3, 6)
+>>>>>>> faults
 FEWEST_ORDERS = 20
 
 
@@ -33,6 +40,16 @@ def test_a_seed_runs_the_same_course_twice(engine: Engine) -> None:
 
     assert first.trace == second.trace
     assert (first.fired, first.ends) == (second.fired, second.ends)
+
+
+def test_seeds_run_the_same_course_in_any_process(database_url: str) -> None:
+    """What differs between processes, as the order of a set, decides nothing."""
+    courses: dict[int, set[str]] = defaultdict(set)
+
+    for _ in range(2):
+        run_seeds(database_url, COMPARED, 1, lambda each: courses[each.seed].add(each.digest))
+
+    assert {seed: len(courses[seed]) for seed in COMPARED} == dict.fromkeys(COMPARED, 1)
 
 
 def test_orders_come_to_their_end_although_nothing_tells_of_them(engine: Engine) -> None:
