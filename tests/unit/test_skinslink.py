@@ -281,7 +281,7 @@ def test_a_price_that_is_not_exact_makes_its_item_unclear_and_never_gone(price: 
     if price == "absent":
         del odd["price"]
     good = {**ITEM, "id": "5", "name": "other", "price": 1}
-    by_name, by_id, other = Want(NAME), Want(ITEM["id"], NAME), Want("other")
+    by_name, by_id, other = Want(NAME), Want(COMMAND.catalog_item_id, NAME), Want("other")
     wants = [by_name, by_id, other, Want("no such")]
 
     quotes = saying(200, success({"items": [odd, good]})).quote(wants)

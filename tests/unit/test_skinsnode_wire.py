@@ -558,7 +558,7 @@ def test_the_body_has_exactly_the_documented_fields() -> None:
 def test_a_wanted_entry_without_an_exact_price_is_told_of_as_unclear(odd: dict[str, Any]) -> None:
     body = catalog({**ITEM, "id": "b", **odd}, {**ITEM, "marketHashName": "other"})
     again = catalog({**ITEM, "id": "b", **odd}, {**ITEM, "id": "b"})
-    name = ITEM["marketHashName"]
+    name = str(ITEM["marketHashName"])
 
     unclear = wire.read_catalog(body, {"a", "b", "c"}, {name})[2]
 
