@@ -67,6 +67,7 @@ class FailureCode(StrEnum):
     INSUFFICIENT_FUNDS = "insufficient_funds"
     INVALID_TRADE_URL = "invalid_trade_url"
     RECIPIENT_CANNOT_TRADE = "recipient_cannot_trade"
+    PROVIDER_UNAVAILABLE = "provider_unavailable"
     REFUSED = "refused_by_provider"
     TOO_LATE = "too_late"
     CANCELLED = "cancelled"

@@ -1,5 +1,6 @@
 """What services and provider adapters say to each other: plain frozen values, money in mills."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -32,13 +33,14 @@ class Quote:
 class Quotes:
     """Answer to a quoting request: what was found, and how large the whole list was.
 
-    `unclear` are wants about which the list contradicts itself: neither found nor gone. `unasked`
-    are those for which the rate budget had no more requests.
+    `unclear` are wants that are neither found nor gone, and why: the list contradicts itself about
+    them, or their price is not exact. `unasked` are those for which the rate budget had no more
+    requests.
     """
 
     found: dict[Want, Quote]
     listed: int
-    unclear: frozenset[Want] = frozenset()
+    unclear: Mapping[Want, str] = field(default_factory=dict)
     unasked: frozenset[Want] = frozenset()
 
 

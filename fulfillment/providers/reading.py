@@ -6,12 +6,13 @@ Amounts are exact or refused, and no trade link gets out of here.
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 from fulfillment.errors import ProviderRefused
-from fulfillment.providers.http import Unusable
+from fulfillment.providers.http import Unusable, read_json
 from schemas.checkout import trade_url_parts
 from schemas.enums import FailureCode
 from schemas.money import InexactMoney, mills_from_dollars
@@ -24,6 +25,7 @@ WORD_LENGTH = 64
 MESSAGE_LENGTH = 200
 # What intake lets through (DESIGN section 7): another id cannot be an order of ours.
 EXTERNAL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+LISTED_TWICE = "it is listed twice, with different content"
 #: SteamID64 of the account with the number 0; a trade URL's `partner` is added to it.
 STEAM_ID_BASE = 76561197960265728
 
@@ -44,6 +46,12 @@ def number(value: object) -> str | None:
     return text if re.fullmatch(r"[0-9]{1,20}", text) else None
 
 
+def order_id(value: object) -> str | None:
+    """Give an order id that could be ours, written as a number or as text, as text."""
+    text = str(value) if type(value) in (str, int, Decimal) else ""
+    return text if EXTERNAL_ID.fullmatch(text) else None
+
+
 def clean(value: object, length: int, secret: str | None = None) -> str | None:
     """Make a provider's text fit to be kept: no trade link, nothing that a database refuses."""
     if not isinstance(value, str):
@@ -59,6 +67,53 @@ def instant(value: object) -> datetime | None:
         return moment.astimezone(UTC) if moment.tzinfo else None
     except (ValueError, OverflowError):
         return None
+
+
+def price_of(text: bytes) -> int | None:
+    """Read a listed price's JSON text in mills; None for one that is not exact, or none."""
+    try:
+        return dollars(read_json(text)) or None
+    except Unusable:
+        return None
+
+
+@dataclass(slots=True)
+class Listed:
+    """What is listed under the wanted ids and names: id -> (name, mills), name -> least mills."""
+
+    by_id: dict[str, tuple[str, int | None]] = field(default_factory=dict)
+    by_name: dict[str, int] = field(default_factory=dict)
+    #: Ids that stand twice with different content, and their names.
+    ambiguous: set[str] = field(default_factory=set)
+    #: Id or name of a row whose price is not exact, or none -> what stands there.
+    unpriced: dict[str, str] = field(default_factory=dict)
+    size: int = 0
+
+    def add(self, item_id: str | None, name: str, price: bytes) -> None:
+        """Add a row; `price` is its own JSON text, in dollars."""
+        mills = price_of(price)
+        if item_id and (known := self.by_id.setdefault(item_id, (name, mills))) != (name, mills):
+            self.ambiguous |= {item_id, known[0], name}
+        if mills is not None:
+            self.by_name[name] = min(mills, self.by_name.get(name, mills))
+        else:
+            text = clean(price.decode(errors="replace"), WORD_LENGTH) or ""
+            self.unpriced |= dict.fromkeys(filter(None, (item_id, name)), text)
+
+    def why_unclear(self, key: str, name: str | None) -> str | None:
+        """Say why the price of this id or name, of an item of this name, is not known.
+
+        Of a name, a row without a price counts only where no other row has one.
+        """
+        if key in self.ambiguous:
+            return LISTED_TWICE
+        named, price = self.by_id.get(key, (key, self.by_name.get(key)))
+        is_known = price is not None or key not in self.unpriced
+        return None if is_known or name not in (None, named) else not_exact(self.unpriced[key])
+
+
+def not_exact(price: str) -> str:
+    return f"its price cannot be read exactly: {price}"
 
 
 def item_asked_for(want: Want, by_id: Mapping[str, tuple[str, int | None]]) -> str:

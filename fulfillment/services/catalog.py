@@ -25,7 +25,7 @@ from schemas.provider import Quote, Quotes, Want
 
 log = get_logger(__name__)
 
-#: How soon to ask again about an item that the catalog lists twice, with different content.
+#: How soon to ask again about an item whose price the catalog does not clearly say.
 _UNCLEAR_S = 10.0
 
 
@@ -106,10 +106,11 @@ def _quote(
         moved = orders.apply(session, moves, context.now())
         claims.release(session, [order.id for order in unasked], claim.name)
         if unclear:
-            # A list that contradicts itself is the provider's fault of the moment, not a no.
+            # A list that cannot be read here is the provider's fault of the moment, not a no.
             due_at = context.now() + timedelta(seconds=_UNCLEAR_S)
             claims.release(session, [order.id for order in unclear], claim.name, due_at)
-            log.warning("catalog.unclear", orders=[order.external_id for order in unclear])
+            why = {order.external_id: quotes.unclear[_want(order)] for order in unclear}
+            log.warning("catalog.unclear", account=claim.account, orders=why)
     goes_on = is_any_unchanged or any(order.claim == claim.name for order in moved.values())
     return goes_on, rerouted_to(claim.account, moved)
 

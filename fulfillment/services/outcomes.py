@@ -10,7 +10,7 @@ from fulfillment.services.answers import Answer, Answered, NotSent, Refused, Unk
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.reports import apply_reports
-from fulfillment.services.routes import TRIED_ELSEWHERE, reroute
+from fulfillment.services.routes import is_tried_elsewhere, reroute
 from fulfillment.store import ledger, orders, switches
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Move, Order
@@ -53,7 +53,7 @@ def _write_refusals(
 
 def _go_on(context: Context, order: Order, answer: Refused, claim: KeptClaim) -> Move | None:
     """Let an order with a route try its next account, if that could help."""
-    if answer.error.code not in TRIED_ELSEWHERE:
+    if not is_tried_elsewhere(answer.error):
         return None
     why, source = str(answer.error), OrderStatus.SUBMITTING
     return reroute(context, order, why, Source.SUBMIT, claim.name, source=source)

@@ -6,7 +6,7 @@ left and no clear answer came back.
 
 from collections.abc import Mapping
 
-from fulfillment.errors import OverBudget, ProviderError
+from fulfillment.errors import OverBudget, ProviderError, ProviderRefused
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import refusal
@@ -17,9 +17,21 @@ from schemas.enums import AttemptState, FailureCode, OrderStatus, Source
 
 #: A purchase refused for these reasons may succeed elsewhere; the others are about the customer.
 TRIED_ELSEWHERE = frozenset(
-    {FailureCode.ITEM_UNAVAILABLE, FailureCode.PRICE_CHANGED, FailureCode.INSUFFICIENT_FUNDS}
+    {
+        FailureCode.ITEM_UNAVAILABLE,
+        FailureCode.PRICE_CHANGED,
+        FailureCode.INSUFFICIENT_FUNDS,
+        FailureCode.PROVIDER_UNAVAILABLE,
+    }
 )
 _LIMIT = 500
+
+
+def is_tried_elsewhere(error: ProviderRefused) -> bool:
+    """Say whether a purchase refused like this may succeed at another account."""
+    # A trade URL that we refuse ourselves only breaks this provider's own rule.
+    is_own_rule = error.is_ours and error.code == FailureCode.INVALID_TRADE_URL
+    return is_own_rule or error.code in TRIED_ELSEWHERE
 
 
 def reroute(

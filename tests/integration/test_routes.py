@@ -233,6 +233,38 @@ def test_a_refused_purchase_is_made_at_the_second_and_the_order_stays_submitting
     assert_rebuilds(mall.context, order)
 
 
+def test_a_provider_that_is_down_for_now_is_passed_over(mall: Mall) -> None:
+    order = mall.order("link-node", {"link": "refused_unavailable"})
+    run_chain(mall.context, "link")
+    mall.pass_time(3)
+
+    assert mall.bought_at(order) == ["node"]
+    assert "link: provider_unavailable" in notes(mall.context, order)
+
+
+def test_a_token_that_only_one_provider_refuses_is_tried_at_the_next(mall: Mall) -> None:
+    url = "https://steamcommunity.com/tradeoffer/new/?partner=123456789&token=Ab3dEf"
+    order = mall.order("link-node", tradeUrl=url)
+    alone = mall.order("link", tradeUrl=url)
+    run_chain(mall.context, "link")
+    mall.pass_time(3)
+
+    assert mall.bought_at(order) == ["node"]
+    assert mall.simulators["link"].purchase(order) is None
+    assert again(mall.context, alone).failure_code == "invalid_trade_url"
+
+
+def test_a_recipient_that_a_provider_refuses_is_final(mall: Mall) -> None:
+    url = "https://steamcommunity.com/tradeoffer/new/?partner=123456789&token=TradeBan"
+    order = mall.order("link-node", tradeUrl=url)
+    run_chain(mall.context, "link")
+    mall.pass_time(3)
+
+    order = again(mall.context, order)
+    assert (order.status, order.account, order.failed_by) == (S.FAILED, "link", "provider")
+    assert mall.bought_at(order) == []
+
+
 def test_the_price_cap_holds_over_all_and_the_timeline_names_each_no(mall: Mall) -> None:
     order = mall.order("all", {"link": "refused_funds"})
     mall.change_item("node", price=order.expected_price_cents + 1)

@@ -236,6 +236,16 @@ def test_a_hold_can_be_undone_until_its_end(end: str) -> None:
     assert report.steam_offer_id == "7000000002"
 
 
+def test_our_id_may_come_as_a_number() -> None:
+    command = replace(COMMAND, external_id="100042")
+    provider = saying(200, success({**DATA, "merchant_tx_id": 100042}))
+    hint = json.dumps({**HINT, "merchant_tx_id": 100042}).encode()
+
+    assert provider.reports(["100042"])["100042"].state is ReportState.PENDING
+    assert buy(provider, command).external_id == "100042"
+    assert webhook.read(hint, (SECRET,)).external_id == "100042"
+
+
 def test_a_stored_duplicate_is_no_failed_order() -> None:
     report = look_up(status="failed", fail_reason="duplicate_purchase")
 
@@ -263,6 +273,25 @@ def test_what_nobody_knows_is_absent(status: int, content: Any) -> None:
 
 
 # --- quotes and money
+
+
+@pytest.mark.parametrize("price", [10.1234, "NaN", -5, 1e30, "", 0, "10,1", None, "absent"])
+def test_a_price_that_is_not_exact_makes_its_item_unclear_and_never_gone(price: Any) -> None:
+    odd = {**ITEM, "price": price}
+    if price == "absent":
+        del odd["price"]
+    good = {**ITEM, "id": "5", "name": "other", "price": 1}
+    by_name, by_id, other = Want(NAME), Want(COMMAND.catalog_item_id, NAME), Want("other")
+    wants = [by_name, by_id, other, Want("no such")]
+
+    quotes = saying(200, success({"items": [odd, good]})).quote(wants)
+    with_another = saying(200, success({"items": [odd, {**ITEM, "id": "6"}]})).quote(wants)
+
+    assert set(quotes.found) == {other}
+    assert set(quotes.unclear) == {by_name, by_id}
+    assert str(odd.get("price") or "") in quotes.unclear[by_name]
+    assert set(with_another.found) == {by_name}
+    assert set(with_another.unclear) == {by_id}
 
 
 def test_names_are_searched_in_short_addresses() -> None:

@@ -552,3 +552,16 @@ def test_the_body_has_exactly_the_documented_fields() -> None:
     for mills in (6125, 0, -10):
         with pytest.raises(ValueError, match="cents"):
             wire.write_purchase(replace(command, price_mills=mills))
+
+
+@pytest.mark.parametrize("odd", [{"price": 10.5}, {"price": -5}, {"price": 0}, {"price": None}])
+def test_a_wanted_entry_without_an_exact_price_is_told_of_as_unclear(odd: dict[str, Any]) -> None:
+    body = catalog({**ITEM, "id": "b", **odd}, {**ITEM, "marketHashName": "other"})
+    again = catalog({**ITEM, "id": "b", **odd}, {**ITEM, "id": "b"})
+    name = str(ITEM["marketHashName"])
+
+    unclear = wire.read_catalog(body, {"a", "b", "c"}, {name})[2]
+
+    assert set(unclear) == {"b", name}
+    assert json.dumps(odd["price"]) in unclear["b"]
+    assert wire.read_catalog(again, {"b"}, {name})[2] == {}

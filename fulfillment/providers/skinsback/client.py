@@ -16,12 +16,15 @@ from fulfillment.errors import (
     ProviderOutcomeUnknown,
     ProviderRefused,
 )
+from fulfillment.log import get_logger
 from fulfillment.providers.base import AfterUnknown
 from fulfillment.providers.http import LIST_LIMIT, HTTPClient, Unusable, read_json
 from fulfillment.providers.reading import STEAM_ID_BASE, bad_trade_url, recipient
 from fulfillment.providers.skinsback import webhook, wire
 from fulfillment.providers.skinsback.wire import Meaning, Problem, Purchase, Refusal, Table
 from schemas.provider import OrderReport, PurchaseCommand, Quotes, Want, WebhookNotice
+
+log = get_logger(__name__)
 
 LIST_S = 60.0  # the price list may be tens of megabytes
 LIMIT_PAUSE = timedelta(seconds=60)  # error -7 names no length; the limit is by the minute
@@ -117,14 +120,21 @@ class SkinsBack:
         method = "user_inventory"
         steam_id = str(STEAM_ID_BASE + partner)
         body = wire.write_request(method, game=wire.GAME, steam_id=steam_id, trade_token=token)
-        answer = self._answer(method, self._send(body, method))
+        try:
+            # Told apart as for a purchase: turned away at the door, or no usable answer.
+            sent = self._send(body, method, is_purchase=True, is_throttled_unacted=True)
+            answer = wire.read_answer(sent)
+        except (ProviderOutcomeUnknown, Unusable) as error:
+            # The check's own outage is no statement either.
+            log.warning("recipient.not_checked", reason=str(error))
+            return
         if isinstance(answer, dict):
             return
-        error = _error(method, answer, wire.RECIPIENT, ProviderNotReached)
+        no = _error(method, answer, wire.RECIPIENT, ProviderNotReached)
         # Any other word is no statement about the recipient, such as an inventory that Steam does
         # not show at the moment: the purchase itself will tell.
         if answer.meaning(wire.RECIPIENT) is not None:
-            raise error
+            raise no
 
     def reports(self, external_ids: Sequence[str]) -> dict[str, OrderReport]:
         """Ask for many orders at once; where one unknown id spoils the answer, for fewer."""
@@ -232,25 +242,30 @@ def _about(report: OrderReport, external_id: str) -> OrderReport:
 def _by_custom_id(items: Any, asked: Sequence[str]) -> dict[str, OrderReport] | None:
     """Give the reports by order; None where a row does not say whose it is. Raises Unusable.
 
-    A row that cannot be read is told of as such and spoils no other.
+    A row that cannot be read is told of as such, one that was not asked for is left out; neither
+    spoils another.
     """
     if not isinstance(items, list):
         raise Unusable("expected a list of purchases")
     found: dict[str, OrderReport] = {}
     for row in items:
-        if not isinstance(row, dict):
-            raise Unusable("expected a list of purchases")
-        custom_id = row.get("custom_id")
-        if custom_id is None and len(asked) > 1:
-            return None  # asked for one by one, each is known by its being the only answer
-        if custom_id is None and len(items) == 1:
-            custom_id = asked[0]
-        if not isinstance(custom_id, str) or custom_id not in asked:
-            raise Unusable("expected only orders that were asked for")
+        custom_id = wire.custom_id_of(row)
+        if isinstance(row, dict) and row.get("custom_id") is None:
+            if len(asked) > 1:
+                return None  # asked for one by one, each is known by its being the only answer
+            if len(items) == 1:
+                custom_id = asked[0]
+        if custom_id not in asked:
+            log.warning("lookup.not_asked_for", custom_id=custom_id)
+            continue
+        assert custom_id is not None
         report = _report(row, custom_id)
         before = found.setdefault(custom_id, report)
         if before.provider_reference != report.provider_reference:
             found[custom_id] = wire.unreadable(row, custom_id, "one custom_id has two purchases")
+    if items and not found:
+        # Not taken for "not known", which may free an order to be bought elsewhere.
+        raise Unusable("expected orders that were asked for, found only others")
     return found
 
 

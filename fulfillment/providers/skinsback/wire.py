@@ -7,7 +7,7 @@ for success.
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
@@ -17,13 +17,15 @@ import msgspec
 
 from fulfillment.providers.http import BOM, Unusable, read_json
 from fulfillment.providers.reading import (
-    EXTERNAL_ID,
     WORD_LENGTH,
+    Listed,
     clean,
     dollars,
     instant,
     item_asked_for,
     number,
+    order_id,
+    price_of,
     recipient,
 )
 from fulfillment.providers.signing import hmac_hex
@@ -35,6 +37,7 @@ GAME = "cs2"
 #: A skin's own id; any other `catalogItemId` stands for a name.
 SKIN_ID = re.compile(r"[1-9][0-9]{0,17}")
 SHORTEST_NAME = 3
+NO_PRICE = msgspec.Raw(b"null")
 STATES = {
     # SkinsBack's word -> ours
     "creating_trade": ReportState.ACCEPTED,
@@ -167,7 +170,7 @@ class Row(msgspec.Struct, gc=False):
     """One listed skin; the price is read from its own text, and only where it is wanted."""
 
     name: str
-    price: msgspec.Raw
+    price: msgspec.Raw = NO_PRICE
     id: str | int | None = None
 
 
@@ -179,17 +182,6 @@ class Listing(msgspec.Struct):
 class RawListing(msgspec.Struct):
     status: str
     items: list[msgspec.Raw]
-
-
-@dataclass(slots=True)
-class Listed:
-    """What is listed under the wanted ids and names: id -> (name, mills), name -> least mills."""
-
-    by_id: dict[str, tuple[str, int | None]] = field(default_factory=dict)
-    by_name: dict[str, int] = field(default_factory=dict)
-    #: Ids that stand twice with different content, and their names.
-    ambiguous: set[str] = field(default_factory=set)
-    size: int = 0
 
 
 def sign(fields: Mapping[str, Any], secret: str) -> str:
@@ -287,26 +279,12 @@ def read_listing(body: bytes, wants: Sequence[Want]) -> Listed | Problem:
     is_any_usable = False
     for row in rows:
         skin_id = number(row.id)
-        if skin_id not in ids and row.name not in names:
-            is_any_usable = True
-            continue
-        price = _price(row)
-        is_any_usable = is_any_usable or price is not None
-        if skin_id and listed.by_id.setdefault(skin_id, (row.name, price)) != (row.name, price):
-            listed.ambiguous |= {skin_id, listed.by_id[skin_id][0], row.name}
-        if price is not None:
-            listed.by_name[row.name] = min(price, listed.by_name.get(row.name, price))
+        if skin_id in ids or row.name in names:
+            listed.add(skin_id, row.name, bytes(row.price))
+        is_any_usable = is_any_usable or price_of(bytes(row.price)) is not None
     if rows and not is_any_usable:
         raise Unusable("expected items with a price, found none")
     return listed
-
-
-def _price(row: Row) -> int | None:
-    """Read a row's price in mills; None for one that is not exact, or none."""
-    try:
-        return dollars(read_json(bytes(row.price))) or None
-    except Unusable:
-        return None
 
 
 def _rows(body: bytes) -> list[Row] | None:
@@ -335,26 +313,23 @@ def _rows(body: bytes) -> list[Row] | None:
 
 def quotes(wants: Sequence[Want], listed: Listed) -> Quotes:
     """Price the wants: by id where the id is a skin's, else the cheapest of the name."""
-    found, unclear = {}, set()
+    found, unclear = {}, {}
     for want in wants:
         item_id = item_asked_for(want, listed.by_id)
         skin_id = skin_id_of(item_id)
         name = want.market_hash_name or want.catalog_item_id
-        # A name's lowest price may have come from such a row.
-        if (skin_id or name) in listed.ambiguous:
-            unclear.add(want)
-            continue
-        if skin_id is None:
-            price = listed.by_name.get(name)
-        else:
+        # A name's lowest price may have come from a row that another contradicts.
+        if why := listed.why_unclear(skin_id or name, want.market_hash_name):
+            unclear[want] = why
+        elif skin_id is None:
+            if name in listed.by_name:
+                found[want] = Quote(item_id, name, listed.by_name[name])
+        elif skin_id in listed.by_id:
+            named, price = listed.by_id[skin_id]
             # An id under another name is another item.
-            named, price = listed.by_id.get(skin_id, ("", None))
-            if want.market_hash_name not in (None, named):
-                continue
-            name = named
-        if price is not None:
-            found[want] = Quote(item_id, name, price)
-    return Quotes(found, listed.size, frozenset(unclear))
+            if price is not None and want.market_hash_name in (None, named):
+                found[want] = Quote(item_id, named, price)
+    return Quotes(found, listed.size, unclear)
 
 
 def is_available(fields: Mapping[str, Any]) -> bool:
@@ -374,9 +349,9 @@ def read_purchase(row: Any) -> Purchase:
     """Read what was said about one purchase. Raises Unusable, also for an inexact amount."""
     if not isinstance(row, dict) or not isinstance(word := row.get("offer_status"), str):
         raise Unusable("expected a purchase with an offer_status")
-    custom_id = row.get("custom_id")
-    if custom_id is not None and not isinstance(custom_id, str):
-        raise Unusable("expected a custom_id of text")
+    custom_id = custom_id_of(row)
+    if custom_id is None and row.get("custom_id") is not None:
+        raise Unusable("expected a custom_id that could be ours")
     item = row.get("item") if isinstance(row.get("item"), dict) else {}
     assert isinstance(item, dict)
     state = STATES.get(word, ReportState.UNKNOWN)
@@ -458,5 +433,4 @@ def unreadable(row: Any, custom_id: str, why: str) -> OrderReport:
 
 def custom_id_of(row: Any) -> str | None:
     """Give the row's own order id, None where it has none that could be ours."""
-    value = row.get("custom_id") if isinstance(row, dict) else None
-    return value if isinstance(value, str) and EXTERNAL_ID.fullmatch(value) else None
+    return order_id(row.get("custom_id")) if isinstance(row, dict) else None

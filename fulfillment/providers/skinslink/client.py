@@ -18,9 +18,9 @@ from fulfillment.errors import (
 )
 from fulfillment.providers.base import AfterUnknown
 from fulfillment.providers.http import LIST_LIMIT, Answer, HTTPClient, Unusable, read_json
-from fulfillment.providers.reading import bad_trade_url
+from fulfillment.providers.reading import Listed, bad_trade_url
 from fulfillment.providers.skinslink import webhook, wire
-from fulfillment.providers.skinslink.wire import Listed, Problem
+from fulfillment.providers.skinslink.wire import Problem
 from schemas.enums import FailureCode
 from schemas.provider import (
     OrderReport,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from fulfillment.errors import WebhookRejected
 from fulfillment.providers.http import Unusable, read_json
-from fulfillment.providers.reading import EXTERNAL_ID
+from fulfillment.providers.reading import order_id
 from fulfillment.providers.signing import BAD_SIGNATURE, is_base64_of
 from fulfillment.providers.skinslink import wire
 from schemas.provider import WebhookNotice
@@ -29,12 +29,11 @@ def read(body: bytes, secrets: Sequence[str]) -> WebhookNotice:
     if not isinstance(signature, str) or not is_base64_of(signature, digests):
         raise WebhookRejected(BAD_SIGNATURE)
     # Unsigned: which order is asked about, should the id not be known yet, and nothing more.
-    hint = document.get("merchant_tx_id")
-    is_id = isinstance(hint, str) and EXTERNAL_ID.fullmatch(hint)
+    hint = order_id(document.get("merchant_tx_id"))
     status = document.get("status")
     known = status if isinstance(status, str) and status in wire.STATES else "?"
     return WebhookNotice(
-        hint if is_id else "",
+        hint or "",
         None,
         None,
         provider_reference=str(purchase_id),

@@ -6,7 +6,7 @@ Fields without a value are left out. An unknown status word is never taken for s
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -14,11 +14,14 @@ import msgspec
 from fulfillment.providers.http import BOM, Unusable, read_json
 from fulfillment.providers.reading import (
     WORD_LENGTH,
+    Listed,
     clean,
     dollars,
     instant,
     item_asked_for,
     number,
+    order_id,
+    price_of,
     recipient,
 )
 from schemas.enums import FailureCode
@@ -26,6 +29,7 @@ from schemas.money import MILLS_PER_DOLLAR
 from schemas.provider import OrderReport, PurchaseCommand, Quote, Quotes, ReportState, Want
 
 GAME = "csgo"  # their word for CS2
+NO_PRICE = msgspec.Raw(b"null")
 TOKEN = re.compile(r"[A-Za-z0-9_-]{8}")
 #: An item's own id, a Steam asset id or lower-case hex; other `catalogItemId`s stand for a name.
 ASSET_ID = re.compile(r"[0-9a-f]{1,300}")
@@ -44,7 +48,6 @@ STATES = {
 SETTLED = "completed"
 FAILED = "failed"
 DUPLICATE = "duplicate_purchase"
-PROVIDER_UNAVAILABLE = "provider_unavailable"
 FAILURES = {
     # fail_reason -> our code
     "insufficient_balance": FailureCode.INSUFFICIENT_FUNDS,
@@ -52,7 +55,7 @@ FAILURES = {
     "item_not_available": FailureCode.ITEM_UNAVAILABLE,
     "item_specified_price_not_found": FailureCode.PRICE_CHANGED,
     "item_sold": FailureCode.ITEM_UNAVAILABLE,
-    PROVIDER_UNAVAILABLE: PROVIDER_UNAVAILABLE,
+    "provider_unavailable": FailureCode.PROVIDER_UNAVAILABLE,
 }
 VALIDATION = {
     # code of a `validation error` -> our code
@@ -74,7 +77,7 @@ class Row(msgspec.Struct, gc=False):
     """One listed item; the price is read from its own text, and only where it is wanted."""
 
     name: str
-    price: msgspec.Raw
+    price: msgspec.Raw = NO_PRICE
     id: str | int | None = None
 
 
@@ -85,17 +88,6 @@ class Items(msgspec.Struct):
 class Listing(msgspec.Struct):
     success: bool
     data: Items
-
-
-@dataclass(slots=True)
-class Listed:
-    """What is listed of the wanted names: id -> (name, mills), name -> least mills."""
-
-    by_id: dict[str, tuple[str, int | None]] = field(default_factory=dict)
-    by_name: dict[str, int] = field(default_factory=dict)
-    #: Ids that stand twice with different content, and their names.
-    ambiguous: set[str] = field(default_factory=set)
-    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,53 +162,33 @@ def read_listing(body: bytes, names: Sequence[str], listed: Listed) -> None:
     for raw in listing.data.items:
         with suppress(msgspec.DecodeError, RecursionError):
             row = msgspec.json.decode(raw, type=Row)
-            price = _price(row)
-            is_any_usable = is_any_usable or price is not None
             listed.size += 1
             if row.name in wanted:
-                _add(listed, row, price)
+                listed.add(None if row.id is None else str(row.id), row.name, bytes(row.price))
+            is_any_usable = is_any_usable or price_of(bytes(row.price)) is not None
     if listing.data.items and not is_any_usable:
         raise Unusable("expected items with a price, found none")
 
 
-def _price(row: Row) -> int | None:
-    """Read a row's price in mills; None for one that is not exact, or none."""
-    try:
-        return dollars(read_json(bytes(row.price))) or None
-    except Unusable:
-        return None
-
-
-def _add(listed: Listed, row: Row, price: int | None) -> None:
-    if row.id is not None:
-        known = listed.by_id.setdefault(str(row.id), (row.name, price))
-        if known != (row.name, price):
-            listed.ambiguous |= {str(row.id), known[0], row.name}
-    if price is not None:
-        listed.by_name[row.name] = min(price, listed.by_name.get(row.name, price))
-
-
 def quotes(wants: Sequence[Want], listed: Listed) -> Quotes:
     """Price the wants: by id where the id is an item's, else the cheapest of the name."""
-    found, unclear = {}, set()
+    found, unclear = {}, {}
     for want in wants:
         name = name_of(want)
         item_id = item_asked_for(want, listed.by_id)
         asset_id = asset_id_of(item_id, want.market_hash_name)
-        # A name's lowest price may have come from such a row.
-        if (asset_id or name) in listed.ambiguous:
-            unclear.add(want)
-            continue
-        if asset_id is None:
-            price = listed.by_name.get(name)
-        else:
+        # A name's lowest price may have come from a row that another contradicts.
+        if why := listed.why_unclear(asset_id or name, name):
+            unclear[want] = why
+        elif asset_id is None:
+            if name in listed.by_name:
+                found[want] = Quote(item_id, name, listed.by_name[name])
+        elif asset_id in listed.by_id:
+            named, price = listed.by_id[asset_id]
             # An id under another name is another item.
-            named, price = listed.by_id.get(asset_id, ("", None))
-            if named != name:
-                price = None
-        if price is not None:
-            found[want] = Quote(item_id, name, price)
-    return Quotes(found, listed.size, frozenset(unclear))
+            if price is not None and named == name:
+                found[want] = Quote(item_id, name, price)
+    return Quotes(found, listed.size, unclear)
 
 
 def read_wallet(data: Mapping[str, Any]) -> int:
@@ -226,7 +198,7 @@ def read_wallet(data: Mapping[str, Any]) -> int:
 
 def read_purchase(data: Mapping[str, Any], external_id: str) -> OrderReport:
     """Read what was said about this order. Raises Unusable, also for an inexact amount."""
-    if data.get("merchant_tx_id") != external_id:
+    if order_id(data.get("merchant_tx_id")) != external_id:
         raise Unusable("expected this order, found another merchant_tx_id or none")
     word = data.get("status")
     if not isinstance(word, str):
@@ -258,7 +230,7 @@ def _with_failure(report: OrderReport, fail_reason: object) -> OrderReport:
 
 def unreadable(data: Mapping[str, Any], external_id: str, why: str) -> OrderReport | None:
     """Tell of this order's purchase that cannot be read; None where it is about another order."""
-    if data.get("merchant_tx_id") != external_id:
+    if order_id(data.get("merchant_tx_id")) != external_id:
         return None
     word = clean(data.get("status"), WORD_LENGTH)
     return OrderReport(external_id, ReportState.UNKNOWN, word or "unreadable", alarm=why)

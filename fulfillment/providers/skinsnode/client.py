@@ -50,7 +50,7 @@ class SkinsNode:
         """Find the wanted ids in a fresh catalog; an id under another name is another item."""
         wanted = {want.catalog_item_id for want in wants}
         names = {w.market_hash_name for w in wants if w.or_by_name and w.market_hash_name}
-        items, listed, ambiguous = self._read(
+        items, listed, not_clear = self._read(
             "/v1/catalog",
             lambda body: wire.read_catalog(body, wanted, names),
             total_s=CATALOG_S,
@@ -61,18 +61,18 @@ class SkinsNode:
         by_price = sorted(items.values(), key=lambda item: -item.price)
         cheapest = {item.market_hash_name: item for item in by_price}
         found: dict[Want, Quote] = {}
-        unclear: set[Want] = set()
+        unclear: dict[Want, str] = {}
         for want in wants:
-            name, asked_for = want.market_hash_name, {want.catalog_item_id}
-            item = items.get(want.catalog_item_id)
+            name, key = want.market_hash_name, want.catalog_item_id
+            item = items.get(key)
             if want.or_by_name and name and (item is None or item.market_hash_name != name):
                 item = cheapest.get(name)
-                asked_for.add(name)
-            if asked_for & ambiguous:
-                unclear.add(want)
+                key = name
+            if key in not_clear:
+                unclear[want] = not_clear[key]
             elif item is not None and name in (None, item.market_hash_name):
                 found[want] = Quote(item.id, item.market_hash_name, item.price * MILLS_PER_CENT)
-        return Quotes(found, listed, frozenset(unclear))
+        return Quotes(found, listed, unclear)
 
     def wallet_mills(self) -> int:
         """Read the prepaid balance; it may be 30 s old."""

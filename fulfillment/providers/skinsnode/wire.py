@@ -12,7 +12,15 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from fulfillment.providers.http import BOM, Unusable, read_json
-from fulfillment.providers.reading import MESSAGE_LENGTH, WORD_LENGTH, clean, instant, number
+from fulfillment.providers.reading import (
+    LISTED_TWICE,
+    MESSAGE_LENGTH,
+    WORD_LENGTH,
+    clean,
+    instant,
+    not_exact,
+    number,
+)
 from schemas.money import MAX_MILLS, MILLS_PER_CENT, InexactMoney, mills_from_cents
 from schemas.provider import OrderReport, PurchaseCommand, ReportState
 
@@ -44,6 +52,15 @@ class CatalogItem(msgspec.Struct, rename="camel", gc=False, frozen=True):
     market_hash_name: str
     price: Annotated[int, msgspec.Meta(gt=0, le=MAX_MILLS // MILLS_PER_CENT)]
     currency: Literal["USD"]
+
+
+class OddItem(msgspec.Struct, rename="camel"):
+    """An entry that has no exact price in dollars."""
+
+    id: str
+    market_hash_name: str
+    price: msgspec.Raw = msgspec.Raw(b"null")
+    currency: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class Catalog(msgspec.Struct):
@@ -97,14 +114,14 @@ def write_purchase(command: PurchaseCommand) -> bytes:
 
 def read_catalog(
     body: bytes, wanted: Collection[str], names: Collection[str] = ()
-) -> tuple[dict[str, CatalogItem], int, set[str]]:
+) -> tuple[dict[str, CatalogItem], int, dict[str, str]]:
     """Find the wanted ids, and all items of these names; say how many usable entries the list has.
 
-    An id that stands twice with different content is in neither: nobody knows which one holds, so
-    such ids are given last, with the names among the wanted that they bear. Raises Unusable for a
-    list without a usable entry.
+    Given last are the ids and names of which nobody knows the price, and why: an id that stands
+    twice with different content, and an entry without an exact price where no other gives it one.
+    Raises Unusable for a list without a usable entry.
     """
-    items = _items(body.removeprefix(BOM))
+    items, odd = _items(body.removeprefix(BOM))
     if not items:
         raise Unusable("expected a catalog with usable entries, found none")
     found: dict[str, CatalogItem] = {}
@@ -116,12 +133,19 @@ def read_catalog(
             if known != item:
                 ambiguous |= {item.id, *({name, known.market_hash_name} & set(names))}
     clear = {id_: item for id_, item in found.items() if id_ not in ambiguous}
-    return clear, len(items), ambiguous
+    unclear = dict.fromkeys(ambiguous, LISTED_TWICE)
+    priced = {key for item in found.values() for key in (item.id, item.market_hash_name)}
+    for entry in odd:
+        for key in {entry.id, entry.market_hash_name} & {*wanted, *names} - priced:
+            text = f"{bytes(entry.price).decode()} {bytes(entry.currency).decode()}"
+            unclear.setdefault(key, not_exact(clean(text, WORD_LENGTH) or ""))
+    return clear, len(items), unclear
 
 
-def _items(body: bytes) -> list[CatalogItem]:
+def _items(body: bytes) -> tuple[list[CatalogItem], list[OddItem]]:
+    """Read the entries, and of those that cannot be read the ones that can be told apart."""
     try:
-        return msgspec.json.decode(body, type=Catalog).items
+        return msgspec.json.decode(body, type=Catalog).items, []
     except msgspec.ValidationError:
         pass  # some entry is odd: read each by itself, which takes many times longer
     except (msgspec.DecodeError, RecursionError):
@@ -130,7 +154,14 @@ def _items(body: bytes) -> list[CatalogItem]:
         entries = msgspec.json.decode(body, type=RawCatalog).items
     except (msgspec.DecodeError, RecursionError):
         raise Unusable("expected a catalog with a list of items") from None
-    return [item for raw in entries if (item := _item(bytes(raw)))]
+    items, odd = [], []
+    for raw in entries:
+        if item := _item(bytes(raw)):
+            items.append(item)
+        else:
+            with suppress(msgspec.DecodeError, RecursionError):
+                odd.append(msgspec.json.decode(raw, type=OddItem))
+    return items, odd
 
 
 def _item(raw: bytes) -> CatalogItem | None:

@@ -1,0 +1,98 @@
+"""Odd rows and a recipient check that is down: neither spoils what else SkinsBack says."""
+
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from fulfillment.errors import ProviderDeniesAccount, ProviderError, ProviderNotReached
+from fulfillment.providers.signing import hmac_hex
+from fulfillment.providers.skinsback import webhook
+from schemas.provider import ReportState, Want
+from tests.unit.test_skinsback import (
+    BOUGHT,
+    COMMAND,
+    EVENT,
+    ITEM,
+    ROW,
+    SECRET,
+    answering,
+    buy,
+    error,
+    saying,
+)
+
+
+def test_a_custom_id_may_be_a_number() -> None:
+    number, text = {**ROW, "custom_id": 100042}, {**ROW, "custom_id": "100043"}
+    provider = saying({"status": "success", "items": [number, text]})
+    body = EVENT.replace(b'"order-1"', b"100042")
+    command = replace(COMMAND, external_id="100042")
+
+    reports = provider.reports(["100042", "100043"])
+
+    assert {name: report.state for name, report in reports.items()} == {
+        "100042": ReportState.COMPLETED,
+        "100043": ReportState.COMPLETED,
+    }
+    assert buy(saying({**BOUGHT, "custom_id": 100042}), command).external_id == "100042"
+    notice = webhook.read({"signature": hmac_hex(SECRET, body)}, body, (SECRET,))
+    assert notice.external_id == "100042"
+
+
+@pytest.mark.parametrize("odd", [{**ROW, "custom_id": "ORDER-2"}, {**ROW, "custom_id": []}, None])
+def test_a_row_that_was_not_asked_for_spoils_no_other(odd: Any) -> None:
+    provider = saying({"status": "success", "items": [odd, ROW]})
+
+    assert set(provider.reports(["order-1", "order-2"])) == {"order-1"}
+
+
+@pytest.mark.parametrize("price", [10.1234, "NaN", -5, 1e30, "", 0, "10,1", None, "absent"])
+def test_a_price_that_is_not_exact_makes_its_item_unclear_and_never_gone(price: Any) -> None:
+    odd = {**ITEM, "price": price}
+    if price == "absent":
+        del odd["price"]
+    good = {**ITEM, "id": "5", "name": "other", "price": 1}
+    by_name, by_id, other = Want(ITEM["name"]), Want("88213", ITEM["name"]), Want("other")
+    wants = [by_name, by_id, other, Want("88213", "other"), Want("no such")]
+
+    quotes = saying({"status": "success", "items": [odd, good]}).quote(wants)
+    with_another = saying({"status": "success", "items": [odd, {**ITEM, "id": "6"}]}).quote(wants)
+
+    assert set(quotes.found) == {other}
+    assert set(quotes.unclear) == {by_name, by_id}
+    assert str(odd.get("price") or "") in quotes.unclear[by_name]
+    assert set(with_another.found) == {by_name}
+    assert set(with_another.unclear) == {by_id}
+
+
+@pytest.mark.parametrize(
+    "content", [httpx.Response(502), httpx.Response(200, content=b"<html>"), {"status": 5}]
+)
+def test_a_check_that_is_down_stops_no_purchase(content: Any) -> None:
+    def respond(fields: dict[str, Any], request: httpx.Request) -> Any:
+        return content if fields["method"] == "user_inventory" else BOUGHT
+
+    assert buy(answering(respond, is_checking_recipient=True)).state is ReportState.ACCEPTED
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (error(-7, "request_limit_reached"), ProviderNotReached),
+        (error(-9, "under_maintenance"), ProviderNotReached),
+        (httpx.Response(429), ProviderNotReached),
+        (httpx.Response(403), ProviderDeniesAccount),
+        (error(-2, "invalid_shopid"), ProviderDeniesAccount),
+    ],
+)
+def test_what_a_check_says_about_the_account_stops_the_purchase(
+    content: Any, kind: type[ProviderError]
+) -> None:
+    def respond(fields: dict[str, Any], request: httpx.Request) -> Any:
+        assert fields["method"] == "user_inventory"
+        return content
+
+    with pytest.raises(kind):
+        buy(answering(respond, is_checking_recipient=True))
