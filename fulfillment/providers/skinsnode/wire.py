@@ -12,7 +12,14 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from fulfillment.providers.http import BOM, Unusable, read_json
-from fulfillment.providers.reading import MESSAGE_LENGTH, WORD_LENGTH, clean, instant, number
+from fulfillment.providers.reading import (
+    MESSAGE_LENGTH,
+    WORD_LENGTH,
+    clean,
+    instant,
+    item_told,
+    number,
+)
 from schemas.money import MAX_MILLS, MILLS_PER_CENT, InexactMoney, mills_from_cents
 from schemas.provider import OrderReport, PurchaseCommand, ReportState
 
@@ -75,6 +82,7 @@ class Order(msgspec.Struct, rename="camel"):
     pricing: Pricing | None = None  # poll
     failure: Any = None
     trade_url: Any = None
+    item: Any = None
     amount: Any = None  # webhook
     currency: str | None = None
     error: Any = None
@@ -181,6 +189,7 @@ def read_order(document: Any) -> OrderReport:
         failure_message=clean(failure.get("message"), MESSAGE_LENGTH, token),
         reported_at=reported_at,
         refunded_at=instant(times.get("refundedAt")),
+        **item_told(order.item, "marketHashName"),
     )
 
 
