@@ -110,12 +110,16 @@ class WebhookUnreadable(WebhookRejected):
 class ProviderError(FulfillmentError):
     """Anything short of a definite yes from a provider.
 
-    `retry_after` is the provider's own wish for a pause, if it gave one.
+    `retry_after` is the provider's own wish for a pause, if it gave one; `is_outage` says that the
+    answer (a 5xx, a page that is no JSON) tells of the provider's state, not of one order.
     """
 
-    def __init__(self, message: str, *, retry_after: timedelta | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after: timedelta | None = None, is_outage: bool = False
+    ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.is_outage = is_outage
 
 
 class ProviderRefused(ProviderError):

@@ -84,6 +84,7 @@ class OrderReport:
     `reported_at` is the provider's own time of the state where it gives one. `is_settled` says
     that a delivered order can be undone no more; `is_held` whether it is protected now, where "not
     held" may also mean: not yet. `alarm` is what a person is to look at although the report stands.
+    `item_id` and `item_name` say what was bought, as far as the provider tells.
     """
 
     external_id: str
@@ -100,6 +101,8 @@ class OrderReport:
     is_settled: bool = False
     is_held: bool | None = None
     alarm: str | None = None
+    item_id: str | None = None
+    item_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

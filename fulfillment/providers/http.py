@@ -58,6 +58,14 @@ _present = threading.local()  # .time_left: of the request that this thread is m
 class Unusable(ValueError):
     """An answer that cannot be read as what was asked for; its text never quotes the answer."""
 
+    is_outage = False
+
+
+class NotJSON(Unusable):
+    """Not even JSON, as the page of a provider under maintenance."""
+
+    is_outage = True
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -178,9 +186,11 @@ class HTTPClient:
             raise ProviderDeniesAccount(f"{what}: credentials or address refused (HTTP {status})")
         if status == 429 or status >= 500:
             kind = throttled if status == 429 else doubt
-            raise kind(f"{what}: HTTP {status}", retry_after=self._retry_after(response))
+            pause = self._retry_after(response)
+            raise kind(f"{what}: HTTP {status}", retry_after=pause, is_outage=status >= 500)
         if not (200 <= status < 300 or status >= 400):
-            raise doubt(f"{what}: expected an answer, found a redirect (HTTP {status})")
+            message = f"{what}: expected an answer, found a redirect (HTTP {status})"
+            raise doubt(message, is_outage=True)
 
     def _retry_after(self, response: httpx.Response) -> timedelta | None:
         """Read how long the provider wishes us to wait, at most an hour."""
@@ -242,7 +252,7 @@ def read_json(body: bytes) -> Any:
             object_pairs_hook=_unique,
         )
     # Raised out here: the parser's exception quotes the document, which may hold a trade URL.
-    raise Unusable("expected unambiguous JSON")
+    raise NotJSON("expected unambiguous JSON")
 
 
 def _refuse(_: str) -> NoReturn:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypedDict
 
 from fulfillment.errors import ProviderRefused
 from fulfillment.providers.http import Unusable, read_json
@@ -22,6 +22,7 @@ TRADE_LINK = re.compile(r"(?i)\S*steamcommunity\.com\S*|\btoken\s?(=|:|%3D)\s?\S
 HIDDEN = "[removed]"
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 WORD_LENGTH = 64
+ITEM_LENGTH = 300
 MESSAGE_LENGTH = 200
 # What intake lets through (DESIGN section 7): another id cannot be an order of ours.
 EXTERNAL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -114,6 +115,25 @@ class Listed:
 
 def not_exact(price: str) -> str:
     return f"its price cannot be read exactly: {price}"
+
+
+class ItemTold(TypedDict):
+    """What a report says was bought."""
+
+    item_id: str | None
+    item_name: str | None
+
+
+def item_told(item: object, name_key: str = "name") -> ItemTold:
+    """Read a report's item; None for what it does not tell."""
+    fields = item if isinstance(item, dict) else {}
+    item_id = fields.get("id")
+    text = str(item_id) if type(item_id) is int else item_id
+    name = fields.get(name_key)
+    return {
+        "item_id": clean(text, ITEM_LENGTH) or None,
+        "item_name": clean(name, ITEM_LENGTH) or None,
+    }
 
 
 def item_asked_for(want: Want, by_id: Mapping[str, tuple[str, int | None]]) -> str:

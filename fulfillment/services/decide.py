@@ -18,6 +18,8 @@ from schemas.provider import OrderReport, ReportState
 
 #: Steam Trade Protection undoes trades for 7 days; a day of margin (contracts/skinsnode.md 6).
 REVERSAL_WATCH = timedelta(days=8)
+#: The provider has not yet been heard to have the order: its next report may adopt it.
+UNCONFIRMED = frozenset({OrderStatus.SUBMITTING, OrderStatus.NEEDS_REVIEW})
 
 
 class Money(StrEnum):
@@ -53,15 +55,18 @@ def decide(
     """
     target = report.state.order_status()
     news = _news(order, report)
+    if order.status in UNCONFIRMED and _is_of_another_item(order, report):
+        told = report.item_name or report.item_id
+        wanted = order.market_hash_name or order.catalog_item_id
+        why = f"the provider has another item under this id: {told!r}, not {wanted!r}"
+        return _quarantine(order, report, f"{why}; its {report.raw_status!r} is not applied")
     if target is None:
-        if order.provider_status == report.raw_status:
-            return NOTHING
         note = f"unknown provider status {report.raw_status!r}: nothing is concluded from it"
         note += f"; {report.alarm}" if report.alarm else ""
-        return Decision(order.status, note, {"provider_status": report.raw_status}, is_alarm=True)
+        return _quarantine(order, report, note)
     if order.status in FINAL:
         return _after_the_end(order, report, target, cap_mills)
-    if order.status not in FOLLOWED | {OrderStatus.SUBMITTING, OrderStatus.NEEDS_REVIEW}:
+    if order.status not in FOLLOWED | UNCONFIRMED:
         # Only a foreign use of our ids explains a report of what we never sent.
         return Decision(
             order.status,
@@ -76,6 +81,33 @@ def decide(
         return _same(order, report, news, now, cap_mills)
     assert is_legal(order.status, target)
     return _forward(order, report, target, news, now, window, cap_mills)
+
+
+def _quarantine(order: Order, report: OrderReport, note: str) -> Decision:
+    """Record news that is not applied, once; a purchase that it should have resolved is reviewed.
+
+    The provider has an order of this id: to post it again could teach nothing, and only a later
+    report or a person can say what came of it.
+    """
+    changes = {"provider_status": report.raw_status}
+    if order.status is OrderStatus.SUBMITTING:
+        return Decision(OrderStatus.NEEDS_REVIEW, note, changes, is_alarm=True)
+    if order.provider_status == report.raw_status:
+        return NOTHING
+    return Decision(order.status, note, changes, is_alarm=True)
+
+
+def _is_of_another_item(order: Order, report: OrderReport) -> bool:
+    """Say whether what was bought has neither the order's id nor its name.
+
+    An order may be of a name or of an id, so that either one alone proves nothing by differing,
+    but for a name where the order's is known.
+    """
+    told = {report.item_id, report.item_name} - {None}
+    if told & {order.catalog_item_id, order.quoted_item_id, order.market_hash_name}:
+        return False
+    is_judged_by = report.item_id or order.market_hash_name
+    return report.item_name is not None and is_judged_by is not None
 
 
 def _late(order: Order, report: OrderReport) -> Decision:

@@ -106,7 +106,7 @@ def _write_open(
             continue  # it has gone on to another account: whoever sent it there had the claim
         if isinstance(answer, NotSent):
             unsent.append(order.id)
-            note = f"nothing was sent: {answer.reason}"
+            note = f"nothing was bought yet: {answer.reason}"
         else:
             note = f"outcome unknown: {answer.reason}"
         attempt = attempts[order.id]

@@ -75,6 +75,9 @@ def apply_reports(
         if order.account != account:
             moves.append(stray(order, account, report, by))
             continue
+        if by is Source.OPERATOR:
+            # A person looked at the item, which a quarantined order's alarm names.
+            report = replace(report, item_id=None, item_name=None)
         settings = context.account(account)
         decision = decide(
             order,

@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from sqlmodel import Session
 
-from fulfillment.errors import ProviderDeniesAccount, ProviderNotReached
+from fulfillment.errors import ProviderDeniesAccount, ProviderError, ProviderNotReached
 from fulfillment.providers.base import Provider
 from fulfillment.services import outages
 from fulfillment.services.answers import Answer, NotSent, Unknown, ask
@@ -37,8 +37,11 @@ from schemas.provider import PurchaseCommand
 _GROUP_S = 0.02
 
 
-#: Says something about the account and not about one order.
-_AWAY = (ProviderNotReached, ProviderDeniesAccount)
+def _is_away(error: ProviderError | None) -> bool:
+    """Say whether an error tells of the account and not of one order."""
+    if isinstance(error, ProviderNotReached | ProviderDeniesAccount):
+        return True
+    return error is not None and error.is_outage
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +155,7 @@ def _run(
                 continue
             answers = _collect(context, flying)
             write_outcomes(context, claim, answers)
-            down = next((a.error for _, a in answers if isinstance(a.error, _AWAY)), None)
+            down = next((a.error for _, a in answers if _is_away(a.error)), None)
             if not is_stopped and down is not None:
                 outages.pause(context, claim.account, down)
             # What was not begun keeps its hold and becomes due again.

@@ -27,7 +27,7 @@ from tests.support import Simulator, checkout, in_threads, receive, rows, run_ti
 log = logging.getLogger(__name__)
 
 LIMIT = 500
-BACKLOG = int(os.environ.get(f"{TEST_PREFIX}BACKLOG", "800"))
+BACKLOG = int(os.environ.get(f"{TEST_PREFIX}BACKLOG", "500"))
 WORKERS = 3
 #: What becomes of one order in so many; the others are delivered, and no webhook tells of any.
 SPECIALS = {

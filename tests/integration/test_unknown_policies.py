@@ -7,19 +7,23 @@ import pytest
 
 from fulfillment.errors import ProviderNotReached, ProviderOutcomeUnknown, ProviderRefused
 from fulfillment.providers.base import AfterUnknown
-from fulfillment.services import unknowns
+from fulfillment.services import operations, unknowns
 from fulfillment.services.context import Context
+from fulfillment.services.operations import Resolution
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
 from schemas.provider import ReportState as R
 from tests.conftest import MakeContext
 from tests.support import (
+    PRICE_CENTS,
     FakeClock,
     FakeProvider,
     again,
     attempt_of,
+    checkout,
     entries,
     messages_of,
+    receive,
     receive_one,
     run_chain,
     run_polls,
@@ -282,6 +286,123 @@ def test_the_timeline_tells_of_lookups(
     notes = [entry.note for entry in view(context, order).timeline]
     assert any("lookup 1" in note for note in notes)
     assert any("does not know the order" in note for note in notes)
+
+
+# --- the provider has it, and nobody can say what it is
+
+
+def news(context: Context, order: Order) -> tuple[int, int]:
+    """Count the log's entries and the alarms."""
+    types = [message["type"] for message in messages_of(context, order)]
+    return len(view(context, order).timeline), types.count("order.needs_review")
+
+
+def watch(context: Context, clock: FakeClock, seconds: float) -> None:
+    for _ in range(round(seconds / 30)):
+        clock.advance(30)
+        run_sweep(context)
+        run_polls(context)
+
+
+@pytest.mark.parametrize("policy", list(AfterUnknown))
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_an_answer_that_nobody_understands_is_reviewed_at_once_and_adopted_later(
+    context: Context, provider: FakeProvider, clock: FakeClock, policy: AfterUnknown, is_lost: bool
+) -> None:
+    provider.after_unknown = policy
+    provider.on_purchase = lambda fields: provider.says(
+        fields["external_id"], R.UNKNOWN, raw_status="teleporting"
+    )
+    order = lost(context, provider) if is_lost else receive_one(context)
+    run_chain(context)
+    pass_time(context, clock, 3)
+    reviewed, at_first, posts = again(context, order), news(context, order), len(provider.bodies)
+
+    watch(context, clock, 7200)
+    still = again(context, order), news(context, order)
+    provider.says(order.external_id, R.SENT)
+    watch(context, clock, 330)
+
+    assert (reviewed.status, reviewed.provider_status) == (S.NEEDS_REVIEW, "teleporting")
+    assert reviewed.next_attempt_at is None
+    assert at_first[1] == 1
+    assert (still[0].status, still[1]) == (S.NEEDS_REVIEW, at_first)
+    assert 8 <= lookups(provider) <= 50
+    assert again(context, order).status is S.SENT
+    assert len(provider.bodies) == posts <= 2
+    assert [kind for kind, _ in entries(context, order)] == ["hold"]
+
+
+def quarantined(context: Context, provider: FakeProvider, clock: FakeClock) -> Order:
+    """Give an order whose id the provider has under another item."""
+    order = lost(context, provider)
+    other = {"item_id": "999", "item_name": "Sticker | Other"}
+    provider.says(order.external_id, R.COMPLETED, charged_mills=300, **other)
+    pass_time(context, clock, 3)
+    return again(context, order)
+
+
+@pytest.mark.parametrize("policy", list(AfterUnknown))
+def test_a_purchase_of_another_item_is_not_adopted(
+    context: Context, provider: FakeProvider, clock: FakeClock, policy: AfterUnknown
+) -> None:
+    provider.after_unknown = policy
+    order = quarantined(context, provider, clock)
+    at_first = news(context, order)
+    watch(context, clock, 3600)
+
+    assert order.status is again(context, order).status is S.NEEDS_REVIEW
+    assert at_first[1] == 1
+    assert news(context, order) == at_first
+    assert any("'Sticker | Other'" in entry.note for entry in view(context, order).timeline)
+    assert [kind for kind, _ in entries(context, order)] == ["hold"]
+
+
+@pytest.mark.parametrize(
+    ("resolution", "status", "booked"),
+    [
+        (Resolution.NOT_FOUND, S.FAILED, ("release", PRICE_CENTS * 10)),
+        (Resolution.FOUND, S.COMPLETED, ("settle", 300)),
+    ],
+)
+def test_a_person_resolves_a_purchase_of_another_item(
+    context: Context,
+    silent: FakeProvider,
+    clock: FakeClock,
+    resolution: Resolution,
+    status: S,
+    booked: tuple[str, int],
+) -> None:
+    order = quarantined(context, silent, clock)
+
+    operations.resolve(context, order.external_id, resolution, "looked at it")
+
+    assert again(context, order).status is status
+    assert entries(context, order)[-1] == booked
+
+
+# --- an outage met by a purchase
+
+
+@pytest.mark.parametrize("is_outage", [False, True])
+def test_only_an_outage_stops_the_batch_and_pauses_the_account(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock, is_outage: bool
+) -> None:
+    context = make_context(provider, main={"max_submits_in_flight": 1})
+    members = receive(context, *(checkout() for _ in range(4)))
+    provider.fail_purchase(ProviderOutcomeUnknown("no answer", is_outage=is_outage), is_made=True)
+
+    run_chain(context)
+    posts = len(provider.bodies)
+    (wallet,) = operations.wallets(context)
+    waiting = [again(context, order).status for order in members]
+    pass_time(context, clock, 35)
+
+    assert posts == (1 if is_outage else 4)
+    assert (wallet.paused_until is not None) is is_outage
+    assert sorted(waiting) == ["reserved"] * 3 + ["submitting"] if is_outage else True
+    assert {again(context, order).status for order in members} == {S.ACCEPTED}
+    assert {tuple(kind for kind, _ in entries(context, order)) for order in members} == {("hold",)}
 
 
 # --- the pure parts

@@ -198,7 +198,7 @@ def test_hints_that_wait_are_sent_as_one_and_equal_ones_once() -> None:
     until(lambda: any("other" in call for call in sent))
     hints.close()
     assert len(sent) <= 3  # two were under way already
-    assert sent[-1] in (("task", "main", "other"), ("task", "other"))
+    assert sum(call.count("other") for call in sent) == 1
 
 
 # Batches
@@ -241,10 +241,11 @@ def test_a_bad_entry_does_not_fail_the_others(store: Store, is_bare: bool) -> No
         ("?", ("invalid", "externalId")),
         ("stray", ("invalid", "account")),
     ]
-    assert {store.next_hint(), store.next_hint()} == {
-        ("checkout.dispatch", "main"),
-        ("checkout.dispatch", "second"),
-    }
+    hinted: set[str] = set()  # in one hint or in two
+    while hinted != {"main", "second"}:
+        task, *accounts = store.next_hint()
+        assert task == "checkout.dispatch"
+        hinted |= set(accounts)
     assert store.hints.empty()
 
 

@@ -205,6 +205,7 @@ def test_an_answer_that_settles_nothing(status: int) -> None:
 
     assert str(status) in str(caught.value)
     assert CANARY not in str(caught.value)
+    assert caught.value.is_outage is (status != 429)
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 206, 400, 404, 408, 409, 422])

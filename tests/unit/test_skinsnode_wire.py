@@ -240,6 +240,8 @@ def test_the_contracts_order_is_read() -> None:
         failure_message="price moved",
         reported_at=ended,
         refunded_at=ended,
+        item_id="0b0f",
+        item_name="AWP",
     )
 
 

@@ -106,7 +106,8 @@ class SkinsBack:
             bought = wire.read_purchase(fields)
             _check_is_asked(bought, asked)
         except Unusable as error:
-            raise ProviderOutcomeUnknown(f"{method}: {error}") from error
+            message = f"{method}: {error}"
+            raise ProviderOutcomeUnknown(message, is_outage=error.is_outage) from error
         return _about(bought.report, asked["custom_id"])
 
     def check_recipient(self, trade_url: str) -> None:
@@ -228,8 +229,8 @@ def _check_is_asked(bought: Purchase, asked: Mapping[str, Any]) -> None:
     """Refuse an answer about another order or another item."""
     if bought.custom_id not in (None, asked["custom_id"]):
         raise Unusable("expected this order, found another custom_id")
-    is_item = bought.skin_id == str(asked["id"]) if "id" in asked else bought.name == asked["name"]
-    if not is_item:
+    told = bought.report
+    if (told.item_id != str(asked["id"])) if "id" in asked else (told.item_name != asked["name"]):
         raise Unusable("expected the item that was asked for, found another")
     if bought.report.provider_reference is None:
         raise Unusable("expected a buy_id")

@@ -23,6 +23,7 @@ from fulfillment.providers.reading import (
     dollars,
     instant,
     item_asked_for,
+    item_told,
     number,
     order_id,
     price_of,
@@ -158,12 +159,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Purchase:
-    """One purchase as an answer tells of it; `name` and `skin_id` say what was bought."""
+    """One purchase as an answer tells of it."""
 
     report: OrderReport
     custom_id: str | None
-    skin_id: str | None = None
-    name: str | None = None
 
 
 class Row(msgspec.Struct, gc=False):
@@ -367,13 +366,11 @@ def read_purchase(row: Any) -> Purchase:
         provider_reference=number(row.get("buy_id")),
         is_held=_flag(row.get("in_hold")),
         alarm=alarm,
+        **item_told(item),
     )
     if state in UNFULFILLED:
         report = _with_failure(report, word, row.get("error_reason"))
-    name = item.get("name")
-    return Purchase(
-        report, custom_id, number(item.get("id")), name if isinstance(name, str) else None
-    )
+    return Purchase(report, custom_id)
 
 
 def _with_failure(report: OrderReport, word: str, reason: object) -> OrderReport:

@@ -139,7 +139,8 @@ class Skinslink:
                 raise Unusable(f"no purchase in the answer (HTTP {answer.status})")
             return _bought(data, asked)
         except Unusable as error:
-            raise ProviderOutcomeUnknown(f"POST {path}: {error}") from error
+            message = f"POST {path}: {error}"
+            raise ProviderOutcomeUnknown(message, is_outage=error.is_outage) from error
 
     def reports(self, external_ids: Sequence[str]) -> dict[str, OrderReport]:
         """Ask for each order by itself: there is no bulk lookup."""

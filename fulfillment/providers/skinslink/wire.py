@@ -19,6 +19,7 @@ from fulfillment.providers.reading import (
     dollars,
     instant,
     item_asked_for,
+    item_told,
     number,
     order_id,
     price_of,
@@ -213,6 +214,7 @@ def read_purchase(data: Mapping[str, Any], external_id: str) -> OrderReport:
         reversible_until=instant(data.get("hold_end_date")) if word == "hold" else None,
         provider_reference=number(data.get("id")),
         is_settled=word == SETTLED,
+        **item_told(data.get("item")),
     )
     return _with_failure(report, data.get("fail_reason")) if word == FAILED else report
 

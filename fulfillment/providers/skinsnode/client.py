@@ -140,7 +140,7 @@ def _order(answer: Answer, external_id: str, what: str, doubt: type[ProviderErro
         if report.external_id != external_id:
             raise Unusable("expected this order, found another externalId")
     except Unusable as error:
-        raise doubt(f"{what}: {error}") from error
+        raise doubt(f"{what}: {error}", is_outage=error.is_outage) from error
     return report
 
 

@@ -18,6 +18,7 @@ from fulfillment.providers.reading import (
     WORD_LENGTH,
     clean,
     instant,
+    item_told,
     not_exact,
     number,
 )
@@ -92,6 +93,7 @@ class Order(msgspec.Struct, rename="camel"):
     pricing: Pricing | None = None  # poll
     failure: Any = None
     trade_url: Any = None
+    item: Any = None
     amount: Any = None  # webhook
     currency: str | None = None
     error: Any = None
@@ -212,6 +214,7 @@ def read_order(document: Any) -> OrderReport:
         failure_message=clean(failure.get("message"), MESSAGE_LENGTH, token),
         reported_at=reported_at,
         refunded_at=instant(times.get("refundedAt")),
+        **item_told(order.item, "marketHashName"),
     )
 
 
