@@ -78,13 +78,17 @@ def test_an_unknown_word_is_alarmed_once(status: S) -> None:
     assert decision == Decision()
 
 
-OTHER = {"item_id": "999", "item_name": "Sticker | Other"}
+OTHER: dict[str, Any] = {"item_id": "999", "item_name": "Sticker | Other"}
 
 
 @pytest.mark.parametrize("word", list(R))
 def test_another_item_is_never_adopted_and_told_once(word: R) -> None:
     said = report(word, charged_mills=1, **OTHER)
-    wanted = {"catalog_item_id": "7", "quoted_item_id": "8", "market_hash_name": "AWP"}
+    wanted: dict[str, Any] = {
+        "catalog_item_id": "7",
+        "quoted_item_id": "8",
+        "market_hash_name": "AWP",
+    }
 
     first = decided(said, status=S.SUBMITTING, **wanted)
     late = decided(said, status=S.NEEDS_REVIEW, **wanted)
@@ -113,7 +117,7 @@ def test_another_item_is_never_adopted_and_told_once(word: R) -> None:
     ],
 )
 def test_what_is_or_may_be_the_orders_own_item_is_adopted(
-    wanted: dict[str, str], told: dict[str, str]
+    wanted: dict[str, Any], told: dict[str, Any]
 ) -> None:
     assert decided(report(R.SENT, **told), status=S.SUBMITTING, **wanted).target is S.SENT
 
