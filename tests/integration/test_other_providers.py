@@ -191,7 +191,7 @@ def test_maintenance_is_told_as_an_answer_and_not_as_nothing_sent(shop: Shop) ->
     )
     batch = gather(shop.context)
     assert batch is not None
-    shop.simulator.ask("POST", "/faults", fault="maintenance", route="purchase")
+    shop.simulator.ask("POST", "/faults", fault="maintenance", times=1)
     submit(shop.context, batch)
 
     note = view(shop.context, order).timeline[-1].note
