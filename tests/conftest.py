@@ -31,6 +31,13 @@ ENCRYPTION_KEYS = f"test:{generate_key()}"
 TEST_PREFIX = f"{PREFIX}TEST_"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep whole stacks in one process, one after the other; the rest is shared out beside them."""
+    for item in items:
+        if "acceptance" in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group("stacks"))
+
+
 @pytest.fixture(autouse=True)
 def _no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):

@@ -97,6 +97,7 @@ def test_a_fingerprint_cannot_be_guessed_without_the_key() -> None:
         f"{OLD},{OLD}",
         f"{OLD};{NEW}",
     ],
+    ids=["empty", "comma", "no key", "no bytes", "no id", "short", "long", "odd", "twice", "mixed"],
 )
 def test_wrong_keys_are_refused_with_what_was_expected_and_never_shown(keys: str) -> None:
     with pytest.raises(ConfigurationError, match="expected id:key pairs") as error:
