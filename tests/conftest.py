@@ -31,6 +31,7 @@ ENCRYPTION_KEYS = f"test:{generate_key()}"
 TEST_PREFIX = f"{PREFIX}TEST_"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep whole stacks in one process, one after the other; the rest is shared out beside them."""
     for item in items:
