@@ -31,12 +31,10 @@ ENCRYPTION_KEYS = f"test:{generate_key()}"
 TEST_PREFIX = f"{PREFIX}TEST_"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Keep whole stacks in one process, one after the other; the rest is shared out beside them."""
-    for item in items:
-        if "acceptance" in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("stacks"))
+    if "acceptance" in item.path.parts:
+        item.add_marker(pytest.mark.xdist_group("stacks"))
 
 
 @pytest.fixture(autouse=True)
