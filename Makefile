@@ -35,9 +35,9 @@ demo: $(STAMP)
 up: $(STAMP)
 	@$(BIN)/fulfillment up $(ARGS)
 
-# Two processes: whole stacks mostly wait, and the other tests run meanwhile.
+# Two processes, a file at a time: whole stacks mostly wait, and other tests run meanwhile.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-fast: $(STAMP)
 	@$(BIN)/python -m pytest --ignore=tests/integration --ignore=tests/acceptance \

@@ -31,12 +31,6 @@ ENCRYPTION_KEYS = f"test:{generate_key()}"
 TEST_PREFIX = f"{PREFIX}TEST_"
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep whole stacks in one process, one after the other; the rest is shared out beside them."""
-    if "acceptance" in item.path.parts:
-        item.add_marker(pytest.mark.xdist_group("stacks"))
-
-
 @pytest.fixture(autouse=True)
 def _no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
