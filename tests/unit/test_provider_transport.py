@@ -1,0 +1,247 @@
+"""The transport below the one way out: what it sends, what it keeps, what it refuses to read."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from fulfillment.providers.transport import KeptTransport
+from tests.unit.test_provider_http import CHUNKED, GOOD, read_request, server
+
+PATIENCE_S = 10.0
+
+
+@pytest.fixture
+def transport() -> Iterator[KeptTransport]:
+    transport = KeptTransport()
+    yield transport
+    transport.close()
+
+
+def ask(transport: KeptTransport, url: str, method: str = "GET", **more: object) -> bytes:
+    content = b"{}" if method == "POST" else None
+    request = httpx.Request(method, url, content=content, **more)  # type: ignore[arg-type]
+    response = transport.handle_request(request)
+    assert isinstance(response.stream, httpx.SyncByteStream)
+    try:
+        return b"".join(response.stream)
+    finally:
+        response.close()
+
+
+@contextlib.contextmanager
+def talking(act: Callable[[socket.socket, int], None]) -> Iterator[tuple[str, list[int]]]:
+    """Serve connections one after another; `act` is told the connection and its number."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    accepted: list[int] = []
+
+    def run() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                accepted.append(len(accepted))
+                with connection, contextlib.suppress(OSError):
+                    connection.settimeout(PATIENCE_S)
+                    act(connection, accepted[-1])
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", accepted
+    finally:
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+def test_the_head_says_what_was_asked_and_nothing_else(transport: KeptTransport) -> None:
+    seen: list[bytes] = []
+
+    def act(connection: socket.socket, _: int) -> None:
+        seen.append(read_request(connection))
+        connection.sendall(GOOD)
+
+    with talking(act) as (url, _):
+        ask(transport, f"{url}/v1/a%2Fb?c=d", "POST", headers={"x-client-id": "me"})
+
+    host = url.removeprefix("http://").encode()
+    assert seen == [
+        b"POST /v1/a%2Fb?c=d HTTP/1.1\r\nHost: " + host + b"\r\nx-client-id: me\r\n"
+        b"Content-Length: 2\r\n\r\n{}"
+    ]
+
+
+@pytest.mark.parametrize("value", ["a\r\nx-other: b", "a\nb", "a\0b"])
+def test_a_header_that_would_be_two_is_not_sent(transport: KeptTransport, value: str) -> None:
+    with (
+        talking(lambda connection, _: None) as (url, accepted),
+        pytest.raises(httpx.LocalProtocolError),
+    ):
+        ask(transport, url, headers={"x-client-id": value})
+
+    assert accepted == []
+
+
+def test_bytes_that_nobody_asked_for_are_no_answer_to_the_next_request(
+    transport: KeptTransport,
+) -> None:
+    """Neither those that came with the answer before nor those that came while it rested."""
+    for extra in (GOOD, GOOD[:10]):
+
+        def act(connection: socket.socket, number: int, extra: bytes = extra) -> None:
+            read_request(connection)
+            connection.sendall(GOOD.replace(b"{}", b"%02d" % number) + extra)
+            while connection.recv(100):
+                pass
+
+        with talking(act) as (url, accepted):
+            assert ask(transport, url) == b"00"
+            assert ask(transport, url) == b"01"
+            assert accepted == [0, 1]
+            transport.close()
+
+
+def test_an_answer_that_was_not_read_to_its_end_gives_its_connection_up(
+    transport: KeptTransport,
+) -> None:
+    def act(connection: socket.socket, _: int) -> None:
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 503 Down\r\ncontent-length: 5\r\n\r\nHello")
+        with contextlib.suppress(OSError):
+            connection.recv(1)
+
+    with talking(act) as (url, accepted):
+        for _ in range(2):
+            response = transport.handle_request(httpx.Request("GET", url))
+            assert response.status_code == 503
+            response.close()
+
+        assert accepted == [0, 1]
+
+
+@pytest.mark.parametrize("last", [b"connection: close\r\n", b""])
+def test_only_a_connection_that_the_server_keeps_is_kept(
+    transport: KeptTransport, last: bytes
+) -> None:
+    def act(connection: socket.socket, _: int) -> None:
+        for _ in range(2):
+            read_request(connection)
+            connection.sendall(b"HTTP/1.1 200 OK\r\n" + last + b"content-length: 2\r\n\r\n{}")
+
+    with talking(act) as (url, accepted):
+        for _ in range(2):
+            assert ask(transport, url) == b"{}"
+        transport.close()
+
+        assert len(accepted) == (2 if last else 1)
+
+
+def test_a_purchase_that_meets_a_closing_connection_is_not_sent_again(
+    transport: KeptTransport,
+) -> None:
+    """The server read it and closed without an answer: only the caller may know what to do."""
+    seen: list[bytes] = []
+
+    def act(connection: socket.socket, _: int) -> None:
+        seen.append(read_request(connection))
+        connection.sendall(GOOD)
+        seen.append(read_request(connection))
+
+    with talking(act) as (url, accepted):
+        ask(transport, url)
+        with pytest.raises(httpx.RemoteProtocolError):
+            ask(transport, f"{url}/buy", "POST")
+
+        assert accepted == [0]
+    assert [each.split(b" ")[0] for each in seen] == [b"GET", b"POST"]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"content-length: 2\r\ntransfer-encoding: chunked\r\n",
+        b"content-length: -2\r\n",
+        b"content-length: 2, 2\r\n",
+        b"content-length: 2\r\ncontent-length: 02\r\n",
+        b"transfer-encoding: gzip, chunked\r\n",
+        b"no colon\r\ncontent-length: 2\r\n",
+        b"content-length: 2\r\nx: y",
+        b"content-length: 2\r\n",
+    ],
+)
+def test_a_head_with_two_meanings_or_no_end_is_refused(
+    transport: KeptTransport, head: bytes
+) -> None:
+    with (
+        server(lambda connection: connection.sendall(b"HTTP/1.1 200 OK\r\n" + head)) as url,
+        pytest.raises(httpx.RemoteProtocolError),
+    ):
+        ask(transport, url)
+
+
+def test_chunks_and_what_ends_with_the_connection_are_read(transport: KeptTransport) -> None:
+    def act(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+        if number == 0:
+            connection.sendall(CHUNKED + b"1;x=y\r\n{\r\n1\r\n}\r\n0\r\ntrailer: z\r\n\r\n")
+            read_request(connection)
+            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n{}")
+
+    with talking(act) as (url, accepted):
+        assert [ask(transport, url) for _ in range(2)] == [b"{}", b"{}"]
+        assert accepted == [0]
+
+
+def test_other_schemes_are_not_spoken(transport: KeptTransport) -> None:
+    with pytest.raises(httpx.UnsupportedProtocol):
+        ask(transport, "ftp://127.0.0.1/")
+
+
+def test_many_threads_share_the_kept_connections(transport: KeptTransport) -> None:
+    requests, threads = 20, 8
+    lock = threading.Lock()
+    open_now: list[int] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while True:
+                body = read_request(connection).partition(b"\r\n\r\n")[0].split(b" ")[1]
+                connection.sendall(
+                    b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+                )
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                open_now.append(1)
+                threading.Thread(target=serve, args=[connection], daemon=True).start()
+
+    acceptor = threading.Thread(target=accept)
+    acceptor.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    wrong: list[str] = []
+
+    def work(number: int) -> None:
+        for turn in range(requests):
+            path = f"/{number}-{turn}"
+            if ask(transport, url + path) != path.encode():
+                with lock:
+                    wrong.append(path)
+
+    workers = [threading.Thread(target=work, args=[number]) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    acceptor.join()
+
+    assert wrong == []
+    assert len(open_now) <= threads
