@@ -283,19 +283,16 @@ class WebhookDeliveryRow(SQLModel, table=True):
 
 
 class OutboxMessageRow(SQLModel, table=True):
-    """Messages to the store, written with the change that they tell of."""
+    """Messages to the store, written with the change that they tell of; gone once published."""
 
     __tablename__ = "outbox_messages"
-    __table_args__ = (
-        Index("ix_outbox_unpublished", "id", postgresql_where="published_at IS NULL"),
-    )
 
     id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
     order_id: int = Field(foreign_key="orders.id", sa_type=BigInteger)
     routing_key: str = Field(max_length=64)
-    body: dict[str, Any] = Field(default_factory=dict, sa_type=JSONB)
+    #: JSON, kept as the text that is signed and sent.
+    body: str = Field(sa_type=Text)
     created_at: datetime = _time()
-    published_at: datetime | None = _time(nullable=True)
 
 
 class LeaseRow(SQLModel, table=True):

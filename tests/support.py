@@ -1,5 +1,6 @@
 """What tests share: a clock they own, a provider that fails on request, short ways to act."""
 
+import json
 import random
 import threading
 import time
@@ -271,7 +272,7 @@ def entries(context: Context, order: Order) -> list[tuple[str, int]]:
 def messages_of(context: Context, order: Order) -> list[dict[str, Any]]:
     """Give what the store is told of one order, oldest first."""
     query = "SELECT body FROM outbox_messages WHERE order_id = :id ORDER BY id"
-    return [row["body"] for row in rows(context, query, id=order.id)]
+    return [json.loads(row["body"]) for row in rows(context, query, id=order.id)]
 
 
 def gather(context: Context, account: str = "main") -> Batch | None:

@@ -92,7 +92,7 @@ class OutboxRelay:
         finally:
             if confirmed:
                 with self._context.database.transaction() as session:
-                    outbox.mark_published(session, confirmed, self._context.now())
+                    outbox.remove_published(session, confirmed)
         return len(published)
 
     def _publish(self, producer: Producer, key: str, body: bytes) -> None:

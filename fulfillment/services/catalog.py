@@ -79,8 +79,9 @@ def _quote(
     is_any_unchanged = False
     unclear = [order for order in members if _want(order) in quotes.unclear]
     unasked = [order for order in members if _want(order) in quotes.unasked]
+    unquoted = {order.id for order in (*unclear, *unasked)}
     for order in members:
-        if order in unclear or order in unasked:
+        if order.id in unquoted:
             continue
         quote = quotes.found.get(_want(order))
         limit_cents = settings.price_limit_cents(order.expected_price_cents)

@@ -63,9 +63,11 @@ def submit_orders(context: Context, batch: Batch) -> bool:
         unknown = {id_ for id_, attempt in attempts.items() if attempt.unknown_since is not None}
         late = [o for o in members if o.id not in unknown and o.submit_by <= context.now()]
         _refuse_late(context, late, claim)
-        due = [o for o in members if o not in late and o.id in attempts]
+        over = {order.id for order in late}
+        due = [o for o in members if o.id not in over and o.id in attempts]
         waiting, grants = _afford(context, batch["account"], due, attempts)
-        _put_off(context, claim, [order for order in due if order not in waiting])
+        afforded = {order.id for order in waiting}
+        _put_off(context, claim, [order for order in due if order.id not in afforded])
         _run(context, claim, waiting, attempts, grants)
         for grant in grants.values():
             grant.give_back()

@@ -8,22 +8,26 @@ from datetime import datetime
 from sqlalchemy import TextClause, text
 from sqlmodel import Session
 
-from fulfillment.store.models import Order
+from fulfillment.store.models import ORDER_COLUMNS, Order, columns
 
 _CLAIM = """
     UPDATE orders SET {column} = :until WHERE id = ANY(ARRAY(
         SELECT o.id FROM orders o WHERE o.{column} <= :now {which}
          ORDER BY o.{column} LIMIT :limit FOR UPDATE SKIP LOCKED))
-    RETURNING *
+    RETURNING {columns}
 """
-_CLAIM_POLLS = text(_CLAIM.format(column="next_poll_at", which="AND o.account = :account"))
-_CLAIM_LAST_POLLS = text(
-    _CLAIM.format(
-        column="next_poll_at",
-        which="AND o.account = :account AND o.status = 'sent' AND o.trade_deadline_at <= :now",
-    )
+
+
+def _claim_statement(column: str, which: str = "") -> TextClause:
+    return text(_CLAIM.format(column=column, which=which, columns=columns(ORDER_COLUMNS)))
+
+
+_CLAIM_POLLS = _claim_statement("next_poll_at", "AND o.account = :account")
+_CLAIM_LAST_POLLS = _claim_statement(
+    "next_poll_at",
+    "AND o.account = :account AND o.status = 'sent' AND o.trade_deadline_at <= :now",
 )
-_CLAIM_WATCHES = text(_CLAIM.format(column="next_watch_at", which=""))
+_CLAIM_WATCHES = _claim_statement("next_watch_at")
 
 
 def claim_polls(
@@ -57,7 +61,7 @@ def _claim(
     **more: str,
 ) -> list[Order]:
     values = {"now": now, "until": until, "limit": limit, **more}
-    rows = session.execute(statement, values).mappings()
+    rows = session.execute(statement, values)
     return sorted((Order.of(row) for row in rows), key=lambda order: order.id)
 
 

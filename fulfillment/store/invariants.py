@@ -133,7 +133,7 @@ INVARIANTS = (
         "the store hears of every change",
         """
         SELECT o.external_id FROM outbox_messages m JOIN orders o ON o.id = m.order_id
-         WHERE m.published_at IS NULL AND m.created_at + :patience <= :now
+         WHERE m.created_at + :patience <= :now
         """,
     ),
     Invariant(

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import text
-from sqlmodel import Session, col, select
+from sqlmodel import Session, select
 
-from fulfillment.store.models import Attempt
+from fulfillment.store.models import ATTEMPT_COLUMNS, Attempt, columns
 from schemas.enums import AttemptState, DebitsAt
-from schemas.tables import AttemptRow, OrderRow
+from schemas.tables import AttemptRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,18 +178,19 @@ def hold(
     )
 
 
+_ATTEMPTS_OF = text(
+    f"""
+    SELECT {columns(ATTEMPT_COLUMNS, "a")} FROM orders o
+      JOIN attempts a ON a.account = o.account AND a.external_id = o.external_id
+     WHERE o.id = ANY(:ids)
+    """  # noqa: S608 - the names are constants
+)
+
+
 def attempts_of(session: Session, order_ids: Sequence[int]) -> dict[int, Attempt]:
     """Give each order's attempt at its present account, where it has one."""
-    statement = (
-        select(AttemptRow)
-        .join(
-            OrderRow,
-            (col(OrderRow.account) == col(AttemptRow.account))
-            & (col(OrderRow.external_id) == col(AttemptRow.external_id)),
-        )
-        .where(col(OrderRow.id).in_(order_ids))
-    )
-    return {row.order_id: Attempt.of(vars(row)) for row in session.exec(statement)}
+    rows = session.execute(_ATTEMPTS_OF, {"ids": list(order_ids)})
+    return {attempt.order_id: attempt for attempt in map(Attempt.of, rows)}
 
 
 def is_tried(session: Session, account: str, external_id: str) -> bool:

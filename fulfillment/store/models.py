@@ -1,7 +1,7 @@
 """Frozen copies of rows: what the store gives away."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Self
 
@@ -54,11 +54,12 @@ class Order:
     trade_url_sealed: bytes | None = field(repr=False)
 
     @classmethod
-    def of(cls, row: Mapping[Any, Any]) -> Self:
-        values = {name: row[name] for name in cls.__dataclass_fields__}
-        values["status"] = OrderStatus(values["status"])
-        values["fallbacks"] = tuple(values["fallbacks"])
-        return cls(**values)
+    def of(cls, row: Sequence[Any]) -> Self:
+        """Copy a row that begins with `ORDER_COLUMNS`."""
+        values = list(row[: len(ORDER_COLUMNS)])
+        values[_STATUS] = OrderStatus(values[_STATUS])
+        values[_FALLBACKS] = tuple(values[_FALLBACKS])
+        return cls(*values)
 
     @property
     def is_waiting(self) -> bool:
@@ -87,10 +88,23 @@ class Attempt:
     body_sealed: bytes | None = field(repr=False)
 
     @classmethod
-    def of(cls, row: Mapping[Any, Any]) -> Self:
-        values = {name: row[name] for name in cls.__dataclass_fields__}
-        values["state"] = AttemptState(values["state"])
-        return cls(**values)
+    def of(cls, row: Sequence[Any]) -> Self:
+        """Copy a row that begins with `ATTEMPT_COLUMNS`."""
+        values = list(row[: len(ATTEMPT_COLUMNS)])
+        values[_STATE] = AttemptState(values[_STATE])
+        return cls(*values)
+
+
+#: Columns in the order of the fields: rows are read by place, several times cheaper than by name.
+ORDER_COLUMNS = tuple(each.name for each in fields(Order))
+ATTEMPT_COLUMNS = tuple(each.name for each in fields(Attempt))
+_STATUS, _FALLBACKS = ORDER_COLUMNS.index("status"), ORDER_COLUMNS.index("fallbacks")
+_STATE = ATTEMPT_COLUMNS.index("state")
+
+
+def columns(names: Sequence[str], table: str = "") -> str:
+    """Write columns for a statement, of one table where it is named."""
+    return ", ".join(f"{table}.{name}" if table else name for name in names)
 
 
 @dataclass(frozen=True, slots=True)

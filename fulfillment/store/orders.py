@@ -12,11 +12,11 @@ from sqlmodel import Session, col, select
 from fulfillment import states
 from fulfillment.log import get_logger
 from fulfillment.store import outbox
-from fulfillment.store.models import Move, Order
-from fulfillment.store.views import order_view
+from fulfillment.store.models import ORDER_COLUMNS, Move, Order, columns
+from fulfillment.store.views import Entry, order_fields, timeline_entry
 from schemas.enums import OrderStatus, Source
 from schemas.messages import ORDER_UPDATED
-from schemas.orders import OrderView, TimelineEntry
+from schemas.orders import OrderView
 from schemas.tables import AccountRow, OrderEventRow, OrderRow
 
 log = get_logger(__name__)
@@ -86,15 +86,19 @@ _APPLY = text(
           FROM moves m
          WHERE o.id = m.id AND o.id IN (SELECT id FROM locked)
            AND o.status = m.source AND (m.claim IS NULL OR o.claim = m.claim)
-        RETURNING o.*, m.by, m.note, m.source, m.changes
+        RETURNING {columns(ORDER_COLUMNS, "o")}, m.by, m.note, m.source, m.changes
     ), logged AS (
         INSERT INTO order_events
                (order_id, sequence, at, source, from_status, to_status, note, changes)
         SELECT id, sequence, :now, by, source, status, note, changes FROM moved
     )
-    SELECT * FROM moved ORDER BY id
+    SELECT {columns(ORDER_COLUMNS)} FROM moved ORDER BY id
     """  # noqa: S608 - the names are the constants above
 )
+
+_READ = f"SELECT {columns(ORDER_COLUMNS)} FROM orders WHERE id = ANY(:ids) ORDER BY id"  # noqa: S608
+_GET, _LOCK = text(_READ), text(_READ + " FOR UPDATE")
+_ORDER = tuple(getattr(OrderRow, name) for name in ORDER_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,7 @@ class NewOrder:
 # Numbered in the order of arrival, but inserted in the order of the store's ids: two calls that
 # share checkouts in another order would each wait for the other's row.
 _INSERT = text(
-    """
+    f"""
     WITH new AS (
         SELECT * FROM unnest(
             CAST(:external_ids AS text[]), CAST(:accounts AS text[]), CAST(:routes AS text[]),
@@ -139,7 +143,7 @@ _INSERT = text(
                false, 0, 1, :now, :now, :now
           FROM numbered ORDER BY external_id, place
         ON CONFLICT (external_id) DO NOTHING
-        RETURNING *
+        RETURNING {columns(ORDER_COLUMNS)}
     ), logged AS (
         INSERT INTO order_events
                (order_id, sequence, at, source, from_status, to_status, note, changes)
@@ -151,8 +155,8 @@ _INSERT = text(
                    'expected_price_cents', expected_price_cents, 'submit_by', submit_by)
           FROM inserted
     )
-    SELECT * FROM inserted ORDER BY id
-    """
+    SELECT {columns(ORDER_COLUMNS)} FROM inserted ORDER BY id
+    """  # noqa: S608 - the names are constants
 )
 
 
@@ -173,17 +177,11 @@ def insert(session: Session, new: Sequence[NewOrder], now: datetime) -> list[Ord
             "submit_bys": [n.submit_by for n in new],
             "now": now,
         },
-    ).mappings()
-    orders = [Order.of(row) for row in rows]
-    first = TimelineEntry(
-        at=now,
-        source=Source.INTAKE,
-        from_=None,
-        to=OrderStatus.RECEIVED,
-        note="checkout received",
     )
+    orders = [Order.of(row) for row in rows]
+    first = timeline_entry(now, Source.INTAKE, None, OrderStatus.RECEIVED, "checkout received")
     outbox.add(
-        session, [(order, ORDER_UPDATED, order_view(order, [first])) for order in orders], now
+        session, [(order, ORDER_UPDATED, order_fields(order, [first])) for order in orders], now
     )
     return orders
 
@@ -200,25 +198,34 @@ def apply(session: Session, moves: Sequence[Move], now: datetime) -> dict[int, O
     for move in moves:
         if move.source is not move.target:
             states.check(move.source, move.target)
-    rows = session.execute(_APPLY, {"moves": _encode(moves), "now": now}).mappings().all()
+    rows = session.execute(_APPLY, {"moves": _encode(moves), "now": now})
     by_id = {move.order_id: move for move in moves}
-    moved = {row["id"]: Order.of(row) for row in rows}
+    moved = {order.id: order for order in map(Order.of, rows)}
+    _log([(by_id[order.id], order) for order in moved.values()])
     messages = []
     for order in moved.values():
         move = by_id[order.id]
-        log.info(
-            "order.transition" if move.source is not move.target else "order.event",
-            order_id=order.external_id,
-            **{"from": move.source, "to": move.target, "by": move.by, "note": move.note},
-        )
-        entry = TimelineEntry(
-            at=now, source=move.by, from_=move.source, to=move.target, note=move.note
-        )
+        entry = timeline_entry(now, move.by, move.source, move.target, move.note)
         is_news = move.source is not move.target or not _VISIBLE.isdisjoint(move.changes)
         keys = (ORDER_UPDATED, *move.tell) if is_news else move.tell
-        messages += [(order, key, order_view(order, [entry])) for key in keys]
+        messages += [(order, key, order_fields(order, [entry])) for key in keys]
     outbox.add(session, messages, now)
     return moved
+
+
+def _log(carried_out: Iterable[tuple[Move, Order]]) -> None:
+    """Write a line for all orders that went the same way: what is particular is in their logs."""
+    groups: dict[tuple[OrderStatus, OrderStatus, Source], list[tuple[Move, Order]]] = {}
+    for move, order in carried_out:
+        groups.setdefault((move.source, move.target, move.by), []).append((move, order))
+    for (source, target, by), members in groups.items():
+        event = "order.transition" if source is not target else "order.event"
+        told: dict[str, object] = {"from": source, "to": target, "by": by}
+        if len(members) == 1:
+            ((move, order),) = members
+            log.info(event, order_id=order.external_id, **told, note=move.note)
+        else:
+            log.info(event, order_ids=[order.external_id for _, order in members], **told)
 
 
 def _encode(moves: Iterable[Move]) -> str:
@@ -253,25 +260,18 @@ def set_due(session: Session, order_ids: Sequence[int], **due: Any) -> None:
 
 def get(session: Session, order_ids: Sequence[int]) -> list[Order]:
     """Read orders by our own ids, oldest first."""
-    statement = select(OrderRow).where(col(OrderRow.id).in_(order_ids)).order_by(col(OrderRow.id))
-    return [Order.of(vars(row)) for row in session.exec(statement)]
+    return [Order.of(row) for row in session.execute(_GET, {"ids": list(order_ids)})]
 
 
 def lock(session: Session, order_ids: Sequence[int]) -> list[Order]:
     """Read orders and keep others from changing them until the transaction ends."""
-    statement = (
-        select(OrderRow)
-        .where(col(OrderRow.id).in_(order_ids))
-        .order_by(col(OrderRow.id))
-        .with_for_update()
-    )
-    return [Order.of(vars(row)) for row in session.exec(statement)]
+    return [Order.of(row) for row in session.execute(_LOCK, {"ids": list(order_ids)})]
 
 
 def lock_overdue(session: Session, now: datetime, limit: int) -> list[Order]:
     """Lock unclaimed orders whose time to be submitted or paid for is over, oldest first."""
     statement = (
-        select(OrderRow)
+        select(*_ORDER)
         .where(
             col(OrderRow.next_attempt_at).is_not(None),
             col(OrderRow.status).in_(states.WAITING | {OrderStatus.RESERVED})
@@ -283,14 +283,14 @@ def lock_overdue(session: Session, now: datetime, limit: int) -> list[Order]:
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    return [Order.of(vars(row)) for row in session.exec(statement)]
+    return [Order.of(row) for row in session.execute(statement)]
 
 
 def lock_routed_at_paused(session: Session, now: datetime, limit: int) -> list[Order]:
     """Lock unclaimed orders at paused accounts that another account may be tried for."""
     paused = select(AccountRow.name).where(col(AccountRow.paused_until) > now)
     statement = (
-        select(OrderRow)
+        select(*_ORDER)
         .where(
             col(OrderRow.next_attempt_at).is_not(None),
             col(OrderRow.status).in_(states.LOCAL),
@@ -303,25 +303,25 @@ def lock_routed_at_paused(session: Session, now: datetime, limit: int) -> list[O
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    return [Order.of(vars(row)) for row in session.exec(statement)]
+    return [Order.of(row) for row in session.execute(statement)]
 
 
 def find(session: Session, external_ids: Sequence[str]) -> dict[str, Order]:
     """Read orders by the store's ids."""
-    statement = select(OrderRow).where(col(OrderRow.external_id).in_(external_ids))
-    return {row.external_id: Order.of(vars(row)) for row in session.exec(statement)}
+    statement = select(*_ORDER).where(col(OrderRow.external_id).in_(external_ids))
+    return {row.external_id: Order.of(row) for row in session.execute(statement)}
 
 
 def find_by_reference(session: Session, account: str, reference: str) -> Order | None:
     """Read the account's order that the provider calls so; the newest, should it be two."""
     statement = (
-        select(OrderRow)
+        select(*_ORDER)
         .where(OrderRow.account == account, OrderRow.provider_reference == reference)
         .order_by(col(OrderRow.id).desc())
         .limit(1)
     )
-    row = session.exec(statement).first()
-    return Order.of(vars(row)) if row else None
+    row = session.execute(statement).first()
+    return Order.of(row) if row else None
 
 
 def view(session: Session, external_id: str) -> OrderView | None:
@@ -337,18 +337,13 @@ def views(session: Session, found: Sequence[Order]) -> list[OrderView]:
         .where(col(OrderEventRow.order_id).in_([order.id for order in found]))
         .order_by(col(OrderEventRow.order_id), col(OrderEventRow.sequence))
     )
-    timelines: dict[int, list[TimelineEntry]] = {order.id: [] for order in found}
+    timelines: dict[int, list[Entry]] = {order.id: [] for order in found}
     for event in events:
-        timelines[event.order_id].append(
-            TimelineEntry(
-                at=event.at,
-                source=event.source,
-                from_=OrderStatus(event.from_status) if event.from_status else None,
-                to=OrderStatus(event.to_status),
-                note=event.note,
-            )
-        )
-    return [order_view(order, timelines[order.id]) for order in found]
+        before = OrderStatus(event.from_status) if event.from_status else None
+        after = OrderStatus(event.to_status)
+        entry = timeline_entry(event.at, event.source, before, after, event.note)
+        timelines[event.order_id].append(entry)
+    return [OrderView.model_validate(order_fields(o, timelines[o.id])) for o in found]
 
 
 def page(
@@ -360,11 +355,11 @@ def page(
     limit: int = 100,
 ) -> list[Order]:
     """Read a page of orders, newest first, older than `before_id`."""
-    statement = select(OrderRow).order_by(col(OrderRow.id).desc()).limit(limit)
+    statement = select(*_ORDER).order_by(col(OrderRow.id).desc()).limit(limit)
     if status is not None:
         statement = statement.where(col(OrderRow.status) == status)
     if account is not None:
         statement = statement.where(col(OrderRow.account) == account)
     if before_id is not None:
         statement = statement.where(col(OrderRow.id) < before_id)
-    return [Order.of(vars(row)) for row in session.exec(statement)]
+    return [Order.of(row) for row in session.execute(statement)]

@@ -6,6 +6,7 @@ its events, because an event is written under the lock of the order's row.
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 from sqlalchemy import text
@@ -13,56 +14,65 @@ from sqlmodel import Session
 
 from fulfillment.store.models import Order
 from schemas.messages import OrderMessage
-from schemas.orders import OrderView
 
+# Bodies come as the lines of one text: JSON has no line break of its own, and to escape the quotes
+# of each for an array would cost more than all else here.
 _ADD = text(
-    "INSERT INTO outbox_messages (order_id, routing_key, body, created_at) "
-    "SELECT m.order_id, m.routing_key, m.body, :now FROM jsonb_to_recordset("
-    "CAST(:messages AS jsonb)) AS m(order_id bigint, routing_key text, body jsonb)"
+    """
+    INSERT INTO outbox_messages (order_id, routing_key, body, created_at)
+    SELECT m.order_id, m.routing_key, m.body, :now
+      FROM ROWS FROM (unnest(CAST(:order_ids AS bigint[])), unnest(CAST(:keys AS text[])),
+                      string_to_table(CAST(:bodies AS text), chr(10)))
+           AS m(order_id, routing_key, body)
+    """
 )
 
 
-def add(session: Session, messages: Sequence[tuple[Order, str, OrderView]], now: datetime) -> None:
-    """Add messages about orders as they are now."""
+def add(
+    session: Session, messages: Sequence[tuple[Order, str, dict[str, Any]]], now: datetime
+) -> None:
+    """Add messages about orders as they are now: a routing key and what is shown of the order."""
     if not messages:
         return
-    rows = []
-    for order, key, view in messages:
-        body = OrderMessage(
+    bodies = [
+        OrderMessage(
             eventId=f"{order.external_id}:{order.sequence}:{key}",
             externalId=order.external_id,
             sequence=order.sequence,
             type=key,
             occurredAt=now.isoformat(),
-            order=view.as_json(),
+            order=fields,
         )
-        rows.append({"order_id": order.id, "routing_key": key, "body": body})
-    session.execute(_ADD, {"messages": msgspec.json.encode(rows).decode(), "now": now})
+        for order, key, fields in messages
+    ]
+    session.execute(
+        _ADD,
+        {
+            "order_ids": [order.id for order, _, _ in messages],
+            "keys": [key for _, key, _ in messages],
+            "bodies": b"\n".join(map(msgspec.json.encode, bodies)).decode(),
+            "now": now,
+        },
+    )
 
 
 def unpublished(session: Session, limit: int) -> list[tuple[int, str, str]]:
     """Give the oldest messages that wait: id, routing key, body as JSON."""
     rows = session.execute(
-        text(
-            "SELECT id, routing_key, CAST(body AS text) FROM outbox_messages "
-            "WHERE published_at IS NULL ORDER BY id LIMIT :limit"
-        ),
+        text("SELECT id, routing_key, body FROM outbox_messages ORDER BY id LIMIT :limit"),
         {"limit": limit},
     )
     return [tuple(row) for row in rows]
 
 
-def mark_published(session: Session, message_ids: Sequence[int], now: datetime) -> None:
-    """Note that the broker has confirmed these messages."""
+def remove_published(session: Session, message_ids: Sequence[int]) -> None:
+    """Take out what the broker has confirmed; what it told of stays in the order's log."""
     session.execute(
-        text("UPDATE outbox_messages SET published_at = :now WHERE id = ANY(:ids)"),
-        {"now": now, "ids": list(message_ids)},
+        text("DELETE FROM outbox_messages WHERE id = ANY(:ids)"), {"ids": list(message_ids)}
     )
 
 
 def lag(session: Session, now: datetime) -> tuple[int, timedelta]:
     """Count the messages that wait and give the age of the oldest."""
-    row = session.execute(
-        text("SELECT count(*), min(created_at) FROM outbox_messages WHERE published_at IS NULL")
-    ).one()
+    row = session.execute(text("SELECT count(*), min(created_at) FROM outbox_messages")).one()
     return row[0], now - row[1] if row[1] else timedelta()

@@ -1,38 +1,52 @@
-"""From rows to the JSON that the outside sees."""
+"""From rows to the JSON that the outside sees (DESIGN section 7)."""
 
 from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
 
 from fulfillment.store.models import Order
+from schemas.enums import OrderStatus
 from schemas.money import charge_in_cents
-from schemas.orders import Failure, OrderView, TimelineEntry
+
+Entry = dict[str, Any]
 
 
-def order_view(order: Order, timeline: Sequence[TimelineEntry]) -> OrderView:
-    """Show an order with these entries of its log; never its trade URL."""
+def timeline_entry(
+    at: datetime, source: str, before: OrderStatus | None, after: OrderStatus, note: str
+) -> Entry:
+    """Show one event of an order's log."""
+    return {"at": at, "source": source, "from": before, "to": after, "note": note}
+
+
+def order_fields(order: Order, timeline: Sequence[Entry]) -> dict[str, Any]:
+    """Show an order with these entries of its log, under the names of `OrderView`.
+
+    Never its trade URL. Each change of each order is written so for the store, hence no model.
+    """
     failure = None
     if order.failure_code is not None:
-        failure = Failure(
-            code=order.failure_code,
-            message=order.failure_message or "",
-            by=order.failed_by or "",
-        )
-    charged = None if order.charged_mills is None else charge_in_cents(order.charged_mills)
-    return OrderView(
-        external_id=order.external_id,
-        account=order.account,
-        route=order.route,
-        status=order.status,
-        provider_status=order.provider_status,
-        catalog_item_id=order.catalog_item_id,
-        market_hash_name=order.market_hash_name,
-        expected_price=order.expected_price_cents,
-        charged_price=charged,
-        steam_offer_id=order.steam_offer_id,
-        trade_deadline=order.trade_deadline_at,
-        overdue=order.overdue,
-        reversible_until=order.reversible_until,
-        failure=failure,
-        created_at=order.created_at,
-        updated_at=order.updated_at,
-        timeline=list(timeline),
-    )
+        failure = {
+            "code": order.failure_code,
+            "message": order.failure_message or "",
+            "by": order.failed_by or "",
+        }
+    charged = order.charged_mills
+    return {
+        "externalId": order.external_id,
+        "account": order.account,
+        "route": order.route,
+        "status": order.status,
+        "providerStatus": order.provider_status,
+        "catalogItemId": order.catalog_item_id,
+        "marketHashName": order.market_hash_name,
+        "expectedPrice": order.expected_price_cents,
+        "chargedPrice": None if charged is None else charge_in_cents(charged),
+        "steamOfferId": order.steam_offer_id,
+        "tradeDeadline": order.trade_deadline_at,
+        "overdue": order.overdue,
+        "reversibleUntil": order.reversible_until,
+        "failure": failure,
+        "createdAt": order.created_at,
+        "updatedAt": order.updated_at,
+        "timeline": list(timeline),
+    }

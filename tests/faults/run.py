@@ -141,8 +141,8 @@ def read(world: World) -> History:
         attempts=world.rows("SELECT * FROM attempts ORDER BY id"),
         entries=world.rows("SELECT * FROM wallet_entries ORDER BY id"),
         messages=world.rows(
-            "SELECT order_id, body->>'eventId' AS name, CAST(body->>'sequence' AS int) AS sequence "
-            "FROM outbox_messages ORDER BY id"
+            "SELECT order_id, b->>'eventId' AS name, CAST(b->>'sequence' AS int) AS sequence "
+            "FROM outbox_messages, LATERAL CAST(body AS jsonb) AS b ORDER BY id"
         ),
         judges={name: _judge_of(world, name) for name in world.accounts},
         caps_mills=caps,
