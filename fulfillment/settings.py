@@ -7,6 +7,7 @@ import re
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -16,6 +17,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 from pydantic_settings import (
@@ -33,6 +35,7 @@ PREFIX = "FULFILLMENT_"
 DEFAULT_ACCOUNT = "main"
 #: Written by `fulfillment up` into the data directory, so that other commands find its stack.
 RUNTIME_FILE = "runtime.env"
+_OWN_HOSTS = ("127.0.0.1", "::1", "localhost")
 SKINSBACK_LIMIT_PER_MINUTE = 500  # contracts/skinsback.md section 4
 
 DEFAULT_URLS = {
@@ -153,7 +156,22 @@ class Settings(BaseSettings):
     #: Names that a checkout may give in place of an account: accounts that are tried in turn.
     routes: dict[AccountName, Route] = Field(default_factory=dict)
 
+    #: Names the crash point at which a process dies, whenever it exists; for tests only.
+    crash_file: Path | None = None
+
     reads_runtime_file: ClassVar[bool] = True
+
+    @field_validator("crash_file")
+    @classmethod
+    def _is_for_tests(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        accounts: dict[str, AccountSettings] = info.data.get("accounts", {})
+        strangers = [n for n, a in accounts.items() if urlsplit(a.url).hostname not in _OWN_HOSTS]
+        if value and strangers:
+            raise ValueError(
+                "lets processes die on purpose; expected only the provider simulator on this "
+                f"machine, found another address of the account {strangers[0]}"
+            )
+        return value
 
     @field_validator("database_url")
     @classmethod

@@ -8,6 +8,7 @@ import structlog
 from celery import Task
 from celery.worker.request import Request
 
+from fulfillment.crash import crash_point
 from fulfillment.errors import FulfillmentError
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context, build_context, register_accounts
@@ -100,7 +101,10 @@ class FulfillmentTask(Task[..., Any]):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with structlog.contextvars.bound_contextvars(task=self.name, task_id=self.request.id):
             try:
-                return self.run(*args, **kwargs)
+                crash_point("task.begun")
+                result = self.run(*args, **kwargs)
+                crash_point("task.done")
+                return result
             except FulfillmentError as error:
                 log.warning("task.failed", reason=str(error))
                 self.stop_chain()

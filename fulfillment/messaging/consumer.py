@@ -7,6 +7,7 @@ from typing import Any
 from kombu import Connection, Consumer, Message
 
 from fulfillment.broker import PUBLISH_ERRORS, checkout_queue, connect, dead_queue, hint
+from fulfillment.crash import crash_point
 from fulfillment.errors import InvalidInput, ServerUnreachable
 from fulfillment.log import get_logger
 from fulfillment.messaging import dead_letters
@@ -73,6 +74,7 @@ class CheckoutConsumer:
         results = self._store([_parse(message) for message in waiting])
         if results is None:
             return
+        crash_point("consumer.before_ack")
         for message, result in zip(waiting, results, strict=True):
             if result.error is not None:
                 reason = str(result.error)
@@ -80,6 +82,7 @@ class CheckoutConsumer:
                 kind = message.content_type or "application/octet-stream"
                 dead_letters.publish(connection, _body(message), kind, reason)
             message.ack()
+        crash_point("consumer.after_ack")
         for account in intake.new_accounts(results):
             hint(DISPATCH, account)
 

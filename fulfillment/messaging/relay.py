@@ -16,6 +16,7 @@ from typing import Any
 from kombu import Connection, Producer
 
 from fulfillment.broker import PUBLISH_ERRORS, connect, store_exchange
+from fulfillment.crash import crash_point
 from fulfillment.errors import ServerUnreachable
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
@@ -76,6 +77,7 @@ class OutboxRelay:
             if not leases.acquire(session, _LEASE, self._holder, now, now + _LEASE_TIME):
                 return 0
             waiting = outbox.unpublished(session, _GROUP)
+        crash_point("relay.leased", waiting)
         published: list[int] = []
         # What is only buffered is published when the batch's block has ended.
         is_buffered = producer.supports_batch_publish  # type: ignore[attr-defined]
@@ -89,10 +91,12 @@ class OutboxRelay:
                     self._publish(producer, key, body.encode())
                     published.append(message_id)
             confirmed = published
+            crash_point("relay.published", published)
         finally:
             if confirmed:
                 with self._context.database.transaction() as session:
                     outbox.remove_published(session, confirmed)
+        crash_point("relay.marked", published)
         return len(published)
 
     def _publish(self, producer: Producer, key: str, body: bytes) -> None:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import httpx
 
 from fulfillment.clock import Clock, SystemClock
+from fulfillment.crash import crash_point
 from fulfillment.errors import (
     ProviderDeniesAccount,
     ProviderError,
@@ -145,7 +146,11 @@ class HTTPClient:
                     "time_left": lambda: end - self._clock.monotonic(),
                 },
             )
+            if is_purchase:
+                crash_point("post.leaving")
             response = self._transport.handle_request(request)
+            if is_purchase:
+                crash_point("post.answered")
             try:
                 throttled = ProviderNotReached if is_throttled_unacted else doubt
                 self._check_status(response, what, doubt, throttled)

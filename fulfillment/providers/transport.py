@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, cast
 
 import httpx
 
+from fulfillment.crash import crash_point
+
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
@@ -144,6 +146,7 @@ class KeptTransport(httpx.BaseTransport):
             with _translated(httpx.WriteTimeout, httpx.WriteError):
                 connection.begin(time_left)
                 connection.send(data)
+            crash_point("http.sent")
             answer = http.client.HTTPResponse(
                 cast("socket.socket", connection), method=request.method
             )

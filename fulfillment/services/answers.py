@@ -7,6 +7,7 @@ database.
 from dataclasses import dataclass
 from datetime import datetime
 
+from fulfillment.crash import crash_point
 from fulfillment.errors import (
     ProviderDeniesAccount,
     ProviderError,
@@ -72,8 +73,12 @@ def ask(context: Context, order: Order, attempt: Attempt, body: bytes, step: Ste
         # Too late to buy for this customer: find out what was sent, but do not ask again.
         too_late = ProviderRefused(FailureCode.TOO_LATE, "not submitted in time", is_ours=True)
         return _confirm(context, order, attempt, too_late) if was_unknown else Refused(too_late)
+    if was_unknown:
+        crash_point("replay.begins")
     try:
-        return Answered(context.provider(order.account).purchase(body))
+        report = context.provider(order.account).purchase(body)
+        crash_point("post.read")
+        return Answered(report)
     except ProviderRefused as error:
         if was_unknown or not error.is_documented:
             return _confirm(context, order, attempt, error)
@@ -91,6 +96,7 @@ def _look_up(context: Context, order: Order) -> Answered | Unknown:
         found = context.provider(order.account).reports([order.external_id])
     except ProviderError as error:
         return Unknown(f"lookup: {error}", error)
+    crash_point("lookup.answered")
     if order.external_id in found:
         return Answered(found[order.external_id])
     return Unknown("the provider does not know the order", empty_at=asked_at)

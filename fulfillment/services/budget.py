@@ -9,6 +9,7 @@ from datetime import timedelta
 from types import TracebackType
 
 from fulfillment.clock import Clock
+from fulfillment.crash import crash_point
 from fulfillment.errors import OverBudget, ServerUnreachable
 from fulfillment.store import accounts
 from fulfillment.store.accounts import Purpose
@@ -38,6 +39,7 @@ class RateBudget:
                 size = accounts.take(
                     session, self._account, self._limit, purpose, wanted, now, leaving=leaving
                 )
+            crash_point("budget.taken")
         return Grant(self, purpose, size, leaving)
 
     def give_back(self, purpose: Purpose, count: int) -> None:

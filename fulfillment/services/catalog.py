@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+from fulfillment.crash import crash_point
 from fulfillment.errors import ProviderError
 from fulfillment.log import get_logger
 from fulfillment.services import outages
@@ -55,6 +56,7 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
             left_for = leave_unreachable(context, claim, error, Source.CATALOG)
             give_back(context, batch, claim, due_at)
             return StepOutcome(goes_on=False, rerouted_to=left_for)
+        crash_point("catalog.answered")
         with context.database.transaction() as session:
             accounts.note_catalog(session, account, quotes.listed, requested_at)
         goes_on, left_for = _quote(context, claim, members, quotes)
@@ -112,6 +114,8 @@ def _quote(
             claims.release(session, [order.id for order in unclear], claim.name, due_at)
             why = {order.external_id: quotes.unclear[_want(order)] for order in unclear}
             log.warning("catalog.unclear", account=claim.account, orders=why)
+        crash_point("catalog.before_commit")
+    crash_point("catalog.after_commit")
     goes_on = is_any_unchanged or any(order.claim == claim.name for order in moved.values())
     return goes_on, rerouted_to(claim.account, moved)
 

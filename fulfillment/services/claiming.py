@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
+from fulfillment.crash import crash_point
 from fulfillment.errors import ServerUnreachable
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
@@ -66,6 +67,7 @@ class KeptClaim:
             if self._gathers:
                 lease = gather_lease(self._batch["account"])
                 leases.acquire(session, lease, self._batch["token"], now, until)
+        crash_point("claim.renewed")
         if held:
             self._valid_until = began + self._context.lease.total_seconds()
         return held > 0
@@ -93,6 +95,7 @@ def take_over(context: Context, batch: Batch, step: str) -> Iterator[KeptClaim |
     if not ids:
         yield None
         return
+    crash_point("claim.taken_over")
     claim = KeptClaim(context, batch, step, ids)
     with context.threads.repeating(context.lease.total_seconds() / 3, claim.keep, "claim-keeper"):
         yield claim
@@ -105,6 +108,7 @@ def finish_gathering(context: Context, batch: Batch) -> bool:
     """
     with context.database.transaction() as session:
         leases.give_up(session, gather_lease(batch["account"]), batch["token"])
+    crash_point("gather.released")
     with context.database.transaction() as session:
         return claims.is_waiting(session, batch["account"], context.now())
 
@@ -119,3 +123,4 @@ def give_back(
     with context.database.transaction() as session:
         claims.release(session, claim.order_ids, claim.name, due_at)
         leases.give_up(session, gather_lease(batch["account"]), batch["token"])
+    crash_point("gather.given_back")

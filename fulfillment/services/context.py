@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 
+from fulfillment import crash
 from fulfillment.clock import Clock, SystemClock
 from fulfillment.errors import ConfigurationError
 from fulfillment.providers import registry
@@ -113,6 +114,8 @@ def build_context(settings: Settings, *, threads: int = 8) -> Context:
     """
     settings.require("database_url", "encryption_keys")
     check_accounts(settings)
+    if settings.crash_file is not None:
+        crash.arm(settings.crash_file)
     return Context(
         settings=settings,
         database=Database(settings.database_url.get_secret_value(), pool_size=threads),

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Iterable
 from datetime import datetime
 
+from fulfillment.crash import crash_point
 from fulfillment.services.claiming import CLAIMED, claim_name, gather_lease
 from fulfillment.services.context import Context
 from fulfillment.store import accounts, claims, leases, orders, switches
@@ -73,6 +74,8 @@ def dispatch(context: Context, account: str) -> Batch | None:
         if not batch:
             leases.give_up(session, gather_lease(account), token)
             return None
+        crash_point("dispatch.before_commit")
+    crash_point("dispatch.after_commit")
     return make_batch(account, token, batch)
 
 

@@ -6,6 +6,7 @@ orders, it belonged; nobody can find it from the hash.
 
 from datetime import timedelta
 
+from fulfillment.crash import crash_point
 from fulfillment.errors import ConfigurationError
 from fulfillment.log import get_logger
 from fulfillment.services import pulse
@@ -48,6 +49,8 @@ def _erase_slice(context: Context) -> int:
                 unreadable.append(name)
         if hashes:
             erasure.erase(session, hashes)
+            crash_point("erase.before_commit")
     if unreadable:
         log.error("erasure.without_hash", why="the key is not set", orders=unreadable)
+    crash_point("erase.after_commit", hashes)
     return len(hashes)

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from sqlmodel import Session
 
+from fulfillment.crash import crash_point
 from fulfillment.errors import ProviderError
 from fulfillment.log import get_logger
 from fulfillment.services import brakes, outages
@@ -66,8 +67,11 @@ def check_wallet(context: Context, batch: Batch) -> StepOutcome:
             left_for = leave_unreachable(context, claim, error, Source.WALLET)
             give_back(context, batch, claim, due_at)
             return StepOutcome(goes_on=False, rerouted_to=left_for)
+        crash_point("wallet.answered")
         with context.database.transaction() as session:
             reserved, left_for = _allocate(context, session, account, claim, figure)
+            crash_point("wallet.before_commit")
+        crash_point("wallet.after_commit")
         return StepOutcome(reserved > 0, finish_gathering(context, batch), left_for)
 
 
@@ -94,9 +98,11 @@ def refresh_wallet(context: Context, account: str) -> None:
     except ProviderError as error:
         outages.pause(context, account, error)
         return
+    crash_point("refresh.answered")
     with context.database.transaction() as session:
         ledger.lock_wallet(session, account)
         _record(context, session, account, figure)
+        crash_point("refresh.before_commit")
 
 
 def _record(context: Context, session: Session, account: str, figure: Figure) -> None:

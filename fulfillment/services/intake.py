@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from pydantic import ValidationError
 
+from fulfillment.crash import crash_point
 from fulfillment.errors import CheckoutConflict, FulfillmentError, InvalidBody, InvalidInput
 from fulfillment.services.context import Context
 from fulfillment.store import orders
@@ -96,6 +97,8 @@ def receive(context: Context, events: Sequence[CheckoutEvent]) -> list[Received]
             stored = {order.external_id: order for order in inserted}
             others = [n.external_id for n in new.values() if n.external_id not in stored]
             known_before = orders.find(session, others) if others else {}
+            crash_point("intake.before_commit")
+        crash_point("intake.after_commit")
     fresh = set(stored)
     for place, order in new.items():
         is_new = order.external_id in fresh

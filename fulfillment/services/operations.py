@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from sqlmodel import Session
 
+from fulfillment.crash import crash_point
 from fulfillment.errors import FulfillmentError, InvalidInput, NotAllowedNow, OrderNotFound
 from fulfillment.services import pulse
 from fulfillment.services.context import Context
@@ -70,6 +71,8 @@ def resolve(context: Context, external_id: str, resolution: Resolution, reason: 
     with context.database.transaction() as session:
         moved = orders.apply(session, [move], context.now())
         _free(session, context, moved)
+        crash_point("resolve.before_commit")
+    crash_point("resolve.after_commit")
     return _moved(moved, order)
 
 
@@ -89,6 +92,7 @@ def _adopt(context: Context, order: Order, reason: str) -> Order:
     found = context.provider(order.account).reports([order.external_id])
     if order.external_id not in found:
         raise NotAllowedNow(f"the provider does not know {order.external_id}")
+    crash_point("adopt.answered")
     with context.database.transaction() as session:
         note = Move(
             order.id,
@@ -105,6 +109,7 @@ def _adopt(context: Context, order: Order, reason: str) -> Order:
             {order.id: found[order.external_id]},
             Source.OPERATOR,
         )
+        crash_point("adopt.before_commit")
     return _moved(moved, order)
 
 

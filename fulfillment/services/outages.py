@@ -2,6 +2,7 @@
 
 from datetime import datetime, timedelta
 
+from fulfillment.crash import crash_point
 from fulfillment.errors import OverBudget, ProviderDeniesAccount, ProviderError
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
@@ -31,6 +32,7 @@ def pause(context: Context, account: str, error: ProviderError) -> datetime | No
         jitter = context.jitter()
         length = max(accounts.pause_length(failed, jitter), least * (1 + _SPREAD * jitter))
         accounts.pause(session, account, now + length, str(error))
+    crash_point("outage.paused")
     log.warning("account.paused", account=account, seconds=length.total_seconds(), why=str(error))
     return now + length
 

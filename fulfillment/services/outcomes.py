@@ -5,6 +5,7 @@ from datetime import datetime
 
 from sqlmodel import Session
 
+from fulfillment.crash import crash_point
 from fulfillment.services import schedule, unknowns
 from fulfillment.services.answers import Answer, Answered, NotSent, Refused, Unknown
 from fulfillment.services.claiming import KeptClaim
@@ -32,6 +33,8 @@ def write_outcomes(
             apply_reports(context, session, claim.account, accepted, Source.SUBMIT)
         _write_refusals(context, session, claim, answers, now)
         _write_open(context, session, claim, answers, now)
+        crash_point("outcome.before_commit")
+    crash_point("outcome.after_commit")
 
 
 def _write_refusals(
@@ -47,6 +50,7 @@ def _write_refusals(
         if isinstance(answer, Refused)
     ]
     moved = orders.apply(session, moves, now)
+    crash_point("outcome.refused", moved)
     postings = [Posting(order_id, "refused", account=claim.account) for order_id in moved]
     ledger.refuse(session, postings, now)
 

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
+from fulfillment.crash import crash_point
 from fulfillment.errors import OverBudget, ProviderDeniesAccount, ProviderError
 from fulfillment.log import get_logger
 from fulfillment.services import outages, pulse, schedule
@@ -49,6 +50,7 @@ def schedule_reconciliation(context: Context, batch: Batch) -> int:
         at = schedule.first_poll(context, now)
         gap = timedelta(seconds=context.settings.poll_min_interval_s * 0.5 / max(len(fresh), 1))
         due.spread(session, {order.id: at + place * gap for place, order in enumerate(fresh)})
+    crash_point("schedule.after_commit")
     return len(fresh)
 
 
@@ -62,6 +64,7 @@ def poll_due(context: Context) -> list[Batch]:
     batches: list[Batch] = []
     for account in context.settings.accounts:
         members = _claim(context, account, now, until)
+        crash_point("poll.claimed", members)
         batches.extend(
             make_batch(account, "", members[start : start + _BATCH])
             for start in range(0, len(members), _BATCH)
@@ -103,6 +106,7 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
         beats = leases.heartbeats(session)
     groups = _within_budget(context, account, members, now)
     reports, asked, unasked = _ask(context, account, groups)
+    crash_point("poll.answered")
     reached = {order.id for _, group in groups for order in group}
     unasked += [order for order in members if order.id not in reached]
     heartbeat = beats.get(webhook_heartbeat(account))
@@ -121,6 +125,8 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
         if unasked:
             gap = context.settings.poll_min_interval_s
             due.put_back(session, [order.id for order in unasked], now, gap)
+        crash_point("poll.before_commit")
+    crash_point("poll.after_commit")
     return len(moved)
 
 

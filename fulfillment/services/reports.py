@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlmodel import Session
 
+from fulfillment.crash import crash_point
 from fulfillment.log import get_logger
 from fulfillment.services import schedule
 from fulfillment.services.context import Context
@@ -96,6 +97,7 @@ def apply_reports(
             moves.append(_move(context, order, decision, by, now))
         money.add(order, decision, report)
     moved = orders.apply(session, moves, now)
+    crash_point("report.moved", moved)
     money.post(session, now)
     changed = {move.order_id for move in moves if move.changes or move.source is not move.target}
     return {order_id: order for order_id, order in moved.items() if order_id in changed}

@@ -6,6 +6,7 @@ left and no clear answer came back.
 
 from collections.abc import Mapping
 
+from fulfillment.crash import crash_point
 from fulfillment.errors import OverBudget, ProviderError, ProviderRefused
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
@@ -96,6 +97,8 @@ def leave_unreachable(
         why = f"cannot be asked: {error}"
         moves = [reroute(context, order, why, by, claim.name) for order in members]
         moved = orders.apply(session, [move for move in moves if move], context.now())
+        crash_point("reroute.before_commit", moved)
+    crash_point("reroute.after_commit", moved)
     return rerouted_to(claim.account, moved)
 
 
@@ -117,6 +120,8 @@ def leave_paused(context: Context) -> list[str]:
         held = {order.id: order.account for order in stuck}
         postings = [Posting(id_, "never sent", account=held[id_]) for id_ in moved]
         ledger.refuse(session, postings, now)
+        crash_point("leave_paused.before_commit", moved)
+    crash_point("leave_paused.after_commit", moved)
     return [order.external_id for order in moved.values()]
 
 

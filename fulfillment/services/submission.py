@@ -13,6 +13,7 @@ from itertools import accumulate
 
 from sqlmodel import Session
 
+from fulfillment.crash import crash_point
 from fulfillment.errors import ProviderDeniesAccount, ProviderError, ProviderNotReached
 from fulfillment.providers.base import Provider
 from fulfillment.services import outages
@@ -206,6 +207,8 @@ def _begin(
         posts = [t for t in tasks if t.order.id in begun and t.step is Step.POST]
         sealed = {task.order.id: context.seal.seal(task.body) for task in posts}
         ledger.begin_posts(session, sealed, now)
+        crash_point("intent.before_commit")
+    crash_point("intent.after_commit")
     # Each task keeps the attempt as it was: that tells whether an earlier post is unresolved.
     return [task for task in tasks if task.order.id in begun]
 

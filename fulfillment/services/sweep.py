@@ -4,6 +4,7 @@ import uuid
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from fulfillment.crash import crash_point
 from fulfillment.services import funds, pulse, routes
 from fulfillment.services.claiming import WALLET, claim_name
 from fulfillment.services.context import Context
@@ -37,6 +38,7 @@ def resume_stuck(context: Context) -> Found:
         waiting = claims.accounts_waiting(session, now)
         has_webhooks = inbox.is_due(session, now)
         to_read = ledger.accounts_to_read(session, now, context.wallet_lag)
+    crash_point("sweep.claimed", members)
     expire_waiting(context)
     for account in to_read:
         if account in context.settings.accounts:

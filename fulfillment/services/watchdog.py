@@ -5,6 +5,7 @@ The provider's word wins: nothing here ever declares an offer expired.
 
 from datetime import datetime, timedelta
 
+from fulfillment.crash import crash_point
 from fulfillment.log import get_logger
 from fulfillment.services import pulse, schedule
 from fulfillment.services.context import Context
@@ -42,6 +43,8 @@ def watch_trade_windows(context: Context) -> list[str]:
         orders.apply(session, moves, now)
         # The last question before anything is concluded, as soon as the cache allows.
         due.poll_at(session, over, now, context.settings.poll_min_interval_s)
+        crash_point("watchdog.before_commit", watched)
+    crash_point("watchdog.after_commit", watched)
     return acted
 
 
@@ -68,4 +71,5 @@ def expire_waiting(context: Context) -> list[str]:
         moves = [overdue_refusal(order, now, Source.SWEEP) for order in late]
         ended = orders.apply(session, [move for move in moves if move], now)
         ledger.refuse(session, [Posting(order_id, "never sent") for order_id in ended], now)
+        crash_point("expire.before_commit", ended)
     return [order.external_id for order in ended.values()]

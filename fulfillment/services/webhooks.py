@@ -8,6 +8,7 @@ from enum import StrEnum
 import msgspec
 from sqlmodel import Session
 
+from fulfillment.crash import crash_point
 from fulfillment.errors import ConfigurationError, ProviderError
 from fulfillment.log import get_logger
 from fulfillment.providers.base import is_fresh
@@ -75,6 +76,8 @@ def take(context: Context, account: str, headers: Mapping[str, str], body: bytes
         digest = _digest(notice, body)
         delivery_id = inbox.add(session, account, order.id, digest, notice.signed_at, report, now)
         pulse.beat_seldom(context, session, webhook_heartbeat(account))
+        crash_point("webhook.before_commit")
+    crash_point("webhook.after_commit")
     verdict = Verdict.STORED if delivery_id else Verdict.KNOWN
     return Taken(verdict, delivery_id, order.external_id)
 
@@ -114,6 +117,7 @@ def apply_deliveries(context: Context) -> list[str]:
     now = context.now()
     with context.database.transaction() as session:
         claimed = inbox.claim(session, now, now + context.lease, _CLAIM_LIMIT)
+    crash_point("inbox.claimed", claimed)
     deliveries = [
         _Delivery(
             delivery_id,
@@ -168,6 +172,8 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
         outcomes = {each.id: _outcome(each, moved) for each in deliveries}
         outcomes |= {by_order[order.id].id: _STRAY for order in strays}
         inbox.mark_applied(session, outcomes, now)
+        crash_point("inbox.before_commit")
+    crash_point("inbox.after_commit")
     return [order.external_id for order in locked]
 
 

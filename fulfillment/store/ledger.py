@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import text
 from sqlmodel import Session, select
 
+from fulfillment.crash import crash_point
 from fulfillment.store.models import ATTEMPT_COLUMNS, Attempt, columns
 from schemas.enums import AttemptState, DebitsAt
 from schemas.tables import AttemptRow
@@ -66,6 +67,7 @@ def record_figure(
     ).first()
     if newer is None:
         return
+    crash_point("ledger.figure")
     debited = "confirmed_at" if debits_at is DebitsAt.ACCEPT else "ended_at"
     session.execute(
         text(
@@ -176,6 +178,7 @@ def hold(
             "now": now,
         },
     )
+    crash_point("ledger.held")
 
 
 _ATTEMPTS_OF = text(
@@ -255,6 +258,7 @@ def confirm(session: Session, order_ids: Sequence[int], now: datetime) -> None:
         ),
         {"ids": list(order_ids), "now": now},
     )
+    crash_point("ledger.confirmed")
 
 
 def refuse(session: Session, postings: Sequence[Posting], now: datetime) -> None:
@@ -262,6 +266,7 @@ def refuse(session: Session, postings: Sequence[Posting], now: datetime) -> None
     _close(
         session, postings, now, state=AttemptState.REFUSED, kind="release", was="reserved,sending"
     )
+    crash_point("ledger.released", postings)
 
 
 # Also an order that had ended, should the provider turn out to have delivered and charged it.
@@ -271,6 +276,7 @@ _SETTLED_FROM = "accepted,refused,ended"
 def settle(session: Session, postings: Sequence[Posting], now: datetime) -> None:
     """Book what was charged (mills; the held amount where the provider did not say)."""
     _close(session, postings, now, state=AttemptState.COMPLETED, kind="settle", was=_SETTLED_FROM)
+    crash_point("ledger.settled", postings)
 
 
 _CLOSE = text(
@@ -334,6 +340,7 @@ def end(session: Session, order_ids: Sequence[int], now: datetime) -> None:
         ),
         {"ids": list(order_ids), "now": now},
     )
+    crash_point("ledger.ended")
 
 
 def refund(session: Session, postings: Sequence[Posting], now: datetime) -> None:
@@ -358,6 +365,7 @@ def refund(session: Session, postings: Sequence[Posting], now: datetime) -> None
             "now": now,
         },
     )
+    crash_point("ledger.refunded")
 
 
 def accounts_to_read(session: Session, now: datetime, lag: timedelta) -> list[str]:
