@@ -288,7 +288,7 @@ class OutboxMessageRow(SQLModel, table=True):
     __tablename__ = "outbox_messages"
 
     id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
-    order_id: int = Field(foreign_key="orders.id", sa_type=BigInteger)
+    order_id: int = Field(sa_type=BigInteger)
     routing_key: str = Field(max_length=64)
     #: JSON, kept as the text that is signed and sent.
     body: str = Field(sa_type=Text)
