@@ -99,7 +99,7 @@ def setting_defaults() -> dict[str, Any]:
     values = {
         name: field.get_default(call_default_factory=True)
         for name, field in Settings.model_fields.items()
-        if name != "accounts"
+        if name not in ("accounts", "crash_file")  # the second is for tests only
     }
     account = {f"ACCOUNTS__MAIN__{k}": v for k, v in AccountSettings().model_dump().items()}
     return {f"{PREFIX}{name.upper()}": value for name, value in (values | account).items()}
