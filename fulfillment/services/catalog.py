@@ -1,6 +1,6 @@
 """Refresh the catalog for a batch: every order gets a fresh price, or a definite no."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from fulfillment.errors import ProviderError
 from fulfillment.log import get_logger
@@ -17,6 +17,7 @@ from fulfillment.services.context import Context
 from fulfillment.services.routes import leave_unreachable, reroute_or_refuse, rerouted_to
 from fulfillment.store import accounts, claims, orders
 from fulfillment.store.accounts import Purpose
+from fulfillment.store.engine import repeated
 from fulfillment.store.models import Move, Order
 from schemas.enums import FailureCode, OrderStatus, Source
 from schemas.messages import Batch
@@ -55,8 +56,7 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
             left_for = leave_unreachable(context, claim, error, Source.CATALOG)
             give_back(context, batch, claim, due_at)
             return StepOutcome(goes_on=False, rerouted_to=left_for)
-        with context.database.transaction() as session:
-            accounts.note_catalog(session, account, quotes.listed, requested_at)
+        _note_catalog(context, account, quotes.listed, requested_at)
         goes_on, left_for = _quote(context, claim, members, quotes)
         if not goes_on:
             # Where the wallet is asked next, its answer says whether the account works: pauses
@@ -66,10 +66,17 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
         return StepOutcome(goes_on, is_more_waiting, left_for)
 
 
+@repeated
+def _note_catalog(context: Context, account: str, listed: int, requested_at: datetime) -> None:
+    with context.database.transaction() as session:
+        accounts.note_catalog(session, account, listed, requested_at)
+
+
 def _want(order: Order) -> Want:
     return Want(order.catalog_item_id, order.market_hash_name, or_by_name=order.route is not None)
 
 
+@repeated
 def _quote(
     context: Context, claim: KeptClaim, members: list[Order], quotes: Quotes
 ) -> tuple[bool, tuple[str, ...]]:

@@ -22,6 +22,7 @@ from fulfillment.services.dispatch import refusal
 from fulfillment.services.routes import leave_unreachable, reroute, rerouted_to
 from fulfillment.store import accounts, leases, ledger, orders
 from fulfillment.store.accounts import Purpose
+from fulfillment.store.engine import repeated
 from fulfillment.store.ledger import Figure
 from fulfillment.store.models import UNCLAIMED, Move, Order
 from schemas.enums import FailureCode, OnInsufficientFunds, OrderStatus, Source
@@ -66,8 +67,7 @@ def check_wallet(context: Context, batch: Batch) -> StepOutcome:
             left_for = leave_unreachable(context, claim, error, Source.WALLET)
             give_back(context, batch, claim, due_at)
             return StepOutcome(goes_on=False, rerouted_to=left_for)
-        with context.database.transaction() as session:
-            reserved, left_for = _allocate(context, session, account, claim, figure)
+        reserved, left_for = _allocate_now(context, account, claim, figure)
         return StepOutcome(reserved > 0, finish_gathering(context, batch), left_for)
 
 
@@ -94,6 +94,11 @@ def refresh_wallet(context: Context, account: str) -> None:
     except ProviderError as error:
         outages.pause(context, account, error)
         return
+    _record_alone(context, account, figure)
+
+
+@repeated
+def _record_alone(context: Context, account: str, figure: Figure) -> None:
     with context.database.transaction() as session:
         ledger.lock_wallet(session, account)
         _record(context, session, account, figure)
@@ -103,6 +108,14 @@ def _record(context: Context, session: Session, account: str, figure: Figure) ->
     debits_at = context.account(account).debits_at
     ledger.record_figure(session, account, figure, debits_at, context.wallet_lag)
     accounts.works(session, account)
+
+
+@repeated
+def _allocate_now(
+    context: Context, account: str, claim: KeptClaim, figure: Figure
+) -> tuple[int, tuple[str, ...]]:
+    with context.database.transaction() as session:
+        return _allocate(context, session, account, claim, figure)
 
 
 def _allocate(

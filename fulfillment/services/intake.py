@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from fulfillment.errors import CheckoutConflict, FulfillmentError, InvalidBody, InvalidInput
 from fulfillment.services.context import Context
 from fulfillment.store import orders
+from fulfillment.store.engine import repeated
 from fulfillment.store.models import Order
 from fulfillment.store.orders import NewOrder
 from schemas.checkout import CheckoutEvent
@@ -88,14 +89,7 @@ def receive(context: Context, events: Sequence[CheckoutEvent]) -> list[Received]
             new[place] = _new_order(context, event)
         except InvalidInput as error:
             results[place] = Received(event.external_id, error=error)
-    stored: dict[str, Order] = {}
-    if new:
-        now = context.now()
-        with context.database.transaction() as session:
-            inserted = orders.insert(session, list(new.values()), now)
-            stored = {order.external_id: order for order in inserted}
-            others = [n.external_id for n in new.values() if n.external_id not in stored]
-            known_before = orders.find(session, others) if others else {}
+    stored, known_before = _store(context, list(new.values())) if new else ({}, {})
     fresh = set(stored)
     for place, order in new.items():
         is_new = order.external_id in fresh
@@ -103,6 +97,18 @@ def receive(context: Context, events: Sequence[CheckoutEvent]) -> list[Received]
         found = stored.get(order.external_id) or known_before[order.external_id]
         results[place] = _answer(context, events[place], found, is_new=is_new)
     return [results[place] for place in range(len(events))]
+
+
+@repeated
+def _store(
+    context: Context, new: Sequence[NewOrder]
+) -> tuple[Mapping[str, Order], Mapping[str, Order]]:
+    """Insert what is new; give that, and what was there before, by external id."""
+    with context.database.transaction() as session:
+        inserted = orders.insert(session, new, context.now())
+        stored = {order.external_id: order for order in inserted}
+        others = [each.external_id for each in new if each.external_id not in stored]
+        return stored, orders.find(session, others) if others else {}
 
 
 def _content(event: CheckoutEvent) -> bytes:

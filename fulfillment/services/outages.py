@@ -6,6 +6,7 @@ from fulfillment.errors import OverBudget, ProviderDeniesAccount, ProviderError
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
 from fulfillment.store import accounts
+from fulfillment.store.engine import repeated
 
 log = get_logger(__name__)
 
@@ -15,6 +16,7 @@ _DENIED_PAUSE = timedelta(seconds=30)
 _SPREAD = 0.1
 
 
+@repeated
 def pause(context: Context, account: str, error: ProviderError) -> datetime | None:
     """Pause the account after a failed request, longer with each failure; give its end.
 
@@ -35,6 +37,7 @@ def pause(context: Context, account: str, error: ProviderError) -> datetime | No
     return now + length
 
 
+@repeated
 def works(context: Context, account: str) -> None:
     """Note that the provider answers again."""
     with context.database.transaction() as session:
