@@ -106,7 +106,9 @@ def check_accounts(settings: Settings) -> None:
                 raise ConfigurationError(setting, f"no account {name} is configured")
 
 
-def build_context(settings: Settings, *, threads: int = 8) -> Context:
+def build_context(
+    settings: Settings, *, threads: int = 8, statement_timeout_s: float = 20
+) -> Context:
     """Make a process's context; nothing is connected yet.
 
     Raises ConfigurationError that names the setting, also for an account that cannot be used.
@@ -115,7 +117,11 @@ def build_context(settings: Settings, *, threads: int = 8) -> Context:
     check_accounts(settings)
     return Context(
         settings=settings,
-        database=Database(settings.database_url.get_secret_value(), pool_size=threads),
+        database=Database(
+            settings.database_url.get_secret_value(),
+            pool_size=threads,
+            statement_timeout_s=statement_timeout_s,
+        ),
         seal=Seal(settings.encryption_keys.get_secret_value()),
     )
 
