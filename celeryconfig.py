@@ -14,7 +14,7 @@ _settings = load_settings()
 broker_url = _settings.broker_url.get_secret_value()
 imports = (
     *("tasks.checkout", "tasks.reconcile", "tasks.watchdog", "tasks.inbox", "tasks.sweep"),
-    "tasks.upkeep",
+    *("tasks.upkeep", "tasks.standin"),
 )
 
 enable_utc, timezone = True, "UTC"

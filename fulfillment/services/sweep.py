@@ -25,8 +25,11 @@ class Found:
     has_webhooks: bool = False
 
 
-def resume_stuck(context: Context) -> Found:
-    """Claim submissions that are due again, and name accounts with orders to be dispatched."""
+def resume_stuck(context: Context, heartbeat: str = pulse.SWEEP) -> Found:
+    """Claim submissions that are due again, and name accounts with orders to be dispatched.
+
+    That the sweep runs is noted as `heartbeat`.
+    """
     routes.leave_paused(context)
     expire_waiting(context)
     with context.database.transaction() as session:
@@ -35,15 +38,15 @@ def resume_stuck(context: Context) -> Found:
         if account in context.settings.accounts:
             funds.refresh_wallet(context, account)
     # Last: what is claimed here and not sent, because something else fails, waits for a lease.
-    return _claim(context)
+    return _claim(context, heartbeat)
 
 
 @repeated
-def _claim(context: Context) -> Found:
+def _claim(context: Context, heartbeat: str) -> Found:
     now = context.now()
     token = uuid.uuid4().hex
     with context.database.transaction() as session:
-        leases.beat(session, pulse.SWEEP, now)
+        leases.beat(session, heartbeat, now)
         claim = claim_name(token, WALLET)
         stuck = claims.claim_stuck(session, claim, now, now + context.lease, _LIMIT)
         members = orders.get(session, [order_id for order_id, _ in stuck])
