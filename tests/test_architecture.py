@@ -177,8 +177,10 @@ def test_what_is_run_again_after_a_conflict_asks_nobody_outside() -> None:
         f"{path}:{call.lineno}"
         for path, function in repeated
         for call in calls_in(function)
-        if isinstance(call.func, ast.Attribute)
-        and call.func.attr in {*REQUESTS, "submit", "send_task", "publish"}
+        if (
+            isinstance(call.func, ast.Attribute)
+            and call.func.attr in {*REQUESTS, "submit", "send_task", "publish"}
+        )
         or dotted(call.func) == "hint"
     ]
 
