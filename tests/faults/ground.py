@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +86,10 @@ class Ground:
     driver: Driver
     postgres: EmbeddedPostgres
     database: Proxy
+    redis: EmbeddedRedis | None
     broker: Proxy
+    #: Where the broker is reached beside the proxy.
+    broker_url: str
     #: Reads the database beside the proxy.
     context: Context
     address: str
@@ -188,14 +191,13 @@ class Ground:
 @contextmanager
 def breakable(
     home: Path,
-    broker_upstream: int | Path | None = None,
-    broker_url: Callable[[int], str] = lambda port: f"redis://{HOST}:{port}/0",
+    broker_url: str = "",
     *,
     workers: int = 2,
     seed: int = 0,
     **changes: Any,
 ) -> Iterator[Ground]:
-    """Run a stack on a PostgreSQL of its own, and on the broker or a Redis of its own."""
+    """Run a stack on a PostgreSQL of its own, and on the AMQP broker or a Redis of its own."""
     options = StackOptions(
         children=("simulator", "web", "worker", "beat", "intake"),
         workers=workers,
@@ -215,11 +217,12 @@ def breakable(
             connection.execute(f"ALTER DATABASE {url.database} OWNER TO {ROLE}")
         socket = folder / f".s.PGSQL.{url.query['port']}"
         database = stack.enter_context(Proxy(socket, seed=seed, framer=PostgresMessages))
-        if broker_upstream is None:
+        redis = None
+        if not broker_url:
             redis = EmbeddedRedis(home / "servers")
             stack.callback(redis.stop)
-            broker_upstream = Path(redis.start().removeprefix("redis+socket://"))
-        broker = stack.enter_context(Proxy(broker_upstream, seed=seed))
+            broker_url = redis.start()
+        broker = stack.enter_context(Proxy(_upstream(broker_url), seed=seed))
         driver = stack.enter_context(
             running_stack(
                 home / "stack",
@@ -227,7 +230,7 @@ def breakable(
                 database_url=SecretStr(
                     f"postgresql://{ROLE}@{HOST}:{database.port}/{url.database}"
                 ),
-                broker_url=SecretStr(broker_url(broker.port)),
+                broker_url=SecretStr(_through(broker, broker_url)),
                 **changes,
             )
         )
@@ -236,4 +239,20 @@ def breakable(
         )
         context = build_context(direct)
         stack.callback(context.close)
-        yield Ground(driver, postgres, database, broker, context, address)
+        yield Ground(driver, postgres, database, redis, broker, broker_url, context, address)
+
+
+def _upstream(broker_url: str) -> int | Path:
+    if broker_url.startswith("redis+socket://"):
+        return Path(broker_url.removeprefix("redis+socket://"))
+    port = make_url(broker_url).port
+    assert port is not None
+    return port
+
+
+def _through(proxy: Proxy, broker_url: str) -> str:
+    """Give the broker's address by way of the proxy."""
+    if broker_url.startswith("redis+socket://"):
+        return f"redis://{HOST}:{proxy.port}/0"
+    address = make_url(broker_url).set(host=HOST, port=proxy.port)
+    return address.render_as_string(hide_password=False)

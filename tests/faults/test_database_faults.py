@@ -4,8 +4,11 @@ import random
 import time
 from collections.abc import Callable, Iterator
 
+import kombu
 import pytest
 
+from fulfillment.messaging.store_client import send_checkout
+from schemas.messages import CHECKOUT_KEY, STORE_EXCHANGE
 from tests.acceptance.driver import until
 from tests.faults.ground import ROLE, Ground, breakable
 from tests.faults.proxy import is_commit
@@ -59,3 +62,21 @@ def test_terminated_backends_leave_nothing_half_done(ground: Ground) -> None:
 
     ground.assert_settled()
     assert killed > 20
+
+
+def test_checkouts_that_come_while_the_database_is_away_wait_for_it(ground: Ground) -> None:
+    events = [ground.driver.checkout() for _ in range(8)]
+    broker = ground.broker_url
+    ground.database.down()
+
+    for event in events[:4]:
+        send_checkout(broker, event)
+    with kombu.Connection(broker) as connection:
+        producer = connection.Producer(exchange=kombu.Exchange(STORE_EXCHANGE, type="topic"))
+        for event in events[4:]:
+            producer.publish(event, routing_key=CHECKOUT_KEY)
+    until("tasks that met no database", lambda: "checkout.receive" in ground.driver.logs())
+    ground.database.up()
+
+    ground.ids += [event["externalId"] for event in events]
+    ground.assert_settled()
