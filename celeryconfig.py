@@ -14,7 +14,7 @@ _settings = load_settings()
 broker_url = _settings.broker_url.get_secret_value()
 imports = (
     *("tasks.checkout", "tasks.reconcile", "tasks.watchdog", "tasks.inbox", "tasks.sweep"),
-    "tasks.upkeep",
+    *("tasks.upkeep", "tasks.standin"),
 )
 
 enable_utc, timezone = True, "UTC"
@@ -25,7 +25,8 @@ task_ignore_result = True
 task_store_errors_even_if_ignored = False
 
 # Acknowledged when taken up: a redelivered copy of a step would find its claim gone anyway, and a
-# message that is not held is one that a lost Redis connection cannot trip over.
+# message that is not held is one that a lost Redis connection cannot trip over. The exception is
+# `checkout.receive`, whose message nothing else knows of.
 task_acks_late = False
 worker_prefetch_multiplier = 1
 worker_cancel_long_running_tasks_on_connection_loss = False
@@ -91,7 +92,9 @@ else:
     # Celery 5.7.0 dies of a lost Redis connection while it holds a message; see the class.
     worker_consumer = "tasks.redis_consumer:RedisSafeConsumer"
     broker_transport_options = {
-        "visibility_timeout": 300,
+        # Every client of one Redis restores what any of them holds for too long: the consumer of
+        # the store's exchange says the same. No task that acknowledges late takes half as long.
+        "visibility_timeout": 60,
         "unacked_restore_interval": 5,
         "unacked_restore_throttle": 1,
         "socket_connect_timeout": 2,

@@ -8,7 +8,8 @@ FulfillmentError
 +-- OrderNotFound
 +-- NotAllowedNow                 the operator's command does not fit the order's status
 +-- IllegalTransition             a bug: the edge is not in the table
-+-- ServerUnreachable             database or broker cannot be reached
++-- ServerUnreachable             database or broker is away, full, read-only or too slow
+|   +-- TransactionConflict       undone because of another transaction; the same again is safe
 +-- SchemaOutdated                the database was not migrated
 +-- WebhookRejected               the delivery's signature is wrong
 |   +-- WebhookUnreadable         well signed, but it names no order
@@ -82,10 +83,17 @@ class IllegalTransition(FulfillmentError):
 
 
 class ServerUnreachable(FulfillmentError):
-    """A server that we depend on does not answer."""
+    """A server that we depend on does not do its work now; it may pass."""
 
     def __init__(self, what: str, setting: str, detail: str) -> None:
-        super().__init__(f"{what} cannot be reached ({setting}): {detail}")
+        super().__init__(f"{what} cannot be used ({setting}): {detail}")
+
+
+class TransactionConflict(ServerUnreachable):
+    """The database undid a transaction in favour of another one; nothing of it was kept.
+
+    Whoever waits for a database that is away does right here too: the same again is safe.
+    """
 
 
 class SchemaOutdated(FulfillmentError):

@@ -2,10 +2,12 @@
 
 import re
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import Task
+from celery.exceptions import Reject
 from celery.worker.request import Request
 
 from fulfillment.crash import crash_point
@@ -18,6 +20,7 @@ from schemas.messages import RECEIVE
 log = get_logger(__name__)
 
 _MOST_NAMES = 20
+_PAUSE_S = 1.0
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _lock = threading.Lock()
 _context: Context | None = None
@@ -92,7 +95,8 @@ class ShownRequest(Request):
 class FulfillmentTask(Task[..., Any]):
     """Runs a body with log fields bound; an error that we know is logged and never a stack trace.
 
-    Nothing is retried through Celery: what failed is due again by its row.
+    Nothing is retried through Celery: what failed is due again by its row. Only a task that
+    acknowledges late has no row yet, and its message is put back.
     """
 
     Request = "tasks.base:ShownRequest"
@@ -108,6 +112,9 @@ class FulfillmentTask(Task[..., Any]):
             except FulfillmentError as error:
                 log.warning("task.failed", reason=str(error))
                 self.stop_chain()
+                if self.acks_late:
+                    time.sleep(_PAUSE_S)  # what it waits for is mostly the database
+                    raise Reject(str(error), requeue=True) from None
                 return {"failed": type(error).__name__}
             except Exception as error:
                 log.exception("task.crashed", error=type(error).__name__)

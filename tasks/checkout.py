@@ -13,7 +13,8 @@ from schemas.messages import Batch
 from tasks.base import ID, FulfillmentTask, context
 
 
-@app.task(bind=True, base=FulfillmentTask, name=messages.RECEIVE)
+# Its message is the only copy of the checkout until the order is stored.
+@app.task(bind=True, base=FulfillmentTask, name=messages.RECEIVE, acks_late=True)
 def receive(
     self: FulfillmentTask, /, event: Any = None, *more: Any, **fields: Any
 ) -> dict[str, Any]:

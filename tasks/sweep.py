@@ -3,16 +3,16 @@
 from celery import chain
 
 from fulfillment.broker import app, hint
-from fulfillment.services import sweep
+from fulfillment.services import pulse, sweep
 from schemas import messages
 from tasks.base import FulfillmentTask, context
 from tasks.checkout import schedule_reconciliation, submit_orders
 
 
 @app.task(bind=True, base=FulfillmentTask, name=messages.RESUME_STUCK)
-def resume_stuck(self: FulfillmentTask, /) -> dict[str, int]:
-    """Send what the sweep found."""
-    found = sweep.resume_stuck(context())
+def resume_stuck(self: FulfillmentTask, /, stands_in: bool = False) -> dict[str, int]:
+    """Send what the sweep found; `stands_in`: no beat asked for it, but a worker."""
+    found = sweep.resume_stuck(context(), pulse.STAND_IN if stands_in else pulse.SWEEP)
     for account in found.accounts:
         hint(messages.DISPATCH, account)
     for batch in found.batches:

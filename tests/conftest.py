@@ -29,6 +29,7 @@ SECRET = "cs_test_7f3a9c"
 ENCRYPTION_KEYS = f"test:{generate_key()}"
 #: What tests themselves are told by; everything else of the outer shell must not reach them.
 TEST_PREFIX = f"{PREFIX}TEST_"
+_MEASURED = "seconds: "
 
 
 @pytest.fixture(autouse=True)
@@ -226,3 +227,21 @@ def checkout() -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def trade_url() -> str:
     return support.TRADE_URL
+
+
+@pytest.fixture
+def note_s(record_property: Callable[[str, object], None]) -> Callable[[str, float], None]:
+    """Note how long something took; the run's summary shows it."""
+    return lambda what, seconds: record_property(f"{_MEASURED}{what}", round(seconds, 2))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    measured: dict[str, list[float]] = {}
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, value in getattr(report, "user_properties", ()):
+            if name.startswith(_MEASURED) and report.when == "call":
+                measured.setdefault(name.removeprefix(_MEASURED), []).append(value)
+    if measured:
+        terminalreporter.section("measured, in seconds")
+    for what, values in measured.items():
+        terminalreporter.write_line(f"{what}: {', '.join(map(str, sorted(values)))}")

@@ -163,6 +163,31 @@ def test_no_transaction_is_open_while_a_provider_is_asked() -> None:
     assert asked == []
 
 
+def test_what_is_run_again_after_a_conflict_asks_nobody_outside() -> None:
+    """Not within the function itself; what it calls is held to it by the simulated seeds."""
+    repeated = [
+        (path, node)
+        for path, tree in production()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        and any(dotted(each) == "repeated" for each in node.decorator_list)
+    ]
+
+    asking = [
+        f"{path}:{call.lineno}"
+        for path, function in repeated
+        for call in calls_in(function)
+        if (
+            isinstance(call.func, ast.Attribute)
+            and call.func.attr in {*REQUESTS, "submit", "send_task", "publish"}
+        )
+        or dotted(call.func) == "hint"
+    ]
+
+    assert len(repeated) > 20
+    assert asking == []
+
+
 def test_no_transaction_is_open_inside_another_one() -> None:
     nested = [
         f"{path}:{inner.lineno}"

@@ -13,7 +13,7 @@ from fulfillment.crash import crash_point
 from fulfillment.errors import OverBudget, ServerUnreachable
 from fulfillment.store import accounts
 from fulfillment.store.accounts import Purpose
-from fulfillment.store.engine import Database
+from fulfillment.store.engine import Database, repeated
 
 #: A request that is sent later than this after it was taken would arrive in another minute.
 _FRESH = timedelta(seconds=2)
@@ -30,6 +30,7 @@ class RateBudget:
         self._database = database
         self.clock = clock
 
+    @repeated
     def take(self, purpose: Purpose, wanted: int = 1, *, leaving: int = 0) -> "Grant":
         """Take up to `wanted` requests where `leaving` more could follow them."""
         size = wanted
@@ -42,6 +43,7 @@ class RateBudget:
             crash_point("budget.taken")
         return Grant(self, purpose, size, leaving)
 
+    @repeated
     def give_back(self, purpose: Purpose, count: int) -> None:
         if self._limit is not None and count:
             now = self.clock.now()

@@ -1,6 +1,6 @@
 """Refresh the catalog for a batch: every order gets a fresh price, or a definite no."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from fulfillment.crash import crash_point
 from fulfillment.errors import ProviderError
@@ -18,6 +18,7 @@ from fulfillment.services.context import Context
 from fulfillment.services.routes import leave_unreachable, reroute_or_refuse, rerouted_to
 from fulfillment.store import accounts, claims, orders
 from fulfillment.store.accounts import Purpose
+from fulfillment.store.engine import repeated
 from fulfillment.store.models import Move, Order
 from schemas.enums import FailureCode, OrderStatus, Source
 from schemas.messages import Batch
@@ -57,8 +58,7 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
             give_back(context, batch, claim, due_at)
             return StepOutcome(goes_on=False, rerouted_to=left_for)
         crash_point("catalog.answered")
-        with context.database.transaction() as session:
-            accounts.note_catalog(session, account, quotes.listed, requested_at)
+        _note_catalog(context, account, quotes.listed, requested_at)
         goes_on, left_for = _quote(context, claim, members, quotes)
         if not goes_on:
             # Where the wallet is asked next, its answer says whether the account works: pauses
@@ -68,10 +68,17 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
         return StepOutcome(goes_on, is_more_waiting, left_for)
 
 
+@repeated
+def _note_catalog(context: Context, account: str, listed: int, requested_at: datetime) -> None:
+    with context.database.transaction() as session:
+        accounts.note_catalog(session, account, listed, requested_at)
+
+
 def _want(order: Order) -> Want:
     return Want(order.catalog_item_id, order.market_hash_name, or_by_name=order.route is not None)
 
 
+@repeated
 def _quote(
     context: Context, claim: KeptClaim, members: list[Order], quotes: Quotes
 ) -> tuple[bool, tuple[str, ...]]:

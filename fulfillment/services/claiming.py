@@ -10,6 +10,7 @@ from fulfillment.errors import ServerUnreachable
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
 from fulfillment.store import claims, leases
+from fulfillment.store.engine import repeated
 from schemas.messages import Batch
 
 log = get_logger(__name__)
@@ -57,6 +58,7 @@ class KeptClaim:
         """Say whether the lease is known to run still; a frozen process finds that it does not."""
         return self._context.clock.monotonic() < self._valid_until
 
+    @repeated
     def renew(self) -> bool:
         """Lengthen the claim (and the gathering lease); say whether any order is still under it."""
         began = self._context.clock.monotonic()
@@ -85,13 +87,7 @@ class KeptClaim:
 @contextmanager
 def take_over(context: Context, batch: Batch, step: str) -> Iterator[KeptClaim | None]:
     """Take the batch's orders over for `step`; None when nothing of it is left to this copy."""
-    now = context.now()
-    until = now + context.lease
-    old, new = claim_name(batch["token"], _BEFORE[step]), claim_name(batch["token"], step)
-    with context.database.transaction() as session:
-        ids = claims.take_over(session, batch["ids"], old, new, until)
-        if ids and step != SUBMIT:
-            leases.acquire(session, gather_lease(batch["account"]), batch["token"], now, until)
+    ids = _take_over(context, batch, step)
     if not ids:
         yield None
         return
@@ -101,6 +97,19 @@ def take_over(context: Context, batch: Batch, step: str) -> Iterator[KeptClaim |
         yield claim
 
 
+@repeated
+def _take_over(context: Context, batch: Batch, step: str) -> list[int]:
+    now = context.now()
+    until = now + context.lease
+    old, new = claim_name(batch["token"], _BEFORE[step]), claim_name(batch["token"], step)
+    with context.database.transaction() as session:
+        ids = claims.take_over(session, batch["ids"], old, new, until)
+        if ids and step != SUBMIT:
+            leases.acquire(session, gather_lease(batch["account"]), batch["token"], now, until)
+    return ids
+
+
+@repeated
 def finish_gathering(context: Context, batch: Batch) -> bool:
     """Let another batch gather; say whether one is waiting.
 
@@ -113,6 +122,7 @@ def finish_gathering(context: Context, batch: Batch) -> bool:
         return claims.is_waiting(session, batch["account"], context.now())
 
 
+@repeated
 def give_back(
     context: Context, batch: Batch, claim: KeptClaim, due_at: datetime | None = None
 ) -> None:

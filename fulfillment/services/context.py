@@ -107,7 +107,9 @@ def check_accounts(settings: Settings) -> None:
                 raise ConfigurationError(setting, f"no account {name} is configured")
 
 
-def build_context(settings: Settings, *, threads: int = 8) -> Context:
+def build_context(
+    settings: Settings, *, threads: int = 8, statement_timeout_s: float = 20
+) -> Context:
     """Make a process's context; nothing is connected yet.
 
     Raises ConfigurationError that names the setting, also for an account that cannot be used.
@@ -118,7 +120,11 @@ def build_context(settings: Settings, *, threads: int = 8) -> Context:
         crash.arm(settings.crash_file)
     return Context(
         settings=settings,
-        database=Database(settings.database_url.get_secret_value(), pool_size=threads),
+        database=Database(
+            settings.database_url.get_secret_value(),
+            pool_size=threads,
+            statement_timeout_s=statement_timeout_s,
+        ),
         seal=Seal(settings.encryption_keys.get_secret_value()),
     )
 

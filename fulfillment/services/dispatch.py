@@ -8,6 +8,7 @@ from fulfillment.crash import crash_point
 from fulfillment.services.claiming import CLAIMED, claim_name, gather_lease
 from fulfillment.services.context import Context
 from fulfillment.store import accounts, claims, leases, orders, switches
+from fulfillment.store.engine import repeated
 from fulfillment.store.models import NOTHING_DUE, Move, Order
 from schemas.enums import FailedBy, FailureCode, OrderStatus, Source
 from schemas.messages import Batch
@@ -47,6 +48,7 @@ def refusal(
     )
 
 
+@repeated
 def dispatch(context: Context, account: str) -> Batch | None:
     """Claim the account's waiting orders, oldest first; None when there is nothing to do now.
 

@@ -23,6 +23,7 @@ from fulfillment.services.dispatch import refusal
 from fulfillment.services.routes import leave_unreachable, reroute, rerouted_to
 from fulfillment.store import accounts, leases, ledger, orders
 from fulfillment.store.accounts import Purpose
+from fulfillment.store.engine import repeated
 from fulfillment.store.ledger import Figure
 from fulfillment.store.models import UNCLAIMED, Move, Order
 from schemas.enums import FailureCode, OnInsufficientFunds, OrderStatus, Source
@@ -68,9 +69,7 @@ def check_wallet(context: Context, batch: Batch) -> StepOutcome:
             give_back(context, batch, claim, due_at)
             return StepOutcome(goes_on=False, rerouted_to=left_for)
         crash_point("wallet.answered")
-        with context.database.transaction() as session:
-            reserved, left_for = _allocate(context, session, account, claim, figure)
-            crash_point("wallet.before_commit")
+        reserved, left_for = _allocate_now(context, account, claim, figure)
         crash_point("wallet.after_commit")
         return StepOutcome(reserved > 0, finish_gathering(context, batch), left_for)
 
@@ -99,6 +98,11 @@ def refresh_wallet(context: Context, account: str) -> None:
         outages.pause(context, account, error)
         return
     crash_point("refresh.answered")
+    _record_alone(context, account, figure)
+
+
+@repeated
+def _record_alone(context: Context, account: str, figure: Figure) -> None:
     with context.database.transaction() as session:
         ledger.lock_wallet(session, account)
         _record(context, session, account, figure)
@@ -109,6 +113,16 @@ def _record(context: Context, session: Session, account: str, figure: Figure) ->
     debits_at = context.account(account).debits_at
     ledger.record_figure(session, account, figure, debits_at, context.wallet_lag)
     accounts.works(session, account)
+
+
+@repeated
+def _allocate_now(
+    context: Context, account: str, claim: KeptClaim, figure: Figure
+) -> tuple[int, tuple[str, ...]]:
+    with context.database.transaction() as session:
+        allocated = _allocate(context, session, account, claim, figure)
+        crash_point("wallet.before_commit")
+    return allocated
 
 
 def _allocate(

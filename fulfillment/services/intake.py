@@ -13,6 +13,7 @@ from fulfillment.crash import crash_point
 from fulfillment.errors import CheckoutConflict, FulfillmentError, InvalidBody, InvalidInput
 from fulfillment.services.context import Context
 from fulfillment.store import orders
+from fulfillment.store.engine import repeated
 from fulfillment.store.models import Order
 from fulfillment.store.orders import NewOrder
 from schemas.checkout import CheckoutEvent
@@ -89,15 +90,8 @@ def receive(context: Context, events: Sequence[CheckoutEvent]) -> list[Received]
             new[place] = _new_order(context, event)
         except InvalidInput as error:
             results[place] = Received(event.external_id, error=error)
-    stored: dict[str, Order] = {}
+    stored, known_before = _store(context, list(new.values())) if new else ({}, {})
     if new:
-        now = context.now()
-        with context.database.transaction() as session:
-            inserted = orders.insert(session, list(new.values()), now)
-            stored = {order.external_id: order for order in inserted}
-            others = [n.external_id for n in new.values() if n.external_id not in stored]
-            known_before = orders.find(session, others) if others else {}
-            crash_point("intake.before_commit")
         crash_point("intake.after_commit")
     fresh = set(stored)
     for place, order in new.items():
@@ -106,6 +100,20 @@ def receive(context: Context, events: Sequence[CheckoutEvent]) -> list[Received]
         found = stored.get(order.external_id) or known_before[order.external_id]
         results[place] = _answer(context, events[place], found, is_new=is_new)
     return [results[place] for place in range(len(events))]
+
+
+@repeated
+def _store(
+    context: Context, new: Sequence[NewOrder]
+) -> tuple[Mapping[str, Order], Mapping[str, Order]]:
+    """Insert what is new; give that, and what was there before, by external id."""
+    with context.database.transaction() as session:
+        inserted = orders.insert(session, new, context.now())
+        stored = {order.external_id: order for order in inserted}
+        others = [each.external_id for each in new if each.external_id not in stored]
+        known_before = orders.find(session, others) if others else {}
+        crash_point("intake.before_commit")
+    return stored, known_before
 
 
 def _content(event: CheckoutEvent) -> bytes:

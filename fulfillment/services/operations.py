@@ -1,5 +1,6 @@
 """What an operator may do and see: resolve an order, read orders and wallets, check readiness."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -176,7 +177,7 @@ def check_readiness(context: Context) -> list[Check]:
         return checks
     with context.database.transaction() as session:
         beats = leases.heartbeats(session)
-    return [*checks, *(_check_pulse(context, beats.get(part.heartbeat), part) for part in _TURNING)]
+    return [*checks, *(_check_pulse(context, beats, part) for part in _TURNING)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +189,8 @@ class _Turning:
     patience: timedelta
     dead: str
     since: str = "last_seen_at"
+    #: The heartbeat of those who do it meanwhile.
+    substitute: str = ""
 
 
 _TURNING = (
@@ -197,19 +200,23 @@ _TURNING = (
         timedelta(seconds=15),  # the sweep ticks every second
         "beat or the workers are dead",
         "last_tick_at",
+        pulse.STAND_IN,
     ),
     _Turning("intake", pulse.CONSUMER, timedelta(seconds=30), "`fulfillment intake` is dead"),
     _Turning("relay", pulse.RELAY, timedelta(seconds=30), "`fulfillment intake` is dead"),
 )
 
 
-def _check_pulse(context: Context, last: datetime | None, part: _Turning) -> Check:
+def _check_pulse(context: Context, beats: Mapping[str, datetime], part: _Turning) -> Check:
+    last, helped = beats.get(part.heartbeat), beats.get(part.substitute)
     if last is None:
         return Check(part.title, is_ok=False, detail=f"not seen yet: {part.dead}")
     age = context.now() - last
     detail = f"{part.since} {last.isoformat()}"
     if age > part.patience:
         detail += f", {round(age.total_seconds())} s ago: {part.dead}"
+        if helped is not None and context.now() - helped <= part.patience:
+            detail += "; the workers stand in, more slowly"
     return Check(part.title, age <= part.patience, detail)
 
 

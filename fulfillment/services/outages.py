@@ -7,6 +7,7 @@ from fulfillment.errors import OverBudget, ProviderDeniesAccount, ProviderError
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
 from fulfillment.store import accounts
+from fulfillment.store.engine import repeated
 
 log = get_logger(__name__)
 
@@ -16,6 +17,7 @@ _DENIED_PAUSE = timedelta(seconds=30)
 _SPREAD = 0.1
 
 
+@repeated
 def pause(context: Context, account: str, error: ProviderError) -> datetime | None:
     """Pause the account after a failed request, longer with each failure; give its end.
 
@@ -37,6 +39,7 @@ def pause(context: Context, account: str, error: ProviderError) -> datetime | No
     return now + length
 
 
+@repeated
 def works(context: Context, account: str) -> None:
     """Note that the provider answers again."""
     with context.database.transaction() as session:

@@ -13,12 +13,14 @@ from fulfillment.services.context import Context
 from fulfillment.services.reports import apply_reports
 from fulfillment.services.routes import is_tried_elsewhere, reroute
 from fulfillment.store import ledger, orders, switches
+from fulfillment.store.engine import repeated
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Move, Order
 from schemas.enums import FailedBy, OrderStatus, Source
 from schemas.messages import NEEDS_REVIEW
 
 
+@repeated
 def write_outcomes(
     context: Context, claim: KeptClaim, answers: Sequence[tuple[Order, Answer]]
 ) -> None:

@@ -6,6 +6,8 @@ from fulfillment.services.context import Context
 from fulfillment.store import leases
 
 SWEEP, WATCHDOG, POLL = "sweep", "watchdog", "poll"
+#: The sweep's, where workers sent its tick for want of a beat.
+STAND_IN = "sweep.stand_in"
 INVARIANTS, ERASURE = "invariants", "erasure"
 CONSUMER, RELAY = "intake.consumer", "intake.relay"
 _GAP_S = 3.0

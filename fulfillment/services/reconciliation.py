@@ -1,7 +1,7 @@
 """Ask the provider about orders that are under way, or delivered and still reversible."""
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from fulfillment.crash import crash_point
@@ -15,6 +15,7 @@ from fulfillment.services.reports import apply_reports
 from fulfillment.states import FINAL
 from fulfillment.store import accounts, due, leases, orders
 from fulfillment.store.accounts import Purpose
+from fulfillment.store.engine import repeated
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus, Source
 from schemas.messages import Batch
@@ -35,6 +36,7 @@ def webhook_heartbeat(account: str) -> str:
     return f"webhook:{account}"
 
 
+@repeated
 def schedule_reconciliation(context: Context, batch: Batch) -> int:
     """Spread the batch's first polls, so that a burst of accepts is no burst of polls later.
 
@@ -87,10 +89,17 @@ def _claim(context: Context, account: str, now: datetime, until: datetime) -> li
     for purpose in (Purpose.URGENT, Purpose.POLL):
         requests = context.budget(account).left(purpose)
         room = _CLAIM_LIMIT if requests is None else min(requests * size, _CLAIM_LIMIT)
-        is_over = purpose is Purpose.URGENT
-        with context.database.transaction() as session:
-            members += due.claim_polls(session, account, now, until, room, is_over=is_over)
+        members += _claim_polls(context, account, purpose, until, room)
     return members
+
+
+@repeated
+def _claim_polls(
+    context: Context, account: str, purpose: Purpose, until: datetime, limit: int
+) -> list[Order]:
+    is_over = purpose is Purpose.URGENT
+    with context.database.transaction() as session:
+        return due.claim_polls(session, account, context.now(), until, limit, is_over=is_over)
 
 
 def _is_urgent(order: Order, now: datetime) -> bool:
@@ -111,6 +120,21 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
     unasked += [order for order in members if order.id not in reached]
     heartbeat = beats.get(webhook_heartbeat(account))
     flows = heartbeat is not None and now - heartbeat <= _FLOWING
+    return _write_polls(context, account, reports, asked, unasked, now, flows=flows)
+
+
+@repeated
+def _write_polls(
+    context: Context,
+    account: str,
+    reports: Mapping[str, OrderReport],
+    asked: Sequence[Order],
+    unasked: Sequence[Order],
+    now: datetime,
+    *,
+    flows: bool,
+) -> int:
+    """Apply the answers of a round of polls that began at `now`; give how many orders changed."""
     with context.database.transaction() as session:
         locked = orders.lock(session, [order.id for order in asked])
         by_id = {o.id: reports[o.external_id] for o in locked if o.external_id in reports}

@@ -12,6 +12,7 @@ from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import refusal
 from fulfillment.store import ledger, orders
+from fulfillment.store.engine import repeated
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import UNCLAIMED, Attempt, Move, Order
 from schemas.enums import AttemptState, FailureCode, OrderStatus, Source
@@ -86,6 +87,7 @@ def rerouted_to(account: str, moved: Mapping[int, Order]) -> tuple[str, ...]:
     return tuple(sorted({order.account for order in moved.values()} - {account}))
 
 
+@repeated
 def leave_unreachable(
     context: Context, claim: KeptClaim, error: ProviderError, by: Source
 ) -> tuple[str, ...]:
@@ -102,6 +104,7 @@ def leave_unreachable(
     return rerouted_to(claim.account, moved)
 
 
+@repeated
 def leave_paused(context: Context) -> list[str]:
     """Let orders at paused accounts go on of which surely nothing was sent; give their ids."""
     now = context.now()

@@ -27,6 +27,7 @@ from fulfillment.services.outcomes import write_outcomes
 from fulfillment.services.unknowns import Step, next_step
 from fulfillment.store import claims, ledger, orders, switches
 from fulfillment.store.accounts import Purpose
+from fulfillment.store.engine import repeated
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import Attempt, Move, Order
 from schemas.enums import OrderStatus, Source
@@ -118,6 +119,7 @@ def _cost(provider: Provider, attempt: Attempt) -> int:
     return provider.requests_per_purchase + (attempt.unknown_since is not None)
 
 
+@repeated
 def _refuse_late(context: Context, late: list[Order], claim: KeptClaim) -> None:
     if not late:
         return
@@ -128,6 +130,7 @@ def _refuse_late(context: Context, late: list[Order], claim: KeptClaim) -> None:
         ledger.refuse(session, [Posting(order_id, "never sent") for order_id in moved], now)
 
 
+@repeated
 def _put_off(context: Context, claim: KeptClaim, rest: list[Order]) -> None:
     """Leave orders to the next sweep; they keep their places."""
     if rest:
@@ -183,6 +186,7 @@ def _ask(context: Context, claim: KeptClaim, task: _Task, grant: Grant) -> Answe
         return ask(context, task.order, task.attempt, task.body, task.step)
 
 
+@repeated
 def _begin(
     context: Context, claim: KeptClaim, group: list[Order], attempts: Mapping[int, Attempt]
 ) -> list[_Task]:

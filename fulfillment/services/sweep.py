@@ -11,6 +11,7 @@ from fulfillment.services.context import Context
 from fulfillment.services.dispatch import make_batch
 from fulfillment.services.watchdog import expire_waiting
 from fulfillment.store import claims, inbox, leases, ledger, orders
+from fulfillment.store.engine import repeated
 from schemas.messages import Batch
 
 _LIMIT = 256
@@ -25,24 +26,34 @@ class Found:
     has_webhooks: bool = False
 
 
-def resume_stuck(context: Context) -> Found:
-    """Claim submissions that are due again, and name accounts with orders to be dispatched."""
+def resume_stuck(context: Context, heartbeat: str = pulse.SWEEP) -> Found:
+    """Claim submissions that are due again, and name accounts with orders to be dispatched.
+
+    That the sweep runs is noted as `heartbeat`.
+    """
+    routes.leave_paused(context)
+    expire_waiting(context)
+    with context.database.transaction() as session:
+        to_read = ledger.accounts_to_read(session, context.now(), context.wallet_lag)
+    for account in to_read:
+        if account in context.settings.accounts:
+            funds.refresh_wallet(context, account)
+    # Last: what is claimed here and not sent, because something else fails, waits for a lease.
+    return _claim(context, heartbeat)
+
+
+@repeated
+def _claim(context: Context, heartbeat: str) -> Found:
     now = context.now()
     token = uuid.uuid4().hex
-    routes.leave_paused(context)
     with context.database.transaction() as session:
-        leases.beat(session, pulse.SWEEP, now)
+        leases.beat(session, heartbeat, now)
         claim = claim_name(token, WALLET)
         stuck = claims.claim_stuck(session, claim, now, now + context.lease, _LIMIT)
         members = orders.get(session, [order_id for order_id, _ in stuck])
         waiting = claims.accounts_waiting(session, now)
         has_webhooks = inbox.is_due(session, now)
-        to_read = ledger.accounts_to_read(session, now, context.wallet_lag)
     crash_point("sweep.claimed", members)
-    expire_waiting(context)
-    for account in to_read:
-        if account in context.settings.accounts:
-            funds.refresh_wallet(context, account)
     by_account = defaultdict(list)
     for order in members:
         by_account[order.account].append(order)

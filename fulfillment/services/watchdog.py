@@ -11,6 +11,7 @@ from fulfillment.services import pulse, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
 from fulfillment.store import due, leases, ledger, orders
+from fulfillment.store.engine import repeated
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import Move, Order
 from schemas.enums import OrderStatus, Source
@@ -21,6 +22,7 @@ log = get_logger(__name__)
 _LIMIT = 500
 
 
+@repeated
 def watch_trade_windows(context: Context) -> list[str]:
     """Look at every window that is due; give the orders that were acted on."""
     now = context.now()
@@ -63,6 +65,7 @@ def _look(order: Order, now: datetime, deadline: datetime) -> Move:
     return Move(order.id, order.status, order.status, Source.WATCHDOG, note, changes, tell=tell)
 
 
+@repeated
 def expire_waiting(context: Context) -> list[str]:
     """End orders that were not submitted in time, also while their provider cannot be asked."""
     now = context.now()

@@ -18,6 +18,7 @@ from fulfillment.services.reconciliation import webhook_heartbeat
 from fulfillment.services.reports import apply_reports, stray
 from fulfillment.store import due, inbox, ledger, orders
 from fulfillment.store.accounts import Purpose
+from fulfillment.store.engine import repeated
 from fulfillment.store.models import Order
 from schemas.enums import Source
 from schemas.provider import OrderReport, WebhookNotice
@@ -65,6 +66,11 @@ def take(context: Context, account: str, headers: Mapping[str, str], body: bytes
     ServerUnreachable.
     """
     notice = context.provider(account).read_webhook(headers, body)
+    return _keep(context, account, notice, _digest(notice, body))
+
+
+@repeated
+def _keep(context: Context, account: str, notice: WebhookNotice, digest: str) -> Taken:
     now = context.now()
     fresh = is_fresh(notice.signed_at, now, context.settings.webhook_tolerance_s)
     # Without a fresh signed time the bytes may be a replay: then the order is asked about instead.
@@ -73,7 +79,6 @@ def take(context: Context, account: str, headers: Mapping[str, str], body: bytes
         order = _find(session, account, notice)
         if order is None:
             return Taken(Verdict.UNKNOWN_ORDER)
-        digest = _digest(notice, body)
         delivery_id = inbox.add(session, account, order.id, digest, notice.signed_at, report, now)
         pulse.beat_seldom(context, session, webhook_heartbeat(account))
         crash_point("webhook.before_commit")
@@ -149,6 +154,7 @@ def _ask_if_left(context: Context, account: str, order_id: int) -> OrderReport |
         return None
 
 
+@repeated
 def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
     """Apply deliveries, each about another order; give the orders' names."""
     now = context.now()

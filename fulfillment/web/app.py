@@ -23,7 +23,7 @@ from fulfillment.web import checkouts, errors, health, orders, webhooks
 from fulfillment.web.hints import Hints
 from fulfillment.web.limits import Bounded, Buckets, Connection
 from fulfillment.web.metrics import Metrics, Observed
-from fulfillment.web.requests import READ_THREADS, THREADS, Web
+from fulfillment.web.requests import READ_THREADS, STATEMENT_TIMEOUT_S, THREADS, Web
 from fulfillment.web.tokens import Tokens
 
 log = get_logger(__name__)
@@ -128,7 +128,7 @@ def serve(settings: Settings) -> None:
     # Idle connections of strangers must not use up the files that may be open.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    context = build_context(settings, threads=THREADS)
+    context = build_context(settings, threads=THREADS, statement_timeout_s=STATEMENT_TIMEOUT_S)
     try:
         server = build_server(create_app(context, broker.hint), settings.web_trusted_proxies)
         listener = listen(settings.web_host, settings.web_port)

@@ -5,14 +5,15 @@ Every number here is far above what a store and its providers send; see docs/sec
 
 import asyncio
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from ipaddress import IPv6Address, ip_address
 from typing import TypeVar
 
-import anyio.to_thread
 import h11
-from anyio import CapacityLimiter
 from fastapi import HTTPException, Request
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -80,18 +81,37 @@ def client_of(request: Request) -> str:
 
 
 class Lane:
-    """Threads and memory of one group of routes, so that no group can starve another."""
+    """Threads, memory and time of one group of routes, so that no group can starve another.
 
-    def __init__(self, threads: int, most_waiting: int, most_bytes: int = 0) -> None:
-        self._threads = CapacityLimiter(threads)
-        self._most_waiting = most_waiting
+    Whatever happens to the database, who comes in is answered within `within_s` seconds.
+    """
+
+    def __init__(
+        self, threads: int, most_waiting: int, most_bytes: int = 0, *, within_s: float = 20.0
+    ) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="lane")
+        self._room = threading.Semaphore(threads + most_waiting)
         self._bytes_left = most_bytes
+        self._within_s = within_s
 
     async def run(self, act: Callable[..., T], *args: object) -> T:
-        """Run it in a thread of this lane. Raises HTTPException 503 where too many wait."""
-        if self._threads.statistics().tasks_waiting >= self._most_waiting:
+        """Run it in a thread of this lane.
+
+        Raises HTTPException 503 where too many wait, or when it is not done in time. What has not
+        begun by then never does; what has goes on by itself and keeps its thread.
+        """
+        if not self._room.acquire(blocking=False):
             raise self._busy()
-        return await anyio.to_thread.run_sync(act, *args, limiter=self._threads)
+        future = self._pool.submit(copy_context().run, act, *args)
+        future.add_done_callback(lambda _: self._room.release())
+        try:
+            async with asyncio.timeout(self._within_s) as deadline:
+                return await asyncio.wrap_future(future)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            text = f"not done within {self._within_s:g} s; sending the same again is safe"
+            raise HTTPException(503, text, {"Retry-After": "5"}) from None
 
     async def run_on_body(self, request: Request, limit: int, act: Callable[[bytes], T]) -> T:
         """Read the body, keeping at most `limit` bytes, and act on it in a thread.

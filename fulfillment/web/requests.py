@@ -16,6 +16,8 @@ from fulfillment.web.tokens import Tokens
 #: Threads of each group of routes; each may hold a connection to the database.
 CHECKOUT_THREADS, READ_THREADS, WEBHOOK_THREADS, HEALTH_THREADS = 10, 4, 4, 2
 THREADS = CHECKOUT_THREADS + READ_THREADS + WEBHOOK_THREADS + HEALTH_THREADS
+#: A statement that takes longer, or that waits longer for a lock, is given up: somebody waits.
+STATEMENT_TIMEOUT_S = 5.0
 _MEGABYTE = 1024 * 1024
 _bearer = HTTPBearer(auto_error=False, scheme_name="bearer", description="FULFILLMENT_API_TOKEN")
 
@@ -32,8 +34,11 @@ class Web:
     calls: Buckets
     failures: Buckets
     checkouts: Lane = field(default_factory=lambda: Lane(CHECKOUT_THREADS, 1000, 64 * _MEGABYTE))
-    webhooks: Lane = field(default_factory=lambda: Lane(WEBHOOK_THREADS, 1000, 32 * _MEGABYTE))
-    health: Lane = field(default_factory=lambda: Lane(HEALTH_THREADS, 100))
+    #: Providers give up after 10 s and send again.
+    webhooks: Lane = field(
+        default_factory=lambda: Lane(WEBHOOK_THREADS, 1000, 32 * _MEGABYTE, within_s=8)
+    )
+    health: Lane = field(default_factory=lambda: Lane(HEALTH_THREADS, 100, within_s=8))
 
     def note_failure(self, request: Request) -> None:
         """Count a wrong token or signature. Raises HTTPException 429 where they are too many.

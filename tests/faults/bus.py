@@ -27,6 +27,9 @@ from fulfillment.services.context import Context
 from tests.faults.kinds import Faults
 from tests.faults.scheduler import Scheduler
 
+#: After so long a message comes back that was put back.
+_PAUSE_S = 1.0
+
 
 @dataclass(eq=False)
 class Message:
@@ -66,6 +69,7 @@ class Bus:
         with (
             mock.patch.object(app, "send_task", self.send_task),
             mock.patch.object(tasks.base, "_context", context),
+            mock.patch.object(tasks.base, "_PAUSE_S", 0),  # of the machine's time
         ):
             yield
 
@@ -131,5 +135,8 @@ class Bus:
             "delivery_info": {},
         }
         traced = self._tracers[message.name](uuid, message.args, message.kwargs, request)
+        if traced.info is not None and traced.info.state == states.REJECTED:
+            message.due = self._scheduler.now + _PAUSE_S
+            self.waiting.append(message)
         if traced.info is not None and traced.info.state == states.FAILURE:
             self.crashes.append((message.name, traced.info.retval))

@@ -236,8 +236,6 @@ class World:
                 (result,) = intake.receive_raw(self.context, [event])
             except FulfillmentError:
                 return
-            except sqlalchemy.exc.OperationalError:
-                return  # answered 500; the store tries again
             if result.error is not None:
                 self.refused_checkouts.append(event["externalId"])
             else:

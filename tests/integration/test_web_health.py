@@ -74,7 +74,7 @@ def test_without_a_database_everything_says_so(lonely_store: Store) -> None:
     assert store.get("/healthz").status_code == 200
     ready = store.get("/readyz")
     assert ready.status_code == 503
-    assert "cannot be reached" in ready.json()["checks"]["database"]["detail"]
+    assert "cannot be used" in ready.json()["checks"]["database"]["detail"]
     assert "fulfillment_database_up 0.0" in store.get("/metrics").text
 
 

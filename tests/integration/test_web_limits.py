@@ -397,6 +397,25 @@ def test_a_lane_that_is_full_says_so_at_once() -> None:
     asyncio.run(crowd())
 
 
+def test_who_waits_too_long_is_told_so_although_nothing_moves() -> None:
+    async def wait() -> None:
+        lane, is_over = Lane(threads=1, most_waiting=2, within_s=0.1), threading.Event()
+        begun: list[int] = []
+
+        async def refused(act: Callable[[], object]) -> int:
+            with pytest.raises(HTTPException, match=r"within 0\.1 s") as found:
+                await lane.run(act)
+            return found.value.status_code
+
+        first, second = refused(lambda: is_over.wait(10)), refused(lambda: begun.append(1))
+        assert set(await asyncio.gather(first, second)) == {503}
+        is_over.set()
+        assert await lane.run(lambda: "free again") == "free again"
+        assert begun == []
+
+    asyncio.run(wait())
+
+
 def test_bodies_under_way_take_no_more_memory_than_they_may() -> None:
     async def crowd() -> None:
         lane, is_over = Lane(threads=1, most_waiting=9, most_bytes=100), asyncio.Event()
