@@ -3,22 +3,18 @@
 Any number of relays may run; the one that has the lease publishes, the others wait.
 """
 
-import functools
-import hashlib
 import hmac
 import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
-from kombu import Connection, Producer
+from kombu import Connection
 
-from fulfillment.broker import PUBLISH_ERRORS, connect, store_exchange
+from fulfillment.broker import PUBLISH_ERRORS, connect
 from fulfillment.crash import crash_point
 from fulfillment.errors import ServerUnreachable
 from fulfillment.log import get_logger
+from fulfillment.messaging.publishing import Publisher, make_publisher
 from fulfillment.services.context import Context
 from fulfillment.services.pulse import RELAY, Pulse
 from fulfillment.store import leases, outbox
@@ -28,14 +24,17 @@ log = get_logger(__name__)
 SIGNATURE_HEADER = "x-fulfillment-signature"
 _LEASE = "outbox.relay"
 _LEASE_TIME = timedelta(seconds=10)
-_GROUP = 200
+#: What of the lease must be left for a group; one that is not through by then is given up.
+_PUBLISH_TIME = timedelta(seconds=7)
+_GROUP = 500
+_GATHER_S = 0.05
 _IDLE_S = 0.2
 _RETRY_S = 1.0
 
 
 def signature(secret: str, body: bytes) -> str:
     """Sign a message's body: lower-case hex HMAC-SHA256 under the API token."""
-    return hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+    return hmac.digest(secret.encode(), body, "sha256").hex()
 
 
 class OutboxRelay:
@@ -46,79 +45,53 @@ class OutboxRelay:
         self._stop = stop
         self._holder = uuid.uuid4().hex
         self._pulse = Pulse(context, RELAY)
+        self._leased_until = context.now()
         self._secret = context.settings.api_token.get_secret_value()
 
     def run(self) -> None:
         while not self._stop.is_set():
             try:
-                with connect(self._context.settings, confirm=True) as connection:
+                with connect(self._context.settings) as connection:
                     self._relay(connection)
             except (*PUBLISH_ERRORS, ServerUnreachable) as error:
                 log.warning("relay.waiting", reason=type(error).__name__)
                 self._stop.wait(_RETRY_S)
 
     def _relay(self, connection: Connection) -> None:
-        producer = Producer(connection, exchange=store_exchange)
-        store_exchange(connection.default_channel).declare()
+        publisher = make_publisher(connection)
         while not self._stop.is_set():
             self._pulse.beat()
-            published = self._publish_some(producer)
+            published = self._publish_some(publisher)
             if connection.supports_heartbeats and connection.heartbeat:
                 connection.heartbeat_check()
-            if not published:
-                self._stop.wait(_IDLE_S)
+            if published < _GROUP:
+                # A group costs two transactions, whatever its size: let the next one grow a little.
+                self._stop.wait(_GATHER_S if published else _IDLE_S)
         with self._context.database.transaction() as session:
             leases.give_up(session, _LEASE, self._holder)
 
-    def _publish_some(self, producer: Producer) -> int:
+    def _publish_some(self, publisher: Publisher) -> int:
         """Publish one group; give its size, 0 also where another relay has the lease."""
         now = self._context.now()
+        until = self._leased_until
         with self._context.database.transaction() as session:
-            if not leases.acquire(session, _LEASE, self._holder, now, now + _LEASE_TIME):
-                return 0
+            if until < now + _PUBLISH_TIME:
+                until = now + _LEASE_TIME
+                if not leases.acquire(session, _LEASE, self._holder, now, until):
+                    return 0
             waiting = outbox.unpublished(session, _GROUP)
+        self._leased_until = until
         crash_point("relay.leased", waiting)
-        published: list[int] = []
-        # What is only buffered is published when the batch's block has ended.
-        is_buffered = producer.supports_batch_publish  # type: ignore[attr-defined]
-        confirmed = [] if is_buffered else published
+        if not waiting:
+            return 0
+        bodies = [(key, body.encode()) for _, key, body in waiting]
+        group = [(k, b, {SIGNATURE_HEADER: signature(self._secret, b)}) for k, b in bodies]
         try:
-            batch = producer.batch()  # type: ignore[attr-defined]
-            with batch, _bindings_read_once(producer.channel):
-                for message_id, key, body in waiting:
-                    if self._context.now() >= now + _LEASE_TIME:
-                        break  # another relay may have begun; it would publish the rest again
-                    self._publish(producer, key, body.encode())
-                    published.append(message_id)
-            confirmed = published
-            crash_point("relay.published", published)
+            publisher.publish(group, _PUBLISH_TIME.total_seconds())
+            crash_point("relay.published", group)
         finally:
-            if confirmed:
+            if confirmed := [waiting[place][0] for place in range(publisher.confirmed)]:
                 with self._context.database.transaction() as session:
                     outbox.remove_published(session, confirmed)
-        crash_point("relay.marked", published)
-        return len(published)
-
-    def _publish(self, producer: Producer, key: str, body: bytes) -> None:
-        producer.publish(
-            body,
-            routing_key=key,
-            content_type="application/json",
-            content_encoding="utf-8",
-            headers={SIGNATURE_HEADER: signature(self._secret, body)},
-            delivery_mode=2,
-            retry=False,
-        )
-
-
-@contextmanager
-def _bindings_read_once(channel: Any) -> Iterator[None]:
-    """Spare Redis the question which queues are bound, which kombu asks for each message."""
-    is_asking = hasattr(channel, "get_table")
-    if is_asking:
-        channel.get_table = functools.cache(channel.get_table)
-    try:
-        yield
-    finally:
-        if is_asking:
-            del channel.get_table
+        crash_point("relay.marked", group)
+        return len(group)
