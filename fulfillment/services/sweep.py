@@ -11,6 +11,7 @@ from fulfillment.services.context import Context
 from fulfillment.services.dispatch import make_batch
 from fulfillment.services.watchdog import expire_waiting
 from fulfillment.store import claims, inbox, leases, ledger, orders
+from schemas.enums import DebitsAt
 from schemas.messages import Batch
 
 _LIMIT = 256
@@ -29,6 +30,8 @@ def resume_stuck(context: Context) -> Found:
     """Claim submissions that are due again, and name accounts with orders to be dispatched."""
     now = context.now()
     token = uuid.uuid4().hex
+    configured = context.settings.accounts
+    at_end = [n for n, account in configured.items() if account.debits_at is DebitsAt.FINAL]
     routes.leave_paused(context)
     with context.database.transaction() as session:
         leases.beat(session, pulse.SWEEP, now)
@@ -37,16 +40,15 @@ def resume_stuck(context: Context) -> Found:
         members = orders.get(session, [order_id for order_id, _ in stuck])
         waiting = claims.accounts_waiting(session, now)
         has_webhooks = inbox.is_due(session, now)
-        to_read = ledger.accounts_to_read(session, now, context.wallet_lag)
+        to_read = ledger.accounts_to_read(session, now, context.wallet_lag, at_end)
     crash_point("sweep.claimed", members)
     expire_waiting(context)
     for account in to_read:
-        if account in context.settings.accounts:
+        if account in configured:
             funds.refresh_wallet(context, account)
     by_account = defaultdict(list)
     for order in members:
         by_account[order.account].append(order)
-    configured = context.settings.accounts
     return Found(
         accounts=[account for account in waiting if account in configured],
         batches=[
