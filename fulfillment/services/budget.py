@@ -5,6 +5,7 @@ request, and what a call needs beyond it is taken from the shared row as it is n
 """
 
 import threading
+from contextvars import ContextVar
 from datetime import timedelta
 from types import TracebackType
 
@@ -18,7 +19,8 @@ from fulfillment.store.engine import Database, repeated
 #: A request that is sent later than this after it was taken would arrive in another minute.
 _FRESH = timedelta(seconds=2)
 
-_present = threading.local()  # .grants: those in force in this thread, the innermost last
+#: Those in force in this thread, the innermost last.
+_present: ContextVar[tuple["Grant", ...]] = ContextVar("grants", default=())
 
 
 class RateBudget:
@@ -65,7 +67,7 @@ class RateBudget:
         """
         if self._limit is None:
             return
-        grants: list[Grant] = getattr(_present, "grants", [])
+        grants = _present.get()
         if grants and grants[-1].budget is self:
             grants[-1].spend()
         else:
@@ -85,7 +87,7 @@ class Grant:
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:
-        _present.__dict__.setdefault("grants", []).append(self)
+        _present.set((*_present.get(), self))
 
     def __exit__(
         self,
@@ -93,7 +95,7 @@ class Grant:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _present.grants.pop()
+        _present.set(_present.get()[:-1])
 
     def spend(self) -> None:
         """Count one request. Raises OverBudget."""

@@ -12,6 +12,7 @@ from fulfillment.services.dispatch import make_batch
 from fulfillment.services.watchdog import expire_waiting
 from fulfillment.store import claims, inbox, leases, ledger, orders
 from fulfillment.store.engine import repeated
+from schemas.enums import DebitsAt
 from schemas.messages import Batch
 
 _LIMIT = 256
@@ -33,10 +34,12 @@ def resume_stuck(context: Context, heartbeat: str = pulse.SWEEP) -> Found:
     """
     routes.leave_paused(context)
     expire_waiting(context)
+    configured = context.settings.accounts
+    at_end = [n for n, account in configured.items() if account.debits_at is DebitsAt.FINAL]
     with context.database.transaction() as session:
-        to_read = ledger.accounts_to_read(session, context.now(), context.wallet_lag)
+        to_read = ledger.accounts_to_read(session, context.now(), context.wallet_lag, at_end)
     for account in to_read:
-        if account in context.settings.accounts:
+        if account in configured:
             funds.refresh_wallet(context, account)
     # Last: what is claimed here and not sent, because something else fails, waits for a lease.
     return _claim(context, heartbeat)
@@ -57,7 +60,6 @@ def _claim(context: Context, heartbeat: str) -> Found:
     by_account = defaultdict(list)
     for order in members:
         by_account[order.account].append(order)
-    configured = context.settings.accounts
     return Found(
         accounts=[account for account in waiting if account in configured],
         batches=[

@@ -368,19 +368,25 @@ def refund(session: Session, postings: Sequence[Posting], now: datetime) -> None
     crash_point("ledger.refunded")
 
 
-def accounts_to_read(session: Session, now: datetime, lag: timedelta) -> list[str]:
-    """Name the accounts where a figure read now would release or absorb money."""
+def accounts_to_read(
+    session: Session, now: datetime, lag: timedelta, debited_at_end: Sequence[str]
+) -> list[str]:
+    """Name the accounts where a figure read now would release or absorb money.
+
+    `debited_at_end` are those whose provider takes the money when an order ends.
+    """
     rows = session.execute(
         text(
             """
             SELECT DISTINCT account FROM attempts
              WHERE (absorbed_at IS NULL OR hold_closed_at IS NULL)
                AND (ended_at + :lag <= :now
-                    OR (absorbed_at IS NULL AND confirmed_at + :lag <= :now))
+                    OR (absorbed_at IS NULL AND account <> ALL(:debited_at_end)
+                        AND confirmed_at + :lag <= :now))
                AND NOT EXISTS (SELECT 1 FROM accounts a
                                 WHERE a.name = account AND a.paused_until > :now)
             """
         ),
-        {"now": now, "lag": lag},
+        {"now": now, "lag": lag, "debited_at_end": list(debited_at_end)},
     )
     return [row.account for row in rows]

@@ -1,36 +1,27 @@
 """Runs many strands of work one at a time, in an order and at times that a seed decides.
 
-A strand is a real thread that holds the baton until it pauses; so production code runs as it is,
-and the same seed gives the same interleaving. A process is what dies or freezes as a whole.
+A strand is a greenlet that goes on until it pauses; so production code runs as it is, and the same
+seed gives the same interleaving. Threads would do, at fifty times the price of each change of
+turns. A process is what dies or freezes as a whole.
 """
 
 import heapq
 import itertools
-import queue
 import random
-import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from greenlet import getcurrent, greenlet
+
 from fulfillment.services.threads import Threads
 from tests.support import FakeClock
-
-#: A strand that holds the baton this long hangs in earnest.
-HANGS_S = 60.0
 
 
 class Killed(BaseException):
     """This strand's process is dead: nothing that it would still do may have an effect."""
-
-
-def _baton() -> threading.Lock:
-    """Give a lock that somebody else has: who acquires it waits to be handed it."""
-    lock = threading.Lock()
-    lock.acquire()
-    return lock
 
 
 @dataclass(eq=False)
@@ -51,10 +42,9 @@ class Strand:
     act: Callable[[], Any]
     due: float
     until: Callable[[], bool] | None = None
-    turn: threading.Lock = field(default_factory=lambda: _baton())
-    is_over: bool = False
+    #: Where it goes on; None before it has begun.
+    place: greenlet | None = None
     error: BaseException | None = None
-    has_begun: bool = False
 
     def is_ready(self, now: float) -> bool:
         if self.process.is_dead:
@@ -86,9 +76,6 @@ class Scheduler:
         self._strands: list[Strand] = []
         self._timers: list[tuple[float, int, _Timer]] = []
         self._numbers = itertools.count()
-        self._returned = _baton()
-        self._threads: queue.SimpleQueue[Strand | None] = queue.SimpleQueue()
-        self._idle = 0
         self._present: Strand | None = None
         self._is_alone = False
 
@@ -129,7 +116,7 @@ class Scheduler:
         process.is_dead = True
 
     def pause(self, seconds: float = 0.0, until: Callable[[], bool] | None = None) -> None:
-        """Hand the baton over; returns when this strand is chosen again.
+        """Let others go on; returns when this strand is chosen again.
 
         Does nothing outside strands. Raises Killed when the process died meanwhile.
         """
@@ -139,15 +126,13 @@ class Scheduler:
         if strand.process.is_dead:
             raise Killed
         strand.due, strand.until = self.now + seconds, until
-        self._present = None
-        self._returned.release()
-        strand.turn.acquire()
+        self._leave()
         if strand.process.is_dead:
             raise Killed
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Let the present strand keep the baton to the end of the block."""
+        """Let nobody but the present strand go on to the end of the block."""
         self._is_alone = True
         try:
             yield
@@ -190,45 +175,36 @@ class Scheduler:
         for strand in list(self._strands):
             strand.process.is_dead = True
             self._resume(strand)
-        for _ in range(self._idle):
-            self._threads.put(None)
 
     def _resume(self, strand: Strand) -> None:
+        """Let a strand go on until it pauses or ends."""
         self.note(strand.name)
+        if strand.place is None:
+            if strand.process.is_dead:
+                self._strands.remove(strand)
+                return
+            strand.place = greenlet(lambda: self._act(strand))
         self._present = strand
-        if strand.has_begun:
-            strand.turn.release()
-        elif strand.process.is_dead:
-            self._present = None
-            self._strands.remove(strand)
-            return
-        else:
-            strand.has_begun = True
-            self._threads.put(strand)
-            if not self._idle:
-                threading.Thread(target=self._work, daemon=True).start()
-            else:
-                self._idle -= 1
-        if not self._returned.acquire(timeout=HANGS_S):
-            raise RuntimeError(f"the strand {strand.name} neither pauses nor ends")
-        if strand.is_over:
+        strand.place.switch()
+        self._present = None
+        if strand.place.dead:
             self._strands.remove(strand)
             if strand.error is not None:
                 self.errors.append((strand.name, strand.error))
 
-    def _work(self) -> None:
-        """Run strands in this thread, one after another: a new thread for each is dear."""
-        while (strand := self._threads.get()) is not None:
-            try:
-                strand.act()
-            except Killed:
-                pass
-            except BaseException as error:
-                strand.error = error
-            strand.is_over = True
-            self._present = None
-            self._idle += 1
-            self._returned.release()
+    def _leave(self) -> None:
+        """Go on where this strand was resumed."""
+        hub = getcurrent().parent
+        assert hub is not None
+        hub.switch()
+
+    def _act(self, strand: Strand) -> None:
+        try:
+            strand.act()
+        except Killed:
+            pass
+        except BaseException as error:
+            strand.error = error
 
 
 class SimulatedThreads(Threads):

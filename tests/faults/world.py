@@ -48,6 +48,7 @@ _DUE = """
                      WHERE next_attempt_at IS NOT NULL),
                    (SELECT min(next_apply_at) FROM webhook_deliveries),
                    (SELECT min(greatest(least(ended_at, CASE WHEN absorbed_at IS NULL
+                                                              AND t.account <> ALL(%(at_end)s)
                                                         THEN confirmed_at END)
                                         + make_interval(secs => %(lag)s), a.paused_until))
                       FROM attempts t JOIN accounts a ON a.name = t.account
@@ -129,6 +130,7 @@ class World:
         self.foreign_mills: dict[str, int] = {}
         self._engine = engine
         self._address = engine.url.set(drivername="postgresql").render_as_string(False)
+        self._debited_at_end = [n for n, o in plan.options.items() if o.debits_at == "final"]
         self._due_known: tuple[int, dict[str, float]] = (-1, {})
         self._last_tick = 0.0
         self._beat_dead_until = 0.0
@@ -344,7 +346,7 @@ class World:
         ours = self.clock.now()
         if self._due_known[0] != self.database.transactions:
             lag = self.context.wallet_lag.total_seconds()
-            (row,) = self.rows(_DUE, lag=lag)
+            (row,) = self.rows(_DUE, lag=lag, at_end=self._debited_at_end)
             known = {name: float(due) for name, due in row.items() if due is not None}
             self._due_known = (self.database.transactions, known)
         return {name: max(due - ours.timestamp(), 0) for name, due in self._due_known[1].items()}

@@ -10,6 +10,7 @@ from fulfillment.services.context import Context
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
 from schemas.provider import ReportState as R
+from tests.conftest import MakeContext
 from tests.support import (
     PRICE_CENTS,
     FakeClock,
@@ -170,6 +171,27 @@ def test_the_wallet_is_not_asked_when_no_money_waits_for_it(
         run_sweep(context)
 
     assert provider.reads.count("wallet") == before
+
+
+def test_a_wallet_that_pays_at_the_end_is_not_asked_while_orders_are_under_way(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    context = make_context(provider, main={"debits_at": "final"})
+    order = receive_one(context)
+    run_chain(context)
+    before = provider.reads.count("wallet")
+
+    for _ in range(5):
+        clock.advance(40)
+        run_sweep(context)
+    during = provider.reads.count("wallet")
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+    run_polls(context)
+    clock.advance(40)
+    run_sweep(context)
+
+    assert during == before
+    assert provider.reads.count("wallet") == before + 1
 
 
 def test_orders_of_an_account_that_is_no_longer_configured_wait_and_stop_nobody(
