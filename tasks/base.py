@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import Task
+from celery.exceptions import Reject
 from celery.worker.request import Request
 
 from fulfillment.errors import FulfillmentError
-from fulfillment.log import get_logger
+from fulfillment.log import get_logger, masked
 from fulfillment.services.context import Context, build_context, register_accounts
 from fulfillment.settings import load_settings
 from schemas.messages import RECEIVE
@@ -83,6 +84,13 @@ class ShownRequest(Request):
         self._request_dict["argsrepr"] = self._argsrepr
         self._request_dict["kwargsrepr"] = self._kwargsrepr
 
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Tell Flower; an exception's text is masked as a log line is."""
+        for name in ("exception", "traceback"):
+            if fields.get(name):
+                fields[name] = masked(str(fields[name]))
+        super().send_event(type, **fields)
+
     def info(self, safe: bool = False) -> Any:
         del safe
         return super().info(safe=True)
@@ -105,6 +113,8 @@ class FulfillmentTask(Task[..., Any]):
                 log.warning("task.failed", reason=str(error))
                 self.stop_chain()
                 return {"failed": type(error).__name__}
+            except Reject:
+                raise  # not a failure: the message goes back to the broker
             except Exception as error:
                 log.exception("task.crashed", error=type(error).__name__)
                 self.stop_chain()

@@ -1,34 +1,69 @@
 """The chain: dispatch, refresh_catalog | check_wallet | submit_orders | schedule_reconciliation."""
 
+import json
+import time
 from typing import Any
 
 from celery import chain
+from celery.exceptions import Reject
+from celery.worker import state
 
 from fulfillment.broker import app, hint
+from fulfillment.errors import SchemaOutdated, ServerUnreachable
+from fulfillment.log import get_logger
 from fulfillment.messaging.dead_letters import bury
 from fulfillment.services import catalog, dispatch, funds, intake, reconciliation, submission
 from fulfillment.services.claiming import StepOutcome
+from fulfillment.settings import load_settings
 from schemas import messages
 from schemas.messages import Batch
 from tasks.base import ID, FulfillmentTask, context
 
+log = get_logger(__name__)
 
-@app.task(bind=True, base=FulfillmentTask, name=messages.RECEIVE)
+#: Pauses while the database is away grow from the first to the second of these.
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 2.0
+
+
+# The one message that is more than a hint: acknowledged when the checkout is stored.
+@app.task(bind=True, base=FulfillmentTask, name=messages.RECEIVE, acks_late=True)
 def receive(
     self: FulfillmentTask, /, event: Any = None, *more: Any, **fields: Any
 ) -> dict[str, Any]:
     """Take a checkout in from a store that speaks Celery: one event, as a dict or as keywords."""
     raw = [event, *more] if more else fields if event is None else event
-    results = intake.receive_raw(context(), [raw])
+    results = _store(raw)
     for account in intake.new_accounts(results):
         hint(messages.DISPATCH, account)
     (result,) = results
     # Flower shows the result: a sender's id is echoed only where it can be nothing but an id.
     shown = result.external_id if ID.fullmatch(result.external_id or "") else None
     if result.error is not None:
-        bury(context().settings, raw, str(result.error))
+        _bury(raw, str(result.error))
         return {"externalId": shown, "refused": str(result.error)}
     return {"externalId": shown, "status": result.status}
+
+
+def _store(raw: Any) -> list[intake.Received]:
+    """Store the event, waiting for the database as long as it takes, or until the worker ends."""
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        try:
+            return intake.receive_raw(context(), [raw])
+        except (ServerUnreachable, SchemaOutdated) as error:
+            if state.should_stop is not None or state.should_terminate is not None:
+                raise Reject("the worker ends", requeue=True) from None
+            log.warning("receive.waiting", reason=str(error))
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LAST_PAUSE_S)
+        except Exception as error:
+            # Acknowledged as failed, but not lost.
+            _bury(raw, f"could not be stored: {type(error).__name__}")
+            raise
+
+
+def _bury(raw: Any, reason: str) -> None:
+    bury(load_settings(), json.dumps(raw), "application/json", reason)
 
 
 @app.task(bind=True, base=FulfillmentTask, name=messages.DISPATCH)
