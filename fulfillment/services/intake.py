@@ -9,7 +9,13 @@ from typing import Any
 import msgspec
 from pydantic import ValidationError
 
-from fulfillment.errors import CheckoutConflict, FulfillmentError, InvalidBody, InvalidInput
+from fulfillment.errors import (
+    CheckoutConflict,
+    ConfigurationError,
+    FulfillmentError,
+    InvalidBody,
+    InvalidInput,
+)
 from fulfillment.services.context import Context
 from fulfillment.store import orders
 from fulfillment.store.models import Order
@@ -141,7 +147,11 @@ def _new_order(context: Context, event: CheckoutEvent) -> NewOrder:
 
 
 def _answer(context: Context, event: CheckoutEvent, order: Order, *, is_new: bool) -> Received:
-    if not is_new and not _is_same(context, event, order):
+    try:
+        is_same = is_new or _is_same(context, event, order)
+    except ConfigurationError as error:  # the order's key is gone: of this one nothing can be told
+        return Received(event.external_id, error=error)
+    if not is_same:
         return Received(event.external_id, error=CheckoutConflict(event.external_id))
     return Received(event.external_id, order.account, order.status, is_new=is_new)
 

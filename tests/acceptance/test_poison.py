@@ -70,7 +70,7 @@ def test_bytes_that_are_no_message_are_put_aside_and_nobody_dies(
     shop: Driver, broker: redis.Redis, queue: str
 ) -> None:
     before = shop.stack.processes.pids
-    poison = [
+    poison: list[str | bytes] = [
         *("garbage", b"\xff\xfe", "{}", "[]", '"text"', "null", "7", '{"properties": {}}'),
         _envelope(queue, body=5),
         _envelope(queue, headers=5),
