@@ -74,6 +74,8 @@ class Database:
 def _is_lost(original: BaseException | None) -> bool:
     if isinstance(original, psycopg.InterfaceError):
         return True  # the connection is closed
+    if isinstance(original, psycopg.errors.ReadOnlySqlTransaction):
+        return True  # a standby, or a server whose disk is being looked after
     if not isinstance(original, psycopg.OperationalError):
         return False
     return original.sqlstate is None or original.sqlstate.startswith(_LOST)
