@@ -84,13 +84,13 @@ beat_schedule = {
     }.items()
 }
 
+# Celery 5.7 dies of some messages, and logs what stands in others; see the class.
+worker_consumer = "tasks.consumer:SafeConsumer"
 control_queue_exclusive = event_queue_exclusive = True
 
 if _settings.is_amqp:
     broker_heartbeat = 20
 else:
-    # Celery 5.7.0 dies of a lost Redis connection while it holds a message; see the class.
-    worker_consumer = "tasks.redis_consumer:RedisSafeConsumer"
     broker_transport_options = {
         # Every client of one Redis restores what any of them holds for too long: the consumer of
         # the store's exchange says the same. No task that acknowledges late takes half as long.

@@ -57,7 +57,7 @@ def pause(
 
     account = _chosen(name, is_all)
     brakes.stop(make_context(), account, reason, _operator())
-    err.print(f"{account or 'all accounts'} paused: nothing new is bought", markup=False)
+    err.print(f"{account or 'all accounts'} paused: nothing new is bought")
 
 
 @commands.command()

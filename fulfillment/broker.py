@@ -10,12 +10,14 @@ from kombu.exceptions import BatchPublishError  # type: ignore[attr-defined]
 from kombu.exceptions import OperationalError as KombuError
 from redis.exceptions import RedisError
 
+from fulfillment import redis_channel
 from fulfillment.log import get_logger
 from fulfillment.settings import Settings
 from schemas.messages import CHECKOUT_KEY, CHECKOUT_QUEUE, DEAD_QUEUE, STORE_EXCHANGE
 
 log = get_logger(__name__)
 
+redis_channel.install()
 app = Celery("fulfillment")
 app.config_from_object("celeryconfig")
 

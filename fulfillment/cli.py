@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
+from rich.text import Text
 
 from fulfillment import log
 from fulfillment.account_commands import commands
@@ -259,7 +260,8 @@ def checkout(
         )
     else:
         for r in refused:
-            err.print(f"{r.external_id or '?'}: {r.error}", style="red", markup=False)
+            shown = (r.external_id or "?").encode(errors="backslashreplace").decode()
+            err.print(f"{shown}: {r.error}", style="red")
         new = sum(r.is_new for r in results)
         known = len(results) - len(refused) - new
         out.print(f"{new} new, {known} known before, {len(refused)} refused")
@@ -419,7 +421,7 @@ def doctor(as_json: AsJSON = False) -> None:
     else:
         table = Table("check", "", "detail")
         for check in checks:
-            mark = "[green]ok[/]" if check.is_ok else "[red]failed[/]"
+            mark = Text("ok", "green") if check.is_ok else Text("failed", "red")
             table.add_row(check.name, mark, check.detail)
         out.print(table)
     if not all(check.is_ok for check in checks):
@@ -451,10 +453,11 @@ def states() -> None:
 
 def main() -> None:
     """Run the command line; an error that we know is one line, never a stack trace."""
+    log.mask_crashes()
     try:
         cli()
     except FulfillmentError as error:
-        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        err.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

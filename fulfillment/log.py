@@ -6,26 +6,62 @@ What looks like a secret is masked in every line, whoever wrote it.
 import logging
 import re
 import sys
-from collections.abc import Mapping, MutableMapping
+import threading
+import traceback
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 import structlog
 
+# How JSON, HTML and other addresses escape the characters around a name.
+_IS = r"(?:=\\*[\"']?|%(?:25)*3D|\\+(?:u003d|x3d)|\\*[\"']\s*:\s*\\*[\"'])"
 _SECRETS = (
-    # Also where the address stands escaped inside another one.
-    (re.compile(r"(?i)((?:[?&]|%3F|%26)token(?:=|%3D))[A-Za-z0-9_-]+"), r"\1***"),
-    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^:/@\s]*):[^@/\s]+@"), r"\1:***@"),
+    (re.compile(rf"(?i)((?<![a-z])token{_IS})[A-Za-z0-9_-]+"), r"\1***"),
+    (re.compile(rf"(?i)((?<![a-z])(?:password|secret){_IS})[^\s&'\"\\,;]+"), r"\1***"),
+    (re.compile(r"(?i)(\bbearer\s+)[A-Za-z0-9._~+/=-]{8,}"), r"\1***"),
+    # Up to the last @: a password may hold one.
+    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^:/@\s]*):[^\s\"']+@"), r"\1:***@"),
 )
+#: Shorter ones, such as `guest`, are words that stand in many a line.
+_SHORTEST_HIDDEN = 8
+# What would let a foreign text write lines of its own or command a terminal.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SECRET_KEYS = re.compile(
     r"(?i)secret|token$|password|api_?key|trade_?url|signature|encryption_keys|authorization"
 )
 
 
+_hidden: set[str] = set()
+_hidden_pattern: re.Pattern[str] | None = None
+
+
+def hide(secrets: Iterable[str]) -> None:
+    """Mask these values too, wherever they stand; short ones are left as they are."""
+    global _hidden_pattern
+    _hidden.update(secret for secret in secrets if len(secret) >= _SHORTEST_HIDDEN)
+    longest_first = sorted(_hidden, key=len, reverse=True)
+    _hidden_pattern = re.compile("|".join(map(re.escape, longest_first))) if _hidden else None
+
+
 def masked(text: str) -> str:
-    """Mask trade tokens and passwords inside addresses."""
+    """Mask what `hide` was told, trade tokens, and passwords inside addresses."""
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
-    return text
+    return _hidden_pattern.sub("***", text) if _hidden_pattern else text
+
+
+def mask_crashes() -> None:
+    """Mask the last words of a process or thread that dies of an error nobody caught."""
+
+    def tell(kind: type[BaseException], error: BaseException | None, trace: Any) -> None:
+        sys.stderr.write(masked("".join(traceback.format_exception(kind, error, trace))))
+
+    def tell_of_thread(args: threading.ExceptHookArgs) -> None:
+        if args.exc_type is not SystemExit:
+            tell(args.exc_type, args.exc_value, args.exc_traceback)
+
+    sys.excepthook = tell
+    threading.excepthook = tell_of_thread
 
 
 def _mask(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -41,6 +77,8 @@ def _masked_value(key: Any, value: Any) -> Any:
         return {name: _masked_value(name, each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_masked_value("", each) for each in value]
+    if isinstance(value, str):
+        return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], value)
     return value
 
 

@@ -4,10 +4,12 @@ Settings are read once at a process's start; a wrong one is named with what was 
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -28,6 +30,7 @@ from pydantic_settings import (
 )
 from pydantic_settings.sources import PydanticBaseSettingsSource
 
+from fulfillment import log
 from fulfillment.errors import ConfigurationError
 from schemas.enums import DebitsAt, OnInsufficientFunds, ProviderName
 
@@ -46,6 +49,21 @@ DEFAULT_URLS = {
 
 TOKEN_PAIR = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}):[0-9a-f]{64}")
 AccountName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+
+
+# User and password, hosts, port. Libraries read anything else each in its own way, and quote parts
+# of a password in their errors.
+_AUTHORITY = re.compile(
+    r"(?:[^@\[\]]*@)?(?:(?:\[[0-9A-Fa-f:.%]+\]|[^:@\[\],]*)(?::[0-9]*)?(?:,(?!$)|$))+"
+)
+_ENCODED = "what is special in a password must be percent-encoded"
+
+
+def _has_clear_host(url: str) -> bool:
+    """Say whether it is beyond doubt where the password ends and the host begins."""
+    authority, *rest = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)
+    is_cut_off = authority and "@" not in authority and "@" in str(rest)
+    return bool(_AUTHORITY.fullmatch(authority)) and not is_cut_off
 
 
 def _read_names(value: Any) -> Any:
@@ -177,16 +195,20 @@ class Settings(BaseSettings):
     @classmethod
     def _is_postgres(cls, value: SecretStr) -> SecretStr:
         text = value.get_secret_value()
-        if text and not text.startswith(("postgresql://", "postgresql+psycopg://", "postgres://")):
-            raise ValueError("expected postgresql://user:password@host:port/database")
+        schemes = ("postgresql://", "postgresql+psycopg://", "postgres://")
+        if text and not (text.startswith(schemes) and _has_clear_host(text)):
+            raise ValueError(f"expected postgresql://user:password@host:port/database; {_ENCODED}")
         return value
 
     @field_validator("broker_url")
     @classmethod
     def _is_broker(cls, value: SecretStr) -> SecretStr:
         schemes = ("redis://", "rediss://", "redis+socket://", "amqp://", "amqps://", "pyamqp://")
-        if value.get_secret_value() and not value.get_secret_value().startswith(schemes):
+        text = value.get_secret_value()
+        if text and not text.startswith(schemes):
             raise ValueError("expected amqp://, amqps://, redis://, rediss:// or redis+socket://")
+        if text and not _has_clear_host(text):
+            raise ValueError(f"expected amqp://user:password@host:port/vhost; {_ENCODED}")
         return value
 
     @field_validator("public_url")
@@ -282,6 +304,22 @@ def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _secrets(settings: Settings) -> Iterator[str]:
+    """Give what must be in no log line, whoever writes it."""
+    yield settings.api_token.get_secret_value()
+    for url in (settings.database_url, settings.broker_url):
+        with suppress(ValueError):
+            yield unquote(urlsplit(url.get_secret_value()).password or "")
+            yield urlsplit(url.get_secret_value()).password or ""
+    yield settings.flower_basic_auth.get_secret_value().partition(":")[2]
+    yield from (
+        pair.partition(":")[2] for pair in _parts(settings.encryption_keys.get_secret_value())
+    )
+    for account in settings.accounts.values():
+        for secret in (account.client_secret, account.previous_secret, account.api_key):
+            yield secret.get_secret_value() if secret else ""
+
+
 def _setting_name(location: tuple[int | str, ...]) -> str:
     parts = [part for part in location if isinstance(part, str) and part != "[key]"]
     return PREFIX + "__".join(parts).upper()
@@ -290,7 +328,7 @@ def _setting_name(location: tuple[int | str, ...]) -> str:
 def load_settings(*, for_new_stack: bool = False, **overrides: Any) -> Settings:
     """Read the settings. Raises ConfigurationError that names every wrong one."""
     try:
-        return (ConfiguredSettings if for_new_stack else Settings)(**overrides)
+        settings = (ConfiguredSettings if for_new_stack else Settings)(**overrides)
     except SettingsError as error:  # only these two have a form that is parsed before it is read
         name, form = "ACCOUNTS", "ACCOUNTS__<NAME>__<SETTING>"
         if '"routes"' in str(error):
@@ -302,6 +340,9 @@ def load_settings(*, for_new_stack: bool = False, **overrides: Any) -> Settings:
             (_setting_name(e["loc"]), e["msg"].removeprefix("Value error, "))
             for e in error.errors(include_input=False, include_url=False)
         ]
+    else:
+        log.hide(_secrets(settings))
+        return settings
     setting, expected = wrong[0]
     more = "".join(f"; {name}: {text}" for name, text in wrong[1:])
     raise ConfigurationError(setting, expected + more)

@@ -13,8 +13,9 @@ from fulfillment.settings import load_settings
 if TYPE_CHECKING:
     from fulfillment.services.context import Context
 
-out = Console()
-err = Console(stderr=True)
+# Names and notes come from outside: what looks like markup in them is none.
+out = Console(markup=False, emoji=False)
+err = Console(markup=False, emoji=False, stderr=True)
 
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -31,7 +32,9 @@ def make_context() -> "Context":
 
 
 def print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    # A refused id may hold half a surrogate pair, which is no text.
+    sys.stdout.write(text.encode(errors="replace").decode() + "\n")
 
 
 def dollars(cents: int | None) -> str:

@@ -12,7 +12,7 @@ from celery.worker.request import Request
 
 from fulfillment.crash import crash_point
 from fulfillment.errors import FulfillmentError
-from fulfillment.log import get_logger
+from fulfillment.log import get_logger, masked
 from fulfillment.services.context import Context, build_context, register_accounts
 from fulfillment.settings import load_settings
 from schemas.messages import RECEIVE
@@ -86,6 +86,13 @@ class ShownRequest(Request):
         self._kwargsrepr = "{***}" if self._kwargs else "{}"
         self._request_dict["argsrepr"] = self._argsrepr
         self._request_dict["kwargsrepr"] = self._kwargsrepr
+
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Tell Flower; an exception's text is masked as a log line is."""
+        for name in ("exception", "traceback"):
+            if fields.get(name):
+                fields[name] = masked(str(fields[name]))
+        super().send_event(type, **fields)
 
     def info(self, safe: bool = False) -> Any:
         del safe

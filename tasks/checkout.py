@@ -1,13 +1,16 @@
 """The chain: dispatch, refresh_catalog | check_wallet | submit_orders | schedule_reconciliation."""
 
+import json
 from typing import Any
 
 from celery import chain
 
 from fulfillment.broker import app, hint
+from fulfillment.errors import FulfillmentError
 from fulfillment.messaging.dead_letters import bury
 from fulfillment.services import catalog, dispatch, funds, intake, reconciliation, submission
 from fulfillment.services.claiming import StepOutcome
+from fulfillment.settings import load_settings
 from schemas import messages
 from schemas.messages import Batch
 from tasks.base import ID, FulfillmentTask, context
@@ -20,16 +23,31 @@ def receive(
 ) -> dict[str, Any]:
     """Take a checkout in from a store that speaks Celery: one event, as a dict or as keywords."""
     raw = [event, *more] if more else fields if event is None else event
-    results = intake.receive_raw(context(), [raw])
+    results = _store(raw)
     for account in intake.new_accounts(results):
         hint(messages.DISPATCH, account)
     (result,) = results
     # Flower shows the result: a sender's id is echoed only where it can be nothing but an id.
     shown = result.external_id if ID.fullmatch(result.external_id or "") else None
     if result.error is not None:
-        bury(context().settings, raw, str(result.error))
+        _bury(raw, str(result.error))
         return {"externalId": shown, "refused": str(result.error)}
     return {"externalId": shown, "status": result.status}
+
+
+def _store(raw: Any) -> list[intake.Received]:
+    try:
+        return intake.receive_raw(context(), [raw])
+    except FulfillmentError:
+        raise  # the message is put back
+    except Exception as error:
+        # Acknowledged as failed, but not lost.
+        _bury(raw, f"could not be stored: {type(error).__name__}")
+        raise
+
+
+def _bury(raw: Any, reason: str) -> None:
+    bury(load_settings(), json.dumps(raw), "application/json", reason)
 
 
 @app.task(bind=True, base=FulfillmentTask, name=messages.DISPATCH)

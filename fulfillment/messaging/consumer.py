@@ -79,8 +79,7 @@ class CheckoutConsumer:
             if result.error is not None:
                 reason = str(result.error)
                 log.warning("intake.refused", order_id=result.external_id, reason=reason)
-                kind = message.content_type or "application/octet-stream"
-                dead_letters.publish(connection, _body(message), kind, reason)
+                dead_letters.publish(connection, message.body, message.content_type, reason)
             message.ack()
         crash_point("consumer.after_ack")
         for account in intake.new_accounts(results):

@@ -12,14 +12,17 @@ from schemas.messages import REASON_HEADER
 log = get_logger(__name__)
 
 
-def publish(connection: Connection, body: bytes | str, content_type: str, reason: str) -> None:
+def publish(connection: Connection, body: Any, content_type: Any, reason: str) -> None:
     """Publish one dead letter as it came in. Raises what kombu raises."""
+    if isinstance(body, memoryview):
+        body = body.tobytes()
     producer = Producer(connection)
     producer.publish(
-        body,
+        body or b"",
         routing_key=dead_queue.name,
         declare=[dead_queue],
-        content_type=content_type,
+        # A foreign message may call its content anything, or nothing.
+        content_type=content_type if isinstance(content_type, str) else "application/octet-stream",
         content_encoding="utf-8",
         headers={REASON_HEADER: reason},
         delivery_mode=2,
@@ -27,18 +30,10 @@ def publish(connection: Connection, body: bytes | str, content_type: str, reason
     )
 
 
-def bury(settings: Settings, event: Any, reason: str) -> None:
-    """Put aside an event that came as a Celery task; when the broker is away, only log it."""
+def bury(settings: Settings, body: Any, content_type: Any, reason: str) -> None:
+    """Put aside what came to a worker; when the broker is away, only log it."""
     try:
         with connect(settings, confirm=True) as connection:
-            producer = Producer(connection)
-            producer.publish(
-                event,
-                routing_key=dead_queue.name,
-                declare=[dead_queue],
-                serializer="json",
-                headers={REASON_HEADER: reason},
-                retry=False,
-            )
+            publish(connection, body, content_type, reason)
     except PUBLISH_ERRORS as error:
         log.warning("dead_letter.lost", reason=reason, why=type(error).__name__)

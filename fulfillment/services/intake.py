@@ -10,7 +10,13 @@ import msgspec
 from pydantic import ValidationError
 
 from fulfillment.crash import crash_point
-from fulfillment.errors import CheckoutConflict, FulfillmentError, InvalidBody, InvalidInput
+from fulfillment.errors import (
+    CheckoutConflict,
+    ConfigurationError,
+    FulfillmentError,
+    InvalidBody,
+    InvalidInput,
+)
 from fulfillment.services.context import Context
 from fulfillment.store import orders
 from fulfillment.store.engine import repeated
@@ -152,7 +158,11 @@ def _new_order(context: Context, event: CheckoutEvent) -> NewOrder:
 
 
 def _answer(context: Context, event: CheckoutEvent, order: Order, *, is_new: bool) -> Received:
-    if not is_new and not _is_same(context, event, order):
+    try:
+        is_same = is_new or _is_same(context, event, order)
+    except ConfigurationError as error:  # the order's key is gone: of this one nothing can be told
+        return Received(event.external_id, error=error)
+    if not is_same:
         return Received(event.external_id, error=CheckoutConflict(event.external_id))
     return Received(event.external_id, order.account, order.status, is_new=is_new)
 

@@ -14,7 +14,13 @@ from itertools import accumulate
 from sqlmodel import Session
 
 from fulfillment.crash import crash_point
-from fulfillment.errors import ProviderDeniesAccount, ProviderError, ProviderNotReached
+from fulfillment.errors import (
+    ConfigurationError,
+    ProviderDeniesAccount,
+    ProviderError,
+    ProviderNotReached,
+)
+from fulfillment.log import get_logger
 from fulfillment.providers.base import Provider
 from fulfillment.services import outages
 from fulfillment.services.answers import Answer, NotSent, Unknown, ask
@@ -34,6 +40,8 @@ from schemas.enums import OrderStatus, Source
 from schemas.messages import Batch
 from schemas.money import charge_in_cents
 from schemas.provider import PurchaseCommand
+
+log = get_logger(__name__)
 
 #: How long to gather answers that come together, so that they share a transaction.
 _GROUP_S = 0.02
@@ -191,9 +199,10 @@ def _begin(
     context: Context, claim: KeptClaim, group: list[Order], attempts: Mapping[int, Attempt]
 ) -> list[_Task]:
     """Commit the intent to send, with the exact bytes, before any of them leaves."""
-    tasks = [_task(context, order, attempts[order.id]) for order in group]
+    tasks, sealed_up = _tasks(context, group, attempts)
     now = context.now()
     with context.database.transaction() as session:
+        claims.release(session, sealed_up, claim.name, now + STOPPED_GAP)
         if switches.stop_of(session, claim.account):
             tasks = _without_posts(session, claim, tasks, now)
         moves = [
@@ -234,6 +243,27 @@ def _without_posts(
             held.append(task.order.id)
     claims.release(session, held, claim.name, now + STOPPED_GAP)
     return kept
+
+
+def _tasks(
+    context: Context, group: Sequence[Order], attempts: Mapping[int, Attempt]
+) -> tuple[list[_Task], list[int]]:
+    """Give the tasks, and the ids of orders of which nothing can be sent for want of their key.
+
+    Such an order waits for its key or its end. What may have been sent is looked up all the same.
+    """
+    tasks, sealed_up = [], []
+    for order in group:
+        attempt = attempts[order.id]
+        try:
+            tasks.append(_task(context, order, attempt))
+        except ConfigurationError as error:
+            log.error("submit.cannot_open", order_id=order.external_id, reason=str(error))
+            if attempt.unknown_since is not None:
+                tasks.append(_Task(order, attempt, b"", Step.LOOK_UP))
+            else:
+                sealed_up.append(order.id)
+    return tasks, sealed_up
 
 
 def _task(context: Context, order: Order, attempt: Attempt) -> _Task:

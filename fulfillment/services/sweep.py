@@ -60,6 +60,7 @@ def _claim(context: Context, heartbeat: str) -> Found:
     by_account = defaultdict(list)
     for order in members:
         by_account[order.account].append(order)
+    configured = context.settings.accounts
     return Found(
         accounts=[account for account in waiting if account in configured],
         batches=[

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 from sqlmodel import Session
@@ -57,6 +58,7 @@ class _Delivery:
 
 
 _STRAY = "not applied; the order went on to another account"
+_GONE = "not applied; the account is not configured any more"
 
 
 def take(context: Context, account: str, headers: Mapping[str, str], body: bytes) -> Taken:
@@ -106,6 +108,14 @@ def _encode(notice: WebhookNotice) -> str | None:
     return msgspec.json.encode(notice.report).decode() if notice.report else None
 
 
+def _decode(raw: Mapping[str, Any]) -> OrderReport | None:
+    """Read a stored report; None, to ask instead, where another version wrote it."""
+    try:
+        return msgspec.convert(raw, OrderReport)
+    except msgspec.ValidationError:
+        return None
+
+
 def _digest(notice: WebhookNotice, body: bytes) -> str:
     """Identify the signed bytes; the delivery id is outside the signature (K1)."""
     if notice.identity is not None:
@@ -128,7 +138,7 @@ def apply_deliveries(context: Context) -> list[str]:
             delivery_id,
             account,
             order_id,
-            msgspec.convert(raw, OrderReport) if raw else _ask_if_left(context, account, order_id),
+            _decode(raw) if raw else _ask_if_left(context, account, order_id),
         )
         for delivery_id, account, order_id, raw in claimed
     ]
@@ -167,7 +177,8 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
             for order in strays
         ]
         orders.apply(session, moves, now)
-        present = [order for order in locked if order not in strays]
+        gone = [o for o in locked if o.account not in context.settings.accounts and o not in strays]
+        present = [order for order in locked if order not in strays and order not in gone]
         asked = [order.id for order in present if by_order[order.id].report is None]
         due.poll_at(session, asked, now, context.settings.poll_min_interval_s)
         moved: dict[int, Order] = {}
@@ -177,6 +188,7 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
             moved |= apply_reports(context, session, account, reports, Source.WEBHOOK, locked=told)
         outcomes = {each.id: _outcome(each, moved) for each in deliveries}
         outcomes |= {by_order[order.id].id: _STRAY for order in strays}
+        outcomes |= {by_order[order.id].id: _GONE for order in gone}
         inbox.mark_applied(session, outcomes, now)
         crash_point("inbox.before_commit")
     crash_point("inbox.after_commit")

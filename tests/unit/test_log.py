@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import quote
@@ -54,6 +55,12 @@ ADDRESSES = [
     f"redis://:{PASSWORD}@127.0.0.1:6379/0",
     f"connecting to amqps://a.b:{PASSWORD}@h failed; retrying amqps://a.b:{PASSWORD}@h",
     f"http://user:{PASSWORD}@flower.example/",
+    f"amqp://guest:p@{PASSWORD}@rabbit//",
+    f"amqp://guest:p/{PASSWORD}@rabbit//",
+    f"postgresql://h/d?user=u&password={PASSWORD}",
+    f"host=h password='{PASSWORD}'",
+    f"Authorization: Bearer {PASSWORD}",
+    f'{{"password": "{PASSWORD}"}}',
 ]
 
 
@@ -72,6 +79,15 @@ def test_passwords_inside_addresses_are_masked(address: str) -> None:
         f"?token={TOKEN}&partner=1",
         repr({"u": TRADE_URL}),
         quote(TRADE_URL, safe=""),
+        quote(quote(TRADE_URL, safe=""), safe=""),
+        # As Go, .NET, HTML and Python write it inside something else.
+        TRADE_URL.replace("&", "\\u0026"),
+        TRADE_URL.replace("&", "\\u0026").replace("=", "\\u003d"),
+        TRADE_URL.replace("&", "\\\\u0026"),
+        TRADE_URL.replace("&", "&amp;"),
+        f"token={TOKEN}",
+        json.dumps({"token": TOKEN}),
+        json.dumps(json.dumps({"token": TOKEN})),
     ],
 )
 def test_trade_tokens_are_masked(text: str) -> None:
@@ -85,6 +101,8 @@ def test_trade_tokens_are_masked(text: str) -> None:
         "http://127.0.0.1:8080/webhooks/main",
         "a: b@c",
         "token bucket",
+        "FULFILLMENT_API_TOKEN: is not set",
+        "expected 1 to 16 of a token's letters",
         "redis+socket:///tmp/redis.sock",
         "at 12:30:00 somebody@example.com wrote",
     ],
@@ -165,6 +183,36 @@ def test_foreign_libraries_are_masked_too(lines: Callable[[], str]) -> None:
     assert "OSError" in written
     assert PASSWORD not in written
     assert TOKEN not in written
+
+
+def test_a_foreign_text_writes_no_line_of_its_own_and_commands_no_terminal(
+    lines: Callable[[], str],
+) -> None:
+    log.get_logger("test").info("event", order_id="a\n2026-11-20_forged\x1b[2J\x9b31m\r")
+
+    written = lines()
+    assert len(written.splitlines()) == 1
+    assert written.rstrip("\n").isprintable()
+
+
+def test_the_last_words_of_a_thread_are_masked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for hooks, name in ((sys, "excepthook"), (threading, "excepthook")):
+        monkeypatch.setattr(hooks, name, getattr(hooks, name))
+    log.mask_crashes()
+
+    def die() -> None:
+        raise ValueError(ADDRESSES[0])
+
+    thread = threading.Thread(target=die)
+    thread.start()
+    thread.join()
+
+    written = capsys.readouterr().err
+    assert "ValueError" in written
+    assert "in die" in written
+    assert PASSWORD not in written
 
 
 @pytest.mark.parametrize("lines", ["json"], indirect=True)

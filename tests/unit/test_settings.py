@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fulfillment.errors import ConfigurationError
+from fulfillment.log import masked
 from fulfillment.services.context import check_accounts
 from fulfillment.settings import RUNTIME_FILE, AccountSettings, Settings, load_settings
 
@@ -33,6 +34,13 @@ def setenv(monkeypatch: pytest.MonkeyPatch) -> Setter:
 WRONG = [
     ("DATABASE_URL", f"mysql://u:{CANARY}@h/d", "postgresql://"),
     ("DATABASE_URL", CANARY, "postgresql://"),
+    ("DATABASE_URL", f"postgresql://u:p@ss:{CANARY}@h/d", "percent-encoded"),
+    ("DATABASE_URL", f"postgresql://u:{CANARY}/x@h/d", "percent-encoded"),
+    ("DATABASE_URL", f"postgresql://h:{CANARY}/d", "host:port"),
+    ("BROKER_URL", f"amqp://u:{CANARY}/x@h//", "percent-encoded"),
+    ("BROKER_URL", f"amqp://u:12/{CANARY}@h//", "percent-encoded"),
+    ("BROKER_URL", f"redis://:{CANARY}#x@h/0", "percent-encoded"),
+    ("BROKER_URL", f"amqp://u:{CANARY}[@h//", "percent-encoded"),
     ("BROKER_URL", f"kafka://u:{CANARY}@h", "amqp://"),
     ("PUBLIC_URL", "shop.example", "http"),
     ("WEB_PORT", "http", "integer"),
@@ -93,6 +101,45 @@ def test_a_wrong_setting_is_named_with_what_was_expected(
     assert f"FULFILLMENT_{name}" in str(error.value)
     assert expected in str(error.value)
     assert CANARY not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "postgresql://h/d"),
+        ("DATABASE_URL", "postgresql+psycopg://u:p%40s%2Fs@h:5432/d?sslmode=require"),
+        ("DATABASE_URL", "postgresql://u:a:b$(c)@[::1]:5432/d"),
+        ("DATABASE_URL", "postgresql:///d?host=/tmp/a@b"),
+        ("DATABASE_URL", "postgresql://u@h1:1,h2:2,[::1]/d"),
+        ("BROKER_URL", "amqp://guest:guest@127.0.0.1:5672//"),
+        ("BROKER_URL", "amqp://h"),
+        ("BROKER_URL", "redis://:p@h:6379/7"),
+        ("BROKER_URL", "redis+socket:///tmp/with @ blank/redis.sock"),
+    ],
+)
+def test_addresses_that_mean_one_thing_are_taken(setenv: Setter, name: str, value: str) -> None:
+    setenv(**{name: value})
+
+    assert getattr(load_settings(), name.lower()).get_secret_value() == value
+
+
+def test_no_secret_that_is_set_is_in_a_log_line(setenv: Setter) -> None:
+    secrets = [f"{CANARY}-{number}" for number in range(8)]
+    setenv(
+        DATABASE_URL=f"postgresql://u:{secrets[0]}@h/d",
+        BROKER_URL=f"amqp://u:{secrets[1]}@h//",
+        API_TOKEN=secrets[2],
+        FLOWER_BASIC_AUTH=f"admin:{secrets[3]}",
+        ENCRYPTION_KEYS=f"id:{secrets[4]}",
+        ACCOUNTS__MAIN__CLIENT_SECRET=secrets[5],
+        ACCOUNTS__MAIN__PREVIOUS_SECRET=secrets[6],
+        ACCOUNTS__MAIN__API_KEY=secrets[7],
+    )
+    load_settings()
+
+    shown = masked(f"in any words: {'; '.join(secrets)}!")
+
+    assert shown == f"in any words: {'; '.join(['***'] * 8)}!"
 
 
 def test_every_wrong_setting_is_named_at_once(setenv: Setter) -> None:

@@ -1,0 +1,74 @@
+"""The workers' consumer: what is no task of ours harms nobody, and a lost connection neither.
+
+Celery 5.7 logs the whole body of a message that it cannot run, trade URL included, and drops it;
+of some it dies, and so does the next worker that gets the message back.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from celery.worker.consumer import Consumer
+
+from celeryconfig import INTAKE
+from fulfillment.broker import PUBLISH_ERRORS
+from fulfillment.log import get_logger
+from fulfillment.messaging import dead_letters
+from fulfillment.redis_channel import SafeQoS
+from fulfillment.settings import load_settings
+
+log = get_logger(__name__)
+
+
+class SafeConsumer(Consumer):
+    """Puts aside what a store sent and nobody can run; drops such hints of our own."""
+
+    if TYPE_CHECKING:  # Celery's stubs leave it out.
+        connection_errors: tuple[type[Exception], ...]
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def on_task_received(message: Any) -> None:
+            try:
+                handle(message)
+            except PUBLISH_ERRORS:
+                raise  # of the connection; Celery's own list of these has KeyError in it
+            except Exception as error:  # whatever a foreign message's form makes Celery raise
+                self._refuse(message, error)
+
+        return on_task_received
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        self._refuse(message, None)
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        self._refuse(message, exc)
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        self._refuse(message, exc)
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        self._refuse(message, exc)
+
+    def _refuse(self, message: Any, error: Exception | None) -> None:
+        # The error's own text may quote the message.
+        why = f" ({type(error).__name__})" if error else ""
+        reason = f"expected a task message of `checkout.receive`{why}"
+        queue = (message.delivery_info or {}).get("routing_key")
+        log.error("task.unreadable", queue=queue, reason=reason)
+        # A task that only a newer version knows is a hint, which the sweep makes up for.
+        if queue == INTAKE:
+            dead_letters.bury(load_settings(), message.body, message.content_type, reason)
+        message.ack_log_error(log, self.connection_errors)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> Any:
+        """Do not put running tasks back when the connection breaks under them.
+
+        Celery closes such a connection twice; kombu's Redis channel then restores unacknowledged
+        messages through a transport that is gone, and the worker dies of an AttributeError.
+        """
+        channel = getattr(self.connection, "_default_channel", None)
+        qos = getattr(channel, "_qos", None)
+        if isinstance(qos, SafeQoS):
+            qos.restore_at_shutdown = False
+        return super().on_connection_error_after_connected(exc)

@@ -1,0 +1,211 @@
+"""Messages that are none, or are not ours: put aside, in no log, and everything else goes on."""
+
+import base64
+import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+from kombu import Connection
+from psycopg import sql
+from sqlalchemy.engine import make_url
+
+from fulfillment.devstack.stack import StackOptions
+from fulfillment.messaging.store_client import send_checkout
+from schemas.messages import CHECKOUT_QUEUE, DEAD_QUEUE
+from tests.acceptance.driver import SPEED, TOKEN, Driver, running_stack, until
+
+TASK = "checkout.receive"
+TASKS = "celery"
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    """Run a stack with one worker."""
+    options = StackOptions(
+        children=("simulator", "web", "worker", "beat", "intake"),
+        workers=1,
+        simulator_speed=SPEED,
+        report=lambda line: None,
+    )
+    with running_stack(tmp_path_factory.mktemp("poison"), options) as driver:
+        yield driver
+
+
+@pytest.fixture
+def broker(shop: Driver) -> Iterator[redis.Redis]:
+    """Give the broker itself, without dead letters."""
+    client = redis.Redis(unix_socket_path=_url(shop).removeprefix("redis+socket://"))
+    client.delete(DEAD_QUEUE)
+    yield client
+    client.close()
+
+
+def _url(shop: Driver) -> str:
+    return shop.stack.settings.broker_url.get_secret_value()
+
+
+def _envelope(queue: str, **changes: Any) -> str:
+    properties = {
+        "body_encoding": "base64",
+        "delivery_tag": "1",
+        "delivery_info": {"exchange": "", "routing_key": queue},
+    }
+    envelope = {
+        "body": base64.b64encode(b"[[], {}, {}]").decode(),
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {"task": TASK, "id": "1"},
+        "properties": properties | changes.pop("properties", {}),
+    }
+    return json.dumps(envelope | changes)
+
+
+@pytest.mark.parametrize("queue", [CHECKOUT_QUEUE, TASKS])
+def test_bytes_that_are_no_message_are_put_aside_and_nobody_dies(
+    shop: Driver, broker: redis.Redis, queue: str
+) -> None:
+    before = shop.stack.processes.pids
+    poison: list[str | bytes] = [
+        *("garbage", b"\xff\xfe", "{}", "[]", '"text"', "null", "7", '{"properties": {}}'),
+        _envelope(queue, body=5),
+        _envelope(queue, headers=5),
+        _envelope(queue, properties={"body_encoding": "zip"}),
+        _envelope(queue, properties={"delivery_tag": ["1"]}),
+        _envelope(queue, properties={"delivery_info": None}),
+    ]
+
+    for item in poison:
+        broker.lpush(queue, item)
+    ids = [_send_by_message(shop), _send_by_task(shop)]
+
+    until("all of it put aside", lambda: broker.llen(DEAD_QUEUE) == len(poison))
+    assert set(shop.wait_final(ids).values()) == {"completed"}
+    assert shop.stack.processes.pids == before
+
+
+def _send_by_message(shop: Driver) -> str:
+    event = shop.checkout()
+    with Connection(_url(shop)) as connection:
+        connection.Producer().publish(event, routing_key=CHECKOUT_QUEUE)
+    return str(event["externalId"])
+
+
+def _send_by_task(shop: Driver) -> str:
+    event = shop.checkout()
+    send_checkout(_url(shop), event)
+    return str(event["externalId"])
+
+
+def _foreign(shop: Driver) -> Iterator[tuple[Any, str, dict[str, Any]]]:
+    """Write messages of senders that are wrong about ours: body, content type, headers."""
+    event = shop.checkout()
+    task = json.dumps([[event], {}, {}])
+    as_json, as_pickle = "application/json", "application/x-python-serialize"
+    yield task, as_json, {"task": "checkout.recieve", "id": "1"}
+    # As Go and .NET write it: no trade URL that a pattern would find.
+    yield task.replace("&", "\\u0026"), as_json, {"task": "checkout.recieve", "id": "2"}
+    yield task, as_json, {"task": [TOKEN], "id": "3"}
+    yield task, as_json, {"task": TASK}
+    yield json.dumps(event), as_json, {"task": TASK, "id": "4"}
+    yield f'"{TOKEN}"', as_json, {"task": TASK, "id": "5"}
+    yield "7", as_json, {"task": TASK, "id": "6"}
+    yield f'{{"a": {TOKEN}', as_json, {"task": TASK, "id": "7"}
+    yield task, as_json, {"task": TASK, "id": "8", "eta": TOKEN}
+    yield pickle.dumps([[{"token": TOKEN}], {}, {}]), as_pickle, {"task": TASK, "id": "9"}
+    yield pickle.dumps({"token": TOKEN}), as_pickle, {}
+    yield json.dumps({"token": TOKEN}), as_json, {}
+    yield json.dumps({"task": "checkout.recieve", "id": "10", "args": [TOKEN]}), as_json, {}
+
+
+def test_what_is_no_task_of_ours_is_put_aside_and_stands_in_no_log(
+    shop: Driver, broker: redis.Redis
+) -> None:
+    before = shop.stack.processes.pids
+    messages = list(_foreign(shop))
+
+    with Connection(_url(shop)) as connection:
+        for body, kind, headers in messages:
+            encoding = "binary" if isinstance(body, bytes) else "utf-8"
+            connection.Producer().publish(
+                body,
+                routing_key=TASKS,
+                content_type=kind,
+                content_encoding=encoding,
+                headers=headers,
+            )
+    external_id = _send_by_task(shop)
+
+    until("all of it put aside", lambda: broker.llen(DEAD_QUEUE) == len(messages))
+    assert set(shop.wait_final([external_id]).values()) == {"completed"}
+    assert shop.stack.processes.pids == before
+    assert TOKEN not in shop.logs()
+
+
+def test_hints_that_nobody_understands_are_dropped(shop: Driver, broker: redis.Redis) -> None:
+    before = shop.stack.processes.pids
+    odd = json.dumps([[{"a": TOKEN}, [TOKEN]], {TOKEN: 1}, {}])
+
+    with Connection(_url(shop)) as connection:
+        for task in ("checkout.dispatch", "inbox.apply_webhook", "of.a.newer.version"):
+            connection.Producer().publish(
+                odd,
+                routing_key="fulfillment.follow",
+                content_type="application/json",
+                content_encoding="utf-8",
+                headers={"task": task, "id": task},
+            )
+    external_id = _send_by_task(shop)
+
+    assert set(shop.wait_final([external_id]).values()) == {"completed"}
+    until("none left", lambda: not broker.llen("fulfillment.follow"))
+    assert shop.stack.processes.pids == before
+    assert not broker.llen(DEAD_QUEUE)
+
+
+@contextmanager
+def _database_away(shop: Driver) -> Iterator[None]:
+    url = make_url(shop.stack.settings.database_url.get_secret_value())
+    admin = url.set(drivername="postgresql", database="template1")
+    name = sql.Identifier(url.database or "")
+    away = sql.SQL("ALTER DATABASE {} WITH ALLOW_CONNECTIONS {}")
+    address = admin.render_as_string(hide_password=False)
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute(away.format(name, sql.SQL("false")))
+        try:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+                [url.database],
+            )
+            yield
+        finally:
+            connection.execute(away.format(name, sql.SQL("true")))
+
+
+def test_checkouts_that_come_while_the_database_is_away_are_stored_when_it_is_back(
+    shop: Driver, broker: redis.Redis
+) -> None:
+    with _database_away(shop):
+        ids = [_send_by_message(shop), _send_by_task(shop)]
+        until("the worker waits", lambda: "receive.waiting" in shop.logs())
+
+    assert set(shop.wait_final(ids).values()) == {"completed"}
+    assert not broker.llen(DEAD_QUEUE)
+
+
+def test_a_checkout_that_waits_for_the_database_outlives_its_worker(
+    shop: Driver, broker: redis.Redis
+) -> None:
+    waiting_before = shop.logs().count("receive.waiting")
+    with _database_away(shop):
+        external_id = _send_by_task(shop)
+        until("it waits", lambda: shop.logs().count("receive.waiting") > waiting_before)
+        shop.stack.processes.end("worker-1", grace_s=20)
+        until("it is back in its queue", lambda: broker.llen(TASKS) == 1)
+    shop.stack.start_child("worker-1")
+
+    assert set(shop.wait_final([external_id]).values()) == {"completed"}

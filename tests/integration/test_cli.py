@@ -1,0 +1,105 @@
+"""The command line as a person meets it: names from outside are shown, never obeyed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+
+from fulfillment.services.context import Context
+from tests.conftest import CLIENT_ID, ENCRYPTION_KEYS, SECRET
+from tests.support import checkout, receive, rows
+
+ODD_NAMES = ["Sticker | [/foo] x", "a [bold]b[/bold] c", "[red]", ":smile: *x*", "[link=x]y"]
+
+
+@pytest.fixture
+def environment(context: Context, tmp_path: Path) -> dict[str, str]:
+    values = {
+        "DATABASE_URL": context.settings.database_url.get_secret_value(),
+        "BROKER_URL": "redis://127.0.0.1:1/0",
+        "DATA_DIR": str(tmp_path),
+        "ENCRYPTION_KEYS": ENCRYPTION_KEYS,
+        "API_TOKEN": "test-api-token",
+        "ACCOUNTS__MAIN__PROVIDER": "skinsnode",
+        "ACCOUNTS__MAIN__BASE_URL": "http://127.0.0.1:9",
+        "ACCOUNTS__MAIN__CLIENT_ID": CLIENT_ID,
+        "ACCOUNTS__MAIN__CLIENT_SECRET": SECRET,
+    }
+    return {**os.environ, "COLUMNS": "200"} | {f"FULFILLMENT_{k}": v for k, v in values.items()}
+
+
+def run(
+    environment: dict[str, str], *words: str, given: str = ""
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fulfillment.cli", *words]
+    done = subprocess.run(
+        command, env=environment, input=given, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(
+    context: Context, environment: dict[str, str]
+) -> None:
+    placed = receive(context, *(checkout(marketHashName=name) for name in ODD_NAMES))
+    change = "UPDATE orders SET failure_code = :n, failed_by = 'us', failure_message = :n"
+    with context.database.transaction() as session:
+        session.execute(text(change), {"n": "[/oops]"})
+
+    shown = [run(environment, "order", order.external_id) for order in placed]
+    listed = run(environment, "orders")
+
+    assert [done.returncode for done in shown] == [0] * len(ODD_NAMES)
+    assert all(name in done.stdout for name, done in zip(ODD_NAMES, shown, strict=True))
+    assert listed.returncode == 0
+    assert "[/oops] (us)" in listed.stdout
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["table", "json"])
+def test_a_refused_id_that_is_no_text_is_refused_and_the_others_are_taken(
+    context: Context, environment: dict[str, str], options: tuple[str, ...]
+) -> None:
+    events: list[dict[str, Any]] = [checkout(), checkout(externalId="\ud800"), checkout()]
+    lines = "\n".join(json.dumps(event) for event in events)
+
+    done = run(environment, "checkout", "-", *options, given=lines)
+
+    assert done.returncode == 1
+    assert "externalId" in done.stdout + done.stderr
+    assert len(rows(context, "SELECT 1 FROM orders")) == 2
+
+
+@contextmanager
+def _read_only(url: str) -> Iterator[None]:
+    """Let new connections to the database only read."""
+    address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(address, autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        alter = sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = {}")
+        connection.execute(alter.format(name, sql.SQL("on")))
+        try:
+            yield
+        finally:
+            connection.execute(alter.format(name, sql.SQL("off")))
+
+
+def test_a_database_that_may_only_be_read_is_told_in_one_line(
+    context: Context, environment: dict[str, str]
+) -> None:
+    with _read_only(environment["FULFILLMENT_DATABASE_URL"]):
+        done = run(environment, "checkout", "-", given=json.dumps(checkout()))
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: PostgreSQL cannot be reached")
+    assert rows(context, "SELECT 1 FROM orders") == []
