@@ -120,7 +120,12 @@ def test_an_order_changes_its_status_in_one_statement() -> None:
 
 
 #: The last places before a person or a client; each logs what it caught.
-CATCHING_ALL = ("tasks/base.py", "fulfillment/web/metrics.py", "fulfillment/simulator/")
+CATCHING_ALL = (
+    "tasks/base.py",
+    "tasks/consumer.py",
+    "fulfillment/web/metrics.py",
+    "fulfillment/simulator/",
+)
 
 
 def test_only_the_last_place_before_the_outside_catches_everything() -> None:

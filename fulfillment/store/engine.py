@@ -104,7 +104,7 @@ def repeated(act: Callable[P, T]) -> Callable[P, T]:
     """Have a function that is one whole transaction run again where the database undid it.
 
     All that it decides by it must read inside, and it must ask no provider: see
-    docs/decisions/0008. After five tries the caller gets the TransactionConflict.
+    docs/decisions/0009. After five tries the caller gets the TransactionConflict.
     """
 
     @wraps(act)

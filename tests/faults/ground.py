@@ -169,7 +169,7 @@ class Ground:
         until(f"the ends of {len(ids)} orders", are_final, within_s)
         assert set(self.statuses(ids).values()) <= ends
         self.driver.assert_agreement(ids)
-        waiting = "SELECT count(*) FROM outbox_messages WHERE published_at IS NULL"
+        waiting = "SELECT count(*) FROM outbox_messages"
         until("the store has heard everything", lambda: self.one(waiting) == 0)
         held = "SELECT count(*) FROM attempts WHERE hold_closed_at IS NULL"
         until("no money is held", lambda: self.one(held) == 0)

@@ -1,6 +1,7 @@
 """Celery 5.7.0 dies of a lost Redis connection while it holds a message; our consumer does not.
 
-When the first test fails, upstream has mended it, and `tasks/redis_consumer.py` may go.
+When the first test fails, upstream has mended it: `SafeQoS` may go, and its part of
+`tasks/consumer.py`.
 """
 
 import os
@@ -124,7 +125,7 @@ def test_with_our_consumer_it_goes_on_and_takes_the_next_message_up(
     redis_server: tuple[EmbeddedRedis, str], tmp_path: Path
 ) -> None:
     server, broker = redis_server
-    with worker(tmp_path, broker, "tasks.redis_consumer:RedisSafeConsumer") as ours:
+    with worker(tmp_path, broker, "tasks.consumer:SafeConsumer") as ours:
         release = ours.hold("first")
 
         restart(server)

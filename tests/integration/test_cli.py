@@ -101,5 +101,5 @@ def test_a_database_that_may_only_be_read_is_told_in_one_line(
         done = run(environment, "checkout", "-", given=json.dumps(checkout()))
 
     assert done.returncode == 1
-    assert done.stderr.startswith("error: PostgreSQL cannot be reached")
+    assert done.stderr.startswith("error: PostgreSQL cannot be used")
     assert rows(context, "SELECT 1 FROM orders") == []
