@@ -88,6 +88,16 @@ def test_bytes_that_are_no_message_are_put_aside_and_nobody_dies(
     assert shop.stack.processes.pids == before
 
 
+def test_a_broadcast_that_is_no_message_ends_nobody(shop: Driver, broker: redis.Redis) -> None:
+    before = shop.stack.processes.pids
+    for item in ("garbage", "5", "[]", "null", '{"properties": {}}', _envelope("", body=5)):
+        assert broker.publish("/0.celery.pidbox", item)
+    external_id = _send_by_task(shop)
+
+    assert set(shop.wait_final([external_id]).values()) == {"completed"}
+    assert shop.stack.processes.pids == before
+
+
 def _send_by_message(shop: Driver) -> str:
     event = shop.checkout()
     with Connection(_url(shop)) as connection:
