@@ -20,7 +20,7 @@ _SECRETS = (
     (re.compile(rf"(?i)((?<![a-z])(?:password|secret){_IS})[^\s&'\"\\,;]+"), r"\1***"),
     (re.compile(r"(?i)(\bbearer\s+)[A-Za-z0-9._~+/=-]{8,}"), r"\1***"),
     # Up to the last @: a password may hold one.
-    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^:/@\s]*):[^\s\"']+@"), r"\1:***@"),
+    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,30}://[^:/@\s]{0,300}):[^\s\"']{1,300}@"), r"\1:***@"),
 )
 #: Shorter ones, such as `guest`, are words that stand in many a line.
 _SHORTEST_HIDDEN = 8

@@ -48,7 +48,12 @@ class CheckoutConsumer:
         channel = connection.channel()
         dead_queue(channel).declare()
         consumer = Consumer(
-            channel, [checkout_queue], on_message=self._waiting.append, prefetch_count=_GROUP
+            channel,
+            [checkout_queue],
+            on_message=self._waiting.append,
+            # Its body is not what its headers say, so it is judged as it came.
+            on_decode_error=lambda message, _error: self._waiting.append(message),
+            prefetch_count=_GROUP,
         )
         with consumer:
             log.info("intake.consuming", queue=checkout_queue.name)

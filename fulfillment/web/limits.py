@@ -17,6 +17,7 @@ import h11
 from fastapi import HTTPException, Request
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -170,18 +171,23 @@ class Bounded:
                     headers["Connection"] = "close"
             await send(message)
 
-        status = _status_of_head(scope)
-        app = refusal(status, "the head is too large", headers=_CLOSE) if status else self._app
+        app = _refusal_of_head(scope) or self._app
         await app(scope, body.receive, answering)
 
 
-def _status_of_head(scope: Scope) -> int:
-    """Give 0, or the status to refuse the head with."""
+def _refusal_of_head(scope: Scope) -> Response | None:
+    """Give the answer to a head that is refused, whatever it asks for."""
+    too_large = "the head is too large"
     if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_TARGET_BYTES:
-        return 414
+        return refusal(414, too_large, headers=_CLOSE)
     headers = scope["headers"]
     size = sum(len(name) + len(value) for name, value in headers)
-    return 431 if len(headers) > MAX_HEADERS or size > MAX_HEAD_BYTES else 0
+    if len(headers) > MAX_HEADERS or size > MAX_HEAD_BYTES:
+        return refusal(431, too_large, headers=_CLOSE)
+    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:
+        # A proxy may read it the other way, and let one client's bytes begin another's request.
+        return refusal(400, "expected one length of the body, found two", headers=_CLOSE)
+    return None
 
 
 class _Body:
@@ -229,6 +235,14 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP in the one form that refusals have."""
+        answer = refusal(400, "expected an HTTP/1.1 request", headers=_CLOSE)
+        head = h11.Response(status_code=400, headers=answer.raw_headers, reason=b"Bad Request")
+        for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _watch(self) -> None:
         if self._deadline is None:

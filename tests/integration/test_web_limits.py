@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import json
 import socket
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import ANY
 
 import httpx
 import pytest
@@ -266,6 +268,7 @@ HEAD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
         (HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n", b"400"),
         (HEAD + b"Content-Length: -1\r\n", b"400"),
         (HEAD + b"Transfer-Encoding: chunked, identity\r\n", b"400"),
+        (HEAD + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n", b"400"),
         (HEAD + b"bad header\r\n", b"400"),
         (b"GET /\xff HTTP/1.1\r\nHost: x\r\n", b"400"),
         (b"GET /healthz HTTP/1.1\r\n", b"400"),
@@ -280,6 +283,22 @@ def test_a_head_that_is_too_large_or_no_http_is_refused(
         answer = b"HTTP/1.1 4"  # closed before it had read all
 
     assert answer.startswith(b"HTTP/1.1 " + status)
+
+
+def test_a_body_of_two_lengths_begins_no_other_request(store: Store) -> None:
+    head = HEAD + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    answer = exchange(store, head + b"0\r\n\r\n" + HEAD + b"\r\n")
+
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("head", [b"no http\r\n", HEAD + b"Content-Length: x\r\n"])
+def test_what_is_no_http_is_refused_in_the_common_form(store: Store, head: bytes) -> None:
+    answer = exchange(store, head + b"\r\n")
+
+    body = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert body == {"error": {"code": ANY, "message": ANY, "field": None}}
 
 
 @pytest.mark.parametrize("part", [b"", b"GET /healthz HT", HEAD, HEAD + b"\r\n" + HEAD])

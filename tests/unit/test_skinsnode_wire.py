@@ -418,6 +418,8 @@ def test_a_time_without_zone_is_no_time(found: object, expected: datetime | None
         "refused token=AbCdEfGh",
         "refused token: AbCdEfGh",
         "refused AbCdEfGh",
+        "x" * 1_000_000 + " https://steamcommunity.com/tradeoffer/new/?partner=1&token=AbCdEfGh",
+        "https://steamcommunity.com/tradeoffer/new/?partner=1&token=AbCdEfGh " * 10_000,
         "https://STEAMCOMMUNITY.com%2Ftradeoffer%3Ftoken%3DAbCdEfGh",
         "steam\x00community.com/?token=AbCdEfGh",
     ],
