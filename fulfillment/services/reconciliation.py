@@ -205,7 +205,7 @@ def _ask(
         except ProviderError as error:
             return error
 
-    with context.threads.pool(min(_THREADS, len(groups)), "poll") as executor:
+    with context.threads.pool(_THREADS, "poll") as executor:
         flying = [executor.submit(look_up, group) for group in groups]
         context.threads.all_done(flying)
     answers = [future.result() for future in flying]

@@ -157,7 +157,7 @@ def _run(
     limit = context.account(claim.account).max_submits_in_flight
     flying: dict[Future[Answer], _Task] = {}
     is_stopped = False
-    with context.threads.pool(min(limit, max(len(waiting), 1)), "submit") as executor:
+    with context.threads.pool(limit, "submit") as executor:
         while flying or (waiting and not is_stopped):
             free = limit - len(flying)
             if waiting and free > 0 and not is_stopped:

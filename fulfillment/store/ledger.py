@@ -80,7 +80,7 @@ def record_figure(
                                              ELSE hold_closed_at END
                  WHERE account = :account AND (absorbed_at IS NULL OR hold_closed_at IS NULL)
                    AND state NOT IN ('reserved', 'sending')
-                   AND ({debited} + :lag <= :at OR ended_at + :lag <= :at)
+                   AND (absorbed_at IS NULL AND {debited} + :lag <= :at OR ended_at + :lag <= :at)
                 RETURNING *
             )
             INSERT INTO wallet_entries

@@ -100,6 +100,20 @@ def test_money_that_is_held_cannot_be_held_again(wallet: Wallet) -> None:
     assert wallet.available == BALANCE - PRICE
 
 
+def test_a_figure_writes_no_hold_that_an_earlier_figure_told_of(
+    wallet: Wallet, clock: FakeClock
+) -> None:
+    order = wallet.accepted()
+    versions = []
+    for _ in range(2):
+        clock.advance(LAG_S)
+        wallet.figure(BALANCE)
+        query = "SELECT xmin::text AS version FROM attempts WHERE order_id = :id"
+        versions += rows(wallet.context, query, id=order.id)
+
+    assert versions[0] == versions[1]
+
+
 @pytest.mark.parametrize(("later_s", "is_inside"), [(0, False), (34.9, False), (35, True)])
 def test_a_hold_is_inside_a_figure_asked_for_long_enough_after_the_accept(
     wallet: Wallet, clock: FakeClock, later_s: float, is_inside: bool
