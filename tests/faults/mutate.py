@@ -1,0 +1,132 @@
+"""`make mutants`: plant each bug in a copy of the tree and see which test finds it out.
+
+The working tree is never touched. What was caught is kept, so that a run can be resumed; the table
+in docs/reliability.md is written from it.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from tests.faults.mutants import MUTANTS, ROOT, Mutant
+
+STATE = ROOT / ".mutants.json"
+PAPER = ROOT / "docs/reliability.md"
+BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
+#: What is asked when the tests that a mutant names have not found it: half a minute of T1.
+WIDER = ("tests/faults/test_simulation.py", "tests/integration")
+LONGEST_S = 900
+#: pytest's own exit code for "some tests failed"; others say that it could not even begin.
+FAILED = 1
+
+
+@contextmanager
+def planted(mutant: Mutant) -> Iterator[Path]:
+    """Give a copy of the tree with the bug in it."""
+    home = Path(tempfile.mkdtemp(prefix=f"mutant-{mutant.name}-"))
+    try:
+        names = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],  # noqa: S607
+            cwd=ROOT, check=True, capture_output=True, text=True,
+        ).stdout.split("\0")  # fmt: skip
+        for name in filter(None, names):
+            if (ROOT / name).is_file():
+                (home / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, home / name)
+        target = home / mutant.path
+        target.write_text(mutant.applied(target.read_text()))
+        yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def catch(mutant: Mutant, *, wider: bool = True) -> str | None:
+    """Name the test that finds the bug out; None where it survives. Raises RuntimeError."""
+    with planted(mutant) as home:
+        for tests in (mutant.tests, WIDER) if wider else (mutant.tests,):
+            caught = _run(home, tests)
+            if caught is not None:
+                return caught
+    return None
+
+
+def _run(home: Path, tests: Iterable[str]) -> str | None:
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(
+        command, cwd=home, env=os.environ | {"PYTHONPATH": str(home)}, check=False,
+        capture_output=True, text=True, timeout=LONGEST_S,
+    )  # fmt: skip
+    if done.returncode == 0:
+        return None
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    if done.returncode != FAILED or found is None:
+        raise RuntimeError(f"pytest could not run {tests}:\n{done.stdout[-2000:]}{done.stderr}")
+    return found[1]
+
+
+def _known() -> dict[str, str | None]:
+    return json.loads(STATE.read_text()) if STATE.exists() else {}
+
+
+def table(caught: dict[str, str | None]) -> str:
+    """Lay out which test caught what."""
+    lines = ["| planted bug | breaks | caught by |", "| --- | --- | --- |"]
+    for mutant in MUTANTS:
+        test = caught.get(mutant.name)
+        where = f"`{test.partition('::')[2] or test}`" if test else "**nothing**"
+        where = re.sub(r"\[.*\]`$", "`", where)
+        lines.append(f"| `{mutant.name}`: {mutant.why} | {mutant.promise} | {where} |")
+    return "\n".join(lines)
+
+
+def write(caught: dict[str, str | None]) -> None:
+    """Write the table into the paper, between its marks."""
+    paper = PAPER.read_text()
+    before, _, rest = paper.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAPER.write_text(f"{before}{BEGIN}\n{table(caught)}\n{END}{after}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
+    parser.add_argument("names", nargs="*", help="only these; all where none is named")
+    parser.add_argument("--resume", action="store_true", help="leave out what was caught before")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    asked = parser.parse_args(arguments)
+    console = Console()
+    caught = _known() if asked.resume or asked.names else {}
+    chosen = [m for m in MUTANTS if not asked.names or m.name in asked.names]
+    if asked.resume:
+        chosen = [m for m in chosen if not caught.get(m.name)]
+    columns = (TextColumn("mutants"), BarColumn(), MofNCompleteColumn())
+    with (
+        Progress(*columns, console=console) as progress,
+        ThreadPoolExecutor(asked.jobs) as executor,
+    ):
+        task = progress.add_task("", total=len(chosen))
+        for mutant, test in zip(chosen, executor.map(catch, chosen), strict=True):
+            caught[mutant.name] = test
+            STATE.write_text(json.dumps(caught, indent=1))
+            progress.advance(task)
+            console.print(f"{mutant.name}: {test or 'SURVIVED'}", highlight=False, markup=False)
+    survivors = [m.name for m in chosen if not caught[m.name]]
+    if not asked.names:
+        write(caught)
+    console.print(f"{len(chosen) - len(survivors)} of {len(chosen)} caught; survived: {survivors}")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
