@@ -230,7 +230,7 @@ class OrderEventRow(SQLModel, table=True):
 
     __tablename__ = "order_events"
 
-    order_id: int = Field(primary_key=True, foreign_key="orders.id", sa_type=BigInteger)
+    order_id: int = Field(primary_key=True, sa_type=BigInteger)
     sequence: int = Field(primary_key=True)
     at: datetime = _time()
     source: Source = Field(sa_column=Column(_words(Source, "event_source"), nullable=False))
@@ -251,7 +251,7 @@ class WalletEntryRow(SQLModel, table=True):
 
     id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
     account: str = Field(max_length=32)
-    order_id: int = Field(foreign_key="orders.id", sa_type=BigInteger)
+    order_id: int = Field(sa_type=BigInteger)
     attempt_id: int = Field(foreign_key="attempts.id", sa_type=BigInteger)
     kind: EntryKind = Field(sa_column=Column(_words(EntryKind, "entry_kind"), nullable=False))
     amount_mills: int = Field(sa_type=BigInteger)

@@ -165,6 +165,13 @@ def test_the_log_cannot_be_rewritten(context: Context) -> None:
         rows(context, query, id=order.id)
 
 
+def test_an_order_cannot_be_deleted(context: Context) -> None:
+    order = receive_one(context)
+
+    with pytest.raises(DBAPIError, match="DELETE on orders"):
+        rows(context, "DELETE FROM orders WHERE id = :id RETURNING 1", id=order.id)
+
+
 def test_the_log_cannot_have_two_events_of_one_number(context: Context) -> None:
     order = receive_one(context)
 
