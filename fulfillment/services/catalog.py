@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from fulfillment.crash import crash_point
 from fulfillment.errors import ProviderError
 from fulfillment.log import get_logger
-from fulfillment.services import outages
+from fulfillment.services import funds, outages
 from fulfillment.services.claiming import (
     CATALOG,
     KeptClaim,
@@ -19,6 +19,7 @@ from fulfillment.services.routes import leave_unreachable, reroute_or_refuse, re
 from fulfillment.store import accounts, claims, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import repeated
+from fulfillment.store.ledger import Figure
 from fulfillment.store.models import Move, Order
 from schemas.enums import FailureCode, OrderStatus, Source
 from schemas.messages import Batch
@@ -47,18 +48,27 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
             return StepOutcome(goes_on=False)
         with context.database.transaction() as session:
             members = orders.get(session, claim.order_ids)
+            has_failed = accounts.failures(session, account) > 0
         wants = {order.id: _want(order) for order in members}
         requested_at = context.now()
-        try:
+        asked = list(dict.fromkeys(wants.values()))
+
+        def ask() -> Quotes:
             with grant:
-                quotes = context.provider(account).quote(list(dict.fromkeys(wants.values())))
+                return context.provider(account).quote(asked)
+
+        try:
+            if has_failed:  # one request is enough to see whether the account answers again
+                quotes, figure = ask(), None
+            else:
+                quotes, figure = funds.read_beside(context, account, ask)
         except ProviderError as error:
             due_at = outages.pause(context, account, error)
             left_for = leave_unreachable(context, claim, error, Source.CATALOG)
             give_back(context, batch, claim, due_at)
             return StepOutcome(goes_on=False, rerouted_to=left_for)
         crash_point("catalog.answered")
-        _note_catalog(context, account, quotes.listed, requested_at)
+        _note_answers(context, account, quotes.listed, requested_at, figure)
         goes_on, left_for = _quote(context, claim, members, quotes)
         if not goes_on:
             # Where the wallet is asked next, its answer says whether the account works: pauses
@@ -69,8 +79,12 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
 
 
 @repeated
-def _note_catalog(context: Context, account: str, listed: int, requested_at: datetime) -> None:
+def _note_answers(
+    context: Context, account: str, listed: int, requested_at: datetime, figure: Figure | None
+) -> None:
     with context.database.transaction() as session:
+        if figure is not None:
+            funds.record_figure(context, session, account, figure)
         accounts.note_catalog(session, account, listed, requested_at)
 
 

@@ -1,8 +1,10 @@
 """Check the wallet for a batch: hold money for the orders it covers, in the order of arrival."""
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import timedelta
+from typing import TypeVar
 
 from sqlmodel import Session
 
@@ -35,6 +37,10 @@ log = get_logger(__name__)
 #: How often a waiting account's balance is looked at; one probe serves all its waiting orders.
 _PROBE_S = 10.0
 _READ_GAP = timedelta(seconds=5)
+#: A figure that was read beside the catalog longer ago than this is asked for again.
+_FRESH = timedelta(seconds=2)
+
+T = TypeVar("T")
 
 
 def allocate(available_mills: int, waiting: Iterable[tuple[int, int]]) -> set[int]:
@@ -56,22 +62,62 @@ def check_wallet(context: Context, batch: Batch) -> StepOutcome:
     with take_over(context, batch, WALLET) as claim:
         if claim is None:
             return StepOutcome(goes_on=False)
-        grant = context.budget(account).take(Purpose.SUBMIT)
-        if not grant.size:
-            give_back(context, batch, claim)
-            return StepOutcome(goes_on=False)
-        try:
-            with grant:
-                figure = read_figure(context, account)
-        except ProviderError as error:
-            due_at = outages.pause(context, account, error)
-            left_for = leave_unreachable(context, claim, error, Source.WALLET)
-            give_back(context, batch, claim, due_at)
-            return StepOutcome(goes_on=False, rerouted_to=left_for)
+        figure = None
+        if not _was_read_beside(context, account):
+            grant = context.budget(account).take(Purpose.SUBMIT)
+            if not grant.size:
+                give_back(context, batch, claim)
+                return StepOutcome(goes_on=False)
+            try:
+                with grant:
+                    figure = read_figure(context, account)
+            except ProviderError as error:
+                due_at = outages.pause(context, account, error)
+                left_for = leave_unreachable(context, claim, error, Source.WALLET)
+                give_back(context, batch, claim, due_at)
+                return StepOutcome(goes_on=False, rerouted_to=left_for)
         crash_point("wallet.answered")
         reserved, left_for = _allocate_now(context, account, claim, figure)
         crash_point("wallet.after_commit")
         return StepOutcome(reserved > 0, finish_gathering(context, batch), left_for)
+
+
+def read_beside(context: Context, account: str, act: Callable[[], T]) -> tuple[T, Figure | None]:
+    """Ask for the balance while `act` asks for something else; give both answers.
+
+    Both may serve the orders that are claimed by now. No figure where it could not be had:
+    `check_wallet` asks again and sees to the reason. Raises what `act` raises.
+    """
+    grant = context.budget(account).take(Purpose.SUBMIT)
+    if not grant.size:
+        return act(), None
+
+    def ask() -> Figure | None:
+        with grant, suppress(ProviderError):
+            return read_figure(context, account)
+        return None
+
+    with context.threads.pool(1, "wallet") as executor:
+        flying = executor.submit(ask)
+        answer = act()
+        context.threads.all_done([flying])
+    grant.give_back()
+    return answer, flying.result()
+
+
+def record_figure(context: Context, session: Session, account: str, figure: Figure) -> None:
+    """Store a figure that no batch's allocation waits for; see `ledger.record_figure`."""
+    ledger.lock_wallet(session, account)
+    _record(context, session, account, figure)
+
+
+def _was_read_beside(context: Context, account: str) -> bool:
+    """Say whether the stored figure was asked for after the batch's orders had arrived.
+
+    It was if that was after its catalog was asked for: one batch gathers at a time.
+    """
+    with context.database.transaction() as session:
+        return ledger.has_figure_since_catalog(session, account, context.now() - _FRESH)
 
 
 def read_figure(context: Context, account: str) -> Figure:
@@ -104,8 +150,7 @@ def refresh_wallet(context: Context, account: str) -> None:
 @repeated
 def _record_alone(context: Context, account: str, figure: Figure) -> None:
     with context.database.transaction() as session:
-        ledger.lock_wallet(session, account)
-        _record(context, session, account, figure)
+        record_figure(context, session, account, figure)
         crash_point("refresh.before_commit")
 
 
@@ -117,7 +162,7 @@ def _record(context: Context, session: Session, account: str, figure: Figure) ->
 
 @repeated
 def _allocate_now(
-    context: Context, account: str, claim: KeptClaim, figure: Figure
+    context: Context, account: str, claim: KeptClaim, figure: Figure | None
 ) -> tuple[int, tuple[str, ...]]:
     with context.database.transaction() as session:
         allocated = _allocate(context, session, account, claim, figure)
@@ -126,14 +171,15 @@ def _allocate_now(
 
 
 def _allocate(
-    context: Context, session: Session, account: str, claim: KeptClaim, figure: Figure
+    context: Context, session: Session, account: str, claim: KeptClaim, figure: Figure | None
 ) -> tuple[int, tuple[str, ...]]:
     """Hold money under the wallet's lock; give how many orders of the batch got it.
 
     And the accounts that others of it have gone on to.
     """
     ledger.lock_wallet(session, account)
-    _record(context, session, account, figure)
+    if figure is not None:
+        _record(context, session, account, figure)
     available = ledger.available_mills(session, account)
     members = {
         order.id: order

@@ -94,6 +94,18 @@ def record_figure(
     )
 
 
+def has_figure_since_catalog(session: Session, account: str, since: datetime) -> bool:
+    """Say whether the stored figure was asked for after `since` and after the last catalog was."""
+    row = session.execute(
+        text(
+            "SELECT 1 FROM wallets w JOIN accounts a ON a.name = w.account "
+            "WHERE w.account = :account AND w.requested_at >= greatest(a.catalog_at, :since)"
+        ),
+        {"account": account, "since": since},
+    ).first()
+    return row is not None
+
+
 def available_mills(session: Session, account: str) -> int:
     """Give what may be committed now; nothing where no figure was ever read."""
     row = session.execute(

@@ -1,10 +1,15 @@
 """Sharing out the wallet over waiting and new orders, and never spending twice."""
 
+import threading
+from collections.abc import Callable
+
 from fulfillment.errors import ProviderNotReached
+from fulfillment.services import catalog, dispatch, funds
 from fulfillment.services.context import Context
 from schemas.enums import OrderStatus as S
 from tests.support import (
     PRICE_CENTS,
+    WAIT_S,
     FakeClock,
     FakeProvider,
     again,
@@ -97,3 +102,75 @@ def test_pauses_grow_while_only_the_catalog_can_be_read(
     clock.advance(61)
     run_sweep(context)
     assert len(provider.bodies) == 1
+
+
+def test_catalog_and_balance_are_asked_for_at_once_and_once(
+    context: Context, provider: FakeProvider
+) -> None:
+    order = receive_one(context)
+    both = threading.Barrier(2, timeout=WAIT_S)
+    provider.on_read = lambda what: void(both.wait())
+
+    run_chain(context)
+
+    assert sorted(provider.reads) == ["catalog", "wallet"]
+    assert again(context, order).status is S.ACCEPTED
+
+
+def test_a_balance_that_could_not_be_read_beside_the_catalog_is_asked_for_again(
+    context: Context, provider: FakeProvider
+) -> None:
+    order = receive_one(context)
+    provider.on_read = once(lambda what: what == "wallet", ProviderNotReached("refused"))
+
+    run_chain(context)
+
+    assert sorted(provider.reads) == ["catalog", "wallet", "wallet"]
+    assert again(context, order).status is S.ACCEPTED
+
+
+def test_a_balance_from_beside_the_catalog_is_not_believed_for_long(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = receive_one(context)
+    batch = dispatch.dispatch(context, "main")
+    assert batch is not None
+    catalog.refresh_catalog(context, batch)
+    provider.balance_mills = 0
+
+    clock.advance(2.1)
+    funds.check_wallet(context, batch)
+
+    assert provider.reads.count("wallet") == 2
+    assert again(context, order).status is S.AWAITING_FUNDS
+
+
+def test_a_balance_from_before_the_last_catalog_serves_no_later_order(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    receive_one(context)
+    run_chain(context)
+    clock.advance(0.001)
+    late = receive_one(context)
+    # Only the catalog is answered this time, so what is stored was asked for before `late` came.
+    provider.on_read = once(lambda what: what == "wallet", ProviderNotReached("refused"))
+
+    run_chain(context)
+
+    assert provider.reads.count("wallet") == 3
+    assert again(context, late).status is S.ACCEPTED
+
+
+def void(_: object) -> None:
+    pass
+
+
+def once(is_it: Callable[[str], bool], error: Exception) -> Callable[[str], None]:
+    """Raise the error at the first read of that kind."""
+    waiting = [error]
+
+    def act(what: str) -> None:
+        if is_it(what) and waiting:
+            raise waiting.pop()
+
+    return act
