@@ -20,6 +20,7 @@ import tasks.checkout
 import tasks.inbox
 import tasks.reconcile
 import tasks.sweep
+import tasks.upkeep
 import tasks.watchdog
 from fulfillment import broker
 from fulfillment.broker import app

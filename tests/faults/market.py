@@ -14,6 +14,7 @@ import httpx
 from starlette.applications import Starlette
 
 from fulfillment.broker import hint
+from fulfillment.crash import crash_point
 from fulfillment.errors import ServerUnreachable, WebhookRejected
 from fulfillment.providers.base import Provider
 from fulfillment.providers.http import HTTPClient
@@ -31,7 +32,7 @@ from fulfillment.simulator.webhooks import Delivery
 from schemas.enums import ProviderName
 from schemas.messages import APPLY_WEBHOOK
 from tests.faults.kinds import Faults
-from tests.faults.scheduler import Process, Scheduler
+from tests.faults.scheduler import Killed, Process, Scheduler
 from tests.support import FakeClock
 
 METHODS = {
@@ -198,6 +199,7 @@ class _Wire(httpx.BaseTransport):
         response = account.answer(request)
         call.status = response.status_code
         account.calls.append(call)
+        crash_point("http.sent")
         call.is_empty = what == "lookup" and not any(o.encode() in response.content for o in orders)
         self._scheduler.pause(self._latency())
         response = self._spoiled(request, response, what, orders)
@@ -341,7 +343,17 @@ class Postman:
 
     def _bring(self, delivery: Delivery, later: float) -> None:
         name = f"webhook {delivery.external_id}"
-        self._later(later, name, lambda: run(self._courier.attempt(delivery)))
+        self._later(later, name, lambda: self._attempt(delivery))
+
+    def _attempt(self, delivery: Delivery) -> None:
+        try:
+            run(self._courier.attempt(delivery))
+        except Killed:
+            # Nobody answered, so the sender comes again.
+            self._account.scheduler.at(
+                self._account.scheduler.now + 10, lambda: self._bring(delivery, 0.0)
+            )
+            raise
 
     def _replay(self, delivery: Delivery, later: float) -> None:
         headers, body = self._courier.sealed(delivery)

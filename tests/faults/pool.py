@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import psycopg
@@ -21,6 +21,8 @@ from fulfillment.store.migrate import migrate
 from tests.faults.run import Report, run_seed
 from tests.faults.world import TABLES
 
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 _engine: Engine | None = None
 
 
@@ -57,7 +59,18 @@ def run_seeds(
     server_url: str, seeds: Iterable[int], jobs: int, on_report: Callable[[Report], Any]
 ) -> None:
     """Run these seeds and hand over each report as it comes in, in no order."""
-    waiting = iter(seeds)
+    run_all(server_url, _run_seed, seeds, jobs, on_report)
+
+
+def run_all(
+    server_url: str,
+    act: Callable[[Job, Engine], Result],
+    work: Iterable[Job],
+    jobs: int,
+    on_result: Callable[[Result], Any],
+) -> None:
+    """Do this work in `jobs` processes; `act` is a module's function, the results in no order."""
+    waiting = iter(work)
     context = get_context("spawn")
     urls = context.Queue()
     with ExitStack() as stack:
@@ -65,17 +78,17 @@ def run_seeds(
             engine = stack.enter_context(database_on(server_url))
             urls.put(engine.url.render_as_string(hide_password=False))
         executor = stack.enter_context(ProcessPoolExecutor(jobs, context, _open, (urls,)))
-        flying: set[Future[Report]] = set()
+        flying: set[Future[Result]] = set()
         while True:
             # No more than the processes can take up, so that an interruption loses little.
             with suppress(StopIteration):
                 while len(flying) < jobs + 1:
-                    flying.add(executor.submit(_run, next(waiting)))
+                    flying.add(executor.submit(_act, act, next(waiting)))
             if not flying:
                 return
             done, flying = wait(flying, return_when=FIRST_COMPLETED)
             for future in done:
-                on_report(future.result())
+                on_result(future.result())
 
 
 def be_quiet() -> None:
@@ -95,9 +108,13 @@ def _open(urls: Any) -> None:
     _engine = create_engine(urls.get(), hide_parameters=True)
 
 
-def _run(seed: int) -> Report:
+def _act(act: Callable[[Job, Engine], Result], job: Job) -> Result:
     assert _engine is not None
-    report = run_seed(seed, _engine)
+    return act(job, _engine)
+
+
+def _run_seed(seed: int, engine: Engine) -> Report:
+    report = run_seed(seed, engine)
     if not report.violations:
         report.trace.clear()
     return report

@@ -1,6 +1,5 @@
 """Runs one seed: faults first, then without them until everything agrees; judged all along."""
 
-import hashlib
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -54,7 +53,7 @@ def run_seed(seed: int, engine: Engine, **overrides: Any) -> Report:
         _run_phases(world, report)
         report.fired = world.faults.fired
         report.trace = world.scheduler.trace
-        report.digest = hashlib.sha256("\n".join(report.trace).encode()).hexdigest()[:16]
+        report.digest = world.scheduler.digest
         report.virtual_s = world.scheduler.now - 1000
         report.ends = Counter(world.statuses([o.external_id for o in plan.orders]))
     report.real_s = time.perf_counter() - began
@@ -81,7 +80,7 @@ def _run_phases(world: World, report: Report) -> None:
         report.steps += 1
         if report.steps % _LOOK_EVERY == 0 and _judge(world, report, SAFETY):
             return
-        if world.scheduler.now >= look_at and _is_quiet(world):
+        if world.scheduler.now >= look_at and is_quiet(world):
             if not violations(read(world), LIVENESS):
                 break
             look_at = world.scheduler.now + 20
@@ -92,7 +91,8 @@ def _run_phases(world: World, report: Report) -> None:
         report.violations.append(f"harness: of {plan.kinds} only {sorted(fired)} struck")
 
 
-def _is_quiet(world: World) -> bool:
+def is_quiet(world: World) -> bool:
+    """Say whether all has arrived and nothing is on its way."""
     dues = (
         due - account.market.clock.now()
         for account in world.accounts.values()
@@ -105,21 +105,26 @@ def _is_quiet(world: World) -> bool:
 
 def _judge(world: World, report: Report, checks: Any) -> bool:
     """Look whether these checks hold now; say whether one does not."""
-    found = violations(read(world), checks)
-    found += [f"crash in {name}: {_told(error)}" for name, error in _crashes(world)]
+    found = look(world, checks)
     report.violations += found
     if found:
         world.scheduler.note("VIOLATION " + "; ".join(found))
     return bool(found)
 
 
-def _crashes(world: World) -> list[tuple[str, BaseException]]:
+def look(world: World, checks: Any) -> list[str]:
+    """Give what does not hold now, and the errors that nobody expected."""
+    found = violations(read(world), checks)
+    return found + [f"error in {name}: {_told(error)}" for name, error in _errors(world)]
+
+
+def _errors(world: World) -> list[tuple[str, BaseException]]:
     """Give what ended a task or strand and was neither ours nor injected."""
-    crashes = [*world.bus.crashes, *world.scheduler.errors]
+    errors = [*world.bus.crashes, *world.scheduler.errors]
     world.bus.crashes.clear()
     world.scheduler.errors.clear()
     # A chain that cannot be published, because the broker is away, fails its task.
-    return [(name, error) for name, error in crashes if not isinstance(error, BrokerAway)]
+    return [(name, error) for name, error in errors if not isinstance(error, BrokerAway)]
 
 
 def _told(error: BaseException) -> str:
@@ -141,10 +146,7 @@ def read(world: World) -> History:
         events=world.rows("SELECT * FROM order_events ORDER BY order_id, sequence"),
         attempts=world.rows("SELECT * FROM attempts ORDER BY id"),
         entries=world.rows("SELECT * FROM wallet_entries ORDER BY id"),
-        messages=world.rows(
-            "SELECT order_id, b->>'eventId' AS name, CAST(b->>'sequence' AS int) AS sequence "
-            "FROM outbox_messages, LATERAL CAST(body AS jsonb) AS b ORDER BY id"
-        ),
+        messages=_messages(world),
         judges={name: _judge_of(world, name) for name in world.accounts},
         caps_mills=caps,
         endless=frozenset(n for n, o in planned.items() if o.scenario.name in NEVER),
@@ -154,6 +156,18 @@ def read(world: World) -> History:
         forged_changes=sum(forgery.before != forgery.after for forgery in forgeries),
         is_timed=not {"process_frozen", "clock_jumped"} & set(world.plan.kinds),
     )
+
+
+def _messages(world: World) -> list[dict[str, Any]]:
+    """Give what the store was told, as it first came, and what it is yet to be told."""
+    told: dict[str, dict[str, Any]] = {}
+    for message in world.published:
+        told.setdefault(message["name"], message)
+    waiting = world.rows(
+        "SELECT order_id, b->>'eventId' AS name, CAST(b->>'sequence' AS int) AS sequence "
+        "FROM outbox_messages, LATERAL CAST(body AS jsonb) AS b ORDER BY id"
+    )
+    return [*told.values(), *(each for each in waiting if each["name"] not in told)]
 
 
 def _judge_of(world: World, name: str) -> Judge:

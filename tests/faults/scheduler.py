@@ -5,6 +5,7 @@ seed gives the same interleaving. Threads would do, at fifty times the price of 
 turns. A process is what dies or freezes as a whole.
 """
 
+import hashlib
 import heapq
 import itertools
 import random
@@ -87,6 +88,16 @@ class Scheduler:
     def process(self) -> Process | None:
         """Give the process of the strand that runs now."""
         return self._present.process if self._present else None
+
+    @property
+    def doing(self) -> str:
+        """Name the strand that runs now; "" where none does."""
+        return self._present.name if self._present else ""
+
+    @property
+    def digest(self) -> str:
+        """Name the course of the run so far."""
+        return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()[:16]
 
     def note(self, text: str) -> None:
         self.trace.append(f"{self.now - 1000:9.3f} {text}")

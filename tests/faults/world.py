@@ -128,6 +128,8 @@ class World:
         self.refused_checkouts: list[str] = []
         self.acknowledged: set[str] = set()
         self.foreign_mills: dict[str, int] = {}
+        #: Messages that the store has, where a relay runs; a message may come twice.
+        self.published: list[dict[str, Any]] = []
         self._engine = engine
         self._address = engine.url.set(drivername="postgresql").render_as_string(False)
         self._debited_at_end = [n for n, o in plan.options.items() if o.debits_at == "final"]
@@ -203,16 +205,7 @@ class World:
     def _plan_order(self, order: PlannedOrder) -> None:
         for each in self.accounts.values():
             each.market.scenario_of_id[order.external_id] = order.scenario
-        account = self.accounts.get(order.account) or next(iter(self.accounts.values()))
-        item = list(account.market.items.values())[order.item]
-        event: dict[str, Any] = {
-            "externalId": order.external_id,
-            "account": order.account,
-            "catalogItemId": item.id,
-            "marketHashName": item.name,
-            "expectedPrice": max(item.price_cents + order.slack_cents, 1),
-            "tradeUrl": TRADE_URL,
-        }
+        event = self.event_of(order)
         began = self.scheduler.now
         self.scheduler.at(began + order.at, lambda: self._check_out(event))
         for at in order.copies:
@@ -220,6 +213,19 @@ class World:
         if order.is_changed_later:
             other = {**event, "expectedPrice": event["expectedPrice"] + 1}
             self.scheduler.at(began + order.at + 30, lambda: self._check_out(other, again=False))
+
+    def event_of(self, order: PlannedOrder) -> dict[str, Any]:
+        """Write the checkout as the store sends it."""
+        account = self.accounts.get(order.account) or next(iter(self.accounts.values()))
+        item = list(account.market.items.values())[order.item]
+        return {
+            "externalId": order.external_id,
+            "account": order.account,
+            "catalogItemId": item.id,
+            "marketHashName": item.name,
+            "expectedPrice": max(item.price_cents + order.slack_cents, 1),
+            "tradeUrl": TRADE_URL,
+        }
 
     def _check_out(self, event: dict[str, Any], *, again: bool = True) -> None:
         """Hand an event in as the store does: again until it is acknowledged."""
@@ -377,16 +383,20 @@ class World:
         if self.scheduler.count(process) == 0:
             return
         if self.faults.strikes("process_killed", orders=orders):
-            self.scheduler.kill(process)
-            fresh = Process(process.name)
-            if process is self.web:
-                self.web = fresh
-            else:
-                self.workers[place] = fresh
-                fresh.frozen_until = self.scheduler.now + self.source.uniform(0, 20)
+            self.replace(process, self.source.uniform(0, 20))
         elif self.faults.strikes("process_frozen", orders=orders):
             lease_s = self.context.lease.total_seconds()
             process.frozen_until = self.scheduler.now + lease_s * self.source.uniform(0.5, 4)
+
+    def replace(self, process: Process, worker_pause_s: float) -> None:
+        """Kill a process and start its successor, a worker after a pause."""
+        self.scheduler.kill(process)
+        fresh = Process(process.name)
+        if process is self.web:
+            self.web = fresh
+        elif process in self.workers:
+            self.workers[self.workers.index(process)] = fresh
+            fresh.frozen_until = self.scheduler.now + worker_pause_s
 
     def end_faults(self) -> None:
         """Let everything work from now on; what was done stays done."""
