@@ -23,6 +23,7 @@ from sqlalchemy.engine import Engine
 from fulfillment import broker, crash
 from fulfillment.errors import FulfillmentError
 from fulfillment.messaging import consumer, relay
+from fulfillment.messaging.publishing import Outgoing
 from fulfillment.services import operations
 from schemas import messages
 from schemas.messages import CHECKOUT_KEY, CHECKOUT_QUEUE
@@ -97,6 +98,27 @@ def _connect(stop: _UntilIdle | None = None) -> _StoreConnection:
     connection = _StoreConnection("memory://", transport_options={"polling_interval": 0.0})
     connection.stop = stop
     return connection
+
+
+class _InMemory:
+    """Publishes on kombu's broker in memory, which neither pushes nor confirms."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.confirmed = 0
+        self._producer = Producer(connection, exchange=broker.store_exchange)
+
+    def publish(self, group: Sequence[Outgoing], within_s: float) -> None:
+        del within_s
+        self.confirmed = 0
+        for key, body, headers in group:
+            self._producer.publish(
+                body,
+                routing_key=key,
+                headers=headers,
+                content_type="application/json",
+                content_encoding="utf-8",
+            )
+            self.confirmed += 1
 
 
 class CrashWorld(World):
@@ -232,7 +254,10 @@ class CrashWorld(World):
             self.acknowledged |= {order.external_id for order in self.plan.orders}
 
     def _relay(self) -> None:
-        with mock.patch.object(relay, "connect", return_value=_connect()):
+        with (
+            mock.patch.object(relay, "connect", return_value=_connect()),
+            mock.patch.object(relay, "make_publisher", _InMemory),
+        ):
             relay.OutboxRelay(self.context, _UntilIdle()).run()
         if self.rows("SELECT 1 FROM outbox_messages LIMIT 1"):
             # Somebody who is dead has the lease: asked for again in a while.
@@ -282,7 +307,8 @@ class CrashWorld(World):
         ]
         if len(orders) < len(self.plan.orders):
             found.append("not every order has arrived")
-        if self.path.is_erased and any(order["trade_url_sealed"] for order in orders):
+        over = [order for order in orders if order["status"] != "needs_review"]
+        if self.path.is_erased and any(order["trade_url_sealed"] for order in over):
             found.append("a trade URL is not erased")
         if self.path.is_relayed and self.rows("SELECT 1 FROM outbox_messages LIMIT 1"):
             found.append("a message to the store is not published")

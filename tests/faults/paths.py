@@ -203,6 +203,7 @@ PATHS = {
             (SCENARIOS["refused_item"], SCENARIOS["delivered"]),
         ),
         Path("failover_down", (BACK, NODE), DELIVERED, is_down=True, apart_s=8.0),
+        Path("failover_paused", (NODE, BACK), DELIVERED, strikes={"denied": 1}),
         Path("failover_item", (BACK, LINK), DELIVERED, is_item_gone=True),
         Path("not_reached", (NODE,), DELIVERED, strikes={"not_reached": 1}),
     )
