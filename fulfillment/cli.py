@@ -80,9 +80,12 @@ def worker(
     import os
 
     from fulfillment.broker import app
+    from fulfillment.services.context import build_context
 
     settings = _settings()
-    settings.require("broker_url", "database_url", "encryption_keys")
+    settings.require("broker_url")
+    # A wrong setting is told here and now; the tasks make a context of their own.
+    build_context(settings).close()
     arguments = [
         *("worker", "--pool=threads", f"--concurrency={settings.worker_threads}"),
         *("-n", f"{name or f'w{os.getpid()}'}@%h", "--without-gossip", "--without-mingle"),

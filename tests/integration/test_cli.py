@@ -43,7 +43,13 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fulfillment.cli", *words]
     done = subprocess.run(
-        command, env=environment, input=given, capture_output=True, text=True, check=False
+        command,
+        env=environment,
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done
@@ -78,6 +84,25 @@ def test_a_refused_id_that_is_no_text_is_refused_and_the_others_are_taken(
     assert done.returncode == 1
     assert "externalId" in done.stdout + done.stderr
     assert len(rows(context, "SELECT 1 FROM orders")) == 2
+
+
+@pytest.mark.parametrize("process", ["worker", "web", "intake"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCOUNTS__MAIN__CLIENT_SECRET", ""),
+        ("ACCOUNTS__MAIN__BASE_URL", "http://user@127.0.0.1"),
+        ("ENCRYPTION_KEYS", "bad"),
+        ("ROUTES__ANY", "main,nobody"),
+    ],
+)
+def test_no_process_starts_with_half_of_its_settings(
+    environment: dict[str, str], process: str, name: str, value: str
+) -> None:
+    done = run(environment | {f"FULFILLMENT_{name}": value, "FULFILLMENT_WEB_PORT": "0"}, process)
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: FULFILLMENT_")
 
 
 @contextmanager
