@@ -18,7 +18,7 @@ help:
 	@echo 'make test       all tests'
 	@echo 'make test-fast  the tests that start no servers'
 	@echo 'make faults     the pipeline under SEEDS=2000 seeds of faults; ARGS=--resume goes on'
-	@echo 'make crashes    a death at every crash point of every path; ARGS=--pairs for every pair'
+	@echo 'make crashes    a death at every crash point of every order path; ARGS=--pairs every pair'
 	@echo 'make mutants    plant bugs, one at a time, and see which test finds each (half an hour)'
 	@echo 'make check      lint, formatting, types, import rules'
 	@echo 'make bench      measure against baselines, write docs/benchmarks.md (15 minutes)'

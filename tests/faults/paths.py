@@ -30,7 +30,10 @@ class Path:
     scenarios: tuple[Scenario, ...] = (SCENARIOS["delivered"],)
     #: Faults of the network, and how often each order meets them.
     strikes: Mapping[str, int] = field(default_factory=dict)
+    orders: int = 1
     apart_s: float = 0.0
+    #: How it may end besides where somebody died on it.
+    after_deaths: frozenset[str] = frozenset()
     slack_cents: int = 0
     balance_cents: int = 1_000_000
     #: So long after an order its price is put into the wallet.
@@ -51,14 +54,15 @@ class Path:
     def crashed_ends(self) -> frozenset[str]:
         """How it may end after a crash: what Skinslink may have been sent it is never sent again,
         so that a person decides about what it does not know."""
-        return self.ends | {"needs_review"} if LINK in self.providers else self.ends
+        may_be_left = {"needs_review"} if LINK in self.providers else set()
+        return self.ends | self.after_deaths | may_be_left
 
     @property
     def names(self) -> list[str]:
         return ["main", *(provider.value for provider in self.providers[1:])]
 
-    def plan(self, seed: int, orders: int, apart_s: float) -> Plan:
-        """Write down what this path is, for the simulation of so many orders."""
+    def plan(self, seed: int) -> Plan:
+        """Write down what this path is, for the simulation."""
         accounts = {n: self._account(p) for n, p in zip(self.names, self.providers, strict=True)}
         options = {
             name: self._options(seed, name, provider)
@@ -70,7 +74,7 @@ class Path:
             kinds=(),
             accounts=accounts,
             options=options,
-            orders=self._planned(orders, apart_s or self.apart_s),
+            orders=self._planned(),
             settings={
                 "batch_limit": 8,
                 "claim_lease_s": 10,
@@ -83,18 +87,18 @@ class Path:
             tick_s=2.0,
         )
 
-    def _planned(self, orders: int, apart_s: float) -> tuple[PlannedOrder, ...]:
+    def _planned(self) -> tuple[PlannedOrder, ...]:
         return tuple(
             PlannedOrder(
                 external_id=f"order-{number:02d}",
                 account=ROUTE if len(self.providers) > 1 else "main",
                 item=number % ITEMS,
-                at=number * apart_s,
+                at=number * self.apart_s,
                 scenario=self.scenarios[0],
                 kind=None,
                 slack_cents=self.slack_cents,
             )
-            for number in range(orders)
+            for number in range(self.orders)
         )
 
     def _account(self, provider: ProviderName) -> dict[str, Any]:
@@ -201,8 +205,10 @@ PATHS = {
             (LINK, NODE),
             DELIVERED,
             (SCENARIOS["refused_item"], SCENARIOS["delivered"]),
+            # A refusal that nobody read is looked up, as a purchase that failed: that is an end.
+            after_deaths=FAILED,
         ),
-        Path("failover_down", (BACK, NODE), DELIVERED, is_down=True, apart_s=8.0),
+        Path("failover_down", (BACK, NODE), DELIVERED, is_down=True, orders=4, apart_s=1.0),
         Path("failover_paused", (NODE, BACK), DELIVERED, strikes={"denied": 1}),
         Path("failover_item", (BACK, LINK), DELIVERED, is_item_gone=True),
         Path("not_reached", (NODE,), DELIVERED, strikes={"not_reached": 1}),

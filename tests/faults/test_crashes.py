@@ -1,47 +1,105 @@
-"""A process dies at every named crash point, on several order paths, and everything ends well.
-
-`make crashes` tries every place of every path, `make crashes ARGS=--pairs` every ordered pair.
-"""
+"""A process dies at each crash point on several paths of an order, and nothing else changes."""
 
 import os
-from collections.abc import Mapping
+from unittest import mock
 
 import pytest
+from rich.console import Console
+from sqlalchemy.engine import Engine
 
 from fulfillment.crash import POINTS
-from tests.faults.crashes import CrashReport
-from tests.faults.matrix import Tally, baselines, chosen, point_of, run_job, unreached
+from fulfillment.services.unknowns import Step
+from tests.faults.matrix import (
+    EACH_ON,
+    Job,
+    Tally,
+    baselines,
+    chosen,
+    pairs,
+    point_of,
+    run_job,
+    run_jobs,
+    unreached,
+)
 from tests.faults.paths import PATHS
-from tests.faults.pool import run_all
-
-JOBS = min(os.cpu_count() or 1, 2)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(database_url: str) -> Mapping[str, CrashReport]:
-    """Every path without a death."""
-    return baselines(database_url, JOBS)
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Keep the services' many words about deaths out of the report."""
+    caplog.set_level("CRITICAL")
 
 
-def test_every_path_ends_as_it_should_without_a_death(
-    undisturbed: Mapping[str, CrashReport],
-) -> None:
-    assert {report.path: report.violations for report in undisturbed.values()} == {
-        name: [] for name in PATHS
-    }
-
-
-def test_every_crash_point_is_come_by(undisturbed: Mapping[str, CrashReport]) -> None:
-    assert unreached(undisturbed.values()) == set()
-
-
-@pytest.mark.timeout(600)
-def test_whoever_dies_at_any_point_everything_ends_well(
-    database_url: str, undisturbed: Mapping[str, CrashReport]
-) -> None:
+@pytest.mark.timeout(900)
+def test_a_death_at_every_point_on_several_paths_changes_no_end(database_url: str) -> None:
+    jobs = min(os.cpu_count() or 1, 4)
     tally = Tally()
 
-    run_all(database_url, run_job, chosen(undisturbed), JOBS, tally.add)
+    reports = baselines(database_url, jobs)
+    work = chosen(reports)
+    run_jobs(database_url, work, jobs, tally, Console(quiet=True))
 
+    assert {n: r.violations for n, r in reports.items() if r.violations} == {}
+    assert unreached(reports.values()) == set()
     assert tally.failed == {}
-    assert {point_of(place) for place in tally.by_point} == set(POINTS)
+    assert tally.deaths == len(work) >= 2 * len(POINTS)
+    assert set(tally.by_point) == set(POINTS)
+    assert {job.path for job in work} == set(PATHS)
+    assert max(tally.by_point.values()) <= EACH_ON
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        ("intent.after_commit", "outcome.before_commit"),
+        ("http.sent in submit", "lookup.answered"),
+        ("outcome.after_commit", "outcome.after_commit"),
+        ("outcome.after_commit", "intake.after_commit"),
+    ],
+)
+@pytest.mark.parametrize("path", ["replayed", "looked_up"])
+def test_two_deaths_in_turn_change_no_end(
+    engine: Engine, path: str, points: tuple[str, ...]
+) -> None:
+    """The long run tries every pair; `make crashes ARGS=--pairs`."""
+    report = run_job(Job(path, points), engine)
+
+    assert report.violations == []
+    assert report.died[:1] == points[:1]
+
+
+def test_the_pairs_are_all_ordered_pairs_of_each_path_and_always_in_the_same_order(
+    engine: Engine,
+) -> None:
+    reports = {name: run_job(Job(name), engine) for name in ("price_changed", "refused")}
+
+    work = pairs(reports)
+
+    points = {name: {point_of(place) for place in r.ways} for name, r in reports.items()}
+    assert len(set(work)) == len(work) == sum(len(each) ** 2 for each in points.values())
+    assert pairs(reports) == work
+
+
+def test_a_purchase_posted_again_after_a_death_where_it_may_be_two_is_found_out(
+    engine: Engine,
+) -> None:
+    job = Job("looked_up_only", ("http.sent in submit",))
+    assert run_job(job, engine).violations == []
+
+    with mock.patch("fulfillment.services.submission.next_step", return_value=Step.POST):
+        report = run_job(job, engine)
+
+    assert any(violation.startswith("I1 ") for violation in report.violations)
+
+
+def test_work_of_the_dead_that_nobody_resumes_is_found_out(engine: Engine) -> None:
+    with mock.patch("fulfillment.store.claims.claim_stuck", return_value=[]):
+        report = run_job(Job("delivered", ("intent.after_commit",)), engine)
+
+    assert any(violation.startswith("I2 ") for violation in report.violations)
+
+
+def test_a_death_that_did_not_happen_is_a_failure(engine: Engine) -> None:
+    report = run_job(Job("price_changed", ("ledger.refunded",)), engine)
+
+    assert report.violations == ["harness: nobody came by ledger.refunded"]
