@@ -91,9 +91,9 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
 def _note_answers(
     context: Context, account: str, quotes: Quotes, requested_at: datetime, figure: Figure | None
 ) -> bool:
-    """Note the balance and how much is on sale; say whether so much less that items may only seem to be gone.
+    """Note the balance and how much is on sale; say whether much of it may only seem to be gone.
 
-    A list that stays small for long enough is believed.
+    A list that lost a large part is believed when it stays so for long enough.
     """
     doubt = f"catalog:{account}"
     with context.database.transaction() as session:
@@ -108,6 +108,7 @@ def _note_answers(
                 listed = {"listed": quotes.listed, "before": before}
                 log.error("catalog.shrunk", account=account, **listed)
             if over_at is None or over_at > requested_at:
+                accounts.note_catalog(session, account, before, requested_at)
                 return True
         if quotes.is_whole:
             leases.give_up(session, doubt, account)
