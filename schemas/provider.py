@@ -35,13 +35,14 @@ class Quotes:
 
     `unclear` are wants that are neither found nor gone, and why: the list contradicts itself about
     them, or their price is not exact. `unasked` are those for which the rate budget had no more
-    requests.
+    requests. `is_whole` says that everything on sale was listed, and not only what was wanted.
     """
 
     found: dict[Want, Quote]
     listed: int
     unclear: Mapping[Want, str] = field(default_factory=dict)
     unasked: frozenset[Want] = frozenset()
+    is_whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,8 @@ class FakeProvider:
     after_unknown = AfterUnknown.REPLAY
     lookup_limit = 1
     requests_per_purchase = 1
+    #: Whether a quote is of a list of everything, as SkinsNode's.
+    lists_all = False
 
     def __init__(self) -> None:
         self.prices: dict[str, int] = {ITEM: PRICE_CENTS * 10}
@@ -130,7 +132,7 @@ class FakeProvider:
             for want in wants
             if want.catalog_item_id in self.prices
         }
-        return Quotes(found, len(self.prices))
+        return Quotes(found, len(self.prices), is_whole=self.lists_all)
 
     def wallet_mills(self) -> int:
         self._read("wallet")

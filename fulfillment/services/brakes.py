@@ -83,6 +83,23 @@ def _spent_mills(context: Context, session: Session, account: str) -> int:
     return ledger.spent_mills(session, account, context.now() - _HOUR)
 
 
+def watch_reversals(context: Context, session: Session, account: str) -> None:
+    """Stop the account, once, where many of its deliveries were undone within an hour.
+
+    Whoever undoes many at a time would undo the next ones too. A person resumes; from then on the
+    count begins anew.
+    """
+    if switches.stop_of(session, account):
+        return
+    now = context.now()
+    undone = switches.reversals_since_turn(session, account, now - _HOUR)
+    if undone < context.account(account).stop_at_reversals or switches.stop_of(session, account):
+        return
+    reason = f"{undone} deliveries were undone within an hour"
+    switches.turn(session, account, is_stopped=True, by="reversal watch", reason=reason, now=now)
+    log.error("reversals.mass", account=account, undone=undone)
+
+
 def room_mills(context: Context, session: Session, account: str) -> int | None:
     """Give what the cap lets the account commit now; None without a cap.
 

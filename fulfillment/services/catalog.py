@@ -1,5 +1,6 @@
 """Refresh the catalog for a batch: every order gets a fresh price, or a definite no."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from fulfillment.crash import crash_point
@@ -16,7 +17,7 @@ from fulfillment.services.claiming import (
 )
 from fulfillment.services.context import Context
 from fulfillment.services.routes import leave_unreachable, reroute_or_refuse, rerouted_to
-from fulfillment.store import accounts, claims, orders
+from fulfillment.store import accounts, claims, leases, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import repeated
 from fulfillment.store.ledger import Figure
@@ -30,6 +31,12 @@ log = get_logger(__name__)
 
 #: How soon to ask again about an item whose price the catalog does not clearly say.
 _UNCLEAR_S = 10.0
+# A list that lost so much at once is more likely a fault than a sale: nobody is refused by it at
+# first. Of a short list a few sales are a large part.
+_DOUBTED_SHARE = 0.6
+_SMALLEST_JUDGED = 20
+_DOUBT = timedelta(minutes=10)
+_HALF = "the catalog is suddenly much shorter than before"
 
 
 def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
@@ -68,7 +75,9 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
             give_back(context, batch, claim, due_at)
             return StepOutcome(goes_on=False, rerouted_to=left_for)
         crash_point("catalog.answered")
-        _note_answers(context, account, quotes.listed, requested_at, figure)
+        if _note_answers(context, account, quotes, requested_at, figure):
+            gone = {w for w in wants.values() if w not in quotes.found and w not in quotes.unasked}
+            quotes = replace(quotes, unclear=dict.fromkeys(gone, _HALF) | dict(quotes.unclear))
         goes_on, left_for = _quote(context, claim, members, quotes)
         if not goes_on:
             # Where the wallet is asked next, its answer says whether the account works: pauses
@@ -80,12 +89,31 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
 
 @repeated
 def _note_answers(
-    context: Context, account: str, listed: int, requested_at: datetime, figure: Figure | None
-) -> None:
+    context: Context, account: str, quotes: Quotes, requested_at: datetime, figure: Figure | None
+) -> bool:
+    """Note the balance and how much is on sale; say whether much of it may only seem to be gone.
+
+    A list that lost a large part is believed when it stays so for long enough.
+    """
+    doubt = f"catalog:{account}"
     with context.database.transaction() as session:
         if figure is not None:
             funds.record_figure(context, session, account, figure)
-        accounts.note_catalog(session, account, listed, requested_at)
+        before = accounts.last_catalog_size(session, account)
+        is_less = quotes.listed < before * _DOUBTED_SHARE and before >= _SMALLEST_JUDGED
+        if quotes.is_whole and is_less:
+            over_at = leases.until(session, doubt)
+            if over_at is None:
+                leases.acquire(session, doubt, account, requested_at, requested_at + _DOUBT)
+                listed = {"listed": quotes.listed, "before": before}
+                log.error("catalog.shrunk", account=account, **listed)
+            if over_at is None or over_at > requested_at:
+                accounts.note_catalog(session, account, before, requested_at)
+                return True
+        if quotes.is_whole:
+            leases.give_up(session, doubt, account)
+        accounts.note_catalog(session, account, quotes.listed, requested_at)
+    return False
 
 
 def _want(order: Order) -> Want:

@@ -156,7 +156,10 @@ def _record_alone(context: Context, account: str, figure: Figure) -> None:
 
 def _record(context: Context, session: Session, account: str, figure: Figure) -> None:
     debits_at = context.account(account).debits_at
-    ledger.record_figure(session, account, figure, debits_at, context.wallet_lag)
+    missing = ledger.record_figure(session, account, figure, debits_at, context.wallet_lag)
+    if missing:
+        # Somebody else spends from this wallet, or the provider took what it did not tell of.
+        log.error("wallet.unexplained", account=account, missing_mills=missing)
     accounts.works(session, account)
 
 

@@ -9,7 +9,7 @@ from sqlmodel import Session
 
 from fulfillment.crash import crash_point
 from fulfillment.log import get_logger
-from fulfillment.services import schedule
+from fulfillment.services import brakes, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.decide import Decision, Money, decide
 from fulfillment.states import FINAL, FOLLOWED, UNFULFILLED
@@ -99,6 +99,8 @@ def apply_reports(
     moved = orders.apply(session, moves, now)
     crash_point("report.moved", moved)
     money.post(session, now)
+    if any(m.target is OrderStatus.REVERSED is not m.source for m in moves if m.order_id in moved):
+        brakes.watch_reversals(context, session, account)
     changed = {move.order_id for move in moves if move.changes or move.source is not move.target}
     return {order_id: order for order_id, order in moved.items() if order_id in changed}
 

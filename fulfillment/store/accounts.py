@@ -150,6 +150,12 @@ def note_catalog(session: Session, account: str, items: int, requested_at: datet
     )
 
 
+def last_catalog_size(session: Session, account: str) -> int:
+    """Say how many items the last catalog that was noted had; 0 where there was none."""
+    size = session.exec(select(AccountRow.catalog_items).where(AccountRow.name == account)).first()
+    return size or 0
+
+
 def take(
     session: Session,
     account: str,

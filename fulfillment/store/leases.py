@@ -24,6 +24,12 @@ def acquire(session: Session, name: str, holder: str, now: datetime, until: date
     return row is not None
 
 
+def until(session: Session, name: str) -> datetime | None:
+    """Give the end of a lease, also of one that is over; None where there is none."""
+    row = session.execute(text("SELECT until FROM leases WHERE name = :name"), {"name": name})
+    return row.scalar_one_or_none()
+
+
 def give_up(session: Session, name: str, holder: str) -> None:
     """End a lease if `holder` still has it."""
     session.execute(

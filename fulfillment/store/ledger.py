@@ -52,12 +52,16 @@ def lock_wallet(session: Session, account: str) -> None:
 
 def record_figure(
     session: Session, account: str, figure: Figure, debits_at: DebitsAt, lag: timedelta
-) -> None:
+) -> int:
     """Store a figure if it was asked for later than the stored one; see which money it tells of.
+
+    Gives how many mills are missing that no order of ours can have taken. The wallet's row must be
+    locked.
 
     A hold is absorbed by a figure requested at least `lag` after the provider debited it; the hold
     of an order that ended after acceptance is released at a figure requested that much later.
     """
+    missing = _missing_mills(session, account, figure)
     newer = session.execute(
         text(
             "UPDATE wallets SET figure_mills = :mills, requested_at = :at WHERE account = :account "
@@ -66,7 +70,7 @@ def record_figure(
         {"account": account, "mills": figure.mills, "at": figure.requested_at},
     ).first()
     if newer is None:
-        return
+        return 0
     crash_point("ledger.figure")
     debited = "confirmed_at" if debits_at is DebitsAt.ACCEPT else "ended_at"
     session.execute(
@@ -92,6 +96,27 @@ def record_figure(
         ),
         {"account": account, "at": figure.requested_at, "lag": lag},
     )
+    return missing
+
+
+def _missing_mills(session: Session, account: str, figure: Figure) -> int:
+    """Say how far a figure lies below the last one less all that we may have spent since.
+
+    What came in meanwhile may hide such a gap, but nothing of ours can make one.
+    """
+    row = session.execute(
+        text(
+            """
+            SELECT w.figure_mills - (
+                SELECT coalesce(sum(greatest(a.hold_mills, coalesce(o.charged_mills, 0))), 0)
+                  FROM attempts a JOIN orders o ON o.id = a.order_id
+                 WHERE a.account = w.account AND a.absorbed_at IS NULL AND a.state <> 'reserved')
+              FROM wallets w WHERE w.account = :account AND w.requested_at < :at
+            """
+        ),
+        {"account": account, "at": figure.requested_at},
+    ).first()
+    return 0 if row is None else max(int(row[0]) - figure.mills, 0)
 
 
 def has_figure_since_catalog(session: Session, account: str, since: datetime) -> bool:

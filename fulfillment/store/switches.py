@@ -47,6 +47,29 @@ def stop_of(session: Session, account: str) -> Stop | None:
     return found.get(account) or found.get(ALL)
 
 
+def reversals_since_turn(session: Session, account: str, since: datetime) -> int:
+    """Count the account's deliveries undone after `since` and after the last turn of its switch.
+
+    Locks until the transaction ends, so that of two that count at once the second sees the first.
+    """
+    session.execute(
+        text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"reversals:{account}"}
+    )
+    row = session.execute(
+        text(
+            """
+            SELECT count(DISTINCT o.id) FROM orders o JOIN order_events e ON e.order_id = o.id
+             WHERE o.account = :account AND o.status = 'reversed' AND o.updated_at > :since
+               AND e.to_status = 'reversed' AND e.from_status <> 'reversed' AND e.at > :since
+               AND e.at > coalesce((SELECT max(at) FROM account_switches
+                                     WHERE account = :account), '-infinity')
+            """
+        ),
+        {"account": account, "since": since},
+    )
+    return int(row.scalar_one())
+
+
 def turn(
     session: Session, account: str, *, is_stopped: bool, by: str, reason: str, now: datetime
 ) -> None:

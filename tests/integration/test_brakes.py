@@ -65,6 +65,30 @@ def test_a_stopped_account_buys_nothing_until_it_is_resumed(
     assert again(context, order).status is S.ACCEPTED
 
 
+def test_many_deliveries_undone_at_once_stop_the_account_once(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    context = make_context(provider, main={"stop_at_reversals": 5})
+    placed = receive(context, *(checkout() for _ in range(8)))
+    run_chain(context)
+    for state in (R.COMPLETED, R.REVERSED):
+        for order in placed:
+            provider.says(order.external_id, state, charged_mills=PRICE_MILLS)
+        clock.advance(9000)
+        run_polls(context)
+    after = receive_one(context)
+    run_sweep(context)
+
+    turns = rows(context, "SELECT account, by, reason FROM account_switches")
+    assert [(turn["account"], turn["by"]) for turn in turns] == [("main", "reversal watch")]
+    assert {again(context, order).status for order in placed} == {S.REVERSED}
+    assert again(context, after).status is S.RECEIVED
+
+    assert resume(context)
+    run_sweep(context)
+    assert again(context, after).status is S.ACCEPTED
+
+
 def test_what_was_gathered_is_not_sent_once_the_account_is_stopped(
     context: Context, provider: FakeProvider, clock: FakeClock
 ) -> None:

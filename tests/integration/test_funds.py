@@ -3,6 +3,8 @@
 import threading
 from collections.abc import Callable
 
+import pytest
+
 from fulfillment.errors import ProviderNotReached
 from fulfillment.services import catalog, dispatch, funds
 from fulfillment.services.context import Context
@@ -18,6 +20,7 @@ from tests.support import (
     receive_one,
     run_chain,
     run_sweep,
+    take_figure,
 )
 
 PRICE_MILLS = PRICE_CENTS * 10
@@ -174,3 +177,24 @@ def once(is_it: Callable[[str], bool], error: Exception) -> Callable[[str], None
             raise waiting.pop()
 
     return act
+
+
+def test_money_that_no_order_took_is_told_of_once(
+    context: Context, provider: FakeProvider, clock: FakeClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    receive(context, *(checkout() for _ in range(3)))
+    run_chain(context)
+    for seconds in (5, 40, 40):
+        clock.advance(seconds)
+        take_figure(context)
+    by_our_own_orders = capsys.readouterr().out.count("wallet.unexplained")
+
+    provider.balance_mills -= 7_770
+    for seconds in (5, 40):
+        clock.advance(seconds)
+        take_figure(context)
+    told = capsys.readouterr().out
+
+    assert by_our_own_orders == 0
+    assert told.count("wallet.unexplained") == 1
+    assert "missing_mills=7770" in told

@@ -76,7 +76,7 @@ class SkinsBack:
             raise ProviderNotReached(f"{method}: {error}") from error
         if isinstance(listed, Problem):
             raise _error(method, listed, wire.STANDARD, ProviderNotReached)
-        return wire.quotes(wants, listed)
+        return replace(wire.quotes(wants, listed), is_whole=method == "market_pricelist")
 
     def wallet_mills(self) -> int:
         """Read the project's balance."""

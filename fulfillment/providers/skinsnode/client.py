@@ -72,7 +72,7 @@ class SkinsNode:
                 unclear[want] = not_clear[key]
             elif item is not None and name in (None, item.market_hash_name):
                 found[want] = Quote(item.id, item.market_hash_name, item.price * MILLS_PER_CENT)
-        return Quotes(found, listed, unclear)
+        return Quotes(found, listed, unclear, is_whole=True)
 
     def wallet_mills(self) -> int:
         """Read the prepaid balance; it may be 30 s old."""
