@@ -27,11 +27,8 @@ def test_an_immediate_stop_in_the_middle_of_batches_costs_a_moment(
 ) -> None:
     with ground.flow(40, gap_s=0.1) as flow:
         for _ in range(2):
-            begun = ground.events() + 5
-            ground.until_it_goes_on(begun)
-            before = ground.events()
-            ground.stop_database()
-            note_s("PostgreSQL stopped in immediate mode", ground.until_it_goes_on(before))
+            ground.until_busy()
+            note_s("PostgreSQL stopped at once", ground.recovery_s(ground.stop_database))
 
     ground.assert_settled()
     assert flow.answers[503]
