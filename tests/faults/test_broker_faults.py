@@ -43,6 +43,7 @@ def on_redis(broker: Broker) -> OwnRedis:
     return broker
 
 
+@pytest.mark.long
 def test_orders_outlive_messages_that_are_lost_again_and_again(
     ground: Ground, broker: Broker
 ) -> None:
@@ -54,6 +55,7 @@ def test_orders_outlive_messages_that_are_lost_again_and_again(
     ground.assert_settled()
 
 
+@pytest.mark.long
 def test_orders_outlive_connections_that_are_cut_again_and_again(
     ground: Ground, broker: Broker
 ) -> None:
@@ -101,6 +103,7 @@ def test_connections_that_fell_silent_for_good_are_given_up_and_made_anew(
     ground.assert_settled()
 
 
+@pytest.mark.long
 def test_a_redis_that_is_full_stops_hints_and_no_order(ground: Ground, broker: Broker) -> None:
     server = on_redis(broker)
     with server.full():

@@ -44,6 +44,7 @@ def test_commits_whose_answers_are_lost_are_found_done(ground: Ground) -> None:
     assert flow.answers.keys() <= {200, 202, 503}
 
 
+@pytest.mark.long
 def test_terminated_backends_leave_nothing_half_done(ground: Ground) -> None:
     source = random.Random(5)
     killed = 0
