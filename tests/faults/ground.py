@@ -102,6 +102,11 @@ class Ground:
         """The stack's processes that run now, by name."""
         return self.driver.stack.processes.pids
 
+    def kill(self, name: str) -> None:
+        """Kill a process of the stack, once it runs; it is started again."""
+        until(name, lambda: name in self.pids)
+        self.driver.stack.processes.kill(name, signal.SIGKILL)
+
     def sql(self, query: str, **values: Any) -> list[dict[str, Any]]:
         """Run a statement as the server's superuser, on a connection of its own."""
         with psycopg.connect(self.address, autocommit=True, row_factory=dict_row) as connection:
@@ -150,14 +155,16 @@ class Ground:
         return {row["external_id"]: row["status"] for row in rows}
 
     @contextmanager
-    def flow(self, count: int, gap_s: float = 0.02, scenario: str = "delivered") -> Iterator[Flow]:
+    def flow(
+        self, count: int, gap_s: float = 0.02, scenario: str = "delivered", within_s: float = 90
+    ) -> Iterator[Flow]:
         """Let a store send checkouts beside the block; all are acknowledged when it has ended."""
         flow = Flow(self.driver, count, gap_s, scenario)
         self.ids += flow.ids
         flow.start()
         try:
             yield flow
-            flow.join(90)
+            flow.join(within_s)
             assert not flow.is_alive(), f"of {count} only {len(flow.acknowledged)} were taken"
         finally:
             flow.stop()
