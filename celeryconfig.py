@@ -89,7 +89,7 @@ worker_consumer = "tasks.consumer:SafeConsumer"
 control_queue_exclusive = event_queue_exclusive = True
 
 if _settings.is_amqp:
-    broker_heartbeat = 20
+    broker_heartbeat = 10
 else:
     broker_transport_options = {
         # Every client of one Redis restores what any of them holds for too long: the consumer of

@@ -5,9 +5,11 @@ from typing import Any
 
 from amqp.exceptions import AMQPError
 from celery import Celery
-from kombu import Connection, Exchange, Queue
+from celery.app.amqp import AMQP
+from kombu import Connection, Exchange, Queue, pools
 from kombu.exceptions import BatchPublishError  # type: ignore[attr-defined]
 from kombu.exceptions import OperationalError as KombuError
+from kombu.transport import TRANSPORT_ALIASES, pyamqp
 from redis.exceptions import RedisError
 
 from fulfillment import redis_channel
@@ -17,8 +19,68 @@ from schemas.messages import CHECKOUT_KEY, CHECKOUT_QUEUE, DEAD_QUEUE, STORE_EXC
 
 log = get_logger(__name__)
 
+#: Within so many seconds RabbitMQ answers whatever it is asked, or the connection is given up.
+_ANSWER_S = 5.0
+#: RabbitMQ is missed after two of these without a word.
+HEARTBEAT_S = 10
+
+
+class BoundedConnection(pyamqp.Connection):
+    """A connection to RabbitMQ that waits for no answer for ever, as py-amqp's does.
+
+    Where a broker stands still, even closing would hang, and the process with it.
+    """
+
+    def connect(self, callback: Any = None) -> Any:
+        opened = super().connect(callback)
+        self.transport.sock.settimeout(_ANSWER_S)
+        return opened
+
+    def drain_events(self, timeout: float | None = None) -> None:
+        try:
+            super().drain_events(timeout)
+        except TimeoutError:
+            if timeout is None:  # not the end of a caller's patience, but of ours
+                self.collect()
+            raise
+
+
+class BoundedTransport(pyamqp.Transport):
+    """kombu's transport for RabbitMQ, with connections that give up."""
+
+    Connection = BoundedConnection
+
+
+class BoundedSSLTransport(pyamqp.SSLTransport):
+    """The same, encrypted."""
+
+    Connection = BoundedConnection
+
+
+TRANSPORT_ALIASES["amqp"] = TRANSPORT_ALIASES["pyamqp"] = f"{__name__}:BoundedTransport"
+TRANSPORT_ALIASES["amqps"] = f"{__name__}:BoundedSSLTransport"
+
+
+class ConfirmedAMQP(AMQP):
+    """Has RabbitMQ confirm every task message: a connection that swallows them is noticed.
+
+    Not so a worker's events: its main thread reads their connection, and would take the answers.
+    """
+
+    _producer_pool: Any
+
+    @property
+    def producer_pool(self) -> Any:
+        if self._producer_pool is None:
+            options = {"confirm_publish": True}  # Redis answers anyway, and knows no such option
+            connection = self.app.connection_for_write(transport_options=options)
+            self._producer_pool = pools.producers[connection]
+            self._producer_pool.limit = self.app.pool.limit
+        return self._producer_pool
+
+
 redis_channel.install()
-app = Celery("fulfillment")
+app = Celery("fulfillment", amqp=ConfirmedAMQP)
 app.config_from_object("celeryconfig")
 
 store_exchange = Exchange(STORE_EXCHANGE, type="topic", durable=True)
@@ -63,6 +125,6 @@ def connect(settings: Settings, *, confirm: bool = False) -> Connection:
     return Connection(
         settings.broker_url.get_secret_value(),
         connect_timeout=4,
-        heartbeat=20 if settings.is_amqp else 0,
+        heartbeat=HEARTBEAT_S if settings.is_amqp else 0,
         transport_options=options,
     )

@@ -102,6 +102,8 @@ def beat() -> None:
 
     settings = _settings()
     settings.require("broker_url")
+    # Beat has a connection of its own, and would not notice that nobody hears it.
+    app.conf.broker_transport_options |= {"confirm_publish": True}
     # Kept in memory: a tick has no state, and two beats must not share a file.
     _run_celery(app, settings, ["beat", "--scheduler=celery.beat.Scheduler"])
 

@@ -6,6 +6,7 @@ Any number of relays may run; the one that has the lease publishes, the others w
 import hmac
 import threading
 import uuid
+from contextlib import suppress
 from datetime import timedelta
 
 from kombu import Connection
@@ -62,11 +63,15 @@ class OutboxRelay:
         while not self._stop.is_set():
             self._pulse.beat()
             published = self._publish_some(publisher)
-            if connection.supports_heartbeats and connection.heartbeat:
-                connection.heartbeat_check()
-            if published < _GROUP:
-                # A group costs two transactions, whatever its size: let the next one grow a little.
-                self._stop.wait(_GATHER_S if published else _IDLE_S)
+            # A group costs two transactions, whatever its size: let the next one grow a little.
+            pause_s = 0 if published == _GROUP else _GATHER_S if published else _IDLE_S
+            if not connection.supports_heartbeats:
+                self._stop.wait(pause_s)
+                continue
+            # The broker's heartbeats are to be read, or the connection counts as silent.
+            with suppress(TimeoutError):
+                connection.drain_events(timeout=pause_s)
+            connection.heartbeat_check()
         with self._context.database.transaction() as session:
             leases.give_up(session, _LEASE, self._holder)
 

@@ -1,8 +1,5 @@
 """One running stack for the tests that leave it healthy; real servers where they are named."""
 
-import os
-import shutil
-import subprocess
 import uuid
 from collections.abc import Iterator
 
@@ -13,8 +10,8 @@ from psycopg import sql
 from sqlalchemy.engine import make_url
 
 from fulfillment.devstack.stack import CHILDREN, StackOptions
-from fulfillment.settings import PREFIX
 from tests.acceptance.driver import SPEED, Driver, running_stack
+from tests.servers import own_vhost, server
 
 
 @pytest.fixture(scope="session")
@@ -23,13 +20,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     options = StackOptions(children=CHILDREN, simulator_speed=SPEED, report=lambda line: None)
     with running_stack(tmp_path_factory.mktemp("stack"), options) as driver:
         yield driver
-
-
-def server(name: str) -> str:
-    url = os.environ.get(f"{PREFIX}TEST_{name}")
-    if not url:
-        pytest.skip(f"{PREFIX}TEST_{name} is not set: no real server to run the commands on")
-    return url
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +41,8 @@ def broker_url() -> Iterator[str]:
 
     In a shared one, two runs at once take each other's messages.
     """
-    url = make_url(server("BROKER_URL"))
-    name = f"fulfillment_test_{uuid.uuid4().hex[:12]}"
-    if not control("add_vhost", name):
-        yield url.render_as_string(hide_password=False)
-        return
-    try:
-        assert control("set_permissions", "--vhost", name, url.username or "guest", *[".*"] * 3)
-        yield url.set(database=name).render_as_string(hide_password=False)
-    finally:
-        control("delete_vhost", name)
+    with own_vhost() as (url, _):
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +54,3 @@ def redis_url() -> Iterator[str]:
     yield url
     client.flushdb()
     client.close()
-
-
-def control(*command: str) -> bool:
-    """Run rabbitmqctl; say whether it could."""
-    program = shutil.which("rabbitmqctl")
-    if program is None:
-        return False
-    result = subprocess.run([program, *command], capture_output=True, check=False, timeout=60)
-    return result.returncode == 0

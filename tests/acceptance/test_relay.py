@@ -15,8 +15,8 @@ from fulfillment.devstack.redis import EmbeddedRedis
 from fulfillment.messaging.publishing import Outgoing, Publisher, make_publisher
 from fulfillment.messaging.relay import SIGNATURE_HEADER, OutboxRelay, signature
 from fulfillment.services.context import Context
-from tests.acceptance.conftest import control
 from tests.conftest import MakeContext
+from tests.servers import rabbitmqctl
 from tests.support import checkout, receive, rows, run_chain, until
 
 BODY = b'{"name": "\xe2\x98\x85 Karambit"}'
@@ -182,7 +182,7 @@ def test_a_relay_whose_connection_breaks_publishes_the_rest_on_a_new_one(context
 def cut_all_connections(context: Context, connection: kombu.Connection) -> None:
     if context.settings.is_amqp:
         vhost = context.settings.broker_url.get_secret_value().rpartition("/")[2]
-        if not control("close_all_connections", "--vhost", vhost, "a test"):
+        if rabbitmqctl("close_all_connections", "--vhost", vhost, "a test") is None:
             pytest.skip("rabbitmqctl cannot be run here")
     else:
         channel: Any = connection.default_channel

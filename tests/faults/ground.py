@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,10 +90,22 @@ class Ground:
     broker: Proxy
     #: Where the broker is reached beside the proxy.
     broker_url: str
+    #: RabbitMQ's, where it is ours alone.
+    vhost: str
     #: Reads the database beside the proxy.
     context: Context
     address: str
     ids: list[str] = field(default_factory=list)
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The stack's processes that run now, by name."""
+        return self.driver.stack.processes.pids
+
+    def kill(self, name: str) -> None:
+        """Kill a process of the stack, once it runs; it is started again."""
+        until(name, lambda: name in self.pids)
+        self.driver.stack.processes.kill(name, signal.SIGKILL)
 
     def sql(self, query: str, **values: Any) -> list[dict[str, Any]]:
         """Run a statement as the server's superuser, on a connection of its own."""
@@ -113,16 +125,26 @@ class Ground:
         os.kill(pid, number)
 
     def events(self) -> int:
-        """Count what has happened to orders; 0 where nobody can tell now."""
-        try:
-            return int(self.one("SELECT count(*) FROM order_events"))
-        except psycopg.OperationalError:
-            return 0
+        """Count what has happened to orders so far."""
+        return int(self.one("SELECT count(*) FROM order_events"))
 
-    def until_it_goes_on(self, before: int, within_s: float = 60.0) -> float:
-        """Wait until more has happened to orders than before; give how long that took."""
+    def until_busy(self) -> None:
+        """Wait until some more has happened to orders."""
+        begun = self.events()
+        until("orders under way", lambda: self.events() > begun + 5)
+
+    def recovery_s(self, fault: Callable[[], object], within_s: float = 60.0) -> float:
+        """Break something; give after how long a checkout that is sent then is bought."""
         began = time.monotonic()
-        until("work goes on", lambda: self.events() > before, within_s)
+        fault()
+        with self.flow(1) as flow:
+            pass
+        before = {"", "received", "quoted", "reserved", "submitting"}
+
+        def is_bought() -> bool:
+            return self.statuses(flow.ids).get(flow.ids[0], "") not in before
+
+        until("a purchase", is_bought, within_s)
         return time.monotonic() - began
 
     def statuses(self, ids: Iterable[str]) -> dict[str, str]:
@@ -133,14 +155,16 @@ class Ground:
         return {row["external_id"]: row["status"] for row in rows}
 
     @contextmanager
-    def flow(self, count: int, gap_s: float = 0.02, scenario: str = "delivered") -> Iterator[Flow]:
+    def flow(
+        self, count: int, gap_s: float = 0.02, scenario: str = "delivered", within_s: float = 90
+    ) -> Iterator[Flow]:
         """Let a store send checkouts beside the block; all are acknowledged when it has ended."""
         flow = Flow(self.driver, count, gap_s, scenario)
         self.ids += flow.ids
         flow.start()
         try:
             yield flow
-            flow.join(90)
+            flow.join(within_s)
             assert not flow.is_alive(), f"of {count} only {len(flow.acknowledged)} were taken"
         finally:
             flow.stop()
@@ -192,6 +216,7 @@ class Ground:
 def breakable(
     home: Path,
     broker_url: str = "",
+    vhost: str = "",
     *,
     workers: int = 2,
     seed: int = 0,
@@ -239,7 +264,7 @@ def breakable(
         )
         context = build_context(direct)
         stack.callback(context.close)
-        yield Ground(driver, postgres, database, redis, broker, broker_url, context, address)
+        yield Ground(driver, postgres, database, redis, broker, broker_url, vhost, context, address)
 
 
 def _upstream(broker_url: str) -> int | Path:

@@ -113,6 +113,8 @@ class _Link:
     passed: dict[str, int] = field(default_factory=lambda: {"requests": 0, "answers": 0})
     #: The answer that is next is to be lost.
     is_doomed: bool = False
+    #: Nothing passes any more, and neither side is told.
+    is_swallowed: bool = False
 
     def reset(self) -> None:
         for writer in (self.client, self.server):
@@ -182,6 +184,12 @@ class Proxy:
     def reset(self) -> int:
         """Reset every open connection; give how many."""
         return self._do(self._reset())
+
+    def swallow(self) -> int:
+        """Be a black hole for the connections that are open, for good; give how many."""
+        for link in (links := list(self._links)):
+            link.is_swallowed = True
+        return len(links)
 
     @contextmanager
     def stalled(self) -> Iterator[None]:
@@ -262,6 +270,8 @@ class Proxy:
         while data := await reader.read(_CHUNK):
             flow: Flow = getattr(self, way)
             await self._hold_back(flow)
+            while link.is_swallowed:
+                await asyncio.sleep(0.1)
             if way == "answers" and link.is_doomed:
                 self.lost_answers += 1
                 raise ConnectionResetError

@@ -112,6 +112,17 @@ def test_a_stalled_proxy_is_a_black_hole_and_goes_on_where_it_was(proxy: Proxy) 
         assert read(end, 5) == b"hello"
 
 
+def test_a_swallowed_connection_stays_silent_and_new_ones_do_not(proxy: Proxy) -> None:
+    with connect(proxy, 0.3) as end:
+        ask(end)
+        assert proxy.swallow() == 1
+        with pytest.raises(TimeoutError):
+            ask(end)
+
+        with connect(proxy) as other:
+            assert ask(other) == b"hello"
+
+
 def test_a_limit_lets_so_many_bytes_through_and_closes(proxy: Proxy) -> None:
     proxy.answers.limit_bytes = 1234
 

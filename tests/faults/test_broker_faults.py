@@ -1,0 +1,165 @@
+"""The broker is wiped, restarted, cut off and filled under running processes; the books agree."""
+
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas import messages
+from tests.acceptance.driver import until
+from tests.faults.brokers import CHAIN, FOLLOW, INTAKE, Broker, OwnRedis, RealRabbitMQ
+from tests.faults.ground import Ground, breakable
+from tests.servers import own_vhost
+
+NoteS = Callable[[str, float], None]
+
+
+@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
+def ground(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Ground]:
+    home = tmp_path_factory.mktemp("broker")
+    if request.param == "redis":
+        with breakable(home, seed=12) as made:
+            yield made
+        return
+    with own_vhost() as (url, vhost), breakable(home, url, vhost=vhost, seed=13) as made:
+        yield made
+
+
+@pytest.fixture
+def broker(ground: Ground) -> Broker:
+    if ground.redis is not None:
+        return OwnRedis(ground.redis, ground.broker_url)
+    return RealRabbitMQ(ground.broker_url, ground.vhost)
+
+
+def on_redis(broker: Broker) -> OwnRedis:
+    if not isinstance(broker, OwnRedis):
+        pytest.skip("done to a Redis that the test started itself; RabbitMQ is others' too")
+    return broker
+
+
+@pytest.mark.long
+def test_orders_outlive_messages_that_are_lost_again_and_again(
+    ground: Ground, broker: Broker
+) -> None:
+    with ground.flow(30, gap_s=0.1) as flow:
+        while flow.is_alive():
+            broker.wipe()
+            time.sleep(0.3)
+
+    ground.assert_settled()
+
+
+@pytest.mark.long
+def test_orders_outlive_connections_that_are_cut_again_and_again(
+    ground: Ground, broker: Broker
+) -> None:
+    with ground.flow(30, gap_s=0.2):
+        for _ in range(4):
+            broker.cut_clients()
+            time.sleep(0.5)
+            assert ground.broker.reset()
+            time.sleep(0.5)
+
+    ground.assert_settled()
+
+
+def test_a_killed_redis_comes_back_and_work_goes_on(
+    ground: Ground, broker: Broker, note_s: NoteS
+) -> None:
+    server = on_redis(broker)
+    with ground.flow(30, gap_s=0.2):
+        for _ in range(2):
+            ground.until_busy()
+            note_s("Redis killed", ground.recovery_s(server.restart))
+
+    ground.assert_settled()
+
+
+def test_a_black_hole_of_some_seconds_delays_and_loses_nothing(
+    ground: Ground, broker: Broker
+) -> None:
+    with ground.broker.stalled():
+        ids = ground.send(10)
+        time.sleep(3)
+        assert set(ground.statuses(ids).values()) == {"received"}
+
+    ground.assert_settled()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_connections_that_fell_silent_for_good_are_given_up_and_made_anew(
+    ground: Ground, broker: Broker, note_s: NoteS
+) -> None:
+    recovery_s = ground.recovery_s(ground.broker.swallow, 150)
+
+    note_s(f"connections to {broker.name} fell silent for good", recovery_s)
+    ground.assert_settled()
+
+
+@pytest.mark.long
+def test_a_redis_that_is_full_stops_hints_and_no_order(ground: Ground, broker: Broker) -> None:
+    server = on_redis(broker)
+    with server.full():
+        with ground.flow(10):
+            pass
+        time.sleep(2)
+        assert set(ground.statuses(ground.ids[-10:]).values()) == {"received"}
+
+    ground.assert_settled()
+
+
+class _Bomb:
+    """Touches a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = str(path)
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path(self._path),))
+
+
+def test_poison_stops_nobody_and_is_never_unpickled(
+    ground: Ground, broker: Broker, tmp_path: Path
+) -> None:
+    bomb = tmp_path / "unpickled"
+    json = {"content_type": "application/json", "content_encoding": "utf-8"}
+    body = b'[[], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
+
+    def headers(task: str) -> dict[str, Any]:
+        return {"headers": {"task": task, "id": f"poison-{task}", "lang": "py"}}
+
+    for queue in (CHAIN, FOLLOW, INTAKE):
+        broker.publish(b"\x00junk{", queue, **json, **headers(messages.RESUME_STUCK))
+        broker.publish(b"no envelope at all", queue, content_type="text/plain")
+        broker.publish(body, queue, **json)
+        broker.publish(body, queue, **json, **headers("no.such.task"))
+        for task in (messages.REFRESH_CATALOG, messages.POLL_ORDERS, messages.APPLY_WEBHOOK):
+            broker.publish(body, queue, **json, **headers(task))
+            broker.publish(body.replace(b"[]", b"[7, [], {}]"), queue, **json, **headers(task))
+        broker.publish(
+            {"task": messages.RESUME_STUCK, "args": ["x"], "kwargs": {"y": 1}, "id": "old"},
+            queue,
+            serializer="json",
+        )
+        broker.publish(
+            pickle.dumps([[_Bomb(bomb)], {}, {}]),
+            queue,
+            content_type="application/x-python-serialize",
+            content_encoding="binary",
+            **headers(messages.RECEIVE),
+        )
+    if isinstance(broker, OwnRedis):
+        for queue in (CHAIN, FOLLOW, INTAKE):
+            broker.client.lpush(queue, b"not even an envelope")
+
+    ground.send(10)
+    ground.assert_settled()
+    assert not bomb.exists()
+    until("all workers", lambda: {"worker-1", "worker-2"} <= set(ground.pids))

@@ -1,0 +1,139 @@
+"""Workers, web, beat and intake are killed and frozen at work; the books agree all the same."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.acceptance.driver import until
+from tests.faults.brokers import OwnRedis
+from tests.faults.ground import Ground, breakable
+
+NoteS = Callable[[str, float], None]
+WORKERS = ("worker-1", "worker-2")
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    with breakable(tmp_path_factory.mktemp("processes"), seed=14) as made:
+        yield made
+
+
+@contextmanager
+def slow_provider(ground: Ground) -> Iterator[None]:
+    """Let each answer of the provider take so long that every step can be caught in the act."""
+    fault = {"fault": "latency", "seconds": 1.5}
+    ground.driver.provider.post("/_sim/faults", json=fault).raise_for_status()
+    try:
+        yield
+    finally:
+        ground.driver.provider.delete("/_sim/faults")
+
+
+def claims(ground: Ground, ids: list[str]) -> dict[str, str]:
+    rows = ground.sql(
+        "SELECT external_id, claim FROM orders WHERE external_id = ANY(%(ids)s) "
+        "AND claim IS NOT NULL",
+        ids=ids,
+    )
+    return {row["external_id"]: row["claim"] for row in rows}
+
+
+def test_work_of_workers_that_are_killed_goes_on_within_the_lease(
+    ground: Ground, note_s: NoteS
+) -> None:
+    with slow_provider(ground):
+        ids = ground.send(16)
+        ground.until_any("submitting", ids)
+        for name in WORKERS:
+            ground.kill(name)
+        died = time.monotonic()
+        held = claims(ground, ids)
+    assert held
+
+    def have_gone_on() -> bool:
+        return not set(held.items()) & set(claims(ground, ids).items())
+
+    until("every claim of the dead is another's", have_gone_on)
+    took_s = time.monotonic() - died
+
+    note_s("all workers killed, until their last order went on (lease 5 s)", took_s)
+    lease_s = ground.context.settings.claim_lease_s
+    assert took_s <= lease_s + 10, "the workers' own start included"
+    ground.assert_settled()
+
+
+def test_workers_frozen_past_their_lease_wake_up_to_nothing_left(ground: Ground) -> None:
+    with slow_provider(ground):
+        ids = ground.send(16)
+        ground.until_any("submitting", ids)
+        frozen = ground.pids["worker-1"], ground.pids["worker-2"]
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+    try:
+        # Both: nobody takes the orders over, and whoever wakes finds its own lease gone.
+        time.sleep(ground.context.settings.claim_lease_s + 1)
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
+
+    ground.assert_settled()
+
+
+def test_a_web_process_that_is_killed_and_frozen_costs_the_store_some_repetitions(
+    ground: Ground,
+) -> None:
+    with ground.flow(20, gap_s=0.1) as flow:
+        ground.until_busy()
+        ground.kill("web")
+        until("web again", lambda: "web" in ground.pids)
+        ground.until_busy()
+        pid = ground.pids["web"]
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(2)
+        os.kill(pid, signal.SIGCONT)
+
+    ground.assert_settled()
+    assert flow.answers[0], "no connection was lost"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_an_intake_process_that_is_killed_loses_no_checkout_and_no_update(ground: Ground) -> None:
+    """What a dead consumer held unacknowledged, Redis gives out again after a minute."""
+    assert ground.redis is not None
+    broker = OwnRedis(ground.redis, ground.broker_url)
+    events = [ground.driver.checkout() for _ in range(20)]
+    for place, event in enumerate(events):
+        broker.send_checkout(event)
+        if place in (5, 12):
+            ground.kill("intake")
+    ground.ids += [event["externalId"] for event in events]
+
+    ground.assert_settled(within_s=180)
+
+
+def test_without_any_beat_workers_find_what_is_due(ground: Ground, note_s: NoteS) -> None:
+    ground.driver.stack.processes.end("beat")
+    began = time.monotonic()
+    try:
+        # Nobody tells of them: neither a hint, for the broker loses it, nor a webhook.
+        assert ground.redis is not None
+        for name in WORKERS:
+            ground.driver.stack.processes.end(name)
+        ids = ground.send(5, "webhooks_lost")
+        OwnRedis(ground.redis, ground.broker_url).wipe()
+        for name in WORKERS:
+            ground.driver.stack.start_child(name)
+
+        until("purchases", lambda: "received" not in ground.statuses(ids).values())
+        note_s("beat dead and every hint lost, until orders went on", time.monotonic() - began)
+        ground.assert_settled()
+        told = ground.driver.web.get("/readyz").json()["checks"]["ticks"]
+        assert not told["ok"]
+        assert "the workers stand in" in told["detail"]
+    finally:
+        ground.driver.stack.start_child("beat")
