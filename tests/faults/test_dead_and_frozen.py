@@ -89,9 +89,8 @@ def test_a_web_process_that_is_killed_and_frozen_costs_the_store_some_repetition
     with ground.flow(20, gap_s=0.1) as flow:
         ground.until_busy()
         ground.kill("web")
-        until("web again", lambda: "web" in ground.pids)
         ground.until_busy()
-        pid = ground.pids["web"]
+        pid = until("web again", lambda: ground.pids.get("web"))
         os.kill(pid, signal.SIGSTOP)
         time.sleep(2)
         os.kill(pid, signal.SIGCONT)
@@ -116,6 +115,8 @@ def test_an_intake_process_that_is_killed_loses_no_checkout_and_no_update(ground
     ground.assert_settled(within_s=180)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(300)
 def test_without_any_beat_workers_find_what_is_due(ground: Ground, note_s: NoteS) -> None:
     ground.driver.stack.processes.end("beat")
     began = time.monotonic()
