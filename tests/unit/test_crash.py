@@ -105,3 +105,11 @@ def test_nobody_arms_a_process_that_spends_real_money(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigurationError, match=r"FULFILLMENT_CRASH_FILE: .*account real"):
         build_context(settings)
+
+
+def test_the_papers_tell_of_every_point() -> None:
+    paper = (ROOT / "docs" / "reliability.md").read_text()
+
+    for point, meaning in POINTS.items():
+        assert f"| `{point}` | {meaning} |\n" in paper
+    assert f"names {len(POINTS)} points" in paper
