@@ -20,13 +20,13 @@ LEASE_S = 5
 RECOVERED_S = 4 * LEASE_S
 #: What brings somebody to a point, where a delivered order does not: the orders' scenario.
 SCENARIOS = {
-    "replay.begins": "timeout_after_accept",
+    "replay.begins": "timeout_before_accept",
     "claim.renewed": "late_answer",
     "ledger.ended": "fails_after_accept",
     "refresh.answered": "fails_after_accept",
     "refresh.before_commit": "fails_after_accept",
     "ledger.refunded": "reversed",
-    "sweep.claimed": "timeout_after_accept",
+    "sweep.claimed": "timeout_before_accept",
     "watchdog.before_commit": "expired",
     "watchdog.after_commit": "expired",
     "poll.claimed": "webhooks_lost",
