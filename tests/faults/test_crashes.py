@@ -96,7 +96,7 @@ def test_a_purchase_posted_again_after_a_death_where_it_may_be_two_is_found_out(
 def test_work_of_the_dead_that_nobody_resumes_is_found_out(engine: Engine) -> None:
     with (
         mock.patch("fulfillment.store.claims.claim_stuck", return_value=[]),
-        mock.patch("tests.faults.crashes._WITHIN_S", 600.0),
+        mock.patch("tests.faults.crashes._WITHIN_S", 120.0),
     ):
         report = run_job(Job("delivered", ("intent.after_commit",)), engine)
 
