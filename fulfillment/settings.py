@@ -19,7 +19,6 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
-    ValidationInfo,
     field_validator,
 )
 from pydantic_settings import (
@@ -38,7 +37,6 @@ PREFIX = "FULFILLMENT_"
 DEFAULT_ACCOUNT = "main"
 #: Written by `fulfillment up` into the data directory, so that other commands find its stack.
 RUNTIME_FILE = "runtime.env"
-_OWN_HOSTS = ("127.0.0.1", "::1", "localhost")
 SKINSBACK_LIMIT_PER_MINUTE = 500  # contracts/skinsback.md section 4
 
 DEFAULT_URLS = {
@@ -179,18 +177,6 @@ class Settings(BaseSettings):
     crash_file: Path | None = None
 
     reads_runtime_file: ClassVar[bool] = True
-
-    @field_validator("crash_file")
-    @classmethod
-    def _is_for_tests(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        accounts: dict[str, AccountSettings] = info.data.get("accounts", {})
-        strangers = [n for n, a in accounts.items() if urlsplit(a.url).hostname not in _OWN_HOSTS]
-        if value and strangers:
-            raise ValueError(
-                "lets processes die on purpose; expected only the provider simulator on this "
-                f"machine, found another address of the account {strangers[0]}"
-            )
-        return value
 
     @field_validator("database_url")
     @classmethod

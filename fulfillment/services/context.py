@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from fulfillment import crash
 from fulfillment.clock import Clock, SystemClock
@@ -117,7 +119,7 @@ def build_context(
     settings.require("database_url", "encryption_keys")
     check_accounts(settings)
     if settings.crash_file is not None:
-        crash.arm(settings.crash_file)
+        _arm_crashes(settings, settings.crash_file)
     return Context(
         settings=settings,
         database=Database(
@@ -127,6 +129,18 @@ def build_context(
         ),
         seal=Seal(settings.encryption_keys.get_secret_value()),
     )
+
+
+def _arm_crashes(settings: Settings, file: Path) -> None:
+    """Let this process die on purpose. Raises ConfigurationError where it could buy for real."""
+    for name, account in settings.accounts.items():
+        if urlsplit(account.url).hostname not in ("127.0.0.1", "::1", "localhost"):
+            expected = (
+                "lets processes die on purpose; expected only the provider simulator on this "
+                f"machine, found another address of the account {name}"
+            )
+            raise ConfigurationError(crash.SETTING, expected)
+    crash.arm(file)
 
 
 def register_accounts(context: Context, names: Iterable[str] | None = None) -> None:

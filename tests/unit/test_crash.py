@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +14,7 @@ import fulfillment
 from fulfillment import crash
 from fulfillment.crash import POINTS, crash_point
 from fulfillment.errors import ConfigurationError
+from fulfillment.services.context import build_context
 from fulfillment.settings import load_settings
 
 ROOT = Path(fulfillment.__file__).parents[1]
@@ -92,10 +92,24 @@ def test_a_process_does_not_start_to_die_at_a_point_that_does_not_exist(
         crash.arm(path)
 
 
-def test_nobody_arms_a_process_that_spends_real_money(monkeypatch: pytest.MonkeyPatch) -> None:
-    account = {"provider": "skinsnode", "base_url": "http://127.0.0.1:9001"}
-    armed: dict[str, Any] = {"_env_file": None, "crash_file": "/nowhere/crash"}
-    load_settings(**armed, accounts={"main": account})
+def test_nobody_arms_a_process_that_spends_real_money(tmp_path: Path) -> None:
+    account = {"provider": "skinsnode", "client_id": "c", "client_secret": "s"}
+    own = {**account, "base_url": "http://127.0.0.1:9001"}
+    settings = load_settings(
+        _env_file=None,
+        database_url="postgresql://nowhere/none",
+        encryption_keys="k1:" + "A" * 43 + "=",
+        crash_file=tmp_path / "crash",
+        accounts={"main": own, "real": account},
+    )
 
     with pytest.raises(ConfigurationError, match=r"FULFILLMENT_CRASH_FILE: .*account real"):
-        load_settings(**armed, accounts={"main": account, "real": {"provider": "skinslink"}})
+        build_context(settings)
+
+
+def test_the_papers_tell_of_every_point() -> None:
+    paper = (ROOT / "docs" / "reliability.md").read_text()
+
+    for point, meaning in POINTS.items():
+        assert f"| `{point}` | {meaning} |\n" in paper
+    assert f"names {len(POINTS)} points" in paper
