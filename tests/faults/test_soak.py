@@ -42,7 +42,7 @@ class Chaos:
         self._acts: dict[str, Callable[[], object]] = {
             **{f"kill {name}": partial(self._kill, name) for name in processes},
             **{f"freeze {name}": partial(self._freeze, name) for name in processes},
-            "kill all workers": lambda: [self._kill(name) for name in processes[:2]],
+            "kill all workers": partial(self._kill, *processes[:2]),
             "wipe Redis": self._broker.wipe,
             "kill Redis": self._kill_redis,
             "cut Redis' clients": self._broker.cut_clients,
@@ -65,8 +65,9 @@ class Chaos:
     def end(self) -> None:
         self._thaw(float("inf"))
 
-    def _kill(self, name: str) -> None:
-        os.kill(self._ground.pids[name], signal.SIGKILL)
+    def _kill(self, *names: str) -> None:
+        for name in names:
+            os.kill(self._ground.pids[name], signal.SIGKILL)
 
     def _freeze(self, name: str) -> None:
         pid = self._ground.pids[name]
