@@ -21,7 +21,6 @@ from tests.faults.matrix import (
     run_jobs,
     unreached,
 )
-from tests.faults.paths import PATHS
 
 
 @pytest.fixture(autouse=True)
