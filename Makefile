@@ -10,7 +10,7 @@ ARGS ?=
 SEEDS ?= 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-fast faults faults-processes crashes mutants check bench bench-long clean
+.PHONY: help setup demo up test test-fast faults processes crashes mutants check bench bench-long clean
 
 help:
 	@echo 'make demo       run the whole product on some fifty checkouts and show what became of each'
@@ -18,7 +18,7 @@ help:
 	@echo 'make test       all tests'
 	@echo 'make test-fast  the tests that start no servers'
 	@echo 'make faults     the pipeline under SEEDS=2000 seeds of faults; ARGS=--resume goes on'
-	@echo 'make faults-processes   processes, brokers and databases broken for real (half an hour)'
+	@echo 'make processes  servers and processes killed, frozen, cut off and filled; a soak (8 minutes)'
 	@echo 'make crashes    a death at every crash point of every order path; ARGS=--pairs every pair'
 	@echo 'make mutants    plant bugs, one at a time, and see which test finds each (half an hour)'
 	@echo 'make check      lint, formatting, types, import rules'
@@ -48,9 +48,10 @@ test-fast: $(STAMP)
 
 faults: $(STAMP)
 	@$(BIN)/python -m tests.faults --seeds $(SEEDS) $(ARGS)
+	@$(if $(ARGS),,$(BIN)/python -m pytest -m long tests/faults)
 
-faults-processes: $(STAMP)
-	@$(BIN)/python -m pytest tests/faults -m long $(ARGS)
+processes: $(STAMP)
+	@$(BIN)/python -m pytest -m long tests/faults -s $(ARGS)
 
 crashes: $(STAMP)
 	@$(BIN)/python -m tests.faults.matrix $(ARGS)

@@ -172,7 +172,8 @@ class Ground:
         assert flow.acknowledged == flow.ids
 
     def send(self, count: int, scenario: str = "delivered", **changes: Any) -> list[str]:
-        """Send checkouts at once; give their ids."""
+        """Send checkouts at once, to a web process that is up; give their ids."""
+        until("web", self._is_web_up)
         events = [self.driver.checkout(scenario, **changes) for _ in range(count)]
         ids = self.driver.send(events)
         self.ids += ids
@@ -191,6 +192,7 @@ class Ground:
             return len(found) == len(ids) and set(found.values()) <= FINAL
 
         until(f"the ends of {len(ids)} orders", are_final, within_s)
+        until("web", self._is_web_up)
         assert set(self.statuses(ids).values()) <= ends
         self.driver.assert_agreement(ids)
         waiting = "SELECT count(*) FROM outbox_messages"
@@ -199,6 +201,12 @@ class Ground:
         until("no money is held", lambda: self.one(held) == 0)
         self._assert_money()
         assert invariants.violations(self.context) == []
+
+    def _is_web_up(self) -> bool:
+        try:
+            return self.driver.web.get("/healthz").is_success
+        except httpx.TransportError:
+            return False
 
     def _assert_money(self) -> None:
         spent = sum(p["amountCents"] - p["refundedCents"] for p in self._ledger()["purchases"])

@@ -82,6 +82,7 @@ def test_every_setting_that_the_papers_name_exists() -> None:
     known |= {f"{PREFIX}SIMULATOR_CLIENT_ID", f"{PREFIX}SIMULATOR_CLIENT_SECRET"}
     known |= {f"{PREFIX}SIMULATOR_API_KEY", f"{PREFIX}SIMULATOR_WEBHOOK_URL"}
     known |= {f"{PREFIX}TEST_DATABASE_URL", f"{PREFIX}TEST_BROKER_URL"}
+    known |= {f"{PREFIX}TEST_SOAK_S", f"{PREFIX}TEST_SOAK_SEED"}
     known |= {f"{PREFIX}TEST_REDIS_URL", f"{PREFIX}TEST_EXAMPLES", f"{PREFIX}TEST_BACKLOG"}
     for paper in papers():
         named = set(re.findall(rf"\b{PREFIX}[A-Z0-9_<>]*[A-Z>]\b", paper.read_text()))
