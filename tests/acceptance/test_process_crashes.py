@@ -27,8 +27,8 @@ SCENARIOS = {
     "refresh.before_commit": "fails_after_accept",
     "ledger.refunded": "reversed",
     "sweep.claimed": "timeout_before_accept",
-    "watchdog.before_commit": "expired",
-    "watchdog.after_commit": "expired",
+    "watchdog.before_commit": "overdue",
+    "watchdog.after_commit": "overdue",
     "poll.claimed": "webhooks_lost",
     "poll.answered": "webhooks_lost",
     "poll.before_commit": "webhooks_lost",
@@ -90,7 +90,7 @@ def send(driver: Driver, point: str) -> dict[str, str]:
                 return False
 
         until(f"an answer to checkouts, {point}", is_taken)
-    ends = {"fails_after_accept": "failed", "expired": "expired", "reversed": "reversed"}
+    ends = {"fails_after_accept": "failed", "reversed": "reversed"}
     names = [event["externalId"] for event in events]
     return {name: ends.get(name.rpartition(".")[2], "completed") for name in names}
 
