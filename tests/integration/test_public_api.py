@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 
 from fulfillment.providers.skinsnode import webhook
 from fulfillment.services import webhooks
-from fulfillment.services.context import Context
+from fulfillment.services.context import Context, register_accounts
 from fulfillment.states import FINAL, RANK, UNFULFILLED
 from schemas.enums import OrderStatus as S
 from schemas.money import cents_to_mills
@@ -91,6 +91,7 @@ class PublicAPI(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         empty_tables(self.context.database)
+        register_accounts(self.context)
         self.provider.orders.clear()
         self.provider.bodies.clear()
         self.sent: dict[str, dict[str, Any]] = {}
