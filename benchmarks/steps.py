@@ -5,14 +5,13 @@ a busy machine. PostgreSQL's CPU is not in it.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
 import psycopg
 from pydantic import SecretStr
-from sqlalchemy import event
 
 from benchmarks import books
 from benchmarks.bench import Bench
@@ -21,26 +20,40 @@ from benchmarks.stack import CLIENT_ID, CLIENT_SECRET, simulator
 from fulfillment.services import catalog, dispatch, funds, intake, reconciliation, submission
 from fulfillment.services.context import Context, register_accounts
 from fulfillment.settings import AccountSettings, Settings
-from fulfillment.store.engine import Database
+from fulfillment.store.engine import Database, Session
 from fulfillment.store.migrate import migrate
 from fulfillment.store.sealing import Seal, generate_key
 
 Cost = tuple[float, int, int]  # CPU ms, statements, transactions
 
 
-class Meter:
-    """Counts what the database is asked while a step runs."""
+class CountedSession(Session):
+    """Counts its statements at its database."""
 
-    def __init__(self, database: Database) -> None:
-        self.statements = self.transactions = 0
-        event.listen(database.engine, "before_cursor_execute", self._count_statement)
-        event.listen(database.engine, "commit", self._count_commit)
+    def __init__(self, session: Session, database: "Meter") -> None:
+        super().__init__(session.connection)
+        self._database = database
 
-    def _count_statement(self, *_: object) -> None:
-        self.statements += 1
+    def execute(
+        self, statement: str, parameters: Mapping[str, Any] | None = None
+    ) -> psycopg.Cursor[Any]:
+        """Run a statement and count it."""
+        self._database.statements += 1
+        return super().execute(statement, parameters)
 
-    def _count_commit(self, *_: object) -> None:
+
+class Meter(Database):
+    """Counts what it is asked while a step runs."""
+
+    statements = 0
+    transactions = 0
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """Run a transaction and count it."""
         self.transactions += 1
+        with super().transaction() as session:
+            yield CountedSession(session, self)
 
     def cost(self, step: Callable[[], object]) -> Cost:
         """Run a step; give what it cost."""
@@ -59,7 +72,8 @@ def measure(bench: Bench) -> None:
         simulator(bench.servers.data_dir / "logs", latency_s=0) as simulated,
         _context(bench, simulated.url) as context,
     ):
-        meter = Meter(context.database)
+        meter = context.database
+        assert isinstance(meter, Meter)
         with psycopg.connect(bench.servers.database_url("bench_steps")) as connection:
             connection.execute("SELECT pg_stat_reset_shared('wal')")
         for number in range(bench.scale.rounds + 1):  # the first is to warm up
@@ -107,7 +121,7 @@ def _context(bench: Bench, url: str) -> Iterator[Context]:
         public_url="http://127.0.0.1:9",
         batch_limit=max(bench.scale.batch_sizes),
     )
-    database = Database(bench.servers.fresh_database("bench_steps"))
+    database = Meter(bench.servers.fresh_database("bench_steps"))
     migrate(database)
     context = Context(settings, database, Seal(f"k1:{generate_key()}"))
     register_accounts(context)

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import httpx
 import msgspec
-from sqlalchemy import text
 
 from fulfillment.errors import ProviderError
 from fulfillment.providers.base import AfterUnknown
@@ -262,18 +261,18 @@ def available(context: Context, account: str = "main") -> int:
 def rows(context: Context, query: str, **parameters: Any) -> list[dict[str, Any]]:
     """Read the database past the store."""
     with context.database.transaction() as session:
-        return [dict(row) for row in session.execute(text(query), parameters).mappings()]
+        return [row._asdict() for row in session.execute(query, parameters)]
 
 
 def entries(context: Context, order: Order) -> list[tuple[str, int]]:
     """Give the money log of one order: kind and mills."""
-    query = "SELECT kind, amount_mills FROM wallet_entries WHERE order_id = :id ORDER BY id"
+    query = "SELECT kind, amount_mills FROM wallet_entries WHERE order_id = %(id)s ORDER BY id"
     return [(row["kind"], row["amount_mills"]) for row in rows(context, query, id=order.id)]
 
 
 def messages_of(context: Context, order: Order) -> list[dict[str, Any]]:
     """Give what the store is told of one order, oldest first."""
-    query = "SELECT body FROM outbox_messages WHERE order_id = :id ORDER BY id"
+    query = "SELECT body FROM outbox_messages WHERE order_id = %(id)s ORDER BY id"
     return [json.loads(row["body"]) for row in rows(context, query, id=order.id)]
 
 

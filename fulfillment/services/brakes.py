@@ -6,12 +6,11 @@ outcomes are still looked up, and orders that the provider has are followed to t
 
 from datetime import timedelta
 
-from sqlmodel import Session
-
 from fulfillment.errors import InvalidInput
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
 from fulfillment.store import accounts, ledger, switches
+from fulfillment.store.engine import Session
 from fulfillment.store.switches import ALL
 from schemas.money import cents_to_mills, charge_in_cents
 from schemas.orders import AccountView

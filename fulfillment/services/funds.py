@@ -6,8 +6,6 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TypeVar
 
-from sqlmodel import Session
-
 from fulfillment.crash import crash_point
 from fulfillment.errors import ProviderError
 from fulfillment.log import get_logger
@@ -25,7 +23,7 @@ from fulfillment.services.dispatch import refusal
 from fulfillment.services.routes import leave_unreachable, reroute, rerouted_to
 from fulfillment.store import accounts, leases, ledger, orders
 from fulfillment.store.accounts import Purpose
-from fulfillment.store.engine import repeated
+from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Figure
 from fulfillment.store.models import UNCLAIMED, Move, Order
 from schemas.enums import FailureCode, OnInsufficientFunds, OrderStatus, Source

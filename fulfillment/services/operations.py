@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from sqlmodel import Session
-
 from fulfillment.crash import crash_point
 from fulfillment.errors import FulfillmentError, InvalidInput, NotAllowedNow, OrderNotFound
 from fulfillment.services import pulse
@@ -22,6 +20,7 @@ from fulfillment.store import (
     statistics,
     switches,
 )
+from fulfillment.store.engine import Session
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, Move, Order
 from schemas.enums import FailedBy, FailureCode, OrderStatus, Source

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlmodel import Session
-
 from fulfillment.crash import crash_point
 from fulfillment.services import schedule, unknowns
 from fulfillment.services.answers import Answer, Answered, NotSent, Refused, Unknown
@@ -13,7 +11,7 @@ from fulfillment.services.context import Context
 from fulfillment.services.reports import apply_reports
 from fulfillment.services.routes import is_tried_elsewhere, reroute
 from fulfillment.store import ledger, orders, switches
-from fulfillment.store.engine import repeated
+from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Move, Order
 from schemas.enums import FailedBy, OrderStatus, Source

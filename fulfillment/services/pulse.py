@@ -1,9 +1,8 @@
 """Heartbeats of periodic activities and long-running loops, for `/readyz` and the metrics."""
 
-from sqlmodel import Session
-
 from fulfillment.services.context import Context
 from fulfillment.store import leases
+from fulfillment.store.engine import Session
 
 SWEEP, WATCHDOG, POLL = "sweep", "watchdog", "poll"
 #: The sweep's, where workers sent its tick for want of a beat.

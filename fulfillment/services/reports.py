@@ -5,8 +5,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlmodel import Session
-
 from fulfillment.crash import crash_point
 from fulfillment.log import get_logger
 from fulfillment.services import brakes, schedule
@@ -14,6 +12,7 @@ from fulfillment.services.context import Context
 from fulfillment.services.decide import Decision, Money, decide
 from fulfillment.states import FINAL, FOLLOWED, UNFULFILLED
 from fulfillment.store import ledger, orders
+from fulfillment.store.engine import Session
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Move, Order
 from schemas.enums import OrderStatus, Source

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import accumulate
 
-from sqlmodel import Session
-
 from fulfillment.crash import crash_point
 from fulfillment.errors import (
     ConfigurationError,
@@ -33,7 +31,7 @@ from fulfillment.services.outcomes import write_outcomes
 from fulfillment.services.unknowns import Step, next_step
 from fulfillment.store import claims, ledger, orders, switches
 from fulfillment.store.accounts import Purpose
-from fulfillment.store.engine import repeated
+from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import Attempt, Move, Order
 from schemas.enums import OrderStatus, Source

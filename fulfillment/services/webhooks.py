@@ -7,7 +7,6 @@ from enum import StrEnum
 from typing import Any
 
 import msgspec
-from sqlmodel import Session
 
 from fulfillment.crash import crash_point
 from fulfillment.errors import ConfigurationError, ProviderError
@@ -19,7 +18,7 @@ from fulfillment.services.reconciliation import webhook_heartbeat
 from fulfillment.services.reports import apply_reports, stray
 from fulfillment.store import due, inbox, ledger, orders
 from fulfillment.store.accounts import Purpose
-from fulfillment.store.engine import repeated
+from fulfillment.store.engine import Session, repeated
 from fulfillment.store.models import Order
 from schemas.enums import Source
 from schemas.provider import OrderReport, WebhookNotice

@@ -6,12 +6,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from sqlalchemy import text
-from sqlmodel import Session, select
-
+from fulfillment.store.engine import Session
 from schemas.money import cap_in_cents, charge_in_cents
 from schemas.orders import WalletView
-from schemas.tables import AccountRow
 
 
 class Purpose(StrEnum):
@@ -89,27 +86,25 @@ class _Levels:
 def ensure(session: Session, names: Iterable[str]) -> None:
     """Have a row for every configured account."""
     session.execute(
-        text(
-            "INSERT INTO accounts (name, failures, budget, submit_budget, poll_budget) "
-            "SELECT name, 0, 0, 0, 0 FROM unnest(CAST(:names AS text[])) AS n(name) "
-            "ON CONFLICT DO NOTHING"
-        ),
+        "INSERT INTO accounts (name, failures, budget, submit_budget, poll_budget) "
+        "SELECT name, 0, 0, 0, 0 FROM unnest(CAST(%(names)s AS text[])) AS n(name) "
+        "ON CONFLICT DO NOTHING",
         {"names": list(names)},
     )
 
 
 def paused_until(session: Session, account: str, now: datetime) -> datetime | None:
     """Say until when the account is left alone; None when it is not."""
-    until = session.exec(
-        select(AccountRow.paused_until).where(AccountRow.name == account)
-    ).one_or_none()
+    until: datetime | None = session.scalar(
+        "SELECT paused_until FROM accounts WHERE name = %(account)s", {"account": account}
+    )
     return until if until is not None and until > now else None
 
 
 def pauses(session: Session, now: datetime) -> dict[str, tuple[datetime, str | None]]:
     """Give which accounts are left alone now: until when and why."""
     rows = session.execute(
-        text("SELECT name, paused_until, pause_reason FROM accounts WHERE paused_until > :now"),
+        "SELECT name, paused_until, pause_reason FROM accounts WHERE paused_until > %(now)s",
         {"now": now},
     )
     return {row.name: (row.paused_until, row.pause_reason) for row in rows}
@@ -118,26 +113,27 @@ def pauses(session: Session, now: datetime) -> dict[str, tuple[datetime, str | N
 def pause(session: Session, account: str, until: datetime, reason: str) -> None:
     """Leave the account alone for a while; never shortens a pause."""
     session.execute(
-        text(
-            "UPDATE accounts SET paused_until = greatest(coalesce(paused_until, :until), :until), "
-            "pause_reason = :reason, failures = failures + 1 WHERE name = :account"
-        ),
+        "UPDATE accounts "
+        "SET paused_until = greatest(coalesce(paused_until, %(until)s), %(until)s), "
+        "pause_reason = %(reason)s, failures = failures + 1 WHERE name = %(account)s",
         {"account": account, "until": until, "reason": reason},
     )
 
 
 def failures(session: Session, account: str) -> int:
     """Count the requests that failed in a row."""
-    return session.exec(select(AccountRow.failures).where(AccountRow.name == account)).one()
+    return int(
+        session.scalar(
+            "SELECT failures FROM accounts WHERE name = %(account)s", {"account": account}
+        )
+    )
 
 
 def works(session: Session, account: str) -> None:
     """Note that the provider answers again."""
     session.execute(
-        text(
-            "UPDATE accounts SET paused_until = NULL, pause_reason = NULL, failures = 0 "
-            "WHERE name = :account AND (failures > 0 OR paused_until IS NOT NULL)"
-        ),
+        "UPDATE accounts SET paused_until = NULL, pause_reason = NULL, failures = 0 "
+        "WHERE name = %(account)s AND (failures > 0 OR paused_until IS NOT NULL)",
         {"account": account},
     )
 
@@ -145,14 +141,17 @@ def works(session: Session, account: str) -> None:
 def note_catalog(session: Session, account: str, items: int, requested_at: datetime) -> None:
     """Keep how large the last catalog was and when it was asked for."""
     session.execute(
-        text("UPDATE accounts SET catalog_items = :items, catalog_at = :at WHERE name = :account"),
+        "UPDATE accounts SET catalog_items = %(items)s, catalog_at = %(at)s "
+        "WHERE name = %(account)s",
         {"account": account, "items": items, "at": requested_at},
     )
 
 
 def last_catalog_size(session: Session, account: str) -> int:
     """Say how many items the last catalog that was noted had; 0 where there was none."""
-    size = session.exec(select(AccountRow.catalog_items).where(AccountRow.name == account)).first()
+    size = session.scalar(
+        "SELECT catalog_items FROM accounts WHERE name = %(account)s", {"account": account}
+    )
     return size or 0
 
 
@@ -203,21 +202,18 @@ def _levels(
     session: Session, account: str, limit_per_minute: int, now: datetime
 ) -> Iterator[_Levels]:
     """Lock the budget and bring it up to date; keep what the block makes of it."""
-    row = session.execute(
-        text(
-            "SELECT budget, submit_budget, poll_budget, budget_at FROM accounts "
-            "WHERE name = :account FOR UPDATE"
-        ),
+    row = session.one(
+        "SELECT budget, submit_budget, poll_budget, budget_at FROM accounts "
+        "WHERE name = %(account)s FOR UPDATE",
         {"account": account},
-    ).one()
+    )
     levels = _Levels(limit_per_minute, row.budget, row.submit_budget, row.poll_budget)
     levels.refill(max((now - row.budget_at).total_seconds(), 0.0) if row.budget_at else 3600.0)
     yield levels
     session.execute(
-        text(
-            "UPDATE accounts SET budget = :shared, submit_budget = :submit, poll_budget = :poll, "
-            "budget_at = greatest(coalesce(budget_at, :now), :now) WHERE name = :account"
-        ),
+        "UPDATE accounts SET budget = %(shared)s, submit_budget = %(submit)s, "
+        "poll_budget = %(poll)s, "
+        "budget_at = greatest(coalesce(budget_at, %(now)s), %(now)s) WHERE name = %(account)s",
         {
             "account": account,
             "shared": levels.shared,
@@ -231,8 +227,7 @@ def _levels(
 def wallets(session: Session) -> list[WalletView]:
     """Show every account's money."""
     rows = session.execute(
-        text(
-            """
+        """
             SELECT a.name, a.paused_until, a.pause_reason, w.figure_mills, w.requested_at,
                    (SELECT coalesce(sum(hold_mills), 0) FROM attempts t
                      WHERE t.account = a.name AND t.hold_closed_at IS NULL) AS held,
@@ -245,7 +240,6 @@ def wallets(session: Session) -> list[WalletView]:
               LEFT JOIN wallet_entries e ON e.account = a.name
              GROUP BY a.name, w.account ORDER BY a.name
             """
-        )
     )
     views = []
     for row in rows:

@@ -5,27 +5,25 @@ Whoever locks several orders does it in the order of their ids, so that no two w
 
 from datetime import datetime
 
-from sqlalchemy import TextClause, text
-from sqlmodel import Session
-
+from fulfillment.store.engine import Session
 from fulfillment.store.models import ORDER_COLUMNS, Order, columns
 
 _CLAIM = """
-    UPDATE orders SET {column} = :until WHERE id = ANY(ARRAY(
-        SELECT o.id FROM orders o WHERE o.{column} <= :now {which}
-         ORDER BY o.{column} LIMIT :limit FOR UPDATE SKIP LOCKED))
+    UPDATE orders SET {column} = %(until)s WHERE id = ANY(ARRAY(
+        SELECT o.id FROM orders o WHERE o.{column} <= %(now)s {which}
+         ORDER BY o.{column} LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
     RETURNING {columns}
 """
 
 
-def _claim_statement(column: str, which: str = "") -> TextClause:
-    return text(_CLAIM.format(column=column, which=which, columns=columns(ORDER_COLUMNS)))
+def _claim_statement(column: str, which: str = "") -> str:
+    return _CLAIM.format(column=column, which=which, columns=columns(ORDER_COLUMNS))
 
 
-_CLAIM_POLLS = _claim_statement("next_poll_at", "AND o.account = :account")
+_CLAIM_POLLS = _claim_statement("next_poll_at", "AND o.account = %(account)s")
 _CLAIM_LAST_POLLS = _claim_statement(
     "next_poll_at",
-    "AND o.account = :account AND o.status = 'sent' AND o.trade_deadline_at <= :now",
+    "AND o.account = %(account)s AND o.status = 'sent' AND o.trade_deadline_at <= %(now)s",
 )
 _CLAIM_WATCHES = _claim_statement("next_watch_at")
 
@@ -54,7 +52,7 @@ def claim_watches(session: Session, now: datetime, until: datetime, limit: int) 
 
 def _claim(
     session: Session,
-    statement: TextClause,
+    statement: str,
     now: datetime,
     until: datetime,
     limit: int,
@@ -68,14 +66,12 @@ def _claim(
 def put_back(session: Session, order_ids: list[int], now: datetime, min_interval_s: float) -> None:
     """Make claimed orders that were not asked about due again, before those asked about later."""
     session.execute(
-        text(
-            """
+        """
             UPDATE orders SET next_poll_at = least(
-                :now, coalesce(polled_at, updated_at) + make_interval(secs => :gap))
-             WHERE id IN (SELECT id FROM orders WHERE id = ANY(:ids) AND next_poll_at IS NOT NULL
+                %(now)s, coalesce(polled_at, updated_at) + make_interval(secs => %(gap)s))
+             WHERE id IN (SELECT id FROM orders WHERE id = ANY(%(ids)s) AND next_poll_at IS NOT NULL
                            ORDER BY id FOR UPDATE)
-            """
-        ),
+            """,
         {"ids": order_ids, "now": now, "gap": min_interval_s},
     )
 
@@ -93,33 +89,29 @@ def poll_at(
     Gives how many. Orders that ended without the item are asked about only when a person asks.
     """
     rows = session.execute(
-        text(
-            """
+        """
             UPDATE orders SET next_poll_at = least(
                 coalesce(next_poll_at, 'infinity'),
-                greatest(:at, coalesce(polled_at, '-infinity') + make_interval(secs => :gap)))
+                greatest(%(at)s, coalesce(polled_at, '-infinity') + make_interval(secs => %(gap)s)))
              WHERE id IN (
                 SELECT id FROM orders
-                 WHERE id = ANY(:ids)
-                   AND (:is_asked_for
+                 WHERE id = ANY(%(ids)s)
+                   AND (%(is_asked_for)s
                         OR status IN ('submitting', 'accepted', 'queued', 'processing', 'pending',
                                       'sent', 'completed', 'needs_review'))
                  ORDER BY id FOR UPDATE)
             RETURNING id
-            """
-        ),
+            """,
         {"ids": order_ids, "at": at, "gap": min_interval_s, "is_asked_for": is_asked_for},
     )
-    return len(rows.all())
+    return rows.rowcount
 
 
 def poll_all(session: Session, now: datetime, min_interval_s: float) -> int:
     """Make every order that is under way at a provider due for a poll; give how many."""
     rows = session.execute(
-        text(
-            "SELECT id FROM orders WHERE next_poll_at IS NOT NULL AND status IN "
-            "('accepted', 'queued', 'processing', 'pending', 'sent', 'needs_review')"
-        )
+        "SELECT id FROM orders WHERE next_poll_at IS NOT NULL AND status IN "
+        "('accepted', 'queued', 'processing', 'pending', 'sent', 'needs_review')"
     )
     return poll_at(session, [row.id for row in rows], now, min_interval_s)
 
@@ -127,16 +119,15 @@ def poll_all(session: Session, now: datetime, min_interval_s: float) -> int:
 def spread(session: Session, next_polls: dict[int, datetime]) -> None:
     """Move the next polls of orders that are still to be polled."""
     session.execute(
-        text(
-            """
+        """
             UPDATE orders o SET next_poll_at = n.next FROM (
                 SELECT o.id, n.next FROM orders o
-                  JOIN unnest(CAST(:ids AS bigint[]), CAST(:nexts AS timestamptz[])) AS n(id, next)
+                  JOIN unnest(CAST(%(ids)s AS bigint[]), CAST(%(nexts)s AS timestamptz[]))
+                       AS n(id, next)
                     ON n.id = o.id
                  WHERE o.next_poll_at IS NOT NULL ORDER BY o.id FOR UPDATE OF o) n
              WHERE o.id = n.id
-            """
-        ),
+            """,
         {"ids": list(next_polls), "nexts": list(next_polls.values())},
     )
 
@@ -144,10 +135,9 @@ def spread(session: Session, next_polls: dict[int, datetime]) -> None:
 def polled(session: Session, next_polls: dict[int, datetime | None], polled_at: datetime) -> None:
     """Note a round of polls and when each order is to be asked about again."""
     session.execute(
-        text(
-            "UPDATE orders o SET polled_at = :at, polls = o.polls + 1, next_poll_at = n.next "
-            "FROM unnest(CAST(:ids AS bigint[]), CAST(:nexts AS timestamptz[])) AS n(id, next) "
-            "WHERE o.id = n.id"
-        ),
+        "UPDATE orders o SET polled_at = %(at)s, polls = o.polls + 1, next_poll_at = n.next "
+        "FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(nexts)s AS timestamptz[])) "
+        "AS n(id, next) "
+        "WHERE o.id = n.id",
         {"ids": list(next_polls), "nexts": list(next_polls.values()), "at": polled_at},
     )

@@ -3,17 +3,19 @@
 Foreign database errors are translated here; the database's address never enters a message.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import psycopg
-from sqlalchemy import create_engine, text
+from psycopg.rows import namedtuple_row
+from sqlalchemy import create_engine, event
 from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlmodel import Session
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from fulfillment.errors import SchemaOutdated, ServerUnreachable, TransactionConflict
 from fulfillment.log import get_logger
@@ -32,6 +34,9 @@ _LOST = ("08", "53", "58", "57P", "25006", "25P", "57014", "55P03")
 _CONFLICTS = ("40001", "40P01")
 #: How often a transaction is begun before its conflict is the caller's.
 _TRIES = 5
+#: A connection that nobody used for so long is tried before it is used again.
+_IDLE_S = 1.0
+_LAST_USE = "last_use"
 #: A server that vanishes without a word is missed after so many seconds, not after a quarter of an
 #: hour: while data is on its way to it, and while it is awaited.
 _MISSED = {
@@ -40,6 +45,29 @@ _MISSED = {
     "keepalives_interval": 5,
     "keepalives_count": 2,
 }
+
+
+class Session:
+    """One open transaction: statements go to psycopg as they are, `%(name)s` for a parameter."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self.connection = connection
+
+    def execute(
+        self, statement: str, parameters: Mapping[str, Any] | None = None
+    ) -> psycopg.Cursor[Any]:
+        """Run a statement; rows are read by place or by name."""
+        cursor = self.connection.cursor(row_factory=namedtuple_row)
+        return cursor.execute(statement, parameters)
+
+    def one(self, statement: str, parameters: Mapping[str, Any] | None = None) -> Any:
+        """Give the first row, None where there is none."""
+        return self.execute(statement, parameters).fetchone()
+
+    def scalar(self, statement: str, parameters: Mapping[str, Any] | None = None) -> Any:
+        """Give the first row's first value, None where there is none."""
+        row = self.one(statement, parameters)
+        return None if row is None else row[0]
 
 
 class Database:
@@ -51,14 +79,14 @@ class Database:
             "idle_in_transaction_session_timeout": 30_000,
             "timezone": "UTC",
         }
-        parsed = make_url(url).set(drivername="postgresql+psycopg")
         self.engine: Engine = create_engine(
-            parsed,
+            make_url(url).set(drivername="postgresql+psycopg"),
             pool_size=pool_size,
             max_overflow=10,
             pool_timeout=10,
-            pool_pre_ping=True,
             pool_recycle=1800,
+            # The one that was used last has our statements prepared.
+            pool_use_lifo=True,
             hide_parameters=True,
             connect_args={
                 "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
@@ -66,6 +94,8 @@ class Database:
                 **_MISSED,
             },
         )
+        event.listen(self.engine, "checkin", _note_use)
+        event.listen(self.engine, "checkout", _look_after_idling)
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -76,28 +106,57 @@ class Database:
         was cut off took place is unknown: callers re-read state.
         """
         try:
-            with Session(self.engine, expire_on_commit=False) as session, session.begin():
-                yield session
-        except (DBAPIError, PoolTimeoutError) as error:
-            original = getattr(error, "orig", None)
-            if isinstance(original, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
+            with self._connection() as connection:
+                yield Session(connection)
+                connection.commit()
+        except (psycopg.Error, SQLAlchemyError) as error:
+            if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
                 raise SchemaOutdated from None
-            if not isinstance(error, PoolTimeoutError) and not _is_lost(original):
+            if not isinstance(error, PoolTimeoutError) and not _is_lost(error):
                 raise
-            kind = TransactionConflict if _is_conflict(original) else ServerUnreachable
-            raise kind("PostgreSQL", SETTING, type(original or error).__name__) from None
+            kind = TransactionConflict if _is_conflict(error) else ServerUnreachable
+            raise kind("PostgreSQL", SETTING, type(error).__name__) from None
+
+    @contextmanager
+    def _connection(self) -> Iterator[psycopg.Connection[Any]]:
+        lent = self.engine.raw_connection()
+        connection: Any = lent.driver_connection
+        try:
+            yield connection
+        except BaseException:
+            with suppress(psycopg.Error):
+                connection.rollback()
+            if connection.closed:
+                lent.invalidate()
+            raise
+        finally:
+            lent.close()
 
     def ping(self) -> None:
         """Ask the database for nothing. Raises ServerUnreachable."""
-        try:
-            with self.engine.connect() as connection:
-                connection.execute(text("SELECT 1"))
-        except SQLAlchemyError as error:
-            name = type(getattr(error, "orig", None) or error).__name__
-            raise ServerUnreachable("PostgreSQL", SETTING, name) from None
+        with self.transaction() as session:
+            session.execute("SELECT 1")
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _note_use(connection: Any, record: ConnectionPoolEntry) -> None:
+    del connection
+    record.info[_LAST_USE] = time.monotonic()
+
+
+def _look_after_idling(connection: Any, record: ConnectionPoolEntry, proxy: object) -> None:
+    """Have the pool replace a connection that died while nobody used it."""
+    del proxy
+    now = time.monotonic()
+    if now - record.info.get(_LAST_USE, now) < _IDLE_S:
+        return
+    try:
+        connection.execute("")
+        connection.rollback()
+    except psycopg.Error as error:
+        raise InvalidatePoolError from error
 
 
 def repeated(act: Callable[P, T]) -> Callable[P, T]:

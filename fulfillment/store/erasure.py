@@ -3,38 +3,31 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from sqlalchemy import text
-from sqlmodel import Session
+from fulfillment.store.engine import Session
 
 # Over for good: final, nothing due any more, and no trade that could still be undone.
-_DUE = text(
-    """
+_DUE = """
     SELECT id, external_id, trade_url_sealed FROM orders
      WHERE trade_url_sealed IS NOT NULL
        AND status IN ('completed', 'reversed', 'failed', 'cancelled', 'expired')
-       AND updated_at <= :before AND coalesce(reversible_until, updated_at) <= :before
+       AND updated_at <= %(before)s AND coalesce(reversible_until, updated_at) <= %(before)s
        AND next_poll_at IS NULL
-     ORDER BY updated_at LIMIT :limit FOR UPDATE SKIP LOCKED
+     ORDER BY updated_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
     """
-)
-_ERASE = text(
-    """
+_ERASE = """
     WITH erased AS (
         UPDATE orders o SET trade_url_sealed = NULL, trade_url_hash = h.hash
-          FROM unnest(CAST(:ids AS bigint[]), CAST(:hashes AS text[])) AS h(id, hash)
+          FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(hashes)s AS text[])) AS h(id, hash)
          WHERE o.id = h.id)
     UPDATE attempts SET body_sealed = NULL
-     WHERE order_id = ANY(CAST(:ids AS bigint[])) AND body_sealed IS NOT NULL
+     WHERE order_id = ANY(CAST(%(ids)s AS bigint[])) AND body_sealed IS NOT NULL
     """
-)
-_KEY_IDS = text(
-    """
+_KEY_IDS = """
     SELECT DISTINCT convert_from(
                substring(sealed FOR greatest(position(':'::bytea IN sealed) - 1, 0)), 'UTF8')
       FROM (SELECT trade_url_sealed FROM orders WHERE trade_url_sealed IS NOT NULL
             UNION ALL SELECT body_sealed FROM attempts WHERE body_sealed IS NOT NULL) AS s(sealed)
     """
-)
 
 
 def lock_due(session: Session, before: datetime, limit: int) -> list[tuple[int, str, bytes]]:

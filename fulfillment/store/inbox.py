@@ -3,8 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import text
-from sqlmodel import Session
+from fulfillment.store.engine import Session
 
 
 def add(
@@ -20,16 +19,14 @@ def add(
 
     `report` is the report as JSON, or None where the body must not be applied.
     """
-    row = session.execute(
-        text(
-            """
+    row = session.one(
+        """
             INSERT INTO webhook_deliveries (account, order_id, digest, signed_at, received_at,
                                             report, next_apply_at, outcome)
-            VALUES (:account, :order_id, :digest, :signed_at, :now, CAST(:report AS jsonb),
-                    :now, '')
+            VALUES (%(account)s, %(order_id)s, %(digest)s, %(signed_at)s, %(now)s,
+                    CAST(%(report)s AS jsonb), %(now)s, '')
             ON CONFLICT (account, digest) DO NOTHING RETURNING id
-            """
-        ),
+            """,
         {
             "account": account,
             "order_id": order_id,
@@ -38,7 +35,7 @@ def add(
             "report": report,
             "now": now,
         },
-    ).first()
+    )
     return row.id if row else None
 
 
@@ -47,14 +44,12 @@ def claim(
 ) -> list[tuple[int, str, int, dict[str, Any] | None]]:
     """Claim due deliveries, the longest due first: id, account, order id, report."""
     rows = session.execute(
-        text(
-            """
-            UPDATE webhook_deliveries SET next_apply_at = :until WHERE id = ANY(ARRAY(
-                SELECT id FROM webhook_deliveries WHERE next_apply_at <= :now
-                 ORDER BY next_apply_at, id LIMIT :limit FOR UPDATE SKIP LOCKED))
+        """
+            UPDATE webhook_deliveries SET next_apply_at = %(until)s WHERE id = ANY(ARRAY(
+                SELECT id FROM webhook_deliveries WHERE next_apply_at <= %(now)s
+                 ORDER BY next_apply_at, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
             RETURNING id, account, order_id, report
-            """
-        ),
+            """,
         {"now": now, "until": until, "limit": limit},
     )
     return sorted((row.id, row.account, row.order_id, row.report) for row in rows)
@@ -63,19 +58,19 @@ def claim(
 def mark_applied(session: Session, outcomes: dict[int, str], now: datetime) -> None:
     """Note what came of deliveries."""
     session.execute(
-        text(
-            "UPDATE webhook_deliveries d SET applied_at = :now, next_apply_at = NULL, "
-            "outcome = o.outcome FROM unnest(CAST(:ids AS bigint[]), CAST(:outcomes AS text[])) "
-            "AS o(id, outcome) WHERE d.id = o.id"
-        ),
+        "UPDATE webhook_deliveries d SET applied_at = %(now)s, next_apply_at = NULL, "
+        "outcome = o.outcome "
+        "FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(outcomes)s AS text[])) "
+        "AS o(id, outcome) WHERE d.id = o.id",
         {"ids": list(outcomes), "outcomes": list(outcomes.values()), "now": now},
     )
 
 
 def is_due(session: Session, now: datetime) -> bool:
     """Say whether deliveries wait whose hint was lost."""
-    row = session.execute(
-        text("SELECT EXISTS (SELECT 1 FROM webhook_deliveries WHERE next_apply_at <= :now)"),
-        {"now": now},
+    return bool(
+        session.scalar(
+            "SELECT EXISTS (SELECT 1 FROM webhook_deliveries WHERE next_apply_at <= %(now)s)",
+            {"now": now},
+        )
     )
-    return bool(row.scalar_one())

@@ -13,10 +13,9 @@ from string import Template
 from typing import Any
 
 import msgspec
-from sqlalchemy import text
-from sqlmodel import Session, select
 
 from fulfillment.states import FINAL, FOLLOWED, TRANSITIONS, WAITING
+from fulfillment.store.engine import Session
 from schemas.enums import AttemptState as A
 from schemas.enums import OrderStatus as S
 from schemas.tables import InvariantRow
@@ -64,7 +63,7 @@ INVARIANTS = (
         """
         SELECT o.external_id FROM attempts a JOIN orders o ON o.id = a.order_id
          WHERE a.hold_closed_at IS NULL AND o.status IN ($final) AND NOT $uncharged
-           AND coalesce(a.ended_at, o.updated_at) + :wallet_lag + :patience <= :now
+           AND coalesce(a.ended_at, o.updated_at) + %(wallet_lag)s + %(patience)s <= %(now)s
         """,
     ),
     Invariant(
@@ -102,19 +101,19 @@ INVARIANTS = (
         "an order comes on by the time that was promised",
         """
         SELECT o.external_id FROM orders o
-         WHERE o.status IN ($waiting) AND o.submit_by + :patience <= :now
-           AND (o.claimed_until IS NULL OR o.claimed_until <= :now)
+         WHERE o.status IN ($waiting) AND o.submit_by + %(patience)s <= %(now)s
+           AND (o.claimed_until IS NULL OR o.claimed_until <= %(now)s)
         UNION ALL
         SELECT o.external_id FROM orders o
           LEFT JOIN attempts a ON a.order_id = o.id AND a.state IN ($live)
          WHERE o.status = 'submitting'
-           AND greatest(o.submit_by, a.unknown_since) + :review_after + :patience <= :now
+           AND greatest(o.submit_by, a.unknown_since) + %(review_after)s + %(patience)s <= %(now)s
         UNION ALL
         SELECT o.external_id FROM orders o
          WHERE o.status = 'sent' AND NOT o.overdue
-           AND o.trade_deadline_at + :overdue_grace + :patience <= :now
+           AND o.trade_deadline_at + %(overdue_grace)s + %(patience)s <= %(now)s
         UNION ALL
-        SELECT o.external_id FROM orders o WHERE o.next_poll_at <= :now - :patience
+        SELECT o.external_id FROM orders o WHERE o.next_poll_at <= %(now)s - %(patience)s
         """,
     ),
     Invariant(
@@ -133,7 +132,7 @@ INVARIANTS = (
         "the store hears of every change",
         """
         SELECT o.external_id FROM outbox_messages m JOIN orders o ON o.id = m.order_id
-         WHERE m.created_at + :patience <= :now
+         WHERE m.created_at + %(patience)s <= %(now)s
         """,
     ),
     Invariant(
@@ -141,7 +140,7 @@ INVARIANTS = (
         "a webhook that was taken is applied",
         """
         SELECT o.external_id FROM webhook_deliveries d JOIN orders o ON o.id = d.order_id
-         WHERE d.next_apply_at + :patience <= :now
+         WHERE d.next_apply_at + %(patience)s <= %(now)s
         """,
     ),
     Invariant(
@@ -150,16 +149,16 @@ INVARIANTS = (
         """
         SELECT o.external_id FROM orders o
          WHERE o.trade_url_sealed IS NOT NULL AND o.status IN ($final) AND o.next_poll_at IS NULL
-           AND o.updated_at <= :now - :erase_after - :erase_patience
+           AND o.updated_at <= %(now)s - %(erase_after)s - %(erase_patience)s
            AND (o.reversible_until IS NULL
-                OR o.reversible_until <= :now - :erase_after - :erase_patience)
+                OR o.reversible_until <= %(now)s - %(erase_after)s - %(erase_patience)s)
         """,
     ),
     Invariant(
         "several_live_attempts",
         "one checkout is bought at most once",
         """
-        SELECT o.external_id FROM orders o WHERE o.id = ANY(:ids) AND 1 < (
+        SELECT o.external_id FROM orders o WHERE o.id = ANY(%(ids)s) AND 1 < (
                SELECT count(*) FROM attempts a
                 WHERE a.order_id = o.id AND a.state IN ($live, 'completed'))
         """,
@@ -168,8 +167,8 @@ INVARIANTS = (
         "delivery_not_watched",
         "a delivered order is asked about for as long as it can be undone",
         """
-        SELECT o.external_id FROM orders o WHERE o.id = ANY(:ids) AND o.status = 'completed'
-           AND o.reversible_until > :now AND o.next_poll_at IS NULL
+        SELECT o.external_id FROM orders o WHERE o.id = ANY(%(ids)s) AND o.status = 'completed'
+           AND o.reversible_until > %(now)s AND o.next_poll_at IS NULL
         """,
     ),
     Invariant(
@@ -181,13 +180,13 @@ INVARIANTS = (
                       lag(e.to_status) OVER (ORDER BY e.sequence) AS before,
                       row_number() OVER (ORDER BY e.sequence) AS place
                  FROM order_events e WHERE e.order_id = o.id) e
-         WHERE o.id = ANY(:ids)
+         WHERE o.id = ANY(%(ids)s)
          GROUP BY o.id HAVING o.sequence <> count(*)
              OR bool_or(e.sequence <> e.place OR e.from_status IS DISTINCT FROM e.before
                         OR e.from_status <> e.to_status
                            AND e.from_status || '>' || e.to_status NOT IN ($edges))
         UNION ALL
-        SELECT o.external_id FROM orders o WHERE o.id = ANY(:ids)
+        SELECT o.external_id FROM orders o WHERE o.id = ANY(%(ids)s)
            AND NOT EXISTS (SELECT 1 FROM order_events e WHERE e.order_id = o.id)
         """,
     ),
@@ -202,7 +201,7 @@ INVARIANTS = (
                              'status', (array_agg(e.to_status ORDER BY e.sequence DESC))[1]) AS row
                  FROM order_events e LEFT JOIN LATERAL jsonb_each(e.changes) c ON true
                 WHERE e.order_id = o.id) log
-         WHERE o.id = ANY(:ids)
+         WHERE o.id = ANY(%(ids)s)
            AND (SELECT jsonb_object_agg(key, value) FROM jsonb_each(to_jsonb(o) - $not_logged)
                  WHERE value NOT IN ('null', 'false', '[]'))
                IS DISTINCT FROM
@@ -228,7 +227,7 @@ INVARIANTS = (
                       count(*) FILTER (WHERE e.account <> a.account OR e.order_id <> a.order_id
                                           OR amount_mills < 0) AS foreign_ones
                  FROM wallet_entries e WHERE e.attempt_id = a.id) e
-         WHERE o.id = ANY(:ids) AND NOT (
+         WHERE o.id = ANY(%(ids)s) AND NOT (
                e.held = 1 AND e.foreign_ones = 0
                AND (e.settled = 1) = (a.state = 'completed')
                AND (a.hold_closed_at IS NOT NULL) = (e.settled + e.released > 0)
@@ -244,15 +243,15 @@ def broken(
     session: Session, invariant: Invariant, parameters: Mapping[str, Any], limit: int
 ) -> list[str]:
     """Give for which orders or accounts an invariant does not hold, each once."""
-    statement = Template(invariant.statement).substitute(_WORDS) + " LIMIT :limit"
-    rows = session.execute(text(statement), {**parameters, "limit": limit})
+    statement = Template(invariant.statement).substitute(_WORDS) + " LIMIT %(limit)s"
+    rows = session.execute(statement, {**parameters, "limit": limit})
     return sorted({str(row[0]) for row in rows})
 
 
 def ids_after(session: Session, after_id: int, limit: int) -> list[int]:
     """Give the next orders by our own ids."""
     rows = session.execute(
-        text("SELECT id FROM orders WHERE id > :after ORDER BY id LIMIT :limit"),
+        "SELECT id FROM orders WHERE id > %(after)s ORDER BY id LIMIT %(limit)s",
         {"after": after_id, "limit": limit},
     )
     return [row.id for row in rows]
@@ -261,10 +260,8 @@ def ids_after(session: Session, after_id: int, limit: int) -> list[int]:
 def ids_beside(session: Session, external_ids: Sequence[str], limit: int) -> list[int]:
     """Give the newest orders and the named ones by our own ids."""
     rows = session.execute(
-        text(
-            "(SELECT id FROM orders ORDER BY id DESC LIMIT :limit) "
-            "UNION SELECT id FROM orders WHERE external_id = ANY(:names)"
-        ),
+        "(SELECT id FROM orders ORDER BY id DESC LIMIT %(limit)s) "
+        "UNION SELECT id FROM orders WHERE external_id = ANY(%(names)s)",
         {"limit": limit, "names": list(external_ids)},
     )
     return [row.id for row in rows]
@@ -272,7 +269,8 @@ def ids_beside(session: Session, external_ids: Sequence[str], limit: int) -> lis
 
 def found_before(session: Session) -> dict[str, InvariantRow]:
     """Give what the last checks found, by invariant."""
-    return {row.name: row for row in session.exec(select(InvariantRow))}
+    rows = session.execute("SELECT * FROM invariants")
+    return {row.name: row for row in rows}
 
 
 def keep(
@@ -280,13 +278,11 @@ def keep(
 ) -> None:
     """Keep what a check found, and how far along the orders it came."""
     session.execute(
-        text(
-            """
+        """
             INSERT INTO invariants (name, violations, after_id, checked_at)
-            SELECT f.key, f.value, :after_id, :now FROM jsonb_each(CAST(:found AS jsonb)) f
+            SELECT f.key, f.value, %(after_id)s, %(now)s FROM jsonb_each(CAST(%(found)s AS jsonb)) f
             ON CONFLICT (name) DO UPDATE SET violations = excluded.violations,
                    after_id = excluded.after_id, checked_at = excluded.checked_at
-            """
-        ),
+            """,
         {"found": msgspec.json.encode(found).decode(), "after_id": after_id, "now": now},
     )

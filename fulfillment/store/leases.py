@@ -2,38 +2,35 @@
 
 from datetime import datetime
 
-from sqlalchemy import text
-from sqlmodel import Session, select
-
-from schemas.tables import HeartbeatRow
+from fulfillment.store.engine import Session
 
 
 def acquire(session: Session, name: str, holder: str, now: datetime, until: datetime) -> bool:
     """Take or renew a lease; say whether `holder` has it now."""
-    row = session.execute(
-        text(
-            """
-            INSERT INTO leases (name, holder, until) VALUES (:name, :holder, :until)
-            ON CONFLICT (name) DO UPDATE SET holder = :holder, until = :until
-             WHERE leases.holder = :holder OR leases.until <= :now
+    row = session.one(
+        """
+            INSERT INTO leases (name, holder, until) VALUES (%(name)s, %(holder)s, %(until)s)
+            ON CONFLICT (name) DO UPDATE SET holder = %(holder)s, until = %(until)s
+             WHERE leases.holder = %(holder)s OR leases.until <= %(now)s
             RETURNING name
-            """
-        ),
+            """,
         {"name": name, "holder": holder, "now": now, "until": until},
-    ).first()
+    )
     return row is not None
 
 
 def until(session: Session, name: str) -> datetime | None:
     """Give the end of a lease, also of one that is over; None where there is none."""
-    row = session.execute(text("SELECT until FROM leases WHERE name = :name"), {"name": name})
-    return row.scalar_one_or_none()
+    end: datetime | None = session.scalar(
+        "SELECT until FROM leases WHERE name = %(name)s", {"name": name}
+    )
+    return end
 
 
 def give_up(session: Session, name: str, holder: str) -> None:
     """End a lease if `holder` still has it."""
     session.execute(
-        text("DELETE FROM leases WHERE name = :name AND holder = :holder"),
+        "DELETE FROM leases WHERE name = %(name)s AND holder = %(holder)s",
         {"name": name, "holder": holder},
     )
 
@@ -41,14 +38,12 @@ def give_up(session: Session, name: str, holder: str) -> None:
 def beat(session: Session, name: str, now: datetime) -> None:
     """Note that the periodic activity ran."""
     session.execute(
-        text(
-            "INSERT INTO heartbeats (name, at) VALUES (:name, :now) "
-            "ON CONFLICT (name) DO UPDATE SET at = greatest(heartbeats.at, :now)"
-        ),
+        "INSERT INTO heartbeats (name, at) VALUES (%(name)s, %(now)s) "
+        "ON CONFLICT (name) DO UPDATE SET at = greatest(heartbeats.at, %(now)s)",
         {"name": name, "now": now},
     )
 
 
 def heartbeats(session: Session) -> dict[str, datetime]:
     """Give when each periodic activity last ran."""
-    return {row.name: row.at for row in session.exec(select(HeartbeatRow))}
+    return {row.name: row.at for row in session.execute("SELECT name, at FROM heartbeats")}

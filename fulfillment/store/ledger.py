@@ -9,13 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import text
-from sqlmodel import Session, select
-
 from fulfillment.crash import crash_point
+from fulfillment.store.engine import Session
 from fulfillment.store.models import ATTEMPT_COLUMNS, Attempt, columns
 from schemas.enums import AttemptState, DebitsAt
-from schemas.tables import AttemptRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +39,11 @@ class Posting:
 def lock_wallet(session: Session, account: str) -> None:
     """Make this transaction the only one that allocates from the account's wallet."""
     session.execute(
-        text("INSERT INTO wallets (account) VALUES (:account) ON CONFLICT DO NOTHING"),
+        "INSERT INTO wallets (account) VALUES (%(account)s) ON CONFLICT DO NOTHING",
         {"account": account},
     )
     session.execute(
-        text("SELECT 1 FROM wallets WHERE account = :account FOR UPDATE"), {"account": account}
+        "SELECT 1 FROM wallets WHERE account = %(account)s FOR UPDATE", {"account": account}
     )
 
 
@@ -62,38 +59,36 @@ def record_figure(
     of an order that ended after acceptance is released at a figure requested that much later.
     """
     missing = _missing_mills(session, account, figure)
-    newer = session.execute(
-        text(
-            "UPDATE wallets SET figure_mills = :mills, requested_at = :at WHERE account = :account "
-            "AND (requested_at IS NULL OR requested_at < :at) RETURNING account"
-        ),
+    newer = session.one(
+        "UPDATE wallets SET figure_mills = %(mills)s, requested_at = %(at)s "
+        "WHERE account = %(account)s AND (requested_at IS NULL OR requested_at < %(at)s) "
+        "RETURNING account",
         {"account": account, "mills": figure.mills, "at": figure.requested_at},
-    ).first()
+    )
     if newer is None:
         return 0
     crash_point("ledger.figure")
     debited = "confirmed_at" if debits_at is DebitsAt.ACCEPT else "ended_at"
     session.execute(
-        text(
-            f"""
+        f"""
             WITH known AS (
                 UPDATE attempts
-                   SET absorbed_at = coalesce(absorbed_at, :at),
-                       hold_closed_at = CASE WHEN ended_at + :lag <= :at
-                                             THEN coalesce(hold_closed_at, :at)
+                   SET absorbed_at = coalesce(absorbed_at, %(at)s),
+                       hold_closed_at = CASE WHEN ended_at + %(lag)s <= %(at)s
+                                             THEN coalesce(hold_closed_at, %(at)s)
                                              ELSE hold_closed_at END
-                 WHERE account = :account AND (absorbed_at IS NULL OR hold_closed_at IS NULL)
+                 WHERE account = %(account)s AND (absorbed_at IS NULL OR hold_closed_at IS NULL)
                    AND state NOT IN ('reserved', 'sending')
-                   AND (absorbed_at IS NULL AND {debited} + :lag <= :at OR ended_at + :lag <= :at)
+                   AND (absorbed_at IS NULL AND {debited} + %(lag)s <= %(at)s
+                        OR ended_at + %(lag)s <= %(at)s)
                 RETURNING *
             )
             INSERT INTO wallet_entries
                    (account, order_id, attempt_id, kind, amount_mills, at, reason)
-            SELECT account, order_id, id, 'release', hold_mills, :at, 'ended without the item'
-              FROM known WHERE state = 'ended' AND hold_closed_at = :at
+            SELECT account, order_id, id, 'release', hold_mills, %(at)s, 'ended without the item'
+              FROM known WHERE state = 'ended' AND hold_closed_at = %(at)s
             ON CONFLICT (attempt_id, kind) DO NOTHING
-            """  # noqa: S608 - one of two constants
-        ),
+            """,  # noqa: S608 - one of two constants
         {"account": account, "at": figure.requested_at, "lag": lag},
     )
     return missing
@@ -104,46 +99,40 @@ def _missing_mills(session: Session, account: str, figure: Figure) -> int:
 
     What came in meanwhile may hide such a gap, but nothing of ours can make one.
     """
-    row = session.execute(
-        text(
-            """
+    row = session.one(
+        """
             SELECT w.figure_mills - (
                 SELECT coalesce(sum(greatest(a.hold_mills, coalesce(o.charged_mills, 0))), 0)
                   FROM attempts a JOIN orders o ON o.id = a.order_id
                  WHERE a.account = w.account AND a.absorbed_at IS NULL AND a.state <> 'reserved')
-              FROM wallets w WHERE w.account = :account AND w.requested_at < :at
-            """
-        ),
+              FROM wallets w WHERE w.account = %(account)s AND w.requested_at < %(at)s
+            """,
         {"account": account, "at": figure.requested_at},
-    ).first()
+    )
     return 0 if row is None else max(int(row[0]) - figure.mills, 0)
 
 
 def has_figure_since_catalog(session: Session, account: str, since: datetime) -> bool:
     """Say whether the stored figure was asked for after `since` and after the last catalog was."""
-    row = session.execute(
-        text(
-            "SELECT 1 FROM wallets w JOIN accounts a ON a.name = w.account "
-            "WHERE w.account = :account AND w.requested_at >= greatest(a.catalog_at, :since)"
-        ),
+    row = session.one(
+        "SELECT 1 FROM wallets w JOIN accounts a ON a.name = w.account "
+        "WHERE w.account = %(account)s AND w.requested_at >= greatest(a.catalog_at, %(since)s)",
         {"account": account, "since": since},
-    ).first()
+    )
     return row is not None
 
 
 def available_mills(session: Session, account: str) -> int:
     """Give what may be committed now; nothing where no figure was ever read."""
-    row = session.execute(
-        text(
-            """
+    row = session.one(
+        """
             SELECT coalesce(w.figure_mills, 0) - (
                 SELECT coalesce(sum(hold_mills), 0) FROM attempts
-                 WHERE account = :account AND absorbed_at IS NULL)
-              FROM wallets w WHERE w.account = :account
-            """
-        ),
+                 WHERE account = %(account)s AND absorbed_at IS NULL)
+              FROM wallets w WHERE w.account = %(account)s
+            """,
         {"account": account},
-    ).first()
+    )
     return int(row[0]) if row else 0
 
 
@@ -153,31 +142,28 @@ def spent_mills(session: Session, account: str, since: datetime) -> int:
     The provider takes an order at some time between its hold and its confirmation, so an attempt
     counts until its confirmation is older; what was refused or released was not spent.
     """
-    row = session.execute(
-        text(
+    return int(
+        session.scalar(
             """
             SELECT coalesce(sum(greatest(a.hold_mills, coalesce(e.amount_mills, 0))), 0)
               FROM attempts a
               LEFT JOIN wallet_entries e ON e.attempt_id = a.id AND e.kind = 'settle'
-             WHERE a.account = :account AND a.state <> 'refused'
+             WHERE a.account = %(account)s AND a.state <> 'refused'
                AND NOT (a.state = 'ended' AND a.hold_closed_at IS NOT NULL)
-               AND (a.confirmed_at > :since
-                    OR a.confirmed_at IS NULL AND (a.ended_at IS NULL OR a.ended_at > :since))
-            """
-        ),
-        {"account": account, "since": since},
+               AND (a.confirmed_at > %(since)s
+                    OR a.confirmed_at IS NULL AND (a.ended_at IS NULL OR a.ended_at > %(since)s))
+            """,
+            {"account": account, "since": since},
+        )
     )
-    return int(row.scalar_one())
 
 
 def waiting_for_funds(session: Session, account: str) -> list[tuple[int, int]]:
     """Give the account's orders that wait for money, oldest first: id and price in mills."""
     rows = session.execute(
-        text(
-            "SELECT id, quoted_mills FROM orders WHERE account = :account "
-            "AND (status = 'awaiting_funds' OR (status = 'submitting' AND between_attempts "
-            "AND funds_deadline_at IS NOT NULL)) AND quoted_mills IS NOT NULL ORDER BY id"
-        ),
+        "SELECT id, quoted_mills FROM orders WHERE account = %(account)s "
+        "AND (status = 'awaiting_funds' OR (status = 'submitting' AND between_attempts "
+        "AND funds_deadline_at IS NOT NULL)) AND quoted_mills IS NOT NULL ORDER BY id",
         {"account": account},
     )
     return [(row.id, row.quoted_mills) for row in rows]
@@ -192,21 +178,19 @@ def hold(
 ) -> None:
     """Open an attempt with its hold (mills) for each order. The wallet's row must be locked."""
     session.execute(
-        text(
-            """
+        """
             WITH opened AS (
                 INSERT INTO attempts
                        (order_id, account, external_id, state, hold_mills, posts, created_at)
-                SELECT n.order_id, :account, n.external_id, 'reserved', n.mills, 0, :now
-                  FROM unnest(CAST(:ids AS bigint[]), CAST(:names AS text[]),
-                              CAST(:mills AS bigint[])) AS n(order_id, external_id, mills)
+                SELECT n.order_id, %(account)s, n.external_id, 'reserved', n.mills, 0, %(now)s
+                  FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(names)s AS text[]),
+                              CAST(%(mills)s AS bigint[])) AS n(order_id, external_id, mills)
                 RETURNING *
             )
             INSERT INTO wallet_entries
                    (account, order_id, attempt_id, kind, amount_mills, at, reason)
-            SELECT account, order_id, id, 'hold', hold_mills, :now, 'reserved' FROM opened
-            """
-        ),
+            SELECT account, order_id, id, 'hold', hold_mills, %(now)s, 'reserved' FROM opened
+            """,
         {
             "account": account,
             "ids": list(amounts),
@@ -218,13 +202,11 @@ def hold(
     crash_point("ledger.held")
 
 
-_ATTEMPTS_OF = text(
-    f"""
+_ATTEMPTS_OF = f"""
     SELECT {columns(ATTEMPT_COLUMNS, "a")} FROM orders o
       JOIN attempts a ON a.account = o.account AND a.external_id = o.external_id
-     WHERE o.id = ANY(:ids)
+     WHERE o.id = ANY(%(ids)s)
     """  # noqa: S608 - the names are constants
-)
 
 
 def attempts_of(session: Session, order_ids: Sequence[int]) -> dict[int, Attempt]:
@@ -235,25 +217,25 @@ def attempts_of(session: Session, order_ids: Sequence[int]) -> dict[int, Attempt
 
 def is_tried(session: Session, account: str, external_id: str) -> bool:
     """Say whether the order has, or had, an attempt at the account."""
-    statement = select(AttemptRow.id).where(
-        AttemptRow.account == account, AttemptRow.external_id == external_id
+    row = session.one(
+        "SELECT 1 FROM attempts WHERE account = %(account)s AND external_id = %(external_id)s",
+        {"account": account, "external_id": external_id},
     )
-    return session.exec(statement).first() is not None
+    return row is not None
 
 
 def begin_posts(session: Session, bodies: Mapping[int, bytes], now: datetime) -> None:
     """Store the sealed bodies about to be sent, by order; from here on the outcome is unknown."""
     session.execute(
-        text(
-            """
+        """
             UPDATE attempts a SET state = 'sending', body_sealed = b.body, posts = posts + 1,
-                   sending_at = coalesce(sending_at, :now), last_post_at = :now,
-                   unknown_since = coalesce(unknown_since, :now),
+                   sending_at = coalesce(sending_at, %(now)s), last_post_at = %(now)s,
+                   unknown_since = coalesce(unknown_since, %(now)s),
                    empty_lookups = 0, empty_since = NULL, empty_at = NULL
-              FROM unnest(CAST(:ids AS bigint[]), CAST(:bodies AS bytea[])) AS b(order_id, body)
+              FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(bodies)s AS bytea[]))
+                   AS b(order_id, body)
              WHERE a.order_id = b.order_id AND a.state IN ('reserved', 'sending')
-            """
-        ),
+            """,
         {"ids": list(bodies), "bodies": list(bodies.values()), "now": now},
     )
 
@@ -261,14 +243,13 @@ def begin_posts(session: Session, bodies: Mapping[int, bytes], now: datetime) ->
 def note_empty_lookups(session: Session, account: str, asked: Mapping[int, datetime]) -> None:
     """Count a lookup that did not find the order, by order: when the account was asked."""
     session.execute(
-        text(
-            """
+        """
             UPDATE attempts a SET empty_lookups = empty_lookups + 1, empty_at = b.at,
                    empty_since = coalesce(empty_since, b.at)
-              FROM unnest(CAST(:ids AS bigint[]), CAST(:ats AS timestamptz[])) AS b(order_id, at)
-             WHERE a.order_id = b.order_id AND a.account = :account AND a.state = 'sending'
-            """
-        ),
+              FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(ats)s AS timestamptz[]))
+                   AS b(order_id, at)
+             WHERE a.order_id = b.order_id AND a.account = %(account)s AND a.state = 'sending'
+            """,
         {"account": account, "ids": list(asked), "ats": list(asked.values())},
     )
 
@@ -276,10 +257,8 @@ def note_empty_lookups(session: Session, account: str, asked: Mapping[int, datet
 def not_sent(session: Session, order_ids: Sequence[int]) -> None:
     """Note that the last post never left, of attempts that had no other post before it."""
     session.execute(
-        text(
-            "UPDATE attempts SET unknown_since = NULL, posts = 0 WHERE order_id = ANY(:ids) "
-            "AND state = 'sending' AND posts = 1"
-        ),
+        "UPDATE attempts SET unknown_since = NULL, posts = 0 WHERE order_id = ANY(%(ids)s) "
+        "AND state = 'sending' AND posts = 1",
         {"ids": list(order_ids)},
     )
 
@@ -287,12 +266,10 @@ def not_sent(session: Session, order_ids: Sequence[int]) -> None:
 def confirm(session: Session, order_ids: Sequence[int], now: datetime) -> None:
     """Note that the provider has the orders; its figure will tell of their money from now on."""
     session.execute(
-        text(
-            """
-            UPDATE attempts SET state = 'accepted', confirmed_at = :now, unknown_since = NULL
-             WHERE order_id = ANY(:ids) AND state IN ('reserved', 'sending')
-            """
-        ),
+        """
+            UPDATE attempts SET state = 'accepted', confirmed_at = %(now)s, unknown_since = NULL
+             WHERE order_id = ANY(%(ids)s) AND state IN ('reserved', 'sending')
+            """,
         {"ids": list(order_ids), "now": now},
     )
     crash_point("ledger.confirmed")
@@ -316,29 +293,28 @@ def settle(session: Session, postings: Sequence[Posting], now: datetime) -> None
     crash_point("ledger.settled", postings)
 
 
-_CLOSE = text(
-    """
+_CLOSE = """
     WITH posting AS (
         SELECT coalesce(p.account, o.account) AS account, o.external_id, p.amount, p.reason
-          FROM unnest(CAST(:ids AS bigint[]), CAST(:amounts AS bigint[]),
-                      CAST(:reasons AS text[]), CAST(:accounts AS text[]))
+          FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(amounts)s AS bigint[]),
+                      CAST(%(reasons)s AS text[]), CAST(%(accounts)s AS text[]))
                AS p(order_id, amount, reason, account)
           JOIN orders o ON o.id = p.order_id
     ), closed AS (
         UPDATE attempts a
-           SET state = :state, hold_closed_at = coalesce(hold_closed_at, :now),
-               ended_at = coalesce(ended_at, :now), unknown_since = NULL,
-               absorbed_at = CASE WHEN :free THEN coalesce(absorbed_at, :now) ELSE absorbed_at END
+           SET state = %(state)s, hold_closed_at = coalesce(hold_closed_at, %(now)s),
+               ended_at = coalesce(ended_at, %(now)s), unknown_since = NULL,
+               absorbed_at = CASE WHEN %(free)s THEN coalesce(absorbed_at, %(now)s)
+                                  ELSE absorbed_at END
           FROM posting p
          WHERE a.account = p.account AND a.external_id = p.external_id
-           AND a.state = ANY(string_to_array(:was, ','))
+           AND a.state = ANY(string_to_array(%(was)s, ','))
         RETURNING a.*, coalesce(p.amount, a.hold_mills) AS amount, p.reason
     )
     INSERT INTO wallet_entries (account, order_id, attempt_id, kind, amount_mills, at, reason)
-    SELECT account, order_id, id, :kind, amount, :now, reason FROM closed
+    SELECT account, order_id, id, %(kind)s, amount, %(now)s, reason FROM closed
     ON CONFLICT (attempt_id, kind) DO NOTHING
     """
-)
 
 
 def _close(
@@ -371,10 +347,8 @@ def _close(
 def end(session: Session, order_ids: Sequence[int], now: datetime) -> None:
     """Note that accepted orders ended without the item; a later figure releases their holds."""
     session.execute(
-        text(
-            "UPDATE attempts SET state = 'ended', ended_at = :now, unknown_since = NULL "
-            "WHERE order_id = ANY(:ids) AND state = 'accepted'"
-        ),
+        "UPDATE attempts SET state = 'ended', ended_at = %(now)s, unknown_since = NULL "
+        "WHERE order_id = ANY(%(ids)s) AND state = 'accepted'",
         {"ids": list(order_ids), "now": now},
     )
     crash_point("ledger.ended")
@@ -383,18 +357,16 @@ def end(session: Session, order_ids: Sequence[int], now: datetime) -> None:
 def refund(session: Session, postings: Sequence[Posting], now: datetime) -> None:
     """Book money that came back after it was settled."""
     session.execute(
-        text(
-            """
+        """
             INSERT INTO wallet_entries
                    (account, order_id, attempt_id, kind, amount_mills, at, reason)
             SELECT s.account, s.order_id, s.attempt_id, 'refund',
-                   coalesce(p.amount, s.amount_mills), :now, p.reason
-              FROM unnest(CAST(:ids AS bigint[]), CAST(:amounts AS bigint[]),
-                          CAST(:reasons AS text[])) AS p(order_id, amount, reason)
+                   coalesce(p.amount, s.amount_mills), %(now)s, p.reason
+              FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(amounts)s AS bigint[]),
+                          CAST(%(reasons)s AS text[])) AS p(order_id, amount, reason)
               JOIN wallet_entries s ON s.order_id = p.order_id AND s.kind = 'settle'
             ON CONFLICT (attempt_id, kind) DO NOTHING
-            """
-        ),
+            """,
         {
             "ids": [p.order_id for p in postings],
             "amounts": [p.amount_mills for p in postings],
@@ -413,17 +385,15 @@ def accounts_to_read(
     `debited_at_end` are those whose provider takes the money when an order ends.
     """
     rows = session.execute(
-        text(
-            """
+        """
             SELECT DISTINCT account FROM attempts
              WHERE (absorbed_at IS NULL OR hold_closed_at IS NULL)
-               AND (ended_at + :lag <= :now
-                    OR (absorbed_at IS NULL AND account <> ALL(:debited_at_end)
-                        AND confirmed_at + :lag <= :now))
+               AND (ended_at + %(lag)s <= %(now)s
+                    OR (absorbed_at IS NULL AND account <> ALL(%(debited_at_end)s)
+                        AND confirmed_at + %(lag)s <= %(now)s))
                AND NOT EXISTS (SELECT 1 FROM accounts a
-                                WHERE a.name = account AND a.paused_until > :now)
-            """
-        ),
+                                WHERE a.name = account AND a.paused_until > %(now)s)
+            """,
         {"now": now, "lag": lag, "debited_at_end": list(debited_at_end)},
     )
     return [row.account for row in rows]

@@ -6,18 +6,16 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import text
-from sqlmodel import Session, col, select
 
 from fulfillment import states
 from fulfillment.log import get_logger
 from fulfillment.store import outbox
+from fulfillment.store.engine import Session
 from fulfillment.store.models import ORDER_COLUMNS, Move, Order, columns
 from fulfillment.store.views import Entry, order_fields, timeline_entry
 from schemas.enums import OrderStatus, Source
 from schemas.messages import ORDER_UPDATED
 from schemas.orders import OrderView
-from schemas.tables import AccountRow, OrderEventRow, OrderRow
 
 log = get_logger(__name__)
 
@@ -67,10 +65,9 @@ _VISIBLE = frozenset(
 
 # One statement for a whole batch. Rows are locked in the order of their ids, so that two batches
 # that share orders cannot deadlock; the guard on `status` and `claim` lets one writer win.
-_APPLY = text(
-    f"""
+_APPLY = f"""
     WITH moves AS (
-        SELECT * FROM jsonb_to_recordset(CAST(:moves AS jsonb)) AS m(
+        SELECT * FROM jsonb_to_recordset(CAST(%(moves)s AS jsonb)) AS m(
             id bigint, source text, target text, by text, note text, claim text,
             changes jsonb, due jsonb)
     ), locked AS (
@@ -79,7 +76,7 @@ _APPLY = text(
          ORDER BY o.id FOR UPDATE OF o
     ), moved AS (
         UPDATE orders o
-           SET status = m.target, sequence = o.sequence + 1, updated_at = :now,
+           SET status = m.target, sequence = o.sequence + 1, updated_at = %(now)s,
                ({", ".join(_SETTABLE)}) = (
                    SELECT {", ".join(f"r.{name}" for name in _SETTABLE)}
                      FROM jsonb_populate_record(o, m.changes || m.due) r)
@@ -90,15 +87,14 @@ _APPLY = text(
     ), logged AS (
         INSERT INTO order_events
                (order_id, sequence, at, source, from_status, to_status, note, changes)
-        SELECT id, sequence, :now, by, source, status, note, changes FROM moved
+        SELECT id, sequence, %(now)s, by, source, status, note, changes FROM moved
     )
     SELECT {columns(ORDER_COLUMNS)} FROM moved ORDER BY id
     """  # noqa: S608 - the names are the constants above
-)
 
-_READ = f"SELECT {columns(ORDER_COLUMNS)} FROM orders WHERE id = ANY(:ids) ORDER BY id"  # noqa: S608
-_GET, _LOCK = text(_READ), text(_READ + " FOR UPDATE")
-_ORDER = tuple(getattr(OrderRow, name) for name in ORDER_COLUMNS)
+_READ = f"SELECT {columns(ORDER_COLUMNS)} FROM orders WHERE id = ANY(%(ids)s) ORDER BY id"  # noqa: S608
+_GET, _LOCK = (_READ), (_READ + " FOR UPDATE")
+_FIND = f"SELECT {columns(ORDER_COLUMNS)} FROM orders WHERE external_id = ANY(%(ids)s)"  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +115,14 @@ class NewOrder:
 
 # Numbered in the order of arrival, but inserted in the order of the store's ids: two calls that
 # share checkouts in another order would each wait for the other's row.
-_INSERT = text(
-    f"""
+_INSERT = f"""
     WITH new AS (
         SELECT * FROM unnest(
-            CAST(:external_ids AS text[]), CAST(:accounts AS text[]), CAST(:routes AS text[]),
-            CAST(:fallbacks AS jsonb[]), CAST(:fingerprints AS text[]),
-            CAST(:items AS text[]), CAST(:names AS text[]), CAST(:prices AS bigint[]),
-            CAST(:trade_urls AS bytea[]), CAST(:submit_bys AS timestamptz[])
+            CAST(%(external_ids)s AS text[]), CAST(%(accounts)s AS text[]),
+            CAST(%(routes)s AS text[]), CAST(%(fallbacks)s AS jsonb[]),
+            CAST(%(fingerprints)s AS text[]),
+            CAST(%(items)s AS text[]), CAST(%(names)s AS text[]), CAST(%(prices)s AS bigint[]),
+            CAST(%(trade_urls)s AS bytea[]), CAST(%(submit_bys)s AS timestamptz[])
         ) WITH ORDINALITY AS n(
             external_id, account, route, fallbacks, fingerprint, catalog_item_id,
             market_hash_name, expected_price_cents, trade_url_sealed, submit_by, place)
@@ -140,14 +136,14 @@ _INSERT = text(
             overdue, polls, sequence, next_attempt_at, created_at, updated_at)
         SELECT id, external_id, account, route, fallbacks, fingerprint, catalog_item_id,
                market_hash_name, expected_price_cents, trade_url_sealed, submit_by, 'received',
-               false, 0, 1, :now, :now, :now
+               false, 0, 1, %(now)s, %(now)s, %(now)s
           FROM numbered ORDER BY external_id, place
         ON CONFLICT (external_id) DO NOTHING
         RETURNING {columns(ORDER_COLUMNS)}
     ), logged AS (
         INSERT INTO order_events
                (order_id, sequence, at, source, from_status, to_status, note, changes)
-        SELECT id, 1, :now, 'intake', NULL, 'received', 'checkout received',
+        SELECT id, 1, %(now)s, 'intake', NULL, 'received', 'checkout received',
                jsonb_build_object(
                    'external_id', external_id, 'account', account,
                    'route', route, 'fallbacks', fallbacks, 'between_attempts', false,
@@ -157,7 +153,6 @@ _INSERT = text(
     )
     SELECT {columns(ORDER_COLUMNS)} FROM inserted ORDER BY id
     """  # noqa: S608 - the names are constants
-)
 
 
 def insert(session: Session, new: Sequence[NewOrder], now: datetime) -> list[Order]:
@@ -248,12 +243,10 @@ def _encode(moves: Iterable[Move]) -> str:
 
 def set_due(session: Session, order_ids: Sequence[int], **due: Any) -> None:
     """Set due times of orders; these are no events."""
-    names = ", ".join(f"{name} = :{name}" for name in due if name in _SETTABLE)
+    names = ", ".join(f"{name} = %({name})s" for name in due if name in _SETTABLE)
     session.execute(
-        text(
-            f"UPDATE orders SET {names} WHERE id IN ("  # noqa: S608 - checked names
-            "SELECT id FROM orders WHERE id = ANY(:ids) ORDER BY id FOR UPDATE)"
-        ),
+        f"UPDATE orders SET {names} WHERE id IN ("  # noqa: S608 - checked names
+        "SELECT id FROM orders WHERE id = ANY(%(ids)s) ORDER BY id FOR UPDATE)",
         {**due, "ids": list(order_ids)},
     )
 
@@ -270,57 +263,46 @@ def lock(session: Session, order_ids: Sequence[int]) -> list[Order]:
 
 def lock_overdue(session: Session, now: datetime, limit: int) -> list[Order]:
     """Lock unclaimed orders whose time to be submitted or paid for is over, oldest first."""
-    statement = (
-        select(*_ORDER)
-        .where(
-            col(OrderRow.next_attempt_at).is_not(None),
-            col(OrderRow.status).in_(states.WAITING | {OrderStatus.RESERVED})
-            | ((col(OrderRow.status) == OrderStatus.SUBMITTING) & col(OrderRow.between_attempts)),
-            (col(OrderRow.submit_by) <= now) | (col(OrderRow.funds_deadline_at) <= now),
-            col(OrderRow.claimed_until).is_(None) | (col(OrderRow.claimed_until) <= now),
-        )
-        .order_by(col(OrderRow.id))
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return [Order.of(row) for row in session.execute(statement)]
+    statement = f"""
+        SELECT {columns(ORDER_COLUMNS)} FROM orders
+         WHERE next_attempt_at IS NOT NULL
+           AND (status = ANY(%(unsent)s) OR status = 'submitting' AND between_attempts)
+           AND (submit_by <= %(now)s OR funds_deadline_at <= %(now)s)
+           AND (claimed_until IS NULL OR claimed_until <= %(now)s)
+         ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+        """  # noqa: S608 - the names are constants
+    unsent = [*states.WAITING, OrderStatus.RESERVED]
+    parameters = {"unsent": unsent, "now": now, "limit": limit}
+    return [Order.of(row) for row in session.execute(statement, parameters)]
 
 
 def lock_routed_at_paused(session: Session, now: datetime, limit: int) -> list[Order]:
     """Lock unclaimed orders at paused accounts that another account may be tried for."""
-    paused = select(AccountRow.name).where(col(AccountRow.paused_until) > now)
-    statement = (
-        select(*_ORDER)
-        .where(
-            col(OrderRow.next_attempt_at).is_not(None),
-            col(OrderRow.status).in_(states.LOCAL),
-            col(OrderRow.submit_by) > now,
-            col(OrderRow.fallbacks) != [],
-            col(OrderRow.account).in_(paused),
-            col(OrderRow.claimed_until).is_(None) | (col(OrderRow.claimed_until) <= now),
-        )
-        .order_by(col(OrderRow.id))
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return [Order.of(row) for row in session.execute(statement)]
+    statement = f"""
+        SELECT {columns(ORDER_COLUMNS)} FROM orders
+         WHERE next_attempt_at IS NOT NULL AND status = ANY(%(local)s)
+           AND submit_by > %(now)s AND fallbacks <> '[]'
+           AND account IN (SELECT name FROM accounts WHERE paused_until > %(now)s)
+           AND (claimed_until IS NULL OR claimed_until <= %(now)s)
+         ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+        """  # noqa: S608 - the names are constants
+    parameters = {"local": list(states.LOCAL), "now": now, "limit": limit}
+    return [Order.of(row) for row in session.execute(statement, parameters)]
 
 
 def find(session: Session, external_ids: Sequence[str]) -> dict[str, Order]:
     """Read orders by the store's ids."""
-    statement = select(*_ORDER).where(col(OrderRow.external_id).in_(external_ids))
-    return {row.external_id: Order.of(row) for row in session.execute(statement)}
+    rows = session.execute(_FIND, {"ids": list(external_ids)})
+    return {order.external_id: order for order in map(Order.of, rows)}
 
 
 def find_by_reference(session: Session, account: str, reference: str) -> Order | None:
     """Read the account's order that the provider calls so; the newest, should it be two."""
-    statement = (
-        select(*_ORDER)
-        .where(OrderRow.account == account, OrderRow.provider_reference == reference)
-        .order_by(col(OrderRow.id).desc())
-        .limit(1)
+    row = session.one(
+        f"SELECT {columns(ORDER_COLUMNS)} FROM orders WHERE account = %(account)s "  # noqa: S608
+        "AND provider_reference = %(reference)s ORDER BY id DESC LIMIT 1",
+        {"account": account, "reference": reference},
     )
-    row = session.execute(statement).first()
     return Order.of(row) if row else None
 
 
@@ -332,10 +314,10 @@ def view(session: Session, external_id: str) -> OrderView | None:
 
 def views(session: Session, found: Sequence[Order]) -> list[OrderView]:
     """Show orders with their whole timelines, in the order given."""
-    events = session.exec(
-        select(OrderEventRow)
-        .where(col(OrderEventRow.order_id).in_([order.id for order in found]))
-        .order_by(col(OrderEventRow.order_id), col(OrderEventRow.sequence))
+    events = session.execute(
+        "SELECT order_id, at, source, from_status, to_status, note FROM order_events "
+        "WHERE order_id = ANY(%(ids)s) ORDER BY order_id, sequence",
+        {"ids": [order.id for order in found]},
     )
     timelines: dict[int, list[Entry]] = {order.id: [] for order in found}
     for event in events:
@@ -355,11 +337,15 @@ def page(
     limit: int = 100,
 ) -> list[Order]:
     """Read a page of orders, newest first, older than `before_id`."""
-    statement = select(*_ORDER).order_by(col(OrderRow.id).desc()).limit(limit)
-    if status is not None:
-        statement = statement.where(col(OrderRow.status) == status)
-    if account is not None:
-        statement = statement.where(col(OrderRow.account) == account)
-    if before_id is not None:
-        statement = statement.where(col(OrderRow.id) < before_id)
-    return [Order.of(row) for row in session.execute(statement)]
+    wanted = {
+        "status = %(status)s": status,
+        "account = %(account)s": account,
+        "id < %(before_id)s": before_id,
+    }
+    which = " AND ".join(name for name, value in wanted.items() if value is not None) or "true"
+    rows = session.execute(
+        f"SELECT {columns(ORDER_COLUMNS)} FROM orders WHERE {which} "  # noqa: S608 - as above
+        "ORDER BY id DESC LIMIT %(limit)s",
+        {"status": status, "account": account, "before_id": before_id, "limit": limit},
+    )
+    return [Order.of(row) for row in rows]

@@ -9,23 +9,20 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import text
-from sqlmodel import Session
 
+from fulfillment.store.engine import Session
 from fulfillment.store.models import Order
 from schemas.messages import OrderMessage
 
 # Bodies come as the lines of one text: JSON has no line break of its own, and to escape the quotes
 # of each for an array would cost more than all else here.
-_ADD = text(
-    """
+_ADD = """
     INSERT INTO outbox_messages (order_id, routing_key, body, created_at)
-    SELECT m.order_id, m.routing_key, m.body, :now
-      FROM ROWS FROM (unnest(CAST(:order_ids AS bigint[])), unnest(CAST(:keys AS text[])),
-                      string_to_table(CAST(:bodies AS text), chr(10)))
+    SELECT m.order_id, m.routing_key, m.body, %(now)s
+      FROM ROWS FROM (unnest(CAST(%(order_ids)s AS bigint[])), unnest(CAST(%(keys)s AS text[])),
+                      string_to_table(CAST(%(bodies)s AS text), chr(10)))
            AS m(order_id, routing_key, body)
     """
-)
 
 
 def add(
@@ -59,7 +56,7 @@ def add(
 def unpublished(session: Session, limit: int) -> list[tuple[int, str, str]]:
     """Give the oldest messages that wait: id, routing key, body as JSON."""
     rows = session.execute(
-        text("SELECT id, routing_key, body FROM outbox_messages ORDER BY id LIMIT :limit"),
+        "SELECT id, routing_key, body FROM outbox_messages ORDER BY id LIMIT %(limit)s",
         {"limit": limit},
     )
     return [tuple(row) for row in rows]
@@ -68,11 +65,11 @@ def unpublished(session: Session, limit: int) -> list[tuple[int, str, str]]:
 def remove_published(session: Session, message_ids: Sequence[int]) -> None:
     """Take out what the broker has confirmed; what it told of stays in the order's log."""
     session.execute(
-        text("DELETE FROM outbox_messages WHERE id = ANY(:ids)"), {"ids": list(message_ids)}
+        "DELETE FROM outbox_messages WHERE id = ANY(%(ids)s)", {"ids": list(message_ids)}
     )
 
 
 def lag(session: Session, now: datetime) -> tuple[int, timedelta]:
     """Count the messages that wait and give the age of the oldest."""
-    row = session.execute(text("SELECT count(*), min(created_at) FROM outbox_messages")).one()
+    row = session.one("SELECT count(*), min(created_at) FROM outbox_messages")
     return row[0], now - row[1] if row[1] else timedelta()

@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import text
-from sqlmodel import Session
-
 from fulfillment.store import leases
+from fulfillment.store.engine import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,26 +24,22 @@ class Gauges:
 def measure(session: Session, now: datetime, outbox_waiting: int, outbox_age: timedelta) -> Gauges:
     """Count orders by account and status, and how long the longest waiting thing is overdue."""
     counted = session.execute(
-        text("SELECT account, status, count(*) AS n FROM orders GROUP BY account, status")
-    ).all()
-    row = session.execute(
-        text(
-            """
+        "SELECT account, status, count(*) AS n FROM orders GROUP BY account, status"
+    )
+    row = session.one(
+        """
             SELECT (SELECT count(*) FROM orders WHERE status = 'sent' AND overdue) AS overdue,
                    (SELECT min(next_attempt_at) FROM orders
                      WHERE next_attempt_at IS NOT NULL) AS attempt,
                    (SELECT min(next_poll_at) FROM orders WHERE next_poll_at IS NOT NULL) AS poll
             """
-        )
-    ).one()
+    )
 
     # Without a deadline for funds it is the spend cap that an order waits for.
     capped = session.execute(
-        text(
-            "SELECT account, count(*) AS n FROM orders WHERE status = 'awaiting_funds' "
-            "AND funds_deadline_at IS NULL GROUP BY account"
-        )
-    ).all()
+        "SELECT account, count(*) AS n FROM orders WHERE status = 'awaiting_funds' "
+        "AND funds_deadline_at IS NULL GROUP BY account"
+    )
 
     def age(due: datetime | None) -> float:
         return max((now - due).total_seconds(), 0.0) if due else 0.0

@@ -7,10 +7,7 @@ turns it back.
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import text
-from sqlmodel import Session
-
-from schemas.tables import AccountSwitchRow
+from fulfillment.store.engine import Session
 
 #: Stands for every account; no account can have this name.
 ALL = "*"
@@ -37,7 +34,7 @@ class Stop:
 
 def stops(session: Session) -> dict[str, Stop]:
     """Give what is stopped now, by account or ALL."""
-    rows = session.execute(text(f"SELECT * FROM ({_NEWEST}) s WHERE is_stopped"))  # noqa: S608
+    rows = session.execute(f"SELECT * FROM ({_NEWEST}) s WHERE is_stopped")  # noqa: S608
     return {row.account: Stop(row.account, row.at, row.by, row.reason) for row in rows}
 
 
@@ -53,26 +50,28 @@ def reversals_since_turn(session: Session, account: str, since: datetime) -> int
     Locks until the transaction ends, so that of two that count at once the second sees the first.
     """
     session.execute(
-        text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"reversals:{account}"}
+        "SELECT pg_advisory_xact_lock(hashtext(%(name)s))", {"name": f"reversals:{account}"}
     )
-    row = session.execute(
-        text(
+    return int(
+        session.scalar(
             """
             SELECT count(DISTINCT o.id) FROM orders o JOIN order_events e ON e.order_id = o.id
-             WHERE o.account = :account AND o.status = 'reversed' AND o.updated_at > :since
-               AND e.to_status = 'reversed' AND e.from_status <> 'reversed' AND e.at > :since
+             WHERE o.account = %(account)s AND o.status = 'reversed' AND o.updated_at > %(since)s
+               AND e.to_status = 'reversed' AND e.from_status <> 'reversed' AND e.at > %(since)s
                AND e.at > coalesce((SELECT max(at) FROM account_switches
-                                     WHERE account = :account), '-infinity')
-            """
-        ),
-        {"account": account, "since": since},
+                                     WHERE account = %(account)s), '-infinity')
+            """,
+            {"account": account, "since": since},
+        )
     )
-    return int(row.scalar_one())
 
 
 def turn(
     session: Session, account: str, *, is_stopped: bool, by: str, reason: str, now: datetime
 ) -> None:
     """Write down a turn of the switch."""
-    row = AccountSwitchRow(account=account, is_stopped=is_stopped, at=now, by=by, reason=reason)
-    session.add(row)
+    session.execute(
+        "INSERT INTO account_switches (account, is_stopped, at, by, reason) "
+        "VALUES (%(account)s, %(is_stopped)s, %(at)s, %(by)s, %(reason)s)",
+        {"account": account, "is_stopped": is_stopped, "at": now, "by": by, "reason": reason},
+    )

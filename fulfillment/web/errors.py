@@ -3,9 +3,9 @@
 from http import HTTPStatus
 from typing import Any
 
+import psycopg
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -26,7 +26,7 @@ from schemas.orders import ReadModel
 log = get_logger(__name__)
 
 #: The database is away, not migrated, read-only or overloaded. All of it passes, so all is 503.
-DATABASE_ERRORS = (ServerUnreachable, SchemaOutdated, DBAPIError)
+DATABASE_ERRORS = (ServerUnreachable, SchemaOutdated, psycopg.Error)
 UNEXPECTED = "something went wrong here; our log says what"
 _STATUS = {
     InvalidBody: 400,  # before InvalidInput, whose kind it is
@@ -93,7 +93,7 @@ async def _answer(request: Request, error: Exception) -> Response:
         return refusal(error.status_code, error.detail, headers=dict(error.headers or {}))
     if isinstance(error, FulfillmentError) and not isinstance(error, DATABASE_ERRORS):
         return refusal(*describe(error))
-    is_odd = isinstance(error, DBAPIError)
+    is_odd = isinstance(error, psycopg.Error)
     reason = reason_of(error)
     log.error("web.database_error", path=request.url.path, reason=reason, exc_info=is_odd)
     text = "the database is not available now; sending the same again later is safe"

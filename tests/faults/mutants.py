@@ -105,10 +105,11 @@ MUTANTS = (
     Mutant(
         "claim_keeps_its_name", "I1", "a doubled step finds its batch as the first left it",
         STORE + "claims.py",
-        "            UPDATE orders SET claim = :new, claimed_until = :until WHERE id IN (\n"
-        "                SELECT id FROM orders WHERE id = ANY(:ids) AND claim = :old",
-        "            UPDATE orders SET claim = :new, claimed_until = :until WHERE id IN (\n"
-        "                SELECT id FROM orders WHERE id = ANY(:ids) AND claim IN (:old, :new)",
+        "            UPDATE orders SET claim = %(new)s, claimed_until = %(until)s WHERE id IN (\n"
+        "                SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(old)s",
+        "            UPDATE orders SET claim = %(new)s, claimed_until = %(until)s WHERE id IN (\n"
+        "                SELECT id FROM orders WHERE id = ANY(%(ids)s) "
+        "AND claim IN (%(old)s, %(new)s)",
         _integration("claims", "workers"),
     ),
     Mutant(
@@ -121,8 +122,8 @@ MUTANTS = (
     Mutant(
         "living_claim_is_taken", "I1", "what a living worker holds is handed out again",
         STORE + "claims.py",
-        "o.next_attempt_at <= :now AND (o.claimed_until IS NULL OR o.claimed_until <= :now)",
-        "o.next_attempt_at <= :now",
+        "o.next_attempt_at <= %(now)s AND (o.claimed_until IS NULL OR o.claimed_until <= %(now)s)",
+        "o.next_attempt_at <= %(now)s",
         _integration("claims", "sweep"),
     ),
     Mutant(
@@ -174,22 +175,22 @@ MUTANTS = (
     Mutant(
         "holds_are_free", "I3", "money that is held is spent again",
         STORE + "ledger.py",
-        "                 WHERE account = :account AND absorbed_at IS NULL)",
-        "                 WHERE account = :account AND absorbed_at IS NULL AND false)",
+        "                 WHERE account = %(account)s AND absorbed_at IS NULL)",
+        "                 WHERE account = %(account)s AND absorbed_at IS NULL AND false)",
         _integration("ledger", "funds"),
     ),
     Mutant(
         "figure_is_believed_at_once", "I3", "a 30 s old balance is taken for one of now",
         STORE + "ledger.py",
-        "absorbed_at IS NULL AND {debited} + :lag <= :at OR",
-        "absorbed_at IS NULL AND {debited} <= :at OR",
+        "absorbed_at IS NULL AND {debited} + %(lag)s <= %(at)s\n",
+        "absorbed_at IS NULL AND {debited} <= %(at)s\n",
         _integration("ledger", "funds"),
     ),
     Mutant(
         "failed_hold_is_free_at_once", "I3", "a failed order's money is free before it is back",
         STORE + "ledger.py",
-        "                       hold_closed_at = CASE WHEN ended_at + :lag <= :at",
-        "                       hold_closed_at = CASE WHEN ended_at <= :at",
+        "                       hold_closed_at = CASE WHEN ended_at + %(lag)s <= %(at)s",
+        "                       hold_closed_at = CASE WHEN ended_at <= %(at)s",
         _integration("ledger"),
     ),
     Mutant(
@@ -286,8 +287,8 @@ MUTANTS = (
     Mutant(
         "hold_without_its_entry", "I5", "a release has no entry in the money log",
         STORE + "ledger.py",
-        "              FROM known WHERE state = 'ended' AND hold_closed_at = :at",
-        "              FROM known WHERE state = 'ended' AND hold_closed_at > :at",
+        "              FROM known WHERE state = 'ended' AND hold_closed_at = %(at)s",
+        "              FROM known WHERE state = 'ended' AND hold_closed_at > %(at)s",
         _integration("ledger", "chain"),
     ),
     # No secret leaks
@@ -308,7 +309,7 @@ MUTANTS = (
     Mutant(
         "erased_too_early", "I6", "a trade that can still be undone has lost its trade URL",
         STORE + "erasure.py",
-        "AND coalesce(reversible_until, updated_at) <= :before\n       AND next_poll_at IS NULL",
+        "AND coalesce(reversible_until, updated_at) <= %(before)s\n       AND next_poll_at IS NULL",
         "AND true",
         _integration("erasure"),
     ),

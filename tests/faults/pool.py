@@ -12,7 +12,7 @@ from uuid import uuid4
 import psycopg
 import structlog
 from psycopg import sql
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine
 from sqlalchemy.engine import Engine, make_url
 
 from fulfillment.settings import PREFIX
@@ -44,7 +44,7 @@ def database_on(server_url: str) -> Iterator[Engine]:
         migrate(database)
         with database.transaction() as session:
             for table in TABLES.split(", "):
-                session.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = off)"))
+                session.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
         database.close()
         engine = create_engine(url, hide_parameters=True)
         yield engine

@@ -11,17 +11,15 @@ from functools import partial
 from typing import Any
 
 import psycopg
-import sqlalchemy.exc
 from psycopg.rows import dict_row
 from sqlalchemy.engine import Engine
-from sqlmodel import Session
 
 from fulfillment.broker import hint
 from fulfillment.errors import FulfillmentError, ServerUnreachable
 from fulfillment.services import intake
 from fulfillment.services.context import Context, register_accounts
 from fulfillment.settings import load_settings
-from fulfillment.store.engine import SETTING, Database
+from fulfillment.store.engine import SETTING, Database, Session
 from fulfillment.store.sealing import Seal
 from schemas import messages
 from tests.faults.bus import Bus, Message
@@ -95,19 +93,15 @@ class FaultyDatabase(Database):
             yield session
             struck = faults.strikes("connection_lost", "serialization_failure", weight=RARE)
             if struck == "connection_lost":
-                raise _failure(psycopg.OperationalError("the server closed the connection"))
+                raise psycopg.OperationalError("the server closed the connection")
             if struck == "serialization_failure":
-                raise _failure(psycopg.errors.SerializationFailure("could not serialize"))
+                raise psycopg.errors.SerializationFailure("could not serialize")
         if faults.strikes("commit_unacknowledged", weight=RARE):
             raise ServerUnreachable("PostgreSQL", SETTING, "OperationalError")
 
     def _lag(self) -> float:
         dice = self._faults.source.random()
         return 0.0 if dice < 0.93 else dice - 0.93 if dice < 0.995 else 4 * dice
-
-
-def _failure(original: psycopg.OperationalError) -> sqlalchemy.exc.OperationalError:
-    return sqlalchemy.exc.OperationalError("injected", {}, original)
 
 
 class World:

@@ -138,7 +138,7 @@ def test_a_step_takes_its_orders_over_once(context: Context) -> None:
 def test_a_step_takes_over_only_what_is_still_its_own(context: Context) -> None:
     first, second = receive(context, checkout(), checkout())
     ids = claim(context, "t/claimed")
-    rows(context, "UPDATE orders SET claim = 'x/claimed' WHERE id = :i RETURNING 1", i=first.id)
+    rows(context, "UPDATE orders SET claim = 'x/claimed' WHERE id = %(i)s RETURNING 1", i=first.id)
 
     assert take_over(context, ids, "t/claimed", "t/catalog") == [second.id]
 

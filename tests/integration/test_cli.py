@@ -12,7 +12,6 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
-from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from fulfillment.services.context import Context
@@ -59,9 +58,9 @@ def test_names_that_look_like_markup_are_shown_as_they_are(
     context: Context, environment: dict[str, str]
 ) -> None:
     placed = receive(context, *(checkout(marketHashName=name) for name in ODD_NAMES))
-    change = "UPDATE orders SET failure_code = :n, failed_by = 'us', failure_message = :n"
+    change = "UPDATE orders SET failure_code = %(n)s, failed_by = 'us', failure_message = %(n)s"
     with context.database.transaction() as session:
-        session.execute(text(change), {"n": "[/oops]"})
+        session.execute((change), {"n": "[/oops]"})
 
     shown = [run(environment, "order", order.external_id) for order in placed]
     listed = run(environment, "orders")

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import text
 
 from fulfillment.errors import ServerUnreachable, TransactionConflict
 from fulfillment.services import operations
@@ -34,10 +33,9 @@ WRITTEN = ("orders", "order_events", "attempts", "wallet_entries", "outbox_messa
 def refusing(database: Database, sqlstate: str, every: int) -> Iterator[None]:
     """Have the database undo every so manieth writing statement with this SQLSTATE."""
     with database.transaction() as session:
-        session.execute(text("CREATE SEQUENCE conflicts"))
+        session.execute("CREATE SEQUENCE conflicts")
         session.execute(
-            text(
-                f"""
+            f"""
                 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
                     IF nextval('conflicts') % {every} = 0 THEN
                         RAISE EXCEPTION 'injected' USING ERRCODE = '{sqlstate}';
@@ -45,23 +43,20 @@ def refusing(database: Database, sqlstate: str, every: int) -> Iterator[None]:
                     RETURN NULL;
                 END $$
                 """
-            )
         )
         for table in WRITTEN:
             session.execute(
-                text(
-                    f"CREATE TRIGGER refuse AFTER INSERT OR UPDATE ON {table} "
-                    "FOR EACH STATEMENT EXECUTE FUNCTION refuse()"
-                )
+                f"CREATE TRIGGER refuse AFTER INSERT OR UPDATE ON {table} "
+                "FOR EACH STATEMENT EXECUTE FUNCTION refuse()"
             )
     try:
         yield
     finally:
         with database.transaction() as session:
-            written = session.execute(text("SELECT last_value FROM conflicts")).scalar_one()
+            written = session.scalar("SELECT last_value FROM conflicts")
             assert written >= every, "nothing was undone"
-            session.execute(text("DROP FUNCTION refuse CASCADE"))
-            session.execute(text("DROP SEQUENCE conflicts"))
+            session.execute("DROP FUNCTION refuse CASCADE")
+            session.execute("DROP SEQUENCE conflicts")
 
 
 @pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
@@ -125,10 +120,10 @@ def test_a_database_that_cannot_do_its_work_now_is_one_that_is_away(
     def act() -> None:
         with context.database.transaction() as session:
             for statement in statements.split("; "):
-                session.execute(text(statement))
+                session.execute(statement)
 
     with context.database.transaction() as holder:
-        holder.execute(text("LOCK TABLE leases IN ACCESS EXCLUSIVE MODE"))
+        holder.execute("LOCK TABLE leases IN ACCESS EXCLUSIVE MODE")
         with pytest.raises(ServerUnreachable) as told:
             act()
 

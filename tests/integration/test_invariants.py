@@ -2,7 +2,6 @@
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from fulfillment.errors import ProviderOutcomeUnknown
@@ -33,8 +32,8 @@ def broken(context: Context) -> dict[str, tuple[str, ...]]:
 def falsify(context: Context, statement: str, **parameters: object) -> None:
     """Write a wrong history, past the triggers that keep logs append-only and ends final."""
     with context.database.transaction() as session:
-        session.execute(text("SET LOCAL session_replication_role = replica"))
-        session.execute(text(statement), parameters)
+        session.execute("SET LOCAL session_replication_role = replica")
+        session.execute((statement), parameters)
 
 
 @pytest.fixture
@@ -88,69 +87,73 @@ WRONG: list[tuple[str, str, str]] = [
         "final_order_open_hold",
         "completed",
         "UPDATE attempts SET hold_closed_at = NULL, ended_at = now() - interval '1 day' "
-        "WHERE order_id = :id",
+        "WHERE order_id = %(id)s",
     ),
     (
         "final_order_open_attempt",
         "failed",
-        "UPDATE attempts SET state = 'sending' WHERE order_id = :id",
+        "UPDATE attempts SET state = 'sending' WHERE order_id = %(id)s",
     ),
-    ("under_way_without_hold", "sent", "DELETE FROM attempts WHERE order_id = :id"),
-    ("nothing_due", "sent", "UPDATE orders SET next_poll_at = NULL WHERE id = :id"),
-    ("nothing_due", "sent", "UPDATE orders SET next_watch_at = NULL WHERE id = :id"),
-    ("nothing_due", "waiting", "UPDATE orders SET next_attempt_at = NULL WHERE id = :id"),
+    ("under_way_without_hold", "sent", "DELETE FROM attempts WHERE order_id = %(id)s"),
+    ("nothing_due", "sent", "UPDATE orders SET next_poll_at = NULL WHERE id = %(id)s"),
+    ("nothing_due", "sent", "UPDATE orders SET next_watch_at = NULL WHERE id = %(id)s"),
+    ("nothing_due", "waiting", "UPDATE orders SET next_attempt_at = NULL WHERE id = %(id)s"),
     (
         "past_its_time",
         "sent",
-        "UPDATE orders SET next_poll_at = next_poll_at - interval '1 hour' WHERE id = :id",
+        "UPDATE orders SET next_poll_at = next_poll_at - interval '1 hour' WHERE id = %(id)s",
     ),
     (
         "past_its_time",
         "waiting",
-        "UPDATE orders SET submit_by = submit_by - interval '2 hours' WHERE id = :id",
+        "UPDATE orders SET submit_by = submit_by - interval '2 hours' WHERE id = %(id)s",
     ),
     (
         "past_its_time",
         "unknown",
         "WITH a AS (UPDATE attempts SET unknown_since = now() - interval '1 day' "
-        "WHERE order_id = :id) "
-        "UPDATE orders SET submit_by = now() - interval '1 day' WHERE id = :id",
+        "WHERE order_id = %(id)s) "
+        "UPDATE orders SET submit_by = now() - interval '1 day' WHERE id = %(id)s",
     ),
     (
         "past_its_time",
         "sent",
-        "UPDATE orders SET trade_deadline_at = now() - interval '1 day' WHERE id = :id",
+        "UPDATE orders SET trade_deadline_at = now() - interval '1 day' WHERE id = %(id)s",
     ),
     (
         "inbox_waits",
         "completed",
         "INSERT INTO webhook_deliveries "
         "(account, order_id, digest, received_at, next_apply_at, outcome) "
-        "VALUES ('main', :id, 'd', now(), now() - interval '1 hour', '')",
+        "VALUES ('main', %(id)s, 'd', now(), now() - interval '1 hour', '')",
     ),
     (
         "not_erased",
         "failed",
-        "UPDATE orders SET updated_at = now() - interval '32 days' WHERE id = :id",
+        "UPDATE orders SET updated_at = now() - interval '32 days' WHERE id = %(id)s",
     ),
     (
         "several_live_attempts",
         "completed",
         "INSERT INTO attempts "
         "(order_id, account, external_id, state, hold_mills, posts, created_at) "
-        "VALUES (:id, 'other', 'x', 'accepted', 1, 1, now())",
+        "VALUES (%(id)s, 'other', 'x', 'accepted', 1, 1, now())",
     ),
     (
         "delivery_not_watched",
         "completed",
-        "UPDATE orders SET next_poll_at = NULL WHERE id = :id",
+        "UPDATE orders SET next_poll_at = NULL WHERE id = %(id)s",
     ),
-    ("log_is_whole", "completed", "DELETE FROM order_events WHERE order_id = :id AND sequence = 3"),
-    ("log_is_whole", "completed", "DELETE FROM order_events WHERE order_id = :id"),
     (
         "log_is_whole",
         "completed",
-        "UPDATE order_events SET to_status = 'expired' WHERE order_id = :id AND sequence = 3",
+        "DELETE FROM order_events WHERE order_id = %(id)s AND sequence = 3",
+    ),
+    ("log_is_whole", "completed", "DELETE FROM order_events WHERE order_id = %(id)s"),
+    (
+        "log_is_whole",
+        "completed",
+        "UPDATE order_events SET to_status = 'expired' WHERE order_id = %(id)s AND sequence = 3",
     ),
     (
         "log_is_whole",
@@ -158,40 +161,40 @@ WRONG: list[tuple[str, str, str]] = [
         "WITH e AS (INSERT INTO order_events "
         "(order_id, sequence, at, source, from_status, to_status, note, changes) "
         "SELECT id, sequence + 1, now(), 'poll', 'failed', 'completed', '', '{}' "
-        "FROM orders WHERE id = :id) "
-        "UPDATE orders SET status = 'completed', sequence = sequence + 1 WHERE id = :id",
+        "FROM orders WHERE id = %(id)s) "
+        "UPDATE orders SET status = 'completed', sequence = sequence + 1 WHERE id = %(id)s",
     ),
     (
         "log_rebuilds_row",
         "completed",
-        "UPDATE orders SET charged_mills = charged_mills + 1 WHERE id = :id",
+        "UPDATE orders SET charged_mills = charged_mills + 1 WHERE id = %(id)s",
     ),
-    ("log_rebuilds_row", "sent", "UPDATE orders SET status = 'pending' WHERE id = :id"),
-    ("log_rebuilds_row", "sent", "UPDATE orders SET overdue = true WHERE id = :id"),
+    ("log_rebuilds_row", "sent", "UPDATE orders SET status = 'pending' WHERE id = %(id)s"),
+    ("log_rebuilds_row", "sent", "UPDATE orders SET overdue = true WHERE id = %(id)s"),
     (
         "log_rebuilds_row",
         "refused",
-        "UPDATE order_events SET changes = '{}' WHERE order_id = :id AND sequence = 1",
+        "UPDATE order_events SET changes = '{}' WHERE order_id = %(id)s AND sequence = 1",
     ),
     (
         "money_is_explained",
         "completed",
-        "DELETE FROM wallet_entries WHERE order_id = :id AND kind = 'settle'",
+        "DELETE FROM wallet_entries WHERE order_id = %(id)s AND kind = 'settle'",
     ),
     (
         "money_is_explained",
         "sent",
-        "UPDATE wallet_entries SET amount_mills = 1 WHERE order_id = :id",
+        "UPDATE wallet_entries SET amount_mills = 1 WHERE order_id = %(id)s",
     ),
     (
         "money_is_explained",
         "sent",
-        f"{BOOK} 'release', hold_mills, now(), '' FROM attempts WHERE order_id = :id",
+        f"{BOOK} 'release', hold_mills, now(), '' FROM attempts WHERE order_id = %(id)s",
     ),
     (
         "money_is_explained",
         "completed",
-        f"{BOOK} 'refund', hold_mills + 1, now(), '' FROM attempts WHERE order_id = :id",
+        f"{BOOK} 'refund', hold_mills + 1, now(), '' FROM attempts WHERE order_id = %(id)s",
     ),
 ]
 
@@ -210,7 +213,7 @@ def test_holds_beyond_the_figure_are_found_with_their_account(
 ) -> None:
     falsify(
         context,
-        "UPDATE attempts SET sending_at = NULL, absorbed_at = NULL WHERE order_id = :id",
+        "UPDATE attempts SET sending_at = NULL, absorbed_at = NULL WHERE order_id = %(id)s",
         id=ends["sent"].id,
     )
 
@@ -240,7 +243,9 @@ def test_the_periodic_check_comes_to_every_order_and_stays_until_it_is_mended(
     monkeypatch.setattr(invariants, "_SLICE", 2)
     wrong = ends["completed"]  # the oldest: the newest two are not it
     falsify(
-        context, "UPDATE orders SET charged_mills = charged_mills + 1 WHERE id = :id", id=wrong.id
+        context,
+        "UPDATE orders SET charged_mills = charged_mills + 1 WHERE id = %(id)s",
+        id=wrong.id,
     )
     counts = []
     with capture_logs() as logs:
@@ -250,7 +255,9 @@ def test_the_periodic_check_comes_to_every_order_and_stays_until_it_is_mended(
             counts.append(invariants.last_counts(context)["log_rebuilds_row"])
 
     falsify(
-        context, "UPDATE orders SET charged_mills = charged_mills - 1 WHERE id = :id", id=wrong.id
+        context,
+        "UPDATE orders SET charged_mills = charged_mills - 1 WHERE id = %(id)s",
+        id=wrong.id,
     )
     clock.advance(60)
     invariants.check(context)
@@ -264,7 +271,7 @@ def test_the_periodic_check_comes_to_every_order_and_stays_until_it_is_mended(
 def test_the_doctor_names_what_is_broken_and_the_key_that_is_missing(
     context: Context, ends: dict[str, Order]
 ) -> None:
-    falsify(context, "UPDATE orders SET next_poll_at = NULL WHERE id = :id", id=ends["sent"].id)
+    falsify(context, "UPDATE orders SET next_poll_at = NULL WHERE id = %(id)s", id=ends["sent"].id)
     invariants.check(context)
     other_keys = {"encryption_keys": SecretStr(f"other:{generate_key()}")}
 
@@ -276,7 +283,7 @@ def test_the_doctor_names_what_is_broken_and_the_key_that_is_missing(
 
 
 def test_a_second_beat_checks_nothing_twice(context: Context, ends: dict[str, Order]) -> None:
-    falsify(context, "UPDATE orders SET next_poll_at = NULL WHERE id = :id", id=ends["sent"].id)
+    falsify(context, "UPDATE orders SET next_poll_at = NULL WHERE id = %(id)s", id=ends["sent"].id)
 
     assert invariants.check(context)
     assert invariants.check(context) == []

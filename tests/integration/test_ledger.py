@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from datetime import timedelta
 
+import psycopg
 import pytest
-from sqlalchemy.exc import IntegrityError
 
 from fulfillment.services import funds, operations
 from fulfillment.services.context import Context
@@ -108,7 +108,7 @@ def test_a_figure_writes_no_hold_that_an_earlier_figure_told_of(
     for _ in range(2):
         clock.advance(LAG_S)
         wallet.figure(BALANCE)
-        query = "SELECT xmin::text AS version FROM attempts WHERE order_id = :id"
+        query = "SELECT xmin::text AS version FROM attempts WHERE order_id = %(id)s"
         versions += rows(wallet.context, query, id=order.id)
 
     assert versions[0] == versions[1]
@@ -311,7 +311,7 @@ def test_nothing_is_refunded_that_was_never_charged(wallet: Wallet) -> None:
 def test_an_order_has_at_most_one_open_hold(wallet: Wallet) -> None:
     order = wallet.hold()
 
-    with pytest.raises(IntegrityError, match="uq_attempts_open"):
+    with pytest.raises(psycopg.IntegrityError, match="uq_attempts_open"):
         wallet.hold_for(order, name="other")
 
 
@@ -319,7 +319,7 @@ def test_an_id_is_bought_once_at_an_account_even_after_it_failed(wallet: Wallet)
     order = wallet.hold()
     wallet.refuse(order)
 
-    with pytest.raises(IntegrityError, match="attempts_account_external_id"):
+    with pytest.raises(psycopg.IntegrityError, match="attempts_account_external_id"):
         wallet.hold_for(order)
 
 
@@ -371,7 +371,7 @@ def test_the_money_log_cannot_be_rewritten(wallet: Wallet) -> None:
     with pytest.raises(Exception, match="append-only"):
         rows(
             wallet.context,
-            "UPDATE wallet_entries SET amount_mills = 0 WHERE order_id = :id RETURNING id",
+            "UPDATE wallet_entries SET amount_mills = 0 WHERE order_id = %(id)s RETURNING id",
             id=order.id,
         )
 

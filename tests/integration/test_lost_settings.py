@@ -142,7 +142,7 @@ def test_a_report_that_another_version_stored_is_asked_for_instead(
         _deliver(context, provider, order, "main")
     rows(
         context,
-        "UPDATE webhook_deliveries SET report = CAST(:report AS jsonb) WHERE order_id = :id "
+        "UPDATE webhook_deliveries SET report = CAST(%(report)s AS jsonb) WHERE order_id = %(id)s "
         "RETURNING 1",
         report=msgspec.json.encode({"of": "another version"}).decode(),
         id=odd.id,

@@ -136,7 +136,7 @@ def test_the_intent_is_committed_before_the_first_byte_leaves(
     def look(fields: dict[str, Any]) -> None:
         query = (
             "SELECT o.status, a.state, a.body_sealed IS NOT NULL AS has_body FROM orders o "
-            "JOIN attempts a ON a.order_id = o.id WHERE o.external_id = :name"
+            "JOIN attempts a ON a.order_id = o.id WHERE o.external_id = %(name)s"
         )
         (row,) = rows(context, query, name=fields["external_id"])
         seen.append((row["status"], row["state"], row["has_body"]))

@@ -104,7 +104,7 @@ def test_unknown_outcomes_are_resolved_before_new_orders_are_bought(
 
 
 def _leave_budget(context: Context, requests: int) -> None:
-    query = "UPDATE accounts SET budget = :n, poll_budget = 0, budget_at = :now RETURNING 1"
+    query = "UPDATE accounts SET budget = %(n)s, poll_budget = 0, budget_at = %(now)s RETURNING 1"
     rows(context, query, n=requests, now=context.now())
 
 
@@ -258,14 +258,14 @@ def test_the_question_at_a_deadline_is_not_behind_routine(
         clock.advance(20)
     rows(
         context,
-        "UPDATE orders SET trade_deadline_at = :now, next_poll_at = :now "
-        "WHERE id = :id RETURNING 1",
+        "UPDATE orders SET trade_deadline_at = %(now)s, next_poll_at = %(now)s "
+        "WHERE id = %(id)s RETURNING 1",
         now=clock.now(),
         id=last.id,
     )
     rows(
         context,
-        "UPDATE orders SET next_poll_at = :at WHERE id <> :id RETURNING 1",
+        "UPDATE orders SET next_poll_at = %(at)s WHERE id <> %(id)s RETURNING 1",
         at=clock.now() - timedelta(minutes=5),
         id=last.id,
     )

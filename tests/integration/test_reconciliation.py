@@ -344,7 +344,7 @@ def test_reconcile_makes_everything_under_way_due_now(
 def in_review(context: Context) -> Order:
     """Give an order of which nobody knows whether it was bought."""
     order = accepted(context)
-    update = "UPDATE orders SET status = 'needs_review' WHERE id = :id RETURNING 1"
+    update = "UPDATE orders SET status = 'needs_review' WHERE id = %(id)s RETURNING 1"
     rows(context, update, id=order.id)
     rows(context, "UPDATE attempts SET state = 'sending', confirmed_at = NULL RETURNING 1")
     return again(context, order)

@@ -153,13 +153,13 @@ def mall(
 
 def attempts(context: Context, order: Order) -> list[tuple[str, str, bool]]:
     """Give the order's attempts, oldest first: account, state, whether money is held."""
-    query = "SELECT * FROM attempts WHERE order_id = :id ORDER BY id"
+    query = "SELECT * FROM attempts WHERE order_id = %(id)s ORDER BY id"
     found = rows(context, query, id=order.id)
     return [(row["account"], row["state"], row["hold_closed_at"] is None) for row in found]
 
 
 def money(context: Context, order: Order) -> list[tuple[str, str]]:
-    query = "SELECT account, kind FROM wallet_entries WHERE order_id = :id ORDER BY id"
+    query = "SELECT account, kind FROM wallet_entries WHERE order_id = %(id)s ORDER BY id"
     return [(row["account"], row["kind"]) for row in rows(context, query, id=order.id)]
 
 

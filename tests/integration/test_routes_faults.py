@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 
 from fulfillment.errors import ProviderNotReached, ProviderOutcomeUnknown, ProviderRefused
 from fulfillment.providers.base import AfterUnknown
@@ -55,7 +54,7 @@ def routed(context: Context, **overrides: Any) -> Order:
 
 
 def states(context: Context, order: Order) -> list[tuple[str, str]]:
-    query = "SELECT account, state FROM attempts WHERE order_id = :id ORDER BY id"
+    query = "SELECT account, state FROM attempts WHERE order_id = %(id)s ORDER BY id"
     return [(row["account"], row["state"]) for row in rows(context, query, id=order.id)]
 
 
@@ -264,7 +263,7 @@ def test_a_delivery_is_booked_at_the_account_that_made_it(
     clock.advance(60)
     run_ticks(context)
 
-    query = "SELECT account, kind FROM wallet_entries WHERE order_id = :id ORDER BY id"
+    query = "SELECT account, kind FROM wallet_entries WHERE order_id = %(id)s ORDER BY id"
     booked = [(row["account"], row["kind"]) for row in rows(context, query, id=order.id)]
     assert booked == [
         ("main", "hold"),
@@ -325,9 +324,9 @@ def test_code_of_before_goes_on_to_insert_and_read_orders(context: Context) -> N
             "status, overdue, polls, sequence, created_at, updated_at"
         )
         session.execute(
-            text(
+            (
                 f"INSERT INTO orders ({columns}) SELECT 'old', "
-                f"{columns.removeprefix('external_id, ')} FROM orders WHERE id = :id"
+                f"{columns.removeprefix('external_id, ')} FROM orders WHERE id = %(id)s"
             ),
             {"id": order.id},
         )

@@ -198,7 +198,7 @@ def test_orders_of_an_account_that_is_no_longer_configured_wait_and_stop_nobody(
     context: Context, provider: FakeProvider, clock: FakeClock
 ) -> None:
     orphan, order = receive(context, checkout(), checkout())
-    update = "UPDATE orders SET account = 'removed' WHERE id = :id RETURNING 1"
+    update = "UPDATE orders SET account = 'removed' WHERE id = %(id)s RETURNING 1"
     rows(context, update, id=orphan.id)
 
     for _ in range(3):
@@ -215,7 +215,7 @@ def test_an_order_that_waits_at_a_provider_that_is_away_ends_too_late(
     order = receive_one(context)
     rows(
         context,
-        "UPDATE accounts SET paused_until = :until RETURNING 1",
+        "UPDATE accounts SET paused_until = %(until)s RETURNING 1",
         until=context.now().replace(year=2099),
     )
 
@@ -235,7 +235,7 @@ def test_a_reserved_order_at_a_provider_that_is_away_ends_too_late_and_frees_its
     funds.check_wallet(context, batch)
     rows(
         context,
-        "UPDATE accounts SET paused_until = :until RETURNING 1",
+        "UPDATE accounts SET paused_until = %(until)s RETURNING 1",
         until=context.now().replace(year=2099),
     )
 

@@ -305,7 +305,7 @@ def test_a_delivery_whose_worker_died_is_applied_after_the_lease(
     shop: Context, order: Order, clock: FakeClock
 ) -> None:
     send(shop, body_of(order, "completed"))
-    claimed = "UPDATE webhook_deliveries SET next_apply_at = :until RETURNING 1"
+    claimed = "UPDATE webhook_deliveries SET next_apply_at = %(until)s RETURNING 1"
     rows(shop, claimed, until=shop.now() + timedelta(seconds=30))
     webhooks.apply_deliveries(shop)
     while_claimed = again(shop, order).status
@@ -379,7 +379,7 @@ class Receiver:
 
 
 def status_of(context: Context, external_id: str) -> S:
-    query = "SELECT status FROM orders WHERE external_id = :name"
+    query = "SELECT status FROM orders WHERE external_id = %(name)s"
     return S(rows(context, query, name=external_id)[0]["status"])
 
 
