@@ -91,12 +91,12 @@ def draw(seed: int, kinds: tuple[str, ...] | None = None, orders: int | None = N
         settings={
             "batch_limit": source.choice((3, 8, 64)),
             "claim_lease_s": source.choice((10, 30)),
-            "await_funds_s": source.choice((60, 300, 900)),
+            "await_funds_s": source.choice((60, 120, 300)),
             "routes": {ROUTE: tuple(accounts)} if len(accounts) > 1 else {},
         },
-        faults_until=span_s + source.uniform(60, 240),
+        faults_until=span_s + source.uniform(60, 180),
         worker_slots=tuple(source.choice((1, 2, 4)) for _ in range(source.choice((1, 2, 2)))),
-        tick_s=source.choice((2.0, 5.0, 10.0)),
+        tick_s=source.choice((5.0, 10.0, 20.0)),
         is_tight=is_tight,
     )
 
