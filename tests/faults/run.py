@@ -14,7 +14,7 @@ from tests.faults.plan import NEVER, draw
 from tests.faults.world import World
 
 #: How often, in steps, what must always hold is looked at.
-_LOOK_EVERY = 150
+_LOOK_EVERY = 300
 _MOST_STEPS = 20_000
 #: The simulator's heap still moves orders when something of it is due within this time.
 _SOON_S = 7200.0
