@@ -48,7 +48,7 @@ test-fast: $(STAMP)
 
 faults: $(STAMP)
 	@$(BIN)/python -m tests.faults --seeds $(SEEDS) $(ARGS)
-	@$(if $(ARGS),,$(BIN)/python -m pytest -m long tests/faults)
+	@$(if $(ARGS),,$(BIN)/python -m pytest -m long tests/faults tests/acceptance)
 
 processes: $(STAMP)
 	@$(BIN)/python -m pytest -m long tests/faults -s $(ARGS)

@@ -64,6 +64,7 @@ def test_the_demo_ends_every_order_as_scripted_and_leaves_no_process(tmp_path: P
     assert processes_of(data_dir) == []
 
 
+@pytest.mark.long
 def test_an_interrupted_demo_ends_within_seconds_and_leaves_no_process(tmp_path: Path) -> None:
     demo = start_demo(tmp_path)
     assert demo.stdout is not None

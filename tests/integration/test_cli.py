@@ -85,14 +85,15 @@ def test_a_refused_id_that_is_no_text_is_refused_and_the_others_are_taken(
     assert len(rows(context, "SELECT 1 FROM orders")) == 2
 
 
-@pytest.mark.parametrize("process", ["worker", "web", "intake"])
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("process", "name", "value"),
     [
-        ("ACCOUNTS__MAIN__CLIENT_SECRET", ""),
-        ("ACCOUNTS__MAIN__BASE_URL", "http://user@127.0.0.1"),
-        ("ENCRYPTION_KEYS", "bad"),
-        ("ROUTES__ANY", "main,nobody"),
+        ("worker", "ACCOUNTS__MAIN__CLIENT_SECRET", ""),
+        ("worker", "ROUTES__ANY", "main,nobody"),
+        ("web", "ACCOUNTS__MAIN__BASE_URL", "http://user@127.0.0.1"),
+        ("web", "ROUTES__ANY", "main,nobody"),
+        ("intake", "ENCRYPTION_KEYS", "bad"),
+        ("intake", "ACCOUNTS__MAIN__CLIENT_SECRET", ""),
     ],
 )
 def test_no_process_starts_with_half_of_its_settings(

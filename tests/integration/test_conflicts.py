@@ -107,7 +107,7 @@ def test_of_two_that_lock_each_other_out_both_come_through(context: Context) -> 
 
 
 CANNOT = {
-    "read only": "SET TRANSACTION READ ONLY; DELETE FROM leases",
+    "read only": "SET TRANSACTION READ ONLY; DELETE FROM heartbeats",
     "a statement takes too long": "SET LOCAL statement_timeout = 1; SELECT pg_sleep(1)",
     "a lock takes too long": "SET LOCAL lock_timeout = 1; LOCK TABLE leases",
 }
