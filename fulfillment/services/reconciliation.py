@@ -5,7 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from fulfillment.crash import crash_point
-from fulfillment.errors import OverBudget, ProviderDeniesAccount, ProviderError
+from fulfillment.errors import (
+    OverBudget,
+    ProviderDeniesAccount,
+    ProviderError,
+    ProviderNotReached,
+)
 from fulfillment.log import get_logger
 from fulfillment.services import outages, pulse, schedule
 from fulfillment.services.budget import Grant
@@ -217,12 +222,23 @@ def _ask(
         else:
             asked.extend(group)
             reports.update(answer)
-    errors = [answer for answer in answers if isinstance(answer, ProviderError)]
-    # One lookup that failed is about its orders; these are about the account.
-    told = [e for e in errors if isinstance(e, ProviderDeniesAccount) or e.retry_after is not None]
-    if told:
-        outages.pause(context, account, told[0])
+    errors = [a for a in answers if isinstance(a, ProviderError) and not isinstance(a, OverBudget)]
+    told = _of_the_account(errors, is_answered=bool(asked))
+    if told is not None:
+        outages.pause(context, account, told)
     return reports, asked, unasked
+
+
+def _of_the_account(errors: Sequence[ProviderError], *, is_answered: bool) -> ProviderError | None:
+    """Give what tells that the account is to be left alone.
+
+    One lookup that failed is about its orders; several, and none that was answered, are not.
+    """
+    for error in errors:
+        if isinstance(error, ProviderDeniesAccount) or error.retry_after is not None:
+            return error
+    away = [e for e in errors if e.is_outage or isinstance(e, ProviderNotReached)]
+    return away[0] if len(away) > 1 and not is_answered else None
 
 
 def reconcile_now(context: Context, external_ids: Iterable[str] | None) -> int:

@@ -29,7 +29,7 @@ from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
 from fulfillment.services.outcomes import write_outcomes
 from fulfillment.services.unknowns import Step, next_step
-from fulfillment.store import claims, ledger, orders, switches
+from fulfillment.store import accounts, claims, ledger, orders, switches
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Posting
@@ -67,7 +67,7 @@ def submit_orders(context: Context, batch: Batch) -> bool:
     with take_over(context, batch, SUBMIT) as claim:
         if claim is None:
             return False
-        members, attempts = _read(context, claim)
+        members, attempts, has_failed = _read(context, claim)
         unknown = {id_ for id_, attempt in attempts.items() if attempt.unknown_since is not None}
         late = [o for o in members if o.id not in unknown and o.submit_by <= context.now()]
         _refuse_late(context, late, claim)
@@ -76,13 +76,14 @@ def submit_orders(context: Context, batch: Batch) -> bool:
         waiting, grants = _afford(context, batch["account"], due, attempts)
         afforded = {order.id for order in waiting}
         _put_off(context, claim, [order for order in due if order.id not in afforded])
-        _run(context, claim, waiting, attempts, grants)
+        _run(context, claim, waiting, attempts, grants, has_failed=has_failed)
         for grant in grants.values():
             grant.give_back()
     return True
 
 
-def _read(context: Context, claim: KeptClaim) -> tuple[list[Order], dict[int, Attempt]]:
+def _read(context: Context, claim: KeptClaim) -> tuple[list[Order], dict[int, Attempt], bool]:
+    """Give the claim's orders, their attempts, and whether the account failed to answer last."""
     with context.database.transaction() as session:
         members = [
             order
@@ -91,7 +92,8 @@ def _read(context: Context, claim: KeptClaim) -> tuple[list[Order], dict[int, At
             and order.status in (OrderStatus.RESERVED, OrderStatus.SUBMITTING)
             and not order.is_waiting
         ]
-        return members, ledger.attempts_of(session, [order.id for order in members])
+        attempts = ledger.attempts_of(session, [order.id for order in members])
+        return members, attempts, accounts.failures(session, claim.account) > 0
 
 
 def _afford(
@@ -150,14 +152,20 @@ def _run(
     waiting: deque[Order],
     attempts: Mapping[int, Attempt],
     grants: Mapping[Purpose, Grant],
+    *,
+    has_failed: bool,
 ) -> None:
-    """Keep up to the allowed number of requests in flight until the batch is through."""
+    """Keep up to the allowed number of requests in flight until the batch is through.
+
+    At an account that did not answer last, one goes ahead; each answer then doubles what may fly.
+    """
     limit = context.account(claim.account).max_submits_in_flight
+    allowed = 1 if has_failed else limit
     flying: dict[Future[Answer], _Task] = {}
     is_stopped = False
     with context.threads.pool(limit, "submit") as executor:
         while flying or (waiting and not is_stopped):
-            free = limit - len(flying)
+            free = allowed - len(flying)
             if waiting and free > 0 and not is_stopped:
                 group = [waiting.popleft() for _ in range(min(free, len(waiting)))]
                 for task in _begin(context, claim, group, attempts):
@@ -170,6 +178,10 @@ def _run(
             down = next((a.error for _, a in answers if _is_away(a.error)), None)
             if not is_stopped and down is not None:
                 outages.pause(context, claim.account, down)
+            elif down is None and allowed < limit:
+                if allowed == 1:
+                    outages.works(context, claim.account)
+                allowed = min(2 * allowed, limit)
             # What was not begun keeps its hold and becomes due again.
             is_stopped = is_stopped or down is not None or not claim.is_held
     _put_off(context, claim, list(waiting))

@@ -1,5 +1,6 @@
 """Workers that die, freeze, come twice or are turned away: each order is still bought once."""
 
+import threading
 from typing import Any
 
 import msgspec
@@ -8,6 +9,7 @@ import pytest
 from fulfillment.errors import (
     ProviderDeniesAccount,
     ProviderNotReached,
+    ProviderOutcomeUnknown,
 )
 from fulfillment.services import catalog as catalog_step
 from fulfillment.services import dispatch, funds, submission
@@ -25,6 +27,7 @@ from tests.support import (
     receive_one,
     rows,
     run_chain,
+    run_polls,
     run_sweep,
     run_ticks,
     submit,
@@ -210,3 +213,64 @@ def test_the_stores_id_and_the_webhooks_address_reach_the_provider_unchanged(
     sent = msgspec.json.decode(provider.bodies[0])
     assert sent["external_id"] == "Order.42_x-Y"
     assert sent["webhook_url"] == "http://127.0.0.1:9/webhooks/main"
+
+
+def test_lookups_that_are_all_unanswered_pause_the_account(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    receive(context, *(checkout() for _ in range(5)))
+    run_chain(context)
+    provider.reads_fail(ProviderNotReached("HTTP 503", is_outage=True))
+    provider.reads.clear()
+
+    for _ in range(240):
+        run_polls(context)
+        clock.advance(1)
+
+    # Without a pause there would be 240: a claim that led to nothing lasts 5 s.
+    assert 5 <= len(provider.reads) <= 60
+
+
+def test_one_lookup_that_fails_among_others_pauses_nobody(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    placed = receive(context, *(checkout() for _ in range(5)))
+    run_chain(context)
+
+    def fail_one(what: str) -> None:
+        if placed[0].external_id in what:
+            raise ProviderNotReached("a page that is no JSON", is_outage=True)
+
+    provider.on_read = fail_one
+    clock.advance(60)
+    run_polls(context)
+
+    assert rows(context, "SELECT paused_until FROM accounts") == [{"paused_until": None}]
+
+
+def test_after_an_outage_one_purchase_goes_ahead_of_the_others(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    context = make_context(provider, main={"max_submits_in_flight": 8})
+    placed = receive(context, *(checkout() for _ in range(4)))
+    for _ in placed:
+        provider.fail_purchase(ProviderOutcomeUnknown("HTTP 503", is_outage=True), is_made=True)
+    run_chain(context)
+    clock.advance(61)
+    in_flight, most_before_an_answer = list[str](), list[int]()
+    another = threading.Event()
+
+    def arrive(fields: dict[str, Any]) -> None:
+        in_flight.append(fields["external_id"])
+        if len(in_flight) == 1:
+            another.wait(0.3)  # long enough for any other that were let go with it
+            most_before_an_answer.append(len(in_flight))
+        else:
+            another.set()
+
+    provider.on_purchase = arrive
+    run_sweep(context)
+
+    assert {again(context, order).status for order in placed} == {S.ACCEPTED}
+    assert most_before_an_answer == [1]
+    assert rows(context, "SELECT failures FROM accounts") == [{"failures": 0}]
