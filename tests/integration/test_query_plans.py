@@ -1,0 +1,171 @@
+"""With many finished orders in the tables, every statement of the pipeline goes by an index.
+
+Each statement that the services run is explained, with its rows counted, and undone before it is
+run in earnest; so what a new statement costs at size is found out without a test of its own. Left
+out are the sums of `/v1/wallets` and `/metrics`, which are over all there is.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import psycopg
+import pytest
+
+from fulfillment.services import erasure, operations, webhooks
+from fulfillment.services.context import Context
+from fulfillment.store.engine import Database, Session
+from schemas.money import cents_to_mills
+from schemas.provider import ReportState, WebhookNotice
+from tests.support import (
+    PRICE_CENTS,
+    FakeClock,
+    FakeProvider,
+    again,
+    checkout,
+    receive,
+    report,
+    run_chain,
+    run_polls,
+    run_sweep,
+    run_ticks,
+)
+
+#: Orders of old times beside the few that something is done about.
+MANY = 20_000
+FEW = 8
+#: A statement may look at so many rows for each of the few.
+EACH = 40
+
+FILL = """
+WITH made AS (
+    SELECT n, now() - (n || ' minutes')::interval AS at FROM generate_series(1, %(many)s) AS n
+), filled AS (
+    INSERT INTO orders (external_id, account, fallbacks, fingerprint, catalog_item_id,
+        expected_price_cents, submit_by, status, provider_status, quoted_mills, charged_mills,
+        overdue, polls, sequence, completed_at, created_at, updated_at)
+    SELECT 'old-' || n, 'main', '[]', 'k1:x', 'item', 1000, at, 'completed', 'completed', 10000,
+        10000, false, 1, 3, at, at, at FROM made RETURNING id, external_id, created_at AS at
+), attempted AS (
+    INSERT INTO attempts (order_id, account, external_id, state, hold_mills, posts, created_at,
+        confirmed_at, ended_at, hold_closed_at, absorbed_at)
+    SELECT id, 'main', external_id, 'ended', 10000, 1, at, at, at, at, at FROM filled
+    RETURNING id, order_id, created_at AS at
+), paid AS (
+    INSERT INTO wallet_entries (account, order_id, attempt_id, kind, amount_mills, at, reason)
+    SELECT 'main', order_id, id, 'settle', 10000, at, '' FROM attempted
+), told AS (
+    INSERT INTO webhook_deliveries (account, order_id, digest, received_at, applied_at, outcome)
+    SELECT 'main', order_id, md5(order_id::text), at, at, 'applied' FROM attempted
+)
+INSERT INTO order_events (order_id, sequence, at, source, from_status, to_status, note, changes)
+SELECT order_id, s, at, 'poll', 'sent', 'completed', '', '{}'
+  FROM attempted, generate_series(1, 3) AS s
+"""
+LARGE = ("orders", "attempts", "wallet_entries", "webhook_deliveries", "order_events")
+
+
+@dataclass
+class Plans:
+    """What was found out about the statements that ran."""
+
+    seen: set[str] = field(default_factory=set)
+    scans: list[str] = field(default_factory=list)
+    touched: dict[str, int] = field(default_factory=dict)
+
+    def note(self, statement: str, node: Mapping[str, Any]) -> None:
+        """Look at one node of a plan, and at those below."""
+        table = node.get("Relation Name")
+        if table in LARGE:
+            if node["Node Type"] == "Seq Scan":
+                self.scans.append(f"{table}: {statement}")
+            left_out = node.get("Rows Removed by Filter", 0) + node.get(
+                "Rows Removed by Index Recheck", 0
+            )
+            each = node["Actual Rows"] + left_out
+            count = round(each * node["Actual Loops"])
+            self.touched[statement] = max(self.touched.get(statement, 0), count)
+        for below in node.get("Plans", ()):
+            self.note(statement, below)
+
+
+class ExplainingSession(Session):
+    """Explains each statement before it runs it."""
+
+    def __init__(self, session: Session, plans: Plans) -> None:
+        super().__init__(session.connection)
+        self._plans = plans
+
+    def execute(
+        self, statement: str, parameters: Mapping[str, Any] | None = None
+    ) -> psycopg.Cursor[Any]:
+        words = " ".join(statement.split())
+        if words.startswith(("SELECT", "UPDATE", "INSERT", "DELETE", "WITH")):
+            super().execute("SAVEPOINT before")
+            explained = super().execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
+            plan = explained.fetchall()[0][0][0]
+            super().execute("ROLLBACK TO SAVEPOINT before")
+            self._plans.seen.add(words)
+            self._plans.note(words, plan["Plan"])
+        return super().execute(statement, parameters)
+
+
+class ExplainingDatabase(Database):
+    """The same database, by sessions that explain."""
+
+    def __init__(self, database: Database, plans: Plans) -> None:
+        self.engine = database.engine
+        self._plans = plans
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        with super().transaction() as session:
+            yield ExplainingSession(session, self._plans)
+
+
+@pytest.fixture
+def plans() -> Plans:
+    return Plans()
+
+
+@pytest.fixture
+def crowded(context: Context, plans: Plans) -> Context:
+    """Give the context on tables that are full of old times."""
+    with context.database.transaction() as session:
+        session.execute(FILL, {"many": MANY})
+    with psycopg.connect(
+        context.database.engine.url.set(drivername="postgresql").render_as_string(False),
+        autocommit=True,
+    ) as connection:
+        connection.execute("VACUUM ANALYZE")
+    return replace(context, database=ExplainingDatabase(context.database, plans))
+
+
+def test_no_statement_of_the_pipeline_looks_at_what_is_over(
+    crowded: Context, plans: Plans, provider: FakeProvider, clock: FakeClock
+) -> None:
+    placed = receive(crowded, *(checkout() for _ in range(FEW)))
+    receive(crowded, checkout(expectedPrice=PRICE_CENTS - 1))
+    run_chain(crowded)
+    for order in placed[:3]:
+        said = report(ReportState.SENT, order.external_id)
+        provider.notice = WebhookNotice(order.external_id, clock.now(), said)
+        webhooks.take(crowded, "main", {}, order.external_id.encode())
+    webhooks.apply_deliveries(crowded)
+    for order in placed[3:]:
+        provider.says(
+            order.external_id, ReportState.COMPLETED, charged_mills=cents_to_mills(PRICE_CENTS)
+        )
+    clock.advance(60)
+    run_polls(crowded)
+    clock.advance(700)
+    run_ticks(crowded)
+    run_sweep(crowded)
+    operations.page(crowded, limit=FEW)
+    erasure.erase(crowded)
+    again(crowded, placed[0])
+
+    assert plans.scans == []
+    assert {s: n for s, n in plans.touched.items() if n > EACH * FEW} == {}
+    assert len(plans.seen) > 40
