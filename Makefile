@@ -40,7 +40,7 @@ up: $(STAMP)
 
 # Two processes, a file at a time: whole stacks mostly wait, and other tests run meanwhile.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 test-fast: $(STAMP)
 	@$(BIN)/python -m pytest --ignore=tests/integration --ignore=tests/acceptance \

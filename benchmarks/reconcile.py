@@ -17,7 +17,8 @@ from fulfillment.services import reconciliation
 from fulfillment.services.context import Context, register_accounts
 from fulfillment.settings import AccountSettings, Settings
 from fulfillment.store.engine import Database
-from fulfillment.store.migrate import is_current, migrate
+from fulfillment.store.migrate import migrate
+from fulfillment.store.schema import is_current
 from fulfillment.store.sealing import Seal, generate_key
 from schemas.enums import ProviderName
 from schemas.messages import POLL_DUE

@@ -29,6 +29,18 @@ ENCRYPTION_KEYS = f"test:{generate_key()}"
 #: What tests themselves are told by; everything else of the outer shell must not reach them.
 TEST_PREFIX = f"{PREFIX}TEST_"
 _MEASURED = "seconds: "
+TESTS = Path(__file__).parent
+#: Folders of tests, and files, by how long a test in them takes.
+_DURATION = ("faults", "acceptance", "integration", "contract", "unit", "test_architecture.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let a file's tests run in one process, those of the shared stack too; the longest first."""
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        group = "stack" if "stack" in names else str(item.path.relative_to(TESTS))
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: _DURATION.index(item.path.relative_to(TESTS).parts[0]))
 
 
 @pytest.fixture(autouse=True)

@@ -14,9 +14,9 @@ from fulfillment.store import (
     accounts,
     leases,
     ledger,
-    migrate,
     orders,
     outbox,
+    schema,
     statistics,
     switches,
 )
@@ -165,7 +165,7 @@ def check_readiness(context: Context) -> list[Check]:
     """Look at the database, its schema and the periodic ticks."""
     try:
         context.database.ping()
-        is_current = migrate.is_current(context.database)
+        is_current = schema.is_current(context.database)
     except FulfillmentError as error:
         return [Check("database", is_ok=False, detail=str(error))]
     checks = [

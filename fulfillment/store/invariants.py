@@ -18,7 +18,6 @@ from fulfillment.states import FINAL, FOLLOWED, TRANSITIONS, WAITING
 from fulfillment.store.engine import Session
 from schemas.enums import AttemptState as A
 from schemas.enums import OrderStatus as S
-from schemas.tables import InvariantRow
 
 
 def _words(members: Iterable[str]) -> str:
@@ -267,10 +266,19 @@ def ids_beside(session: Session, external_ids: Sequence[str], limit: int) -> lis
     return [row.id for row in rows]
 
 
-def found_before(session: Session) -> dict[str, InvariantRow]:
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the last check of an invariant found, and how far along the orders it came."""
+
+    violations: list[str]
+    after_id: int
+    checked_at: datetime
+
+
+def found_before(session: Session) -> dict[str, Finding]:
     """Give what the last checks found, by invariant."""
-    rows = session.execute("SELECT * FROM invariants")
-    return {row.name: row for row in rows}
+    rows = session.execute("SELECT name, violations, after_id, checked_at FROM invariants")
+    return {row[0]: Finding(*row[1:]) for row in rows}
 
 
 def keep(

@@ -1,17 +1,16 @@
-"""Bring the database's schema up to date, or say whether it is."""
+"""Bring the database's schema up to date."""
 
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
 from fulfillment.errors import ServerUnreachable
 from fulfillment.store.engine import SETTING, Database
 
+MIGRATIONS = Path(__file__).parent / "migrations"
 # Any number that nobody else on this database locks: only one process migrates at a time.
 _LOCK = 7_305_119_402
 
@@ -19,7 +18,7 @@ _LOCK = 7_305_119_402
 def _config(connection: Connection | None = None) -> Config:
     config = Config()
     # Alembic reads "%" as the start of a variable, and paths may have one.
-    here = str(Path(__file__).parent / "migrations").replace("%", "%%")
+    here = str(MIGRATIONS).replace("%", "%%")
     config.set_main_option("script_location", here)
     config.set_main_option("path_separator", "newline")
     config.attributes["connection"] = connection
@@ -42,10 +41,3 @@ def migrate(database: Database) -> None:
                 connection.commit()
     except OperationalError as error:
         raise ServerUnreachable("PostgreSQL", SETTING, type(error.orig).__name__) from None
-
-
-def is_current(database: Database) -> bool:
-    """Say whether the schema is the one that this code expects."""
-    head = ScriptDirectory.from_config(_config()).get_current_head()
-    with database.engine.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision() == head
