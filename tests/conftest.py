@@ -34,6 +34,7 @@ TESTS = Path(__file__).parent
 _DURATION = ("faults", "acceptance", "integration", "contract", "unit", "test_architecture.py")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let a file's tests run in one process, those of the shared stack too; the longest first."""
     for item in items:

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Iterator
 
+import httpx
 import psycopg
 import pytest
 import redis
@@ -10,7 +11,7 @@ from psycopg import sql
 from sqlalchemy.engine import make_url
 
 from fulfillment.devstack.stack import CHILDREN, StackOptions
-from tests.acceptance.driver import SPEED, Driver, running_stack
+from tests.acceptance.driver import SPEED, Driver, running_stack, until
 from tests.servers import own_vhost, server
 
 
@@ -19,7 +20,16 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     """Run the embedded stack, Flower included."""
     options = StackOptions(children=CHILDREN, simulator_speed=SPEED, report=lambda line: None)
     with running_stack(tmp_path_factory.mktemp("stack"), options) as driver:
+        # The product is ready without Flower, which only watches.
+        until("Flower", lambda: _answers(driver.stack.flower_url))
         yield driver
+
+
+def _answers(url: str) -> bool:
+    try:
+        return bool(httpx.get(url, trust_env=False).status_code)
+    except httpx.TransportError:
+        return False
 
 
 @pytest.fixture(scope="module")
