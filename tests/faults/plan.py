@@ -89,14 +89,14 @@ def draw(seed: int, kinds: tuple[str, ...] | None = None, orders: int | None = N
         options=options,
         orders=tuple(_order(source, n, named, chosen, span_s) for n in range(count)),
         settings={
-            "batch_limit": source.choice((3, 8, 64)),
+            "batch_limit": source.choice((4, 16, 64)),
             "claim_lease_s": source.choice((10, 30)),
             "await_funds_s": source.choice((60, 120, 300)),
             "routes": {ROUTE: tuple(accounts)} if len(accounts) > 1 else {},
         },
         faults_until=span_s + source.uniform(60, 180),
         worker_slots=tuple(source.choice((1, 2, 4)) for _ in range(source.choice((1, 2, 2)))),
-        tick_s=source.choice((5.0, 10.0, 20.0)),
+        tick_s=source.choice((10.0, 20.0, 40.0)),
         is_tight=is_tight,
     )
 

@@ -45,6 +45,7 @@ def database_on(server_url: str) -> Iterator[Engine]:
         with database.transaction() as session:
             for table in TABLES.split(", "):
                 session.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
+                session.execute(f"ALTER TABLE {table} SET UNLOGGED")
         database.close()
         engine = _connecting(url)
         yield engine

@@ -50,8 +50,9 @@ class Strand:
     def is_ready(self, now: float) -> bool:
         if self.process.is_dead:
             return True
-        waits = self.until is not None and not self.until()
-        return not waits and now >= max(self.due, self.process.frozen_until)
+        if now < self.due or now < self.process.frozen_until:
+            return False
+        return self.until is None or self.until()
 
     @property
     def wakes_at(self) -> float | None:
@@ -158,8 +159,9 @@ class Scheduler:
             timer = heapq.heappop(self._timers)[2]
             if not timer.is_off:
                 timer.act()
+        now = self.now
         ready: list[Strand | Callable[[], Any]] = []
-        ready += [strand for strand in self._strands if strand.is_ready(self.now)]
+        ready += [strand for strand in self._strands if strand.is_ready(now)]
         ready += others
         if not ready:
             return False

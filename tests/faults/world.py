@@ -330,11 +330,13 @@ class World:
             for account in self.accounts.values()
             if (due := account.market.timeline.next_due) is not None
         ]
-        ours = self._ours_due()
-        if ours:
-            soonest = max(now + min(ours.values()), self._last_tick + self.plan.tick_s)
-            dues.append(max(soonest, self._beat_dead_until))
         known = [due for due in dues if due is not None]
+        next_tick = max(self._last_tick + self.plan.tick_s, self._beat_dead_until)
+        ours: dict[str, float] = {}
+        if not known or min(known) >= next_tick:  # before that no tick comes, whatever is due
+            ours = self._ours_due()
+        if ours:
+            known.append(max(now + min(ours.values()), next_tick))
         if not known:
             return False
         self.true_clock.advance(max(min(known) - now, 0.001))
@@ -354,8 +356,6 @@ class World:
     def _tick(self, due: dict[str, float], passed: float) -> None:
         """Let beat send the ticks that would find something; the others would find nothing."""
         now = self.scheduler.now
-        if now < self._last_tick + self.plan.tick_s or now < self._beat_dead_until:
-            return
         names = [name for name, in_s in due.items() if in_s <= passed]
         if not names:
             return
