@@ -30,16 +30,19 @@ ENCRYPTION_KEYS = f"test:{generate_key()}"
 TEST_PREFIX = f"{PREFIX}TEST_"
 _MEASURED = "seconds: "
 TESTS = Path(__file__).parent
+#: Stacks of a session; `ground` is either of the ones that may be broken.
+_SHARED = ("stack", "ground")
 #: Folders of tests, and files, by how long a test in them takes.
 _DURATION = ("faults", "acceptance", "integration", "contract", "unit", "test_architecture.py")
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let a file's tests run in one process, those of the shared stack too; the longest first."""
+    """Let a file's tests run in one process, those of a shared stack too; the longest first."""
     for item in items:
         names = getattr(item, "fixturenames", ())
-        group = "stack" if "stack" in names else str(item.path.relative_to(TESTS))
+        shared = (name for name in _SHARED if name in names)
+        group = next(shared, str(item.path.relative_to(TESTS)))
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: _DURATION.index(item.path.relative_to(TESTS).parts[0]))
 

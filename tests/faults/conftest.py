@@ -1,14 +1,22 @@
-"""A database of the simulation's own, on the server of the other tests."""
+"""What the fault tests share: the simulation's database, and a stack that may be broken."""
 
 from collections.abc import Iterator
 
 import pytest
 from sqlalchemy.engine import Engine
 
+from tests.faults.ground import Ground, breakable
 from tests.faults.pool import database_on
 
 
 @pytest.fixture(scope="session")
 def engine(database_url: str) -> Iterator[Engine]:
     with database_on(database_url) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def redis_ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    """Run a stack on a PostgreSQL and a Redis of its own; each test leaves it healthy."""
+    with breakable(tmp_path_factory.mktemp("ground"), seed=11) as made:
         yield made

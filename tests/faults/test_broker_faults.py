@@ -17,17 +17,18 @@ from tests.servers import own_vhost
 NoteS = Callable[[str, float], None]
 
 
-@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
-def ground(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Ground]:
-    home = tmp_path_factory.mktemp("broker")
-    if request.param == "redis":
-        with breakable(home, seed=12) as made:
-            yield made
-        return
+@pytest.fixture(scope="module")
+def rabbitmq_ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    home = tmp_path_factory.mktemp("rabbitmq")
     with own_vhost() as (url, vhost), breakable(home, url, vhost=vhost, seed=13) as made:
         yield made
+
+
+@pytest.fixture(params=["redis_ground", "rabbitmq_ground"], ids=["redis", "rabbitmq"])
+def ground(request: pytest.FixtureRequest) -> Ground:
+    made = request.getfixturevalue(request.param)
+    assert isinstance(made, Ground)
+    return made
 
 
 @pytest.fixture

@@ -22,10 +22,9 @@ from tests.faults.proxy import is_commit
 NoteS = Callable[[str, float], None]
 
 
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with breakable(tmp_path_factory.mktemp("database"), seed=11) as made:
-        yield made
+@pytest.fixture
+def ground(redis_ground: Ground) -> Ground:
+    return redis_ground
 
 
 def test_an_immediate_stop_in_the_middle_of_batches_costs_a_moment(

@@ -10,16 +10,15 @@ import pytest
 
 from tests.acceptance.driver import until
 from tests.faults.brokers import OwnRedis
-from tests.faults.ground import Ground, breakable
+from tests.faults.ground import Ground
 
 NoteS = Callable[[str, float], None]
 WORKERS = ("worker-1", "worker-2")
 
 
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    with breakable(tmp_path_factory.mktemp("processes"), seed=14) as made:
-        yield made
+@pytest.fixture
+def ground(redis_ground: Ground) -> Ground:
+    return redis_ground
 
 
 @contextmanager
