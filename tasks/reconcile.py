@@ -10,10 +10,11 @@ from tasks.base import FulfillmentTask, context
 @app.task(bind=True, base=FulfillmentTask, name=messages.POLL_DUE)
 def poll_due(self: FulfillmentTask, /) -> dict[str, int]:
     """Claim the orders that are due for a poll and hand them out in batches."""
-    batches = reconciliation.poll_due(context())
-    for batch in batches:
+    claimed = 0
+    for batch in reconciliation.poll_due(context()):
         hint(messages.POLL_ORDERS, batch)
-    return {"orders": sum(len(batch["ids"]) for batch in batches)}
+        claimed += len(batch["ids"])
+    return {"orders": claimed}
 
 
 @app.task(bind=True, base=FulfillmentTask, name=messages.POLL_ORDERS)

@@ -1,7 +1,7 @@
 """Ask the provider about orders that are under way, or delivered and still reversible."""
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from fulfillment.crash import crash_point
@@ -28,7 +28,9 @@ from schemas.provider import OrderReport
 
 log = get_logger(__name__)
 
+#: So many are claimed at once, and so often by one tick.
 _CLAIM_LIMIT = 500
+_MOST_CLAIMS = 20
 _BATCH = 100
 _THREADS = 16
 #: Ticks come every two seconds.
@@ -61,22 +63,25 @@ def schedule_reconciliation(context: Context, batch: Batch) -> int:
     return len(fresh)
 
 
-def poll_due(context: Context) -> list[Batch]:
-    """Claim the orders due for a poll, within the rate budget, as batches by account."""
+def poll_due(context: Context) -> Iterator[Batch]:
+    """Claim the orders due for a poll, within the rate budget, as batches by account.
+
+    What is claimed is handed out before more is.
+    """
     now = context.now()
     # A lost message costs one interval: the claim is the due time moved on.
     until = now + timedelta(seconds=max(context.settings.poll_min_interval_s, 5.0))
     with context.database.transaction() as session:
         leases.beat(session, pulse.POLL, now)
-    batches: list[Batch] = []
     for account in context.settings.accounts:
-        members = _claim(context, account, now, until)
-        crash_point("poll.claimed", members)
-        batches.extend(
-            make_batch(account, "", members[start : start + _BATCH])
-            for start in range(0, len(members), _BATCH)
-        )
-    return batches
+        is_limited = context.account(account).requests_per_minute is not None
+        for _ in range(1 if is_limited else _MOST_CLAIMS):
+            members = _claim(context, account, now, until)
+            crash_point("poll.claimed", members)
+            for start in range(0, len(members), _BATCH):
+                yield make_batch(account, "", members[start : start + _BATCH])
+            if len(members) < _CLAIM_LIMIT:
+                break
 
 
 def _claim(context: Context, account: str, now: datetime, until: datetime) -> list[Order]:

@@ -164,9 +164,9 @@ def test_a_lost_message_costs_one_interval(
     accepted(context)
     clock.advance(31)
 
-    lost = reconciliation.poll_due(context)
+    lost = list(reconciliation.poll_due(context))
     clock.advance(31)
-    found_again = reconciliation.poll_due(context)
+    found_again = list(reconciliation.poll_due(context))
 
     assert [batch["ids"] for batch in lost] == [batch["ids"] for batch in found_again]
 
