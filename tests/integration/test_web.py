@@ -201,6 +201,24 @@ def test_hints_that_wait_are_sent_as_one_and_equal_ones_once() -> None:
     assert sum(call.count("other") for call in sent) == 1
 
 
+def test_hints_that_come_fast_go_out_together_and_the_first_at_once() -> None:
+    sent: list[tuple[Any, ...]] = []
+    hints = Hints(lambda *call: sent.append(call))
+    names = [f"o{number}" for number in range(100)]
+
+    hints("task", names[0])
+    until(lambda: sent)
+    for name in names[1:]:
+        hints("task", name)
+        time.sleep(0.002)
+
+    until(lambda: sum(len(call) - 1 for call in sent) == len(names))
+    hints.close()
+    assert sent[0] == ("task", names[0])
+    assert [name for call in sent for name in call[1:]] == names
+    assert len(sent) <= 20  # a twentieth of a second lies between two
+
+
 # Batches
 
 
