@@ -20,6 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from tests.conftest import TEST_PREFIX
 from tests.faults.mutants import MUTANTS, ROOT, Mutant
 
 STATE = ROOT / ".mutants.json"
@@ -27,6 +28,7 @@ PAPER = ROOT / "docs/reliability.md"
 BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
 #: What is asked when the tests that a mutant names have not found it: half a minute of T1.
 WIDER = ("tests/faults/test_simulation.py", "tests/integration")
+_FEW = {f"{TEST_PREFIX}SEEDS": "25"}
 LONGEST_S = 900
 #: pytest's own exit code for "some tests failed"; others say that it could not even begin.
 FAILED = 1
@@ -65,7 +67,7 @@ def catch(mutant: Mutant, *, wider: bool = True) -> str | None:
 def _run(home: Path, tests: Iterable[str]) -> str | None:
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(
-        command, cwd=home, env=os.environ | {"PYTHONPATH": str(home)}, check=False,
+        command, cwd=home, env=os.environ | {"PYTHONPATH": str(home)} | _FEW, check=False,
         capture_output=True, text=True, timeout=LONGEST_S,
     )  # fmt: skip
     if done.returncode == 0:

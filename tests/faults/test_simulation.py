@@ -5,12 +5,13 @@ import os
 import pytest
 from sqlalchemy.engine import Engine
 
+from tests.conftest import TEST_PREFIX
 from tests.faults.__main__ import Tally, corpus
 from tests.faults.kinds import KINDS
 from tests.faults.pool import run_seeds
 from tests.faults.run import FEWEST_KINDS_FIRED, Report, run_seed
 
-SEEDS = 200
+SEEDS = int(os.environ.get(f"{TEST_PREFIX}SEEDS", "200"))
 #: Run once more, in another process.
 COMPARED = (1192, 3, 6)
 FEWEST_ORDERS = 20
