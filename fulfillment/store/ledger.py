@@ -123,12 +123,16 @@ def has_figure_since_catalog(session: Session, account: str, since: datetime) ->
 
 
 def available_mills(session: Session, account: str) -> int:
-    """Give what may be committed now; nothing where no figure was ever read."""
+    """Give what may be committed now; nothing where no figure was ever read.
+
+    A charge above its hold counts in full, until a figure tells of it.
+    """
     row = session.one(
         """
             SELECT coalesce(w.figure_mills, 0) - (
-                SELECT coalesce(sum(hold_mills), 0) FROM attempts
-                 WHERE account = %(account)s AND absorbed_at IS NULL)
+                SELECT coalesce(sum(greatest(a.hold_mills, coalesce(o.charged_mills, 0))), 0)
+                  FROM attempts a JOIN orders o ON o.id = a.order_id
+                 WHERE a.account = %(account)s AND a.absorbed_at IS NULL)
               FROM wallets w WHERE w.account = %(account)s
             """,
         {"account": account},

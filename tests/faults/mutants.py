@@ -175,8 +175,8 @@ MUTANTS = (
     Mutant(
         "holds_are_free", "I3", "money that is held is spent again",
         STORE + "ledger.py",
-        "                 WHERE account = %(account)s AND absorbed_at IS NULL)",
-        "                 WHERE account = %(account)s AND absorbed_at IS NULL AND false)",
+        "                 WHERE a.account = %(account)s AND a.absorbed_at IS NULL)",
+        "                 WHERE a.account = %(account)s AND a.absorbed_at IS NULL AND false)",
         _integration("ledger", "funds"),
     ),
     Mutant(

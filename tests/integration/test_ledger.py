@@ -166,6 +166,21 @@ def test_an_attempt_that_is_not_confirmed_is_subtracted_for_ever(
     assert wallet.available == BALANCE - PRICE
 
 
+def test_a_charge_above_its_hold_is_subtracted_in_full_until_a_figure_tells_of_it(
+    wallet: Wallet, clock: FakeClock
+) -> None:
+    wallet.figure(BALANCE)
+    order = wallet.accepted()
+    charge = "UPDATE orders SET charged_mills = %(mills)s WHERE id = %(id)s RETURNING 1"
+    rows(wallet.context, charge, mills=2 * PRICE, id=order.id)
+
+    assert available(wallet.context) == BALANCE - 2 * PRICE
+
+    clock.advance(LAG_S + 1)
+    wallet.figure(BALANCE - 2 * PRICE)
+    assert available(wallet.context) == BALANCE - 2 * PRICE
+
+
 def test_a_refusal_frees_the_money_at_once(wallet: Wallet) -> None:
     wallet.figure(BALANCE)
     order = wallet.hold()
