@@ -10,6 +10,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import namedtuple_row
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import Engine, make_url
@@ -17,7 +18,12 @@ from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from fulfillment.errors import SchemaOutdated, ServerUnreachable, TransactionConflict
+from fulfillment.errors import (
+    ConfigurationError,
+    SchemaOutdated,
+    ServerUnreachable,
+    TransactionConflict,
+)
 from fulfillment.log import get_logger
 
 log = get_logger(__name__)
@@ -71,16 +77,24 @@ class Session:
 
 
 class Database:
-    """A pool of connections; create one a process, after any fork."""
+    """A pool of connections; create one a process, after any fork.
+
+    Raises ConfigurationError for an address that has options which libpq does not know.
+    """
 
     def __init__(self, url: str, *, pool_size: int = 10, statement_timeout_s: float = 20) -> None:
+        address = make_url(url)
+        try:
+            conninfo_to_dict(address.set(drivername="postgresql").render_as_string(False))
+        except psycopg.ProgrammingError:
+            raise ConfigurationError(SETTING, "expected only options that libpq knows") from None
         options = {
             "statement_timeout": round(statement_timeout_s * 1000),
             "idle_in_transaction_session_timeout": 30_000,
             "timezone": "UTC",
         }
         self.engine: Engine = create_engine(
-            make_url(url).set(drivername="postgresql+psycopg"),
+            address.set(drivername="postgresql+psycopg"),
             pool_size=pool_size,
             max_overflow=10,
             pool_timeout=10,

@@ -90,6 +90,7 @@ def test_a_refused_id_that_is_no_text_is_refused_and_the_others_are_taken(
     [
         ("worker", "ACCOUNTS__MAIN__CLIENT_SECRET", ""),
         ("worker", "ROUTES__ANY", "main,nobody"),
+        ("worker", "DATABASE_URL", "postgresql://store@127.0.0.1/orders?secret=hush"),
         ("web", "ACCOUNTS__MAIN__BASE_URL", "http://user@127.0.0.1"),
         ("web", "ROUTES__ANY", "main,nobody"),
         ("intake", "ENCRYPTION_KEYS", "bad"),
