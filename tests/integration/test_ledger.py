@@ -219,6 +219,24 @@ def test_a_failure_after_the_accept_frees_its_hold_only_at_a_later_figure(
     assert (("release", PRICE) in entries(wallet.context, order)) is is_released
 
 
+def test_a_figure_that_shows_the_debit_but_not_yet_the_refund_keeps_the_hold(
+    wallet: Wallet, clock: FakeClock
+) -> None:
+    wallet.figure(BALANCE)
+    order = wallet.accepted()
+    clock.advance(LAG_S + 5)
+    wallet.end(order)
+    clock.advance(1)
+
+    wallet.figure(BALANCE - PRICE)
+
+    assert entries(wallet.context, order) == [("hold", PRICE)]
+    clock.advance(LAG_S)
+    wallet.figure(BALANCE)
+    assert entries(wallet.context, order) == [("hold", PRICE), ("release", PRICE)]
+    assert available(wallet.context) == BALANCE
+
+
 def test_a_hold_is_released_once_however_many_figures_come(
     wallet: Wallet, clock: FakeClock
 ) -> None:

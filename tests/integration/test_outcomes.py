@@ -3,6 +3,8 @@
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from fulfillment.errors import (
     ProviderNotReached,
     ProviderOutcomeUnknown,
@@ -112,14 +114,16 @@ def test_an_unknown_outcome_of_nothing_ends_too_late_and_frees_its_money(
     assert [kind for kind, _ in entries(context, order)] == ["hold", "release"]
 
 
-def test_a_replay_sends_the_same_bytes(
-    context: Context, provider: FakeProvider, clock: FakeClock
+def test_a_replay_sends_the_same_bytes_even_where_we_would_write_others_now(
+    context: Context, provider: FakeProvider, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = receive_one(context)
     provider.fail_purchase(ProviderOutcomeUnknown("timeout"))
     run_chain(context)
 
     provider.prices[ITEM] -= 100
+    written = provider.purchase_body
+    monkeypatch.setattr(provider, "purchase_body", lambda command: written(command) + b" ")
     clock.advance(2)
     run_sweep(context)
 
