@@ -9,8 +9,10 @@ from fulfillment.errors import NotAllowedNow, ProviderDeniesAccount, ProviderNot
 from fulfillment.services import operations, reconciliation, watchdog
 from fulfillment.services.context import Context
 from fulfillment.services.operations import Resolution
+from fulfillment.services.reports import apply_reports
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
+from schemas.enums import Source
 from schemas.provider import ReportState as R
 from tests.conftest import MakeContext
 from tests.support import (
@@ -26,6 +28,7 @@ from tests.support import (
     path_of,
     receive,
     receive_one,
+    report,
     rows,
     run_chain,
     run_polls,
@@ -233,6 +236,21 @@ def test_a_reversal_on_the_seventh_day_is_recorded_and_costed(
     assert again(context, order).status is S.REVERSED
     assert [kind for kind, _ in entries(context, order)] == ["hold", "settle", *kinds]
     assert "order.needs_review" in [message["type"] for message in messages_of(context, order)]
+
+
+def test_a_delivery_that_a_webhook_told_of_is_watched_like_any_other(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = accepted(context)
+    told = report(R.COMPLETED, order.external_id, charged_mills=PRICE_MILLS)
+    with context.database.transaction() as session:
+        apply_reports(context, session, "main", {order.id: told}, Source.WEBHOOK)
+
+    clock.advance(7 * 86_400)
+    provider.says(order.external_id, R.REVERSED)
+    run_polls(context)
+
+    assert again(context, order).status is S.REVERSED
 
 
 def test_news_after_the_end_that_contradicts_it_is_an_alarm_and_moves_no_money(

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fulfillment.messaging import relay
 from fulfillment.providers.signing import hmac_hex, is_base64_of, is_hex_hmac
 
 SECRET = "cs_test_7f3a9c"
@@ -80,3 +81,12 @@ def test_base64_is_compared_as_skinslink_writes_it() -> None:
     # The same bytes with other spare bits: one signature has one spelling.
     assert not is_base64_of(signature.replace("M=", "N="), (digest,))
     assert not is_base64_of("é=", (digest,))
+
+
+def test_updates_to_the_store_are_signed_as_anybody_computes_it() -> None:
+    """The digest is the well-known one of HMAC-SHA256 under "key"."""
+    body = b"The quick brown fox jumps over the lazy dog"
+
+    signed = relay.signature("key", body)
+
+    assert signed == "f7bc83f430538424b13298e6aa6fb143ef4d59a14946175997479dbc2d1a3cd8"
