@@ -188,6 +188,8 @@ def measure_polls(bench: Bench) -> None:
 
 def _poll_all(running: Product, count: int, number: int) -> float:
     running.database.execute("UPDATE orders SET next_poll_at = now()")
+    # Of two ticks within a second the second claims nothing: here it is to be this one.
+    running.database.execute("DELETE FROM leases WHERE name LIKE 'poll:%'")
     began = time.time()
     with app.connection_for_write(running.broker.url) as connection:
         app.send_task(POLL_DUE, connection=connection)  # as if the beat had just ticked

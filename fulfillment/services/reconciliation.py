@@ -74,32 +74,42 @@ def poll_due(context: Context) -> Iterator[Batch]:
     with context.database.transaction() as session:
         leases.beat(session, pulse.POLL, now)
     for account in context.settings.accounts:
-        is_limited = context.account(account).requests_per_minute is not None
-        for _ in range(1 if is_limited else _MOST_CLAIMS):
-            members = _claim(context, account, now, until)
+        claimed = 0
+        for _ in range(_MOST_CLAIMS if _is_next(context, account, now) else 0):
+            members = _claim(context, account, until, claimed)
             crash_point("poll.claimed", members)
             for start in range(0, len(members), _BATCH):
                 yield make_batch(account, "", members[start : start + _BATCH])
+            claimed += len(members)
             if len(members) < _CLAIM_LIMIT:
                 break
 
 
-def _claim(context: Context, account: str, now: datetime, until: datetime) -> list[Order]:
-    """Claim about as many orders as may be asked about, deadlines first; others stay due."""
-    size = context.provider(account).lookup_limit
+@repeated
+def _is_next(context: Context, account: str, now: datetime) -> bool:
+    """Say whether this tick may claim the account's orders."""
     with context.database.transaction() as session:
         if accounts.paused_until(session, account, now):
-            return []
+            return False
+        if context.account(account).requests_per_minute is None:
+            return True
         # Two ticks at once would each claim what the budget lets one of them ask.
         lease, holder = f"poll:{account}", uuid.uuid4().hex
-        is_limited = context.account(account).requests_per_minute is not None
-        if is_limited and not leases.acquire(session, lease, holder, now, now + _TICK_GAP):
-            return []
+        return leases.acquire(session, lease, holder, now, now + _TICK_GAP)
+
+
+def _claim(context: Context, account: str, until: datetime, claimed: int) -> list[Order]:
+    """Claim about as many orders as may be asked about, deadlines first; others stay due.
+
+    `claimed` orders were claimed before by this tick, and are not asked about yet.
+    """
+    size = context.provider(account).lookup_limit
     members: list[Order] = []
     for purpose in (Purpose.URGENT, Purpose.POLL):
         requests = context.budget(account).left(purpose)
-        room = _CLAIM_LIMIT if requests is None else min(requests * size, _CLAIM_LIMIT)
-        members += _claim_polls(context, account, purpose, until, room)
+        room = _CLAIM_LIMIT if requests is None else min(requests * size - claimed, _CLAIM_LIMIT)
+        if room > 0:
+            members += _claim_polls(context, account, purpose, until, room)
     return members
 
 
