@@ -58,12 +58,12 @@ class Bench:
     #: Is told what is being measured.
     say: Callable[[str], None] = field(default=lambda _: None)
     prices: Path | None = None
-    _load: float = 0.0
+    #: Before the first row: later on it is mostly the benchmark's own.
+    _load: float = field(default_factory=machine.load)
 
     def begin(self, what: str) -> None:
-        """Name what comes now and note the load that it starts under."""
-        self._load = machine.load()
-        self.say(f"{what} (load {self._load:.1f})")
+        """Name what comes now."""
+        self.say(what)
 
     def brokers(self) -> list[Broker]:
         found = [self.servers.broker(name) for name in ("redis", "rabbitmq")]
@@ -83,7 +83,7 @@ class Bench:
         """Keep a row."""
         self.results.rows[key] = Row(
             key, title, unit, list(figures), baseline_name, list(baselines), goal, note,
-            round(max(self._load, machine.load()), 2), self.scale.name,
+            round(self._load, 2), self.scale.name,
         )  # fmt: skip
 
     def keep(self, name: str, values: Any) -> None:

@@ -9,7 +9,7 @@ from benchmarks.results import Results, Row, percentile
 
 DOCS = Path(__file__).parents[1] / "docs"
 #: Measured on a machine that was busy otherwise, a figure says little; the ratios say more.
-QUIET_LOAD = 1.5
+QUIET_LOAD = 2.0
 
 ORDER = (
     *("burst", "requests", "cpu", "flower", "light", "intake", "catalog", "tick", "polls"),
@@ -71,8 +71,8 @@ def _state(results: Results) -> list[str]:
     loads = [row.load for row in results.rows.values()]
     if loads and max(loads) > QUIET_LOAD:
         lines += [
-            "> **Provisional.** The machine did other work at the same time (load "
-            f"{min(loads):.1f} to {max(loads):.1f}, the higher of a row's start and end). "
+            "> **Provisional.** The machine did other work just before or at the same time (load "
+            f"average before the run {min(loads):.1f} to {max(loads):.1f}). "
             "Rates are too low, latencies and wall times too high; CPU times hold better.",
             "",
         ]
@@ -83,7 +83,7 @@ def _goals(results: Results) -> list[str]:
     lines = [
         "## Figures and goals",
         "",
-        "| what | product | baseline | ratio (range over rounds) | goal | met | load average |",
+        "| what | product | baseline | ratio (range over rounds) | goal | met | load before |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in sorted(results.rows.values(), key=lambda r: ORDER.index(r.key.partition("-")[0])):
