@@ -31,6 +31,8 @@ from schemas.enums import ProviderName
 
 ROOT = Path(__file__).parents[1]
 CLIENT_ID, CLIENT_SECRET = "bench", "bench-secret"
+#: The default of 64 is for many accounts, each of whose chains is to be quick.
+BATCH_LIMIT = 256
 PATIENCE_S = 180.0
 CHUNK = 250  # checkouts in one HTTP request of a burst
 ALL = ("web", "worker", "beat", "intake")
@@ -194,6 +196,7 @@ def product(
         "web_port": 0,
         "flower_port": 0,
         "poll_min_interval_s": 3600,
+        "batch_limit": BATCH_LIMIT,
         "accounts": {"main": account},
         **settings,
     }

@@ -162,7 +162,7 @@ class Settings(BaseSettings):
     await_funds_s: int = Field(900, ge=0)
     wallet_lag_s: float = Field(35.0, ge=0, allow_inf_nan=False)
     submit_within_s: int = Field(3600, ge=1)
-    batch_limit: int = Field(256, ge=1, le=1000)
+    batch_limit: int = Field(64, ge=1, le=1000)
     worker_threads: int = Field(16, ge=1, le=256)
     erase_after_days: int = Field(30, ge=0, le=36_500)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
