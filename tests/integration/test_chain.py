@@ -272,8 +272,9 @@ def test_a_failure_after_the_accept_is_final_and_frees_its_hold_at_a_later_figur
 
 
 def test_a_burst_is_one_batch_with_one_catalog_and_one_wallet_request(
-    simulated: Context, simulator: Simulator
+    make_context: MakeContext, simulator: Simulator
 ) -> None:
+    simulated = make_context(base_url=simulator.url)
     before = simulator.ask("GET", "/ledger")["requests"]
     placed = receive(simulated, *(simulator.checkout("webhooks_lost", i) for i in range(20)))
 
