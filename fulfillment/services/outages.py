@@ -3,7 +3,12 @@
 from datetime import datetime, timedelta
 
 from fulfillment.crash import crash_point
-from fulfillment.errors import OverBudget, ProviderDeniesAccount, ProviderError
+from fulfillment.errors import (
+    OverBudget,
+    ProviderDeniesAccount,
+    ProviderError,
+    ProviderNotReached,
+)
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
 from fulfillment.store import accounts
@@ -15,6 +20,13 @@ log = get_logger(__name__)
 _DENIED_PAUSE = timedelta(seconds=30)
 #: Whoever waits for the same date comes back in turn: up to this share later.
 _SPREAD = 0.1
+
+
+def is_away(error: ProviderError | None) -> bool:
+    """Say whether an error tells of the account and not of one order."""
+    if isinstance(error, ProviderNotReached | ProviderDeniesAccount):
+        return True
+    return error is not None and error.is_outage
 
 
 @repeated

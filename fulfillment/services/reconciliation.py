@@ -5,12 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from fulfillment.crash import crash_point
-from fulfillment.errors import (
-    OverBudget,
-    ProviderDeniesAccount,
-    ProviderError,
-    ProviderNotReached,
-)
+from fulfillment.errors import OverBudget, ProviderDeniesAccount, ProviderError
 from fulfillment.log import get_logger
 from fulfillment.services import outages, pulse, schedule
 from fulfillment.services.budget import Grant
@@ -252,7 +247,7 @@ def _of_the_account(errors: Sequence[ProviderError], *, is_answered: bool) -> Pr
     for error in errors:
         if isinstance(error, ProviderDeniesAccount) or error.retry_after is not None:
             return error
-    away = [e for e in errors if e.is_outage or isinstance(e, ProviderNotReached)]
+    away = [error for error in errors if outages.is_away(error)]
     return away[0] if len(away) > 1 and not is_answered else None
 
 

@@ -14,14 +14,11 @@ from itertools import accumulate
 from fulfillment.crash import crash_point
 from fulfillment.errors import (
     ConfigurationError,
-    ProviderDeniesAccount,
-    ProviderError,
-    ProviderNotReached,
 )
 from fulfillment.log import get_logger
 from fulfillment.providers.base import Provider
 from fulfillment.services import outages
-from fulfillment.services.answers import Answer, NotSent, Unknown, ask
+from fulfillment.services.answers import Answer, Answered, NotSent, Unknown, ask
 from fulfillment.services.brakes import STOPPED_GAP
 from fulfillment.services.budget import Grant
 from fulfillment.services.claiming import SUBMIT, KeptClaim, take_over
@@ -43,13 +40,6 @@ log = get_logger(__name__)
 
 #: How long to gather answers that come together, so that they share a transaction.
 _GROUP_S = 0.02
-
-
-def _is_away(error: ProviderError | None) -> bool:
-    """Say whether an error tells of the account and not of one order."""
-    if isinstance(error, ProviderNotReached | ProviderDeniesAccount):
-        return True
-    return error is not None and error.is_outage
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +165,11 @@ def _run(
                 continue
             answers = _collect(context, flying)
             write_outcomes(context, claim, answers)
-            down = next((a.error for _, a in answers if _is_away(a.error)), None)
+            down = next((a.error for _, a in answers if outages.is_away(a.error)), None)
             if not is_stopped and down is not None:
                 outages.pause(context, claim.account, down)
             elif down is None and allowed < limit:
-                if allowed == 1:
+                if any(isinstance(a, Answered) for _, a in answers):
                     outages.works(context, claim.account)
                 allowed = min(2 * allowed, limit)
             # What was not begun keeps its hold and becomes due again.

@@ -93,7 +93,7 @@ _APPLY = f"""
     """  # noqa: S608 - the names are the constants above
 
 _READ = f"SELECT {columns(ORDER_COLUMNS)} FROM orders WHERE id = ANY(%(ids)s) ORDER BY id"  # noqa: S608
-_GET, _LOCK = (_READ), (_READ + " FOR UPDATE")
+_GET, _LOCK = _READ, _READ + " FOR UPDATE"
 _FIND = f"SELECT {columns(ORDER_COLUMNS)} FROM orders WHERE external_id = ANY(%(ids)s)"  # noqa: S608
 
 

@@ -60,7 +60,7 @@ def test_names_that_look_like_markup_are_shown_as_they_are(
     placed = receive(context, *(checkout(marketHashName=name) for name in ODD_NAMES))
     change = "UPDATE orders SET failure_code = %(n)s, failed_by = 'us', failure_message = %(n)s"
     with context.database.transaction() as session:
-        session.execute((change), {"n": "[/oops]"})
+        session.execute(change, {"n": "[/oops]"})
 
     shown = [run(environment, "order", order.external_id) for order in placed]
     listed = run(environment, "orders")
