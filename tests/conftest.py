@@ -47,6 +47,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _DURATION.index(item.path.relative_to(TESTS).parts[0]))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse a pair of pytest and xdist that would share out tests of one group."""
+    if getattr(session.config.option, "loadgroup", False):
+        loose = [item.nodeid for item in session.items if "@" not in item.nodeid]
+        if loose:
+            raise pytest.UsageError(f"{len(loose)} tests are in no group: use an older pytest")
+
+
 @pytest.fixture(autouse=True)
 def _no_outer_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
