@@ -1,4 +1,7 @@
-"""kombu's Redis channel, but no message and no lost connection ends the process that reads it.
+"""kombu's Redis channel, but no death of a process loses a message, and no message ends a process.
+
+kombu pops a message off its queue and notes it as taken afterwards; whoever dies in between takes
+it along. A channel that consumes one queue only, as those of checkouts do, pops and notes at once.
 
 Anybody who can write to Redis can push bytes that are no message at all. kombu 5.7 has taken them
 off the queue when it finds that out, and raises whatever Python raises then.
@@ -6,15 +9,51 @@ off the queue when it finds that out, and raises whatever Python raises then.
 
 import base64
 import json
+import time
 import uuid
-from typing import Any
+from collections.abc import Iterator
+from queue import Empty
+from typing import TYPE_CHECKING, Any
 
 import redis
+from kombu import Connection, Queue
 from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
 
+from fulfillment.crash import crash_point
 from fulfillment.log import get_logger
 
 log = get_logger(__name__)
+
+#: Takes up to ARGV[2] messages off the lists from KEYS[3] on, and notes each as kombu does, in
+#: KEYS[1] with the time ARGV[1] and in KEYS[2]; gives them with their tags. Noted before they are
+#: popped: a full Redis refuses the note, and ends the script there. What is no message has no tag.
+_TAKE = """
+local function read(item)
+    local message = cjson.decode(item)
+    local tag, route = message.properties.delivery_tag, message.properties.delivery_info
+    if type(tag) ~= 'string' then error('no tag') end
+    return tag, cjson.encode(route.exchange) .. ',' .. cjson.encode(route.routing_key)
+end
+local given, taken = {}, 0
+for place = 3, #KEYS do
+    while taken < tonumber(ARGV[2]) do
+        local item = redis.call('LINDEX', KEYS[place], -1)
+        if not item then break end
+        local good, tag, route = pcall(read, item)
+        if good then
+            redis.call('ZADD', KEYS[1], ARGV[1], tag)
+            redis.call('HSET', KEYS[2], tag, '[' .. item .. ',' .. route .. ']')
+        end
+        redis.call('RPOP', KEYS[place])
+        given[#given + 1], given[#given + 2] = item, good and tag or ''
+        taken = taken + 1
+    end
+end
+return given
+"""
+#: How many messages are taken at once where nobody set a limit.
+_AT_ONCE = 100
 
 #: What kombu raises about an envelope that is none.
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError)
@@ -22,6 +61,17 @@ _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError)
 
 class SafeQoS(kombu_redis.QoS):
     """Tells of a channel that is gone by the error that consumers know how to survive."""
+
+    if TYPE_CHECKING:  # the stubs leave it out
+        channel: "SafeChannel"
+        _remove_from_indices: Any
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        if delivery_tag in self.channel.noted:
+            self.channel.noted.discard(delivery_tag)
+            virtual.QoS.append(self, message, delivery_tag)
+        else:
+            super().append(message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
         try:
@@ -40,8 +90,29 @@ class SafeChannel(kombu_redis.Channel):
     """Delivers bytes that are no message as one: whoever consumes it finds that it says nothing."""
 
     QoS = SafeQoS
+    if TYPE_CHECKING:  # the stubs leave them out
+        _q_for_pri: Any
+        _queue_bind: Any
+        _closing: bool
+        _flush_brpop_reauth: Any
+        connection_errors: tuple[type[Exception], ...]
+        qos: SafeQoS
+
     #: What BRPOP gave last: the queue's key and the item.
     _popped: Any = None
+    #: The queue whose next message is awaited, where messages are taken and noted at once.
+    _awaited: str | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: Tags of messages that are taken and noted, and not handed on yet.
+        self.noted: set[str] = set()
+
+    def bind_again(self, queue: Queue) -> None:
+        """Bind a queue to its exchange although this process knows that it is: Redis may forget."""
+        exchange = queue.exchange.name
+        kind: Any = self.typeof(exchange)
+        self._queue_bind(exchange, *kind.prepare_bind(queue.name, exchange, queue.routing_key, {}))
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         client = super()._create_client(asynchronous)  # type: ignore[misc]  # the stubs lack it
@@ -52,7 +123,22 @@ class SafeChannel(kombu_redis.Channel):
         self._popped = tuple(answer) if answer else None
         return self._popped
 
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        active = self.active_queues
+        if len(active) != 1:
+            super()._brpop_start(timeout)  # type: ignore[misc]  # the stubs lack it
+            return
+        (self._awaited,) = active
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = time.monotonic()
+        # Moved from the end of its list to the end of its list: it is waited for and stays.
+        key = self._q_for_pri(self._awaited, 0)
+        wait_s = timeout or self.brpop_timeout
+        self._in_poll.send_command("BLMOVE", key, key, "RIGHT", "RIGHT", wait_s)
+
     def _brpop_read(self, **options: Any) -> Any:
+        if self._awaited is not None:
+            return self._take()
         self._popped = None
         try:
             return super()._brpop_read(**options)  # type: ignore[misc]  # the stubs lack it
@@ -60,10 +146,55 @@ class SafeChannel(kombu_redis.Channel):
             if self._popped is None or self._is_message(self._popped[1]):
                 raise  # the consumer's own error
         queue, item = self._popped
-        name = queue.decode().rsplit(self.sep, 1)[0]
-        log.error("broker.no_message", queue=name, bytes=len(item))
-        self.connection._deliver(_envelope(name, item), name)
+        self._deliver_bytes(queue.decode().rsplit(self.sep, 1)[0], item)
         return True
+
+    def _take(self) -> bool:
+        """Take, after the wait, what there is and may be consumed; raises Empty for nothing."""
+        queue, self._awaited = self._awaited or "", None
+        connection = self.client.connection
+        try:
+            self._ask(connection, None)
+            limit = self.qos.can_consume_max_estimate()
+            limit = _AT_ONCE if limit is None else min(limit, _AT_ONCE)
+            if self._closing or not limit:
+                raise Empty
+            keys = [self._q_for_pri(queue, priority) for priority in self.priority_steps]
+            keys = [self.unacked_index_key, self.unacked_key, *keys]
+            given = self._ask(connection, ["EVAL", _TAKE, len(keys), *keys, time.time(), limit])
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+        if not given:
+            raise Empty
+        crash_point("consumer.taken")
+        pairs = list(zip(given[::2], given[1::2], strict=True))
+        self.noted = {tag.decode() for _, tag in pairs if tag}
+        for item, tag in pairs:
+            if self._is_message(item):
+                self.connection._deliver(json.loads(item), queue)
+                continue
+            if tag:
+                self.qos._remove_from_indices(tag).execute()
+            self._deliver_bytes(queue, item)
+        return True
+
+    def _ask(self, connection: Any, command: list[Any] | None) -> Any:
+        """Send a command, if any, and read an answer; only errors of the connection are raised."""
+        try:
+            if command is not None:
+                connection.send_command(*command)
+            return self.client.parse_response(connection, "EVAL")
+        except redis.ResponseError as error:  # a full Redis: nothing is taken off it meanwhile
+            connection.disconnect()
+            raise redis.ConnectionError(str(error)) from error
+        except self.connection_errors:
+            connection.disconnect()
+            raise
+
+    def _deliver_bytes(self, queue: str, item: bytes) -> None:
+        log.error("broker.no_message", queue=queue, bytes=len(item))
+        self.connection._deliver(_envelope(queue, item), queue)
 
     def _deliver_fanout_message(self, message: Any, exchange: str) -> Any:
         # Remote control and events: what is no message there is nobody's loss.
@@ -96,6 +227,13 @@ def _envelope(queue: str, body: bytes) -> dict[str, Any]:
             "delivery_info": {"exchange": "", "routing_key": queue},
         },
     }
+
+
+def open_channels(connection: Connection | None) -> Iterator[Any]:
+    """Give the Redis channels of a connection, also of one that is lost."""
+    for channel in getattr(getattr(connection, "_connection", None), "channels", ()):
+        if isinstance(channel, SafeChannel):
+            yield channel
 
 
 def install() -> None:

@@ -7,20 +7,56 @@ of some it dies, and so does the next worker that gets the message back.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from celery.bootsteps import ConsumerStep
 from celery.worker.consumer import Consumer
+from celery.worker.consumer.tasks import Tasks
 
 from celeryconfig import INTAKE
 from fulfillment.broker import PUBLISH_ERRORS
 from fulfillment.log import get_logger
 from fulfillment.messaging import dead_letters
-from fulfillment.redis_channel import SafeQoS
+from fulfillment.redis_channel import open_channels
 from fulfillment.settings import load_settings
 
 log = get_logger(__name__)
 
 
+class CheckoutTasks(ConsumerStep):
+    """Consumes the checkouts of stores in Python on a channel of their own, where that is Redis.
+
+    There a channel that has one queue loses no message when its process dies; see `redis_channel`.
+    """
+
+    requires = (Tasks,)
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        self._parent = parent
+        queues = parent.app.amqp.queues
+        on_redis = parent.app.connection_for_read().transport.driver_type == "redis"
+        self._queue = queues.consume_from.get(INTAKE) if on_redis else None
+        if self._queue is not None:
+            queues.deselect(INTAKE)
+
+    def get_consumers(self, channel: Any) -> list[Any]:
+        if self._queue is None:
+            return []
+        parent = self._parent
+        consumer = parent.app.amqp.TaskConsumer(
+            channel, queues=[self._queue], on_decode_error=parent.on_decode_error
+        )
+        consumer.on_message = parent.create_task_handler()
+        consumer.qos(prefetch_count=parent.initial_prefetch_count)
+        return [consumer]
+
+
 class SafeConsumer(Consumer):
     """Puts aside what a store sent and nobody can run; drops such hints of our own."""
+
+    class Blueprint(Consumer.Blueprint):  # type: ignore[misc, valid-type]  # so say the stubs
+        """Celery's steps, and the one above."""
+
+        default_steps = (*Consumer.Blueprint.default_steps, CheckoutTasks)
 
     if TYPE_CHECKING:  # Celery's stubs leave it out.
         connection_errors: tuple[type[Exception], ...]
@@ -67,8 +103,6 @@ class SafeConsumer(Consumer):
         Celery closes such a connection twice; kombu's Redis channel then restores unacknowledged
         messages through a transport that is gone, and the worker dies of an AttributeError.
         """
-        channel = getattr(self.connection, "_default_channel", None)
-        qos = getattr(channel, "_qos", None)
-        if isinstance(qos, SafeQoS):
-            qos.restore_at_shutdown = False
+        for channel in open_channels(self.connection):
+            channel.qos.restore_at_shutdown = False
         return super().on_connection_error_after_connected(exc)

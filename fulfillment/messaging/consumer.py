@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from typing import Any
 
 from kombu import Connection, Consumer, Message
@@ -11,6 +12,7 @@ from fulfillment.crash import crash_point
 from fulfillment.errors import InvalidInput, ServerUnreachable
 from fulfillment.log import get_logger
 from fulfillment.messaging import dead_letters
+from fulfillment.redis_channel import SafeChannel
 from fulfillment.services import intake
 from fulfillment.services.context import Context
 from fulfillment.services.pulse import CONSUMER, Pulse
@@ -23,6 +25,7 @@ _GROUP = 100
 _GROUP_S = 0.003
 _IDLE_S = 1.0
 _RETRY_S = 1.0
+_BIND_S = 1.0
 
 
 class CheckoutConsumer:
@@ -33,6 +36,7 @@ class CheckoutConsumer:
         self._stop = stop
         self._waiting: list[Message] = []
         self._pulse = Pulse(context, CONSUMER)
+        self._bind_at = 0.0
 
     def run(self) -> None:
         while not self._stop.is_set():
@@ -59,12 +63,19 @@ class CheckoutConsumer:
             log.info("intake.consuming", queue=checkout_queue.name)
             while not self._stop.is_set():
                 self._pulse.beat()
+                self._bind_again(channel)
                 self._gather(connection)
                 # Taken out first: publishing a dead letter may let more messages in meanwhile.
                 group = self._waiting[:_GROUP]
                 del self._waiting[: len(group)]
                 if group:
                     self._take(connection, group)
+
+    def _bind_again(self, channel: Any) -> None:
+        """Tell a Redis that was wiped where checkouts go; RabbitMQ tells its consumers."""
+        if isinstance(channel, SafeChannel) and time.monotonic() >= self._bind_at:
+            channel.bind_again(checkout_queue)
+            self._bind_at = time.monotonic() + _BIND_S
 
     def _gather(self, connection: Connection) -> None:
         timeout = _GROUP_S if self._waiting else _IDLE_S

@@ -82,7 +82,8 @@ class Driver:
         )
         self.provider = httpx.Client(base_url=stack.simulator_url, timeout=20, trust_env=False)
         found = self.provider.get("/_sim/items", params={"available": True, "limit": 400})
-        self.items = iter([item for item in found.json()["items"] if item["price"] < 3000])
+        cheap = [item for item in found.json()["items"] if item["price"] < 3000]
+        self.items = reversed(cheap)  # README's own checkouts are of the first ones
 
     def close(self) -> None:
         self.web.close()

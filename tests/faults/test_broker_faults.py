@@ -56,6 +56,17 @@ def test_orders_outlive_messages_that_are_lost_again_and_again(
     ground.assert_settled()
 
 
+def test_a_wiped_redis_knows_soon_again_where_checkouts_go(ground: Ground, broker: Broker) -> None:
+    server = on_redis(broker)
+    server.wipe()
+    until("the binding", lambda: server.client.exists(f"_kombu.binding.{messages.STORE_EXCHANGE}"))
+
+    event = ground.driver.checkout()
+    server.send_checkout(event)
+
+    assert ground.driver.wait_final([event["externalId"]]).popitem()[1] == "completed"
+
+
 @pytest.mark.long
 def test_orders_outlive_connections_that_are_cut_again_and_again(
     ground: Ground, broker: Broker

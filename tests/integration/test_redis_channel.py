@@ -1,0 +1,186 @@
+"""What a queue of Redis holds is taken and noted at once: no death in between loses a message."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from kombu import Connection, Consumer, Exchange, Message, Queue
+
+from fulfillment import redis_channel
+from fulfillment.devstack.redis import EmbeddedRedis
+from tests.support import until
+
+EXCHANGE = Exchange("test.events", type="topic", durable=True)
+QUEUE = Queue("test.taken", EXCHANGE, routing_key="taken", durable=True)
+#: A consumer that dies at the first message, which it has taken.
+DOOMED = """
+import sys
+from kombu import Connection, Consumer, Queue
+from fulfillment import crash, redis_channel
+import pathlib
+redis_channel.install()
+crash.arm(pathlib.Path(sys.argv[2]))
+with Connection(sys.argv[1]) as connection:
+    with Consumer(connection, [Queue("test.taken")], on_message=print, prefetch_count=10):
+        while True:
+            connection.drain_events()
+"""
+
+
+@pytest.fixture(scope="module")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = EmbeddedRedis(tmp_path_factory.mktemp("redis"))
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def client(server_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis(unix_socket_path=server_url.removeprefix("redis+socket://")) as made:
+        made.flushall()
+        yield made
+        made.config_set("maxmemory", 0)
+
+
+@pytest.fixture
+def connection(server_url: str, client: redis.Redis) -> Iterator[Connection]:
+    """Give a connection that gets back what was taken longer than a second ago."""
+    redis_channel.install()
+    options = {"visibility_timeout": 1, "unacked_restore_throttle": 1, "socket_timeout": 5}
+    with Connection(server_url, transport_options=options) as made:
+        yield made
+
+
+Drain = Callable[[int], list[str]]
+
+
+@pytest.fixture
+def drain(connection: Connection) -> Drain:
+    """Consume so many messages, acknowledge them, and give their bodies."""
+
+    def consume(count: int) -> list[str]:
+        got: list[Message] = []
+        with Consumer(connection, [QUEUE], on_message=got.append, prefetch_count=10):
+
+            def enough() -> bool:
+                with contextlib.suppress(TimeoutError):
+                    connection.drain_events(timeout=0.2)
+                for message in got:
+                    if not message.acknowledged:
+                        message.ack()
+                return len(got) >= count
+
+            until(enough)
+        bodies: list[Any] = [message.body for message in got]
+        return [bytes(body).decode(errors="replace") for body in bodies]
+
+    return consume
+
+
+def publish(connection: Connection, *bodies: str, priority: int = 0) -> None:
+    producer = connection.Producer(exchange=EXCHANGE)
+    for body in bodies:
+        producer.publish(
+            body.encode(),
+            routing_key="taken",
+            declare=[QUEUE],
+            content_type="x",
+            priority=priority,
+        )
+
+
+def test_messages_come_in_order_and_are_gone_when_they_are_acknowledged(
+    connection: Connection, client: redis.Redis, drain: Drain
+) -> None:
+    publish(connection, *"abcdefghijklmno")
+
+    assert "".join(drain(15)) == "abcdefghijklmno"
+    assert client.keys("unacked*") == []
+    assert client.llen("test.taken") == 0
+
+
+def test_a_message_with_a_priority_is_taken_too(connection: Connection, drain: Drain) -> None:
+    publish(connection, "later", priority=9)
+
+    assert drain(1) == ["later"]
+
+
+def test_no_more_is_taken_than_may_be_held(connection: Connection, client: redis.Redis) -> None:
+    publish(connection, *"abcdefghijklmno")
+    got: list[Message] = []
+
+    with Consumer(connection, [QUEUE], on_message=got.append, prefetch_count=10):
+        connection.drain_events(timeout=5)
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.3)
+        assert (len(got), client.hlen("unacked"), client.llen("test.taken")) == (10, 10, 5)
+
+
+def test_what_a_process_took_comes_again_when_it_dies_at_once(
+    connection: Connection, client: redis.Redis, drain: Drain, server_url: str, tmp_path: Path
+) -> None:
+    publish(connection, "one", "two")
+    file = tmp_path / "crash"
+    file.write_text("consumer.taken")
+
+    died = subprocess.run(
+        [sys.executable, "-c", DOOMED, server_url, str(file)], check=False, timeout=60
+    )
+
+    assert died.returncode == -signal.SIGKILL
+    assert client.llen("test.taken") == 0
+    assert sorted(drain(2)) == ["one", "two"]
+
+
+def test_bytes_that_are_no_message_are_told_once_and_hold_nothing_up(
+    connection: Connection, client: redis.Redis, drain: Drain
+) -> None:
+    publish(connection, "before")
+    nearly = b'{"properties": {"delivery_tag": "t", "delivery_info": {"exchange": 1}}}'
+    for junk in (b"\xff\x00", b"[]", b"7", nearly, b'{"properties": {"delivery_tag": {}}}'):
+        client.lpush("test.taken", junk)
+    publish(connection, "after")
+
+    got = drain(7)
+
+    assert (got[0], got[-1]) == ("before", "after")
+    assert client.keys("unacked*") == []
+
+
+def test_a_full_redis_keeps_its_messages_until_it_has_room(
+    connection: Connection, client: redis.Redis, drain: Drain
+) -> None:
+    publish(connection, "kept")
+    got: list[Message] = []
+    with Consumer(connection, [QUEUE], on_message=got.append):
+        client.config_set("maxmemory", 1)
+        with pytest.raises(redis.ConnectionError):
+            connection.drain_events(timeout=2)
+        assert (client.llen("test.taken"), got) == (1, [])
+        client.config_set("maxmemory", 0)
+
+    assert drain(1) == ["kept"]
+
+
+def test_a_queue_is_bound_again_after_everything_was_wiped(
+    connection: Connection, client: redis.Redis, drain: Drain
+) -> None:
+    publish(connection, "known")
+    channel = connection.default_channel
+    drain(1)
+    client.flushall()
+    publish(connection, "lost")
+
+    assert isinstance(channel, redis_channel.SafeChannel)
+    channel.bind_again(QUEUE)
+    publish(connection, "heard")
+
+    assert drain(1) == ["heard"]
