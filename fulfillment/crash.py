@@ -27,7 +27,6 @@ POINTS: Mapping[str, str] = MappingProxyType(
         # intake
         "intake.before_commit": "checkouts are inserted, not committed",
         "intake.after_commit": "checkouts are stored, nobody is answered and nothing is dispatched",
-        "consumer.taken": "messages are taken off a queue of Redis, nobody has them",
         "consumer.before_ack": "checkouts of the queue are stored, the messages not acknowledged",
         "consumer.after_ack": "the messages are acknowledged, nothing is dispatched",
         # tasks and their batches

@@ -20,7 +20,6 @@ from kombu import Connection, Queue
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
-from fulfillment.crash import crash_point
 from fulfillment.log import get_logger
 
 log = get_logger(__name__)
@@ -167,7 +166,6 @@ class SafeChannel(kombu_redis.Channel):
             self._flush_brpop_reauth()
         if not given:
             raise Empty
-        crash_point("consumer.taken")
         pairs = list(zip(given[::2], given[1::2], strict=True))
         self.noted = {tag.decode() for _, tag in pairs if tag}
         for item, tag in pairs:

@@ -34,7 +34,7 @@ SCENARIOS = {
     "poll.before_commit": "webhooks_lost",
     "poll.after_commit": "webhooks_lost",
 }
-BY_QUEUE = ("consumer.taken", "consumer.before_ack", "consumer.after_ack")
+BY_QUEUE = ("consumer.before_ack", "consumer.after_ack")
 #: One stack with one account at SkinsNode comes by none of these; the simulation does.
 ELSEWHERE = {
     *("gather.given_back", "budget.taken", "outage.paused", "lookup.answered", "outcome.refused"),
