@@ -65,11 +65,11 @@ def test_a_stopped_account_buys_nothing_until_it_is_resumed(
     assert again(context, order).status is S.ACCEPTED
 
 
-def test_many_deliveries_undone_at_once_stop_the_account_once(
+def test_five_hundred_deliveries_undone_in_one_tick_stop_the_account_once(
     make_context: MakeContext, provider: FakeProvider, clock: FakeClock
 ) -> None:
-    context = make_context(provider, main={"stop_at_reversals": 5})
-    placed = receive(context, *(checkout() for _ in range(8)))
+    context = make_context(provider, main={"stop_at_reversals": 5}, batch_limit=500)
+    placed = receive(context, *(checkout() for _ in range(500)))
     run_chain(context)
     for state in (R.COMPLETED, R.REVERSED):
         for order in placed:
@@ -83,6 +83,7 @@ def test_many_deliveries_undone_at_once_stop_the_account_once(
     assert [(turn["account"], turn["by"]) for turn in turns] == [("main", "reversal watch")]
     assert {again(context, order).status for order in placed} == {S.REVERSED}
     assert again(context, after).status is S.RECEIVED
+    assert_invariants(context)
 
     assert resume(context)
     run_sweep(context)
