@@ -366,7 +366,8 @@ def wallet(as_json: AsJSON = False) -> None:
     if as_json:
         print_json([view.as_json() for view in views])
         return
-    table = Table("account", "balance", "held", "available", "settled", "refunded", "paused")
+    columns = ("balance", "held", "available", "settled", "refunded", "unexplained", "paused")
+    table = Table("account", *columns)
     for view in views:
         until = view.paused_until
         paused = f"until {until:%H:%M:%S}: {view.pause_reason}" if until else ""
@@ -378,6 +379,7 @@ def wallet(as_json: AsJSON = False) -> None:
             dollars(view.available),
             dollars(view.settled),
             dollars(view.refunded),
+            dollars(view.unexplained),
             paused,
         )
     out.print(table)

@@ -71,6 +71,8 @@ class WalletView(ReadModel):
     available: int | None
     settled: int
     refunded: int
+    #: What went since the first balance and no order of ours can have taken.
+    unexplained: int
     paused_until: datetime | None
     pause_reason: str | None
     #: Set while an operator has stopped the account, or all.

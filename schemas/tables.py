@@ -82,6 +82,8 @@ class WalletRow(SQLModel, table=True):
     figure_mills: int | None = Field(default=None, sa_type=BigInteger)
     #: When the request that brought the figure was sent.
     requested_at: datetime | None = _time(nullable=True)
+    #: What is missing since the first figure and no order of ours can have taken.
+    unexplained_mills: int = Field(sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
 
 
 class OrderRow(SQLModel, table=True):

@@ -60,10 +60,16 @@ def record_figure(
     """
     missing = _missing_mills(session, account, figure)
     newer = session.one(
-        "UPDATE wallets SET figure_mills = %(mills)s, requested_at = %(at)s "
+        "UPDATE wallets SET figure_mills = %(mills)s, requested_at = %(at)s, "
+        "unexplained_mills = unexplained_mills + %(missing)s "
         "WHERE account = %(account)s AND (requested_at IS NULL OR requested_at < %(at)s) "
         "RETURNING account",
-        {"account": account, "mills": figure.mills, "at": figure.requested_at},
+        {
+            "account": account,
+            "mills": figure.mills,
+            "at": figure.requested_at,
+            "missing": missing,
+        },
     )
     if newer is None:
         return 0

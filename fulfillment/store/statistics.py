@@ -14,6 +14,7 @@ class Gauges:
     orders: dict[tuple[str, str], int]
     overdue: int
     capped: dict[str, int]
+    unexplained_mills: dict[str, int]
     oldest_attempt_age_s: float
     oldest_poll_age_s: float
     outbox_waiting: int
@@ -40,6 +41,7 @@ def measure(session: Session, now: datetime, outbox_waiting: int, outbox_age: ti
         "SELECT account, count(*) AS n FROM orders WHERE status = 'awaiting_funds' "
         "AND funds_deadline_at IS NULL GROUP BY account"
     )
+    unexplained = session.execute("SELECT account, unexplained_mills FROM wallets")
 
     def age(due: datetime | None) -> float:
         return max((now - due).total_seconds(), 0.0) if due else 0.0
@@ -48,6 +50,7 @@ def measure(session: Session, now: datetime, outbox_waiting: int, outbox_age: ti
         orders={(r.account, r.status): r.n for r in counted},
         overdue=row.overdue,
         capped={r.account: r.n for r in capped},
+        unexplained_mills={r.account: r.unexplained_mills for r in unexplained},
         oldest_attempt_age_s=age(row.attempt),
         oldest_poll_age_s=age(row.poll),
         outbox_waiting=outbox_waiting,

@@ -18,6 +18,7 @@ from fulfillment.log import get_logger
 from fulfillment.services import brakes, invariants, operations
 from fulfillment.services.context import Context
 from fulfillment.web.errors import DATABASE_ERRORS, UNEXPECTED, reason_of, refusal
+from schemas.money import charge_in_cents
 
 log = get_logger(__name__)
 
@@ -81,6 +82,9 @@ class DatabaseCollector(Collector):
         yield _gauge("spent_last_hour_cents", about, _by_one(spent), "account")
         about = "Orders that only the spend cap keeps waiting"
         yield _gauge("orders_capped", about, _by_one(found.capped), "account")
+        missing = {name: charge_in_cents(mills) for name, mills in found.unexplained_mills.items()}
+        about = "Gone from the wallet since its first balance, by no order of ours"
+        yield _gauge("wallet_unexplained_cents", about, _by_one(missing), "account")
         for name, about, value in (
             ("orders_overdue", "Offers that outlived their trade window", found.overdue),
             ("oldest_attempt_age_seconds", "Longest wait for our act", found.oldest_attempt_age_s),

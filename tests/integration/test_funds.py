@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from fulfillment.errors import ProviderNotReached
-from fulfillment.services import catalog, dispatch, funds
+from fulfillment.services import catalog, dispatch, funds, operations
 from fulfillment.services.context import Context
 from schemas.enums import OrderStatus as S
 from tests.support import (
@@ -198,3 +198,5 @@ def test_money_that_no_order_took_is_told_of_once(
     assert by_our_own_orders == 0
     assert told.count("wallet.unexplained") == 1
     assert "missing_mills=7770" in told
+    assert [each.unexplained for each in operations.wallets(context)] == [777]
+    assert operations.gauges(context).unexplained_mills == {"main": 7_770}
