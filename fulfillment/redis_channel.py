@@ -9,7 +9,6 @@ off the queue when it finds that out, and raises whatever Python raises then.
 
 import base64
 import json
-import time
 import uuid
 from collections.abc import Iterator
 from queue import Empty
@@ -20,6 +19,7 @@ from kombu import Connection, Queue
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
+from fulfillment.clock import SystemClock
 from fulfillment.log import get_logger
 
 log = get_logger(__name__)
@@ -129,7 +129,7 @@ class SafeChannel(kombu_redis.Channel):
             return
         (self._awaited,) = active
         self._in_poll = self.client.connection
-        self._brpop_sent_at = time.monotonic()
+        self._brpop_sent_at = SystemClock().monotonic()
         # Moved from the end of its list to the end of its list: it is waited for and stays.
         key = self._q_for_pri(self._awaited, 0)
         wait_s = timeout or self.brpop_timeout
@@ -160,7 +160,8 @@ class SafeChannel(kombu_redis.Channel):
                 raise Empty
             keys = [self._q_for_pri(queue, priority) for priority in self.priority_steps]
             keys = [self.unacked_index_key, self.unacked_key, *keys]
-            given = self._ask(connection, ["EVAL", _TAKE, len(keys), *keys, time.time(), limit])
+            now = SystemClock().now().timestamp()
+            given = self._ask(connection, ["EVAL", _TAKE, len(keys), *keys, now, limit])
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()

@@ -45,6 +45,17 @@ class RateBudget:
             crash_point("budget.taken")
         return Grant(self, purpose, size, leaving)
 
+    def take_for_each(self, purpose: Purpose, calls: int) -> "list[Grant]":
+        """Take a request for each of some calls that belong together; nothing where not for all.
+
+        What a call needs beyond its own leaves enough for those that follow it.
+        """
+        whole = self.take(purpose, calls)
+        if whole.size < calls:
+            whole.give_back()
+            return []
+        return [Grant(self, purpose, 1, left) for left in reversed(range(calls))]
+
     @repeated
     def give_back(self, purpose: Purpose, count: int) -> None:
         if self._limit is not None and count:

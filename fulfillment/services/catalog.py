@@ -19,7 +19,7 @@ from fulfillment.services.context import Context
 from fulfillment.services.routes import leave_unreachable, reroute_or_refuse, rerouted_to
 from fulfillment.store import accounts, claims, leases, orders
 from fulfillment.store.accounts import Purpose
-from fulfillment.store.engine import repeated
+from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Figure
 from fulfillment.store.models import Move, Order
 from schemas.enums import FailureCode, OrderStatus, Source
@@ -49,36 +49,33 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
         if claim is None:
             return StepOutcome(goes_on=False)
         # A catalog that no wallet request can follow would only have to be asked for again.
-        grant = context.budget(account).take(Purpose.SUBMIT, leaving=1)
-        if not grant.size:
+        grants = context.budget(account).take_for_each(Purpose.SUBMIT, 2)
+        if not grants:
             give_back(context, batch, claim)
             return StepOutcome(goes_on=False)
-        with context.database.transaction() as session:
-            members = orders.get(session, claim.order_ids)
-            has_failed = accounts.failures(session, account) > 0
-        wants = {order.id: _want(order) for order in members}
+        for_catalog, for_wallet = grants
+        wants = {order.id: _want(order) for order in claim.orders}
         requested_at = context.now()
         asked = list(dict.fromkeys(wants.values()))
 
         def ask() -> Quotes:
-            with grant:
+            with for_catalog:
                 return context.provider(account).quote(asked)
 
         try:
-            if has_failed:  # one request is enough to see whether the account answers again
+            if claim.has_failed:  # one request shows whether the account answers again
                 quotes, figure = ask(), None
             else:
-                quotes, figure = funds.read_beside(context, account, ask)
+                quotes, figure = funds.read_beside(context, account, ask, for_wallet)
         except ProviderError as error:
             due_at = outages.pause(context, account, error)
             left_for = leave_unreachable(context, claim, error, Source.CATALOG)
             give_back(context, batch, claim, due_at)
             return StepOutcome(goes_on=False, rerouted_to=left_for)
+        finally:
+            for_wallet.give_back()
         crash_point("catalog.answered")
-        if _note_answers(context, account, quotes, requested_at, figure):
-            gone = {w for w in wants.values() if w not in quotes.found and w not in quotes.unasked}
-            quotes = replace(quotes, unclear=dict.fromkeys(gone, _HALF) | dict(quotes.unclear))
-        goes_on, left_for = _quote(context, claim, members, quotes)
+        goes_on, left_for = _write(context, claim, quotes, requested_at, figure)
         if not goes_on:
             # Where the wallet is asked next, its answer says whether the account works: pauses
             # grow although the catalog alone can be read.
@@ -88,31 +85,51 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
 
 
 @repeated
-def _note_answers(
-    context: Context, account: str, quotes: Quotes, requested_at: datetime, figure: Figure | None
+def _write(
+    context: Context,
+    claim: KeptClaim,
+    quotes: Quotes,
+    requested_at: datetime,
+    figure: Figure | None,
+) -> tuple[bool, tuple[str, ...]]:
+    """Write what was answered; say whether any order goes on, and which leave for where."""
+    with context.database.transaction() as session:
+        if figure is not None:
+            funds.record_figure(context, session, claim.account, figure)
+        listed = accounts.last_catalog_size(session, claim.account)
+        if _is_doubted(session, claim.account, quotes, requested_at, listed):
+            wants = map(_want, claim.orders)
+            gone = {w for w in wants if w not in quotes.found and w not in quotes.unasked}
+            quotes = replace(quotes, unclear=dict.fromkeys(gone, _HALF) | dict(quotes.unclear))
+        else:
+            listed = quotes.listed
+        moved, is_any_unchanged = _quote(context, session, claim, quotes)
+        # Last: who takes requests out of the account's budget waits for its row.
+        accounts.note_catalog(session, claim.account, listed, requested_at)
+        crash_point("catalog.before_commit")
+    crash_point("catalog.after_commit")
+    goes_on = is_any_unchanged or any(order.claim == claim.name for order in moved.values())
+    return goes_on, rerouted_to(claim.account, moved)
+
+
+def _is_doubted(
+    session: Session, account: str, quotes: Quotes, requested_at: datetime, before: int
 ) -> bool:
-    """Note the balance and how much is on sale; say whether much of it may only seem to be gone.
+    """Say whether much of what was on sale may only seem to be gone.
 
     A list that lost a large part is believed when it stays so for long enough.
     """
     doubt = f"catalog:{account}"
-    with context.database.transaction() as session:
-        if figure is not None:
-            funds.record_figure(context, session, account, figure)
-        before = accounts.last_catalog_size(session, account)
-        is_less = quotes.listed < before * _DOUBTED_SHARE and before >= _SMALLEST_JUDGED
-        if quotes.is_whole and is_less:
-            over_at = leases.until(session, doubt)
-            if over_at is None:
-                leases.acquire(session, doubt, account, requested_at, requested_at + _DOUBT)
-                listed = {"listed": quotes.listed, "before": before}
-                log.error("catalog.shrunk", account=account, **listed)
-            if over_at is None or over_at > requested_at:
-                accounts.note_catalog(session, account, before, requested_at)
-                return True
-        if quotes.is_whole:
-            leases.give_up(session, doubt, account)
-        accounts.note_catalog(session, account, quotes.listed, requested_at)
+    is_less = quotes.listed < before * _DOUBTED_SHARE and before >= _SMALLEST_JUDGED
+    if quotes.is_whole and is_less:
+        over_at = leases.until(session, doubt)
+        if over_at is None:
+            leases.acquire(session, doubt, account, requested_at, requested_at + _DOUBT)
+            log.error("catalog.shrunk", account=account, listed=quotes.listed, before=before)
+        if over_at is None or over_at > requested_at:
+            return True
+    if quotes.is_whole:
+        leases.give_up(session, doubt, account)
     return False
 
 
@@ -120,12 +137,12 @@ def _want(order: Order) -> Want:
     return Want(order.catalog_item_id, order.market_hash_name, or_by_name=order.route is not None)
 
 
-@repeated
 def _quote(
-    context: Context, claim: KeptClaim, members: list[Order], quotes: Quotes
-) -> tuple[bool, tuple[str, ...]]:
-    """Write the prices and refusals; say whether any order goes on, and which leave for where."""
+    context: Context, session: Session, claim: KeptClaim, quotes: Quotes
+) -> tuple[dict[int, Order], bool]:
+    """Write the prices and refusals; give the orders moved, and say whether any has no news."""
     settings = context.account(claim.account)
+    members = claim.orders
     moves: list[Move] = []
     is_any_unchanged = False
     unclear = [order for order in members if _want(order) in quotes.unclear]
@@ -154,19 +171,16 @@ def _quote(
             is_any_unchanged = True  # it waited, and nothing is new
         else:
             moves.append(_priced(order, quote, claim))
-    with context.database.transaction() as session:
-        moved = orders.apply(session, moves, context.now())
+    moved = orders.apply(session, moves, context.now())
+    if unasked:
         claims.release(session, [order.id for order in unasked], claim.name)
-        if unclear:
-            # A list that cannot be read here is the provider's fault of the moment, not a no.
-            due_at = context.now() + timedelta(seconds=_UNCLEAR_S)
-            claims.release(session, [order.id for order in unclear], claim.name, due_at)
-            why = {order.external_id: quotes.unclear[_want(order)] for order in unclear}
-            log.warning("catalog.unclear", account=claim.account, orders=why)
-        crash_point("catalog.before_commit")
-    crash_point("catalog.after_commit")
-    goes_on = is_any_unchanged or any(order.claim == claim.name for order in moved.values())
-    return goes_on, rerouted_to(claim.account, moved)
+    if unclear:
+        # A list that cannot be read here is the provider's fault of the moment, not a no.
+        due_at = context.now() + timedelta(seconds=_UNCLEAR_S)
+        claims.release(session, [order.id for order in unclear], claim.name, due_at)
+        why = {order.external_id: quotes.unclear[_want(order)] for order in unclear}
+        log.warning("catalog.unclear", account=claim.account, orders=why)
+    return moved, is_any_unchanged
 
 
 def _item_id(order: Order, quote: Quote) -> str | None:

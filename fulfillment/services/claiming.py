@@ -9,8 +9,9 @@ from fulfillment.crash import crash_point
 from fulfillment.errors import ServerUnreachable
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
-from fulfillment.store import claims, leases
-from fulfillment.store.engine import repeated
+from fulfillment.store import accounts, claims, leases, ledger
+from fulfillment.store.engine import Session, repeated
+from fulfillment.store.models import Attempt, Order
 from schemas.messages import Batch
 
 log = get_logger(__name__)
@@ -44,13 +45,25 @@ class StepOutcome:
 class KeptClaim:
     """A claim under which this step works; `is_held` says whether it still may."""
 
-    def __init__(self, context: Context, batch: Batch, step: str, order_ids: list[int]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        batch: Batch,
+        step: str,
+        orders: list[Order],
+    ) -> None:
         self._context = context
         self._batch = batch
         self.account = batch["account"]
         self._gathers = step != SUBMIT
         self.name = claim_name(batch["token"], step)
-        self.order_ids = order_ids
+        #: As they were when they were taken over.
+        self.orders = orders
+        #: Whether the account failed to answer last.
+        self.has_failed = False
+        #: The orders' open attempts, where they are to be submitted.
+        self.attempts: dict[int, Attempt] = {}
+        self.order_ids = [order.id for order in orders]
         self._valid_until = context.clock.monotonic() + context.lease.total_seconds()
 
     @property
@@ -87,26 +100,39 @@ class KeptClaim:
 @contextmanager
 def take_over(context: Context, batch: Batch, step: str) -> Iterator[KeptClaim | None]:
     """Take the batch's orders over for `step`; None when nothing of it is left to this copy."""
-    ids = _take_over(context, batch, step)
-    if not ids:
+    claim = _take_over(context, batch, step)
+    if claim is None:
         yield None
         return
     crash_point("claim.taken_over")
-    claim = KeptClaim(context, batch, step, ids)
     with context.threads.repeating(context.lease.total_seconds() / 3, claim.keep, "claim-keeper"):
         yield claim
 
 
 @repeated
-def _take_over(context: Context, batch: Batch, step: str) -> list[int]:
+def _take_over(context: Context, batch: Batch, step: str) -> KeptClaim | None:
+    with context.database.transaction() as session:
+        claim = take_over_within(context, session, batch, step)
+        if claim is not None:
+            claim.has_failed = accounts.failures(session, claim.account) > 0
+            if step == SUBMIT:
+                claim.attempts = ledger.attempts_of(session, claim.order_ids)
+    return claim
+
+
+def take_over_within(
+    context: Context, session: Session, batch: Batch, step: str
+) -> KeptClaim | None:
+    """Take a batch over in a transaction that does the rest of the step; nothing renews it."""
     now = context.now()
     until = now + context.lease
     old, new = claim_name(batch["token"], _BEFORE[step]), claim_name(batch["token"], step)
-    with context.database.transaction() as session:
-        ids = claims.take_over(session, batch["ids"], old, new, until)
-        if ids and step != SUBMIT:
-            leases.acquire(session, gather_lease(batch["account"]), batch["token"], now, until)
-    return ids
+    taken = claims.take_over(session, batch["ids"], old, new, until)
+    if not taken:
+        return None
+    if step != SUBMIT:
+        leases.acquire(session, gather_lease(batch["account"]), batch["token"], now, until)
+    return KeptClaim(context, batch, step, taken)
 
 
 @repeated
@@ -116,7 +142,18 @@ def finish_gathering(context: Context, batch: Batch) -> bool:
     The lease is given up before the look: an order that comes in between finds it free.
     """
     with context.database.transaction() as session:
-        leases.give_up(session, gather_lease(batch["account"]), batch["token"])
+        give_up_gathering(session, batch)
+    return is_more_waiting(context, batch)
+
+
+def give_up_gathering(session: Session, batch: Batch) -> None:
+    """Let another batch gather once the transaction is committed; then see `is_more_waiting`."""
+    leases.give_up(session, gather_lease(batch["account"]), batch["token"])
+
+
+@repeated
+def is_more_waiting(context: Context, batch: Batch) -> bool:
+    """Say whether orders wait that came while the batch was gathered."""
     crash_point("gather.released")
     with context.database.transaction() as session:
         return claims.is_waiting(session, batch["account"], context.now())
@@ -132,5 +169,5 @@ def give_back(
     """
     with context.database.transaction() as session:
         claims.release(session, claim.order_ids, claim.name, due_at)
-        leases.give_up(session, gather_lease(batch["account"]), batch["token"])
+        give_up_gathering(session, batch)
     crash_point("gather.given_back")

@@ -66,10 +66,9 @@ def dispatch(context: Context, account: str) -> Batch | None:
         if not leases.acquire(session, gather_lease(account), token, now, until):
             return None
         claim = claim_name(token, CLAIMED)
-        ids: list[int] = []
+        claimed: list[Order] = []
         if claims.in_submission(session, account, now) < _BATCHES_AHEAD * limit:
-            ids = claims.claim_waiting(session, account, claim, now, until, limit)
-        claimed = orders.get(session, ids)
+            claimed = claims.claim_waiting(session, account, claim, now, until, limit)
         late = [overdue_refusal(order, now, Source.DISPATCH, claim) for order in claimed]
         refused = orders.apply(session, [move for move in late if move], now)
         batch = [order for order in claimed if order.id not in refused]

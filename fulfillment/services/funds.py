@@ -10,13 +10,16 @@ from fulfillment.crash import crash_point
 from fulfillment.errors import ProviderError
 from fulfillment.log import get_logger
 from fulfillment.services import brakes, outages
+from fulfillment.services.budget import Grant
 from fulfillment.services.claiming import (
     WALLET,
     KeptClaim,
     StepOutcome,
-    finish_gathering,
     give_back,
+    give_up_gathering,
+    is_more_waiting,
     take_over,
+    take_over_within,
 )
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import refusal
@@ -56,39 +59,37 @@ def allocate(available_mills: int, waiting: Iterable[tuple[int, int]]) -> set[in
 
 def check_wallet(context: Context, batch: Batch) -> StepOutcome:
     """Read the wallet once and reserve the batch's quoted orders as far as the money reaches."""
+    at_once = _allocate_with(context, batch, None, None)
+    if at_once is not None:
+        return at_once
     account = batch["account"]
     with take_over(context, batch, WALLET) as claim:
         if claim is None:
             return StepOutcome(goes_on=False)
-        figure = None
-        if not _was_read_beside(context, account):
-            grant = context.budget(account).take(Purpose.SUBMIT)
-            if not grant.size:
-                give_back(context, batch, claim)
-                return StepOutcome(goes_on=False)
-            try:
-                with grant:
-                    figure = read_figure(context, account)
-            except ProviderError as error:
-                due_at = outages.pause(context, account, error)
-                left_for = leave_unreachable(context, claim, error, Source.WALLET)
-                give_back(context, batch, claim, due_at)
-                return StepOutcome(goes_on=False, rerouted_to=left_for)
+        grant = context.budget(account).take(Purpose.SUBMIT)
+        if not grant.size:
+            give_back(context, batch, claim)
+            return StepOutcome(goes_on=False)
+        try:
+            with grant:
+                figure = read_figure(context, account)
+        except ProviderError as error:
+            due_at = outages.pause(context, account, error)
+            left_for = leave_unreachable(context, claim, error, Source.WALLET)
+            give_back(context, batch, claim, due_at)
+            return StepOutcome(goes_on=False, rerouted_to=left_for)
         crash_point("wallet.answered")
-        reserved, left_for = _allocate_now(context, account, claim, figure)
-        crash_point("wallet.after_commit")
-        return StepOutcome(reserved > 0, finish_gathering(context, batch), left_for)
+        return _allocate_with(context, batch, claim, figure) or StepOutcome(goes_on=False)
 
 
-def read_beside(context: Context, account: str, act: Callable[[], T]) -> tuple[T, Figure | None]:
+def read_beside(
+    context: Context, account: str, act: Callable[[], T], grant: Grant
+) -> tuple[T, Figure | None]:
     """Ask for the balance while `act` asks for something else; give both answers.
 
     Both may serve the orders that are claimed by now. No figure where it could not be had:
     `check_wallet` asks again and sees to the reason. Raises what `act` raises.
     """
-    grant = context.budget(account).take(Purpose.SUBMIT)
-    if not grant.size:
-        return act(), None
 
     def ask() -> Figure | None:
         with grant, suppress(ProviderError):
@@ -99,7 +100,6 @@ def read_beside(context: Context, account: str, act: Callable[[], T]) -> tuple[T
         flying = executor.submit(ask)
         answer = act()
         context.threads.all_done([flying])
-    grant.give_back()
     return answer, flying.result()
 
 
@@ -107,15 +107,6 @@ def record_figure(context: Context, session: Session, account: str, figure: Figu
     """Store a figure that no batch's allocation waits for; see `ledger.record_figure`."""
     ledger.lock_wallet(session, account)
     _record(context, session, account, figure)
-
-
-def _was_read_beside(context: Context, account: str) -> bool:
-    """Say whether the stored figure was asked for after the batch's orders had arrived.
-
-    It was if that was after its catalog was asked for: one batch gathers at a time.
-    """
-    with context.database.transaction() as session:
-        return ledger.has_figure_since_catalog(session, account, context.now() - _FRESH)
 
 
 def read_figure(context: Context, account: str) -> Figure:
@@ -161,26 +152,52 @@ def _record(context: Context, session: Session, account: str, figure: Figure) ->
     accounts.works(session, account)
 
 
+def _allocate_with(
+    context: Context, batch: Batch, claim: KeptClaim | None, figure: Figure | None
+) -> StepOutcome | None:
+    allocated = _allocate_now(context, batch, claim, figure)
+    if allocated is None:
+        return None
+    reserved, left_for = allocated
+    crash_point("wallet.after_commit")
+    return StepOutcome(reserved > 0, is_more_waiting(context, batch), left_for)
+
+
 @repeated
 def _allocate_now(
-    context: Context, account: str, claim: KeptClaim, figure: Figure | None
-) -> tuple[int, tuple[str, ...]]:
+    context: Context, batch: Batch, claim: KeptClaim | None, figure: Figure | None
+) -> tuple[int, tuple[str, ...]] | None:
+    """Allocate and let another batch gather, all in one transaction.
+
+    Without a claim also take the batch over, unless the provider has to be asked first: then None.
+    It need not be where the stored figure was asked for after the batch's orders had arrived. It
+    was if that was after their catalog was asked for: one batch gathers at a time.
+    """
+    account = batch["account"]
     with context.database.transaction() as session:
-        allocated = _allocate(context, session, account, claim, figure)
+        ledger.lock_wallet(session, account)
+        if claim is None:
+            since = context.now() - _FRESH
+            if not ledger.has_figure_since_catalog(session, account, since):
+                return None
+            claim = take_over_within(context, session, batch, WALLET)
+            if claim is None:
+                return 0, ()
+        if figure is not None:
+            _record(context, session, account, figure)
+        allocated = _allocate(context, session, account, claim)
+        give_up_gathering(session, batch)
         crash_point("wallet.before_commit")
     return allocated
 
 
 def _allocate(
-    context: Context, session: Session, account: str, claim: KeptClaim, figure: Figure | None
+    context: Context, session: Session, account: str, claim: KeptClaim
 ) -> tuple[int, tuple[str, ...]]:
     """Hold money under the wallet's lock; give how many orders of the batch got it.
 
     And the accounts that others of it have gone on to.
     """
-    ledger.lock_wallet(session, account)
-    if figure is not None:
-        _record(context, session, account, figure)
     available = ledger.available_mills(session, account)
     members = {
         order.id: order

@@ -26,7 +26,7 @@ from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
 from fulfillment.services.outcomes import write_outcomes
 from fulfillment.services.unknowns import Step, next_step
-from fulfillment.store import accounts, claims, ledger, orders, switches
+from fulfillment.store import claims, ledger, orders, switches
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Posting
@@ -57,7 +57,7 @@ def submit_orders(context: Context, batch: Batch) -> bool:
     with take_over(context, batch, SUBMIT) as claim:
         if claim is None:
             return False
-        members, attempts, has_failed = _read(context, claim)
+        members, attempts = _to_submit(claim.orders), claim.attempts
         unknown = {id_ for id_, attempt in attempts.items() if attempt.unknown_since is not None}
         late = [o for o in members if o.id not in unknown and o.submit_by <= context.now()]
         _refuse_late(context, late, claim)
@@ -66,24 +66,15 @@ def submit_orders(context: Context, batch: Batch) -> bool:
         waiting, grants = _afford(context, batch["account"], due, attempts)
         afforded = {order.id for order in waiting}
         _put_off(context, claim, [order for order in due if order.id not in afforded])
-        _run(context, claim, waiting, attempts, grants, has_failed=has_failed)
+        _run(context, claim, waiting, attempts, grants)
         for grant in grants.values():
             grant.give_back()
     return True
 
 
-def _read(context: Context, claim: KeptClaim) -> tuple[list[Order], dict[int, Attempt], bool]:
-    """Give the claim's orders, their attempts, and whether the account failed to answer last."""
-    with context.database.transaction() as session:
-        members = [
-            order
-            for order in orders.get(session, claim.order_ids)
-            if order.claim == claim.name
-            and order.status in (OrderStatus.RESERVED, OrderStatus.SUBMITTING)
-            and not order.is_waiting
-        ]
-        attempts = ledger.attempts_of(session, [order.id for order in members])
-        return members, attempts, accounts.failures(session, claim.account) > 0
+def _to_submit(members: Sequence[Order]) -> list[Order]:
+    statuses = (OrderStatus.RESERVED, OrderStatus.SUBMITTING)
+    return [order for order in members if order.status in statuses and not order.is_waiting]
 
 
 def _afford(
@@ -142,15 +133,13 @@ def _run(
     waiting: deque[Order],
     attempts: Mapping[int, Attempt],
     grants: Mapping[Purpose, Grant],
-    *,
-    has_failed: bool,
 ) -> None:
     """Keep up to the allowed number of requests in flight until the batch is through.
 
     At an account that did not answer last, one goes ahead; each answer then doubles what may fly.
     """
     limit = context.account(claim.account).max_submits_in_flight
-    allowed = 1 if has_failed else limit
+    allowed = 1 if claim.has_failed else limit
     flying: dict[Future[Answer], _Task] = {}
     is_stopped = False
     with context.threads.pool(limit, "submit") as executor:

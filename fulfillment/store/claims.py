@@ -5,10 +5,12 @@ the claim, so that a redelivered, doubled or late copy of the step finds nothing
 later write of the step is guarded by it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import Any
 
 from fulfillment.store.engine import Session
+from fulfillment.store.models import ORDER_COLUMNS, Order, columns
 from fulfillment.store.switches import STOPPED
 
 # A claim's subselect stands in an array, which is built once: as a part of the join, a plan may run
@@ -29,7 +31,7 @@ _UNPAUSED = (
 
 def claim_waiting(
     session: Session, account: str, claim: str, now: datetime, until: datetime, limit: int
-) -> list[int]:
+) -> list[Order]:
     """Claim the oldest orders of an account that wait for a catalog and a wallet answer."""
     rows = session.execute(
         f"""
@@ -37,11 +39,11 @@ def claim_waiting(
                 SELECT o.id FROM orders o
                  WHERE o.account = %(account)s AND {_FREE} AND {_WAITING}
                  ORDER BY o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
-            RETURNING id
+            RETURNING {columns(ORDER_COLUMNS)}
             """,  # noqa: S608 - constants
         {"account": account, "claim": claim, "now": now, "until": until, "limit": limit},
     )
-    return sorted(row.id for row in rows)
+    return _in_order(rows)
 
 
 def claim_stuck(
@@ -109,18 +111,22 @@ def in_submission(session: Session, account: str, now: datetime) -> int:
 
 def take_over(
     session: Session, order_ids: Sequence[int], old: str, new: str, until: datetime
-) -> list[int]:
+) -> list[Order]:
     """Move a batch's claim on to its next step; give the orders that were still under `old`."""
     rows = session.execute(
-        """
+        f"""
             UPDATE orders SET claim = %(new)s, claimed_until = %(until)s WHERE id IN (
                 SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(old)s
                  ORDER BY id FOR UPDATE)
-            RETURNING id
-            """,
+            RETURNING {columns(ORDER_COLUMNS)}
+            """,  # noqa: S608 - constants
         {"ids": list(order_ids), "old": old, "new": new, "until": until},
     )
-    return sorted(row.id for row in rows)
+    return _in_order(rows)
+
+
+def _in_order(rows: Iterable[Any]) -> list[Order]:
+    return sorted(map(Order.of, rows), key=lambda order: order.id)
 
 
 def renew(session: Session, order_ids: Sequence[int], claim: str, until: datetime) -> int:

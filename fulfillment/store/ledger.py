@@ -38,13 +38,13 @@ class Posting:
 
 def lock_wallet(session: Session, account: str) -> None:
     """Make this transaction the only one that allocates from the account's wallet."""
-    session.execute(
-        "INSERT INTO wallets (account) VALUES (%(account)s) ON CONFLICT DO NOTHING",
-        {"account": account},
-    )
-    session.execute(
-        "SELECT 1 FROM wallets WHERE account = %(account)s FOR UPDATE", {"account": account}
-    )
+    lock = "SELECT 1 FROM wallets WHERE account = %(account)s FOR UPDATE"
+    if session.one(lock, {"account": account}) is None:
+        session.execute(
+            "INSERT INTO wallets (account) VALUES (%(account)s) ON CONFLICT DO NOTHING",
+            {"account": account},
+        )
+        session.execute(lock, {"account": account})
 
 
 def record_figure(

@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import anyio.to_thread
 import uvicorn
@@ -18,12 +19,20 @@ from fulfillment import broker
 from fulfillment.errors import ConfigurationError
 from fulfillment.log import configure, get_logger
 from fulfillment.services.context import Context, build_context, register_accounts
+from fulfillment.services.intake import receive_raw
 from fulfillment.settings import Settings
 from fulfillment.web import checkouts, errors, health, orders, webhooks
 from fulfillment.web.hints import Hints
 from fulfillment.web.limits import Bounded, Buckets, Connection
 from fulfillment.web.metrics import Metrics, Observed
-from fulfillment.web.requests import READ_THREADS, STATEMENT_TIMEOUT_S, THREADS, Web
+from fulfillment.web.requests import (
+    CHECKOUT_THREADS,
+    READ_THREADS,
+    STATEMENT_TIMEOUT_S,
+    THREADS,
+    Web,
+)
+from fulfillment.web.together import Together
 from fulfillment.web.tokens import Tokens
 
 log = get_logger(__name__)
@@ -39,6 +48,7 @@ def create_app(context: Context, hint: Callable[..., object]) -> FastAPI:
     settings = context.settings
     web = Web(
         context,
+        Together(partial(receive_raw, context), CHECKOUT_THREADS),
         Hints(hint),
         Metrics(context),
         Tokens(settings),

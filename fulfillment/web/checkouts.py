@@ -70,7 +70,8 @@ async def receive_checkout(request: Request, web: WebParts) -> Response:
 
 
 def _receive_one(web: Web, body: bytes) -> Response:
-    (result,) = _receive(web, [intake.parse_json(body)])
+    result = web.intake(intake.parse_json(body))
+    _note(web, [result])
     if result.error:
         raise result.error
     if not result.is_new and result.external_id:
@@ -103,16 +104,16 @@ def _receive_many(web: Web, body: bytes) -> Response:
     if not 1 <= len(raws) <= intake.MAX_BATCH:
         expected = f"expected 1 to {intake.MAX_BATCH} entries, found {len(raws)}"
         raise InvalidInput("checkouts", expected)
-    return JSONResponse({"results": [_entry(result) for result in _receive(web, raws)]})
-
-
-def _receive(web: Web, raws: Sequence[Any]) -> list[Received]:
     results = intake.receive_raw(web.context, raws)
+    _note(web, results)
+    return JSONResponse({"results": [_entry(result) for result in results]})
+
+
+def _note(web: Web, results: Sequence[Received]) -> None:
     for account in intake.new_accounts(results):
         web.hints(DISPATCH, account)
     for result in results:
         web.metrics.checkouts.labels(_word(result)).inc()
-    return results
 
 
 def _word(result: Received) -> str:

@@ -1,16 +1,18 @@
 """What endpoints take from a request: the application's parts, and whose token it bears."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import structlog
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from fulfillment.services.context import Context
+from fulfillment.services.intake import Received
 from fulfillment.web.hints import Hints
 from fulfillment.web.limits import Buckets, Lane, client_of, too_many
 from fulfillment.web.metrics import Metrics
+from fulfillment.web.together import Together
 from fulfillment.web.tokens import Tokens
 
 #: Threads of each group of routes; each may hold a connection to the database.
@@ -27,6 +29,8 @@ class Web:
     """The parts that every endpoint works with."""
 
     context: Context
+    #: Single checkouts that come at once share a transaction.
+    intake: Together[Any, Received]
     hints: Hints
     metrics: Metrics
     tokens: Tokens

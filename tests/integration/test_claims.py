@@ -28,13 +28,14 @@ from tests.support import (
 def claim(context: Context, name: str, limit: int = 100, lease_s: float = 30) -> list[int]:
     until = context.now() + timedelta(seconds=lease_s)
     with context.database.transaction() as session:
-        return claims.claim_waiting(session, "main", name, context.now(), until, limit)
+        claimed = claims.claim_waiting(session, "main", name, context.now(), until, limit)
+        return [order.id for order in claimed]
 
 
 def take_over(context: Context, ids: list[int], old: str, new: str) -> list[int]:
     until = context.now() + timedelta(seconds=30)
     with context.database.transaction() as session:
-        return claims.take_over(session, ids, old, new, until)
+        return [order.id for order in claims.take_over(session, ids, old, new, until)]
 
 
 def renew(context: Context, ids: list[int], name: str) -> int:
