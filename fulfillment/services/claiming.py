@@ -114,6 +114,9 @@ def _take_over(context: Context, batch: Batch, step: str) -> KeptClaim | None:
     with context.database.transaction() as session:
         claim = take_over_within(context, session, batch, step)
         if claim is not None:
+            if step != SUBMIT:
+                lease, now = gather_lease(claim.account), context.now()
+                leases.acquire(session, lease, batch["token"], now, now + context.lease)
             claim.has_failed = accounts.failures(session, claim.account) > 0
             if step == SUBMIT:
                 claim.attempts = ledger.attempts_of(session, claim.order_ids)
@@ -124,15 +127,10 @@ def take_over_within(
     context: Context, session: Session, batch: Batch, step: str
 ) -> KeptClaim | None:
     """Take a batch over in a transaction that does the rest of the step; nothing renews it."""
-    now = context.now()
-    until = now + context.lease
+    until = context.now() + context.lease
     old, new = claim_name(batch["token"], _BEFORE[step]), claim_name(batch["token"], step)
     taken = claims.take_over(session, batch["ids"], old, new, until)
-    if not taken:
-        return None
-    if step != SUBMIT:
-        leases.acquire(session, gather_lease(batch["account"]), batch["token"], now, until)
-    return KeptClaim(context, batch, step, taken)
+    return KeptClaim(context, batch, step, taken) if taken else None
 
 
 @repeated

@@ -185,14 +185,17 @@ def _allocate_now(
                 return 0, ()
         if figure is not None:
             _record(context, session, account, figure)
-        allocated = _allocate(context, session, account, claim)
+            members = orders.lock(session, claim.order_ids)
+        else:
+            members = claim.orders  # as they are: they were taken over just now
+        allocated = _allocate(context, session, account, claim, members)
         give_up_gathering(session, batch)
         crash_point("wallet.before_commit")
     return allocated
 
 
 def _allocate(
-    context: Context, session: Session, account: str, claim: KeptClaim
+    context: Context, session: Session, account: str, claim: KeptClaim, locked: list[Order]
 ) -> tuple[int, tuple[str, ...]]:
     """Hold money under the wallet's lock; give how many orders of the batch got it.
 
@@ -201,7 +204,7 @@ def _allocate(
     available = ledger.available_mills(session, account)
     members = {
         order.id: order
-        for order in orders.lock(session, claim.order_ids)
+        for order in locked
         if order.claim == claim.name and order.is_waiting and order.quoted_mills is not None
     }
     # Orders that wait outside this batch came earlier or later than its members; the money is
@@ -218,8 +221,9 @@ def _allocate(
     now = context.now()
     woken = [order_id for order_id in funded if order_id not in members]
     # Whoever waited for the wallet until now is to wait for the cap, without a deadline for funds.
-    outside = orders.get(session, sorted(capped - members.keys()))
-    woken += [order.id for order in outside if order.funds_deadline_at is not None]
+    if outside := sorted(capped - members.keys()):
+        seen = orders.get(session, outside)
+        woken += [order.id for order in seen if order.funds_deadline_at is not None]
     if woken:
         orders.set_due(session, woken, next_attempt_at=now)
     asleep = [i for i in waiting if i not in funded and i not in members and i not in woken]

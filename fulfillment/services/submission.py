@@ -191,7 +191,8 @@ def _begin(
     tasks, sealed_up = _tasks(context, group, attempts)
     now = context.now()
     with context.database.transaction() as session:
-        claims.release(session, sealed_up, claim.name, now + STOPPED_GAP)
+        if sealed_up:
+            claims.release(session, sealed_up, claim.name, now + STOPPED_GAP)
         if switches.stop_of(session, claim.account):
             tasks = _without_posts(session, claim, tasks, now)
         moves = [

@@ -58,20 +58,27 @@ def record_figure(
     A hold is absorbed by a figure requested at least `lag` after the provider debited it; the hold
     of an order that ended after acceptance is released at a figure requested that much later.
     """
-    missing = _missing_mills(session, account, figure)
-    newer = session.one(
-        "UPDATE wallets SET figure_mills = %(mills)s, requested_at = %(at)s, "
-        "unexplained_mills = unexplained_mills + %(missing)s "
-        "WHERE account = %(account)s AND (requested_at IS NULL OR requested_at < %(at)s) "
-        "RETURNING account",
-        {
-            "account": account,
-            "mills": figure.mills,
-            "at": figure.requested_at,
-            "missing": missing,
-        },
+    # Missing is how far the figure lies below the last one less all that we may have spent since.
+    # What came in meanwhile may hide such a gap, but nothing of ours can make one.
+    missing = session.scalar(
+        """
+            UPDATE wallets w
+               SET figure_mills = %(mills)s, requested_at = %(at)s,
+                   unexplained_mills = unexplained_mills + spent.missing
+              FROM (SELECT b.account, greatest(coalesce(b.figure_mills - (
+                        SELECT coalesce(sum(greatest(a.hold_mills, coalesce(o.charged_mills, 0))),
+                                        0)
+                          FROM attempts a JOIN orders o ON o.id = a.order_id
+                         WHERE a.account = b.account AND a.absorbed_at IS NULL
+                           AND a.state <> 'reserved') - %(mills)s, 0), 0) AS missing
+                      FROM wallets b WHERE b.account = %(account)s) AS spent
+             WHERE w.account = spent.account
+               AND (w.requested_at IS NULL OR w.requested_at < %(at)s)
+            RETURNING spent.missing
+            """,
+        {"account": account, "mills": figure.mills, "at": figure.requested_at},
     )
-    if newer is None:
+    if missing is None:
         return 0
     crash_point("ledger.figure")
     debited = "confirmed_at" if debits_at is DebitsAt.ACCEPT else "ended_at"
@@ -97,25 +104,7 @@ def record_figure(
             """,  # noqa: S608 - one of two constants
         {"account": account, "at": figure.requested_at, "lag": lag},
     )
-    return missing
-
-
-def _missing_mills(session: Session, account: str, figure: Figure) -> int:
-    """Say how far a figure lies below the last one less all that we may have spent since.
-
-    What came in meanwhile may hide such a gap, but nothing of ours can make one.
-    """
-    row = session.one(
-        """
-            SELECT w.figure_mills - (
-                SELECT coalesce(sum(greatest(a.hold_mills, coalesce(o.charged_mills, 0))), 0)
-                  FROM attempts a JOIN orders o ON o.id = a.order_id
-                 WHERE a.account = w.account AND a.absorbed_at IS NULL AND a.state <> 'reserved')
-              FROM wallets w WHERE w.account = %(account)s AND w.requested_at < %(at)s
-            """,
-        {"account": account, "at": figure.requested_at},
-    )
-    return 0 if row is None else max(int(row[0]) - figure.mills, 0)
+    return int(missing)
 
 
 def has_figure_since_catalog(session: Session, account: str, since: datetime) -> bool:

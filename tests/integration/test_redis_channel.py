@@ -1,6 +1,8 @@
 """What a queue of Redis holds is taken and noted at once: no death in between loses a message."""
 
+import base64
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -183,3 +185,28 @@ def test_a_queue_is_bound_again_after_everything_was_wiped(
     publish(connection, "heard")
 
     assert drain(1) == ["heard"]
+
+
+def test_hints_are_noted_nowhere_and_come_again_when_a_consumer_stops(
+    server_url: str, client: redis.Redis
+) -> None:
+    redis_channel.install()
+    queues = [Queue("test.steps"), Queue("test.ticks")]
+    got: list[Message] = []
+    with Connection(server_url) as connection:
+        producer = connection.Producer()
+        for body in ("done", "held", "given back"):
+            producer.publish(body, routing_key="test.steps", declare=queues)
+        with Consumer(connection, queues, on_message=got.append, prefetch_count=3):
+            for _ in range(3):
+                connection.drain_events(timeout=5)
+            assert client.keys("unacked*") == []
+            got[0].ack()
+            got[2].requeue()
+
+    assert sorted(message.decode() for message in got) == ["done", "given back", "held"]
+    again = client.lrange("test.steps", 0, -1)
+    assert isinstance(again, list)
+    bodies = [base64.b64decode(json.loads(each)["body"]).decode() for each in again]
+    assert sorted(bodies) == ["given back", "held"]
+    assert client.keys("unacked*") == []
