@@ -1,11 +1,14 @@
 """Intake: how many checkouts a second are acknowledged and durable, by each way in.
 
-No worker runs: what follows the intake is measured by the bursts. The relay does.
+No worker runs, and while HTTP is measured the relay stands still: what follows the intake is
+measured by the bursts. The consumer's process relays besides.
 """
 
 import json
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from kombu import Connection, Producer
@@ -78,7 +81,8 @@ def _single(running: Product, prefix: str, count: int) -> float:
         load.request("bench", "/v1/checkouts", _headers(running), json.dumps(event).encode())
         for event in events
     ]
-    rate = load.post_all(_port(running), messages, CONNECTIONS)
+    with _relay_stopped(running):
+        rate = load.post_all(_port(running), messages, CONNECTIONS)
     _check(running, prefix, count)
     _drain(running)
     return rate
@@ -95,7 +99,8 @@ def _batch(running: Product, prefix: str, count: int) -> float:
         )
         for start in range(0, count, BATCH)
     ]
-    requests = load.post_all(_port(running), messages, 2)
+    with _relay_stopped(running):
+        requests = load.post_all(_port(running), messages, 2)
     _check(running, prefix, count)
     _drain(running)
     return requests * count / len(messages)
@@ -103,19 +108,27 @@ def _batch(running: Product, prefix: str, count: int) -> float:
 
 def _consumer(running: Product, prefix: str, count: int) -> float:
     """Let messages pile up while the consumer is stopped, then see how fast they are stored."""
-    running.stack.processes.kill("intake", signal.SIGSTOP)
     first = running.count("SELECT max(id) FROM orders")
-    with Connection(running.broker.url) as connection:
+    with _relay_stopped(running), Connection(running.broker.url) as connection:
         producer = Producer(connection, exchange=store_exchange)
         for place in range(count):
             event = checkout(prefix, place, running.simulator.items)
             producer.publish(event, routing_key=CHECKOUT_KEY, declare=[checkout_queue])
     began = time.time()
-    running.stack.processes.kill("intake", signal.SIGCONT)
     query = "SELECT count(*) FROM orders WHERE id > %s"
     ended = until(lambda: running.count(query, first) >= count, "the queue is stored")
     _drain(running)
     return count / (ended - began)
+
+
+@contextmanager
+def _relay_stopped(running: Product) -> Iterator[None]:
+    """Have the process of the relay and the consumer stand still."""
+    running.stack.processes.kill("intake", signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        running.stack.processes.kill("intake", signal.SIGCONT)
 
 
 def _port(running: Product) -> int:

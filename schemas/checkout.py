@@ -21,6 +21,10 @@ MAX_PRICE_CENTS = 10**9  # ten million dollars: more is a wrong unit, not a skin
 _PARTNER = re.compile(r"[0-9]{1,10}")
 _ISO_START = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,16}")
+#: As Steam shows it to its owner; everything else is taken apart more slowly.
+_USUAL = re.compile(
+    r"https://steamcommunity\.com/tradeoffer/new/\?partner=([0-9]{1,10})&token=([A-Za-z0-9_-]{1,16})"
+)
 TRADE_URL_FORM = (
     "expected https://steamcommunity.com/tradeoffer/new/?partner=<32-bit number>&token="
     "<1 to 16 of A-Z a-z 0-9 _ ->"
@@ -32,6 +36,16 @@ def trade_url_parts(url: str) -> tuple[int, str]:
 
     Raises ValueError, without the URL in its text, for anything that is not exactly one.
     """
+    if usual := _USUAL.fullmatch(url):
+        partner, token = usual.groups()
+    else:
+        partner, token = _taken_apart(url)
+    if not 0 < int(partner) < 2**32:
+        raise ValueError(TRADE_URL_FORM)
+    return int(partner), token
+
+
+def _taken_apart(url: str) -> tuple[str, str]:
     try:
         parts = urlsplit(url)
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)
@@ -52,9 +66,7 @@ def trade_url_parts(url: str) -> tuple[int, str]:
     partner, token = fields.get("partner", ""), fields.get("token", "")
     if not _PARTNER.fullmatch(partner) or not _TOKEN.fullmatch(token):
         raise ValueError(TRADE_URL_FORM)
-    if not 0 < int(partner) < 2**32:
-        raise ValueError(TRADE_URL_FORM)
-    return int(partner), token
+    return partner, token
 
 
 def _main_if_null(value: object) -> object:

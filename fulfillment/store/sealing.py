@@ -43,6 +43,10 @@ class Seal:
             raise ConfigurationError(SETTING, f"is not set; {FORM}")
         self._newest = next(iter(self._keys))
         self._ciphers = {key_id: AESGCM(key) for key_id, key in self._keys.items()}
+        self._hashing = {
+            key_id: hashlib.sha256(b"fingerprint" + key).digest()
+            for key_id, key in self._keys.items()
+        }
 
     def seal(self, plain: bytes) -> bytes:
         nonce = os.urandom(_NONCE_BYTES)
@@ -79,5 +83,4 @@ class Seal:
         return hmac.compare_digest(fingerprint, self._fingerprint(key_id, content))
 
     def _fingerprint(self, key_id: str, content: bytes) -> str:
-        key = hashlib.sha256(b"fingerprint" + self._keys[key_id]).digest()
-        return f"{key_id}:{hmac.new(key, content, hashlib.sha256).hexdigest()}"
+        return f"{key_id}:{hmac.digest(self._hashing[key_id], content, 'sha256').hex()}"
