@@ -103,7 +103,9 @@ def test_of_two_that_lock_each_other_out_both_come_through(context: Context) -> 
 
     in_threads(2, lock)
 
-    assert sorted(tries) in ([0, 0, 1], [0, 1, 1])
+    # The one that was undone tries again, and may meet the other once more.
+    assert set(tries) == {0, 1}
+    assert len(tries) > 2
 
 
 CANNOT = {
