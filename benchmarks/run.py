@@ -29,6 +29,7 @@ from benchmarks.bench import LONG, NORMAL, QUICK, Bench
 from benchmarks.results import Results, Row
 from benchmarks.servers import Servers
 from fulfillment import log
+from fulfillment.errors import FulfillmentError
 from fulfillment.settings import PREFIX
 
 ROWS: dict[str, Callable[[Bench], None]] = {
@@ -88,7 +89,7 @@ def main() -> int:
             before = dict(results.rows)
             try:
                 ROWS[name](bench)
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, OSError, FulfillmentError) as error:
                 failed.append(name)
                 console.print(f"{name}: {error}", style="red", markup=False)
             results.save(file)
