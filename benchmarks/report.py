@@ -23,8 +23,8 @@ Each row compares the product with a baseline that ran in turns with it, on the 
 against the same simulated provider (20 ms an answer, 2,000 items, where nothing else is said).
 Figures are medians over the rounds, a ratio is the median of the rounds' ratios. Every row that
 buys ends by comparing the provider's ledger with our tables; PostgreSQL runs with `fsync` on. The
-product runs as `fulfillment up` does but with `BATCH_LIMIT=256` instead of the default of 64: the plot
-of batch sizes shows what that changes.
+product runs as `fulfillment up` does but with `BATCH_LIMIT=256` instead of the default of 64: the
+plot of batch sizes shows what that changes.
 
 The work of one order, in the product and in the baselines: persist the checkout, refresh the
 catalog, read the wallet, POST the order, persist accepted and one history row, each step resumable
