@@ -174,6 +174,7 @@ class SafeChannel(kombu_redis.Channel):
     def _brpop_start(self, timeout: float | None = None) -> None:
         active = self.active_queues
         if len(active) != 1:
+            self._awaited = None
             super()._brpop_start(timeout)  # type: ignore[misc]  # the stubs lack it
             return
         (self._awaited,) = active
@@ -192,7 +193,7 @@ class SafeChannel(kombu_redis.Channel):
         try:
             return super()._brpop_read(**options)  # type: ignore[misc]  # the stubs lack it
         except _UNREADABLE:
-            if self._popped is None or self._is_message(self._popped[1]):
+            if self._popped is None or self._message(self._popped[1]) is not None:
                 raise  # the consumer's own error
         finally:
             self.takes_hints = False
@@ -222,8 +223,9 @@ class SafeChannel(kombu_redis.Channel):
         pairs = list(zip(given[::2], given[1::2], strict=True))
         self.noted = {tag.decode() for _, tag in pairs if tag}
         for item, tag in pairs:
-            if self._is_message(item):
-                self.connection._deliver(json.loads(item), queue)
+            message = self._message(item)
+            if message is not None:
+                self.connection._deliver(message, queue)
                 continue
             if tag:
                 self.qos._remove_from_indices(tag).execute()
@@ -252,18 +254,21 @@ class SafeChannel(kombu_redis.Channel):
         try:
             return super()._deliver_fanout_message(message, exchange)  # type: ignore[misc]
         except _UNREADABLE:
-            if self._is_message(json.dumps(message)):
+            if self._message(json.dumps(message)) is not None:
                 raise
         log.error("broker.no_message", exchange=exchange)
         return True
 
-    def _is_message(self, item: bytes | str) -> bool:
+    def _message(self, item: bytes | str) -> dict[str, Any] | None:
+        """Decode what lay in a list; None for what kombu could not make a message of."""
         try:
-            message = self.Message(json.loads(item), channel=self)
+            decoded: dict[str, Any] = json.loads(item)
+            message = self.Message(decoded, channel=self)
             route = message.delivery_info["exchange"], message.delivery_info["routing_key"]
         except _UNREADABLE:
-            return False
-        return all(isinstance(text, str) for text in (message.delivery_tag, *route))
+            return None
+        is_whole = all(isinstance(text, str) for text in (message.delivery_tag, *route))
+        return decoded if is_whole else None
 
 
 def _envelope(queue: str, body: bytes) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-import time
 from typing import Any
 
 from kombu import Connection, Consumer, Message
@@ -73,9 +72,10 @@ class CheckoutConsumer:
 
     def _bind_again(self, channel: Any) -> None:
         """Tell a Redis that was wiped where checkouts go; RabbitMQ tells its consumers."""
-        if isinstance(channel, SafeChannel) and time.monotonic() >= self._bind_at:
+        now = self._context.clock.monotonic()
+        if isinstance(channel, SafeChannel) and now >= self._bind_at:
             channel.bind_again(checkout_queue)
-            self._bind_at = time.monotonic() + _BIND_S
+            self._bind_at = now + _BIND_S
 
     def _gather(self, connection: Connection) -> None:
         timeout = _GROUP_S if self._waiting else _IDLE_S

@@ -54,9 +54,8 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
             give_back(context, batch, claim)
             return StepOutcome(goes_on=False)
         for_catalog, for_wallet = grants
-        wants = {order.id: _want(order) for order in claim.orders}
         requested_at = context.now()
-        asked = list(dict.fromkeys(wants.values()))
+        asked = list(dict.fromkeys(map(_want, claim.orders)))
 
         def ask() -> Quotes:
             with for_catalog:

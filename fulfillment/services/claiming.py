@@ -45,13 +45,7 @@ class StepOutcome:
 class KeptClaim:
     """A claim under which this step works; `is_held` says whether it still may."""
 
-    def __init__(
-        self,
-        context: Context,
-        batch: Batch,
-        step: str,
-        orders: list[Order],
-    ) -> None:
+    def __init__(self, context: Context, batch: Batch, step: str, orders: list[Order]) -> None:
         self._context = context
         self._batch = batch
         self.account = batch["account"]

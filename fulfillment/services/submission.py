@@ -12,9 +12,7 @@ from datetime import datetime
 from itertools import accumulate
 
 from fulfillment.crash import crash_point
-from fulfillment.errors import (
-    ConfigurationError,
-)
+from fulfillment.errors import ConfigurationError
 from fulfillment.log import get_logger
 from fulfillment.providers.base import Provider
 from fulfillment.services import outages
