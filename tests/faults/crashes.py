@@ -113,8 +113,6 @@ class CrashWorld(World):
         self.armed = list(points)
         self.died: list[str] = []
         self.passed: Counter[str] = Counter()
-        #: The course of the run up to the first time at each place.
-        self.ways: dict[str, str] = {}
         self._armed_at = 0.0
         self._relayed_at = -1
 
@@ -176,8 +174,6 @@ class CrashWorld(World):
         if process is None:
             return
         place = self._place(point)
-        if place not in self.passed:
-            self.ways[place] = self.scheduler.digest
         self.passed[place] += 1
         if self.scheduler.now < self._armed_at:
             return
@@ -313,8 +309,6 @@ class CrashReport:
     #: Where processes died; where nobody came by any more, where they should have, is missing.
     died: tuple[str, ...] = ()
     passed: Counter[str] = field(default_factory=Counter)
-    #: The course of the run up to the first time at each place; another path may share it.
-    ways: dict[str, str] = field(default_factory=dict, repr=False)
     violations: list[str] = field(default_factory=list)
     steps: int = 0
     virtual_s: float = 0.0
@@ -340,7 +334,6 @@ def run_path(
     with CrashWorld(path, path.plan(seed), engine, points) as world:
         _run(world, report)
         report.died, report.passed = tuple(world.died), world.passed
-        report.ways = world.ways
         report.virtual_s = world.scheduler.now - 1000
         report.trace = world.scheduler.trace
     report.real_s = time.perf_counter() - began

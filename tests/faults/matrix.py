@@ -24,8 +24,6 @@ from tests.faults.paths import PATHS
 from tests.faults.pool import be_quiet, database_on, run_all
 
 STATE = File(".crashes.json")
-#: On so many paths is each point tried with every commit; `make crashes` tries all.
-EACH_ON = 1
 
 
 @dataclass(frozen=True)
@@ -67,35 +65,11 @@ def point_of(place: str) -> str:
 
 def singles(reports: Mapping[str, CrashReport]) -> list[Job]:
     """Give every place of every path."""
-    return [Job(name, (place,)) for name, report in reports.items() for place in report.ways]
-
-
-def chosen(reports: Mapping[str, CrashReport]) -> list[Job]:
-    """Choose of each point's paths those that are short, and not yet chosen often.
-
-    Two paths that have come to a point by the same course are one there.
-    """
-    picked: list[Job] = []
-    uses: Counter[str] = Counter()
-    for point in sorted(POINTS, key=lambda p: sum(p in _points(r) for r in reports.values())):
-        courses: set[str] = set()
-        for _ in range(EACH_ON):
-            options = [
-                (report.steps + 60 * uses[name], name, place)
-                for name, report in reports.items()
-                for place, course in report.ways.items()
-                if point_of(place) == point and course not in courses
-            ]
-            if options:
-                _, name, place = min(options)
-                courses.add(reports[name].ways[place])
-                uses[name] += 1
-                picked.append(Job(name, (place,)))
-    return picked
+    return [Job(name, (place,)) for name, report in reports.items() for place in report.passed]
 
 
 def _points(report: CrashReport) -> set[str]:
-    return {point_of(place) for place in report.ways}
+    return {point_of(place) for place in report.passed}
 
 
 def pairs(reports: Mapping[str, CrashReport]) -> list[Job]:
