@@ -31,6 +31,8 @@ from fulfillment.providers.transport import KeptTransport
 
 ANSWER_LIMIT = 1024 * 1024
 LIST_LIMIT = 256 * 1024 * 1024  # Skinslink's full list is about 200 MB
+#: A list that comes in one piece is not copied: its pages are taken from the system once.
+LARGEST_PIECE = 16 * 1024 * 1024
 CONNECT_S = 5.0
 LONGEST_PAUSE = timedelta(hours=1)
 BOM = b"\xef\xbb\xbf"
@@ -144,6 +146,7 @@ class HTTPClient:
                 extensions={
                     "timeout": timeouts,
                     "time_left": lambda: end - self._clock.monotonic(),
+                    "piece": min(limit + 1, LARGEST_PIECE),
                 },
             )
             if is_purchase:

@@ -123,7 +123,8 @@ class KeptTransport(httpx.BaseTransport):
     """Connections to one origin or several, shared by threads.
 
     A request's `extensions` may hold `timeout` as httpx writes it, of which only `connect` counts,
-    and `time_left`, which says how many seconds the whole request has yet.
+    `time_left`, which says how many seconds the whole request has yet, and `piece`: how many bytes
+    of the body to give at once.
     """
 
     def __init__(self) -> None:
@@ -158,7 +159,8 @@ class KeptTransport(httpx.BaseTransport):
         except BaseException:
             connection.close()
             raise
-        body = _Body(answer, connection, partial(self._keep, origin, connection))
+        piece = request.extensions.get("piece", _PIECE)
+        body = _Body(answer, connection, partial(self._keep, origin, connection), piece)
         return httpx.Response(answer.status, headers=answer.getheaders(), stream=body)
 
     def _kept(self, origin: tuple[str, str, int]) -> _Connection | None:
@@ -215,18 +217,23 @@ class _Body(httpx.SyncByteStream):
     """An answer's body; once it is read to its end the connection may be used again."""
 
     def __init__(
-        self, answer: http.client.HTTPResponse, connection: _Connection, keep: Callable[[], None]
+        self,
+        answer: http.client.HTTPResponse,
+        connection: _Connection,
+        keep: Callable[[], None],
+        piece: int,
     ) -> None:
         self._answer = answer
         self._connection = connection
         self._keep = keep
+        self._piece = piece
         self._is_whole = False
 
     def __iter__(self) -> Iterator[bytes]:
         answer = self._answer
         while not answer.isclosed():
             with _translated(httpx.ReadTimeout, httpx.ReadError):
-                piece = answer.read(_PIECE)
+                piece = answer.read(self._piece)
                 if not piece and answer.length:
                     raise http.client.IncompleteRead(b"", answer.length)
             if piece:

@@ -8,16 +8,18 @@ from fulfillment.crash import crash_point
 from fulfillment.services.claiming import CLAIMED, claim_name, gather_lease
 from fulfillment.services.context import Context
 from fulfillment.store import accounts, claims, leases, orders, switches
+from fulfillment.store.due import Polled
 from fulfillment.store.engine import repeated
 from fulfillment.store.models import NOTHING_DUE, Move, Order
 from schemas.enums import FailedBy, FailureCode, OrderStatus, Source
 from schemas.messages import Batch
 
-#: Batches of an account that may be in submission while another one gathers.
-_BATCHES_AHEAD = 2
+#: Batches of an account that may be in submission while another one gathers: one for each of a few
+#: workers, and not so many that a slow account takes all their threads.
+_BATCHES_AHEAD = 4
 
 
-def make_batch(account: str, token: str, batch: Iterable[Order]) -> Batch:
+def make_batch(account: str, token: str, batch: Iterable[Order | Polled]) -> Batch:
     """Write the argument of the chain's steps."""
     members = list(batch)
     return Batch(

@@ -15,6 +15,7 @@ from fulfillment.services.reports import apply_reports
 from fulfillment.states import FINAL
 from fulfillment.store import accounts, due, leases, orders
 from fulfillment.store.accounts import Purpose
+from fulfillment.store.due import Polled
 from fulfillment.store.engine import repeated
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus, Source
@@ -26,7 +27,9 @@ log = get_logger(__name__)
 #: So many are claimed at once, and so often by one tick.
 _CLAIM_LIMIT = 500
 _MOST_CLAIMS = 20
+#: So many are asked about by one task, and written down together.
 _BATCH = 100
+_LOOKUPS_A_BATCH = 5
 _THREADS = 16
 #: Ticks come every two seconds.
 _TICK_GAP = timedelta(seconds=1)
@@ -70,11 +73,13 @@ def poll_due(context: Context) -> Iterator[Batch]:
         leases.beat(session, pulse.POLL, now)
     for account in context.settings.accounts:
         claimed = 0
+        lookup_limit = context.provider(account).lookup_limit
+        size = _BATCH if lookup_limit == 1 else lookup_limit * _LOOKUPS_A_BATCH
         for _ in range(_MOST_CLAIMS if _is_next(context, account, now) else 0):
             members = _claim(context, account, until, claimed)
             crash_point("poll.claimed", members)
-            for start in range(0, len(members), _BATCH):
-                yield make_batch(account, "", members[start : start + _BATCH])
+            for start in range(0, len(members), size):
+                yield make_batch(account, "", members[start : start + size])
             claimed += len(members)
             if len(members) < _CLAIM_LIMIT:
                 break
@@ -93,13 +98,13 @@ def _is_next(context: Context, account: str, now: datetime) -> bool:
         return leases.acquire(session, lease, holder, now, now + _TICK_GAP)
 
 
-def _claim(context: Context, account: str, until: datetime, claimed: int) -> list[Order]:
+def _claim(context: Context, account: str, until: datetime, claimed: int) -> list[Polled]:
     """Claim about as many orders as may be asked about, deadlines first; others stay due.
 
     `claimed` orders were claimed before by this tick, and are not asked about yet.
     """
     size = context.provider(account).lookup_limit
-    members: list[Order] = []
+    members: list[Polled] = []
     for purpose in (Purpose.URGENT, Purpose.POLL):
         requests = context.budget(account).left(purpose)
         room = _CLAIM_LIMIT if requests is None else min(requests * size - claimed, _CLAIM_LIMIT)
@@ -111,24 +116,19 @@ def _claim(context: Context, account: str, until: datetime, claimed: int) -> lis
 @repeated
 def _claim_polls(
     context: Context, account: str, purpose: Purpose, until: datetime, limit: int
-) -> list[Order]:
+) -> list[Polled]:
     is_over = purpose is Purpose.URGENT
     with context.database.transaction() as session:
         return due.claim_polls(session, account, context.now(), until, limit, is_over=is_over)
-
-
-def _is_urgent(order: Order, now: datetime) -> bool:
-    deadline = order.trade_deadline_at
-    return order.status is OrderStatus.SENT and deadline is not None and deadline <= now
 
 
 def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int:
     """Ask about these orders and apply the answers; give how many changed."""
     now = context.now()
     with context.database.transaction() as session:
-        members = [o for o in orders.get(session, order_ids) if o.account == account]
+        members = due.to_poll(session, account, order_ids, now)
         beats = leases.heartbeats(session)
-    groups = _within_budget(context, account, members, now)
+    groups = _within_budget(context, account, members)
     reports, asked, unasked = _ask(context, account, groups)
     crash_point("poll.answered")
     reached = {order.id for _, group in groups for order in group}
@@ -143,8 +143,8 @@ def _write_polls(
     context: Context,
     account: str,
     reports: Mapping[str, OrderReport],
-    asked: Sequence[Order],
-    unasked: Sequence[Order],
+    asked: Sequence[Polled],
+    unasked: Sequence[Polled],
     now: datetime,
     *,
     flows: bool,
@@ -182,16 +182,16 @@ def _next(context: Context, order: Order, now: datetime, flows: bool) -> datetim
 
 
 def _within_budget(
-    context: Context, account: str, members: list[Order], now: datetime
-) -> list[tuple[Grant, list[Order]]]:
+    context: Context, account: str, members: Sequence[Polled]
+) -> list[tuple[Grant, Sequence[Polled]]]:
     """Choose whom to ask about together: the budget counts requests, of which one may serve many.
 
     What the last urgent request has room for rides along.
     """
     size = context.provider(account).lookup_limit
-    members = sorted(members, key=lambda o: not _is_urgent(o, now))
-    urgent = sum(_is_urgent(order, now) for order in members)
-    groups: list[tuple[Grant, list[Order]]] = []
+    members = sorted(members, key=lambda order: not order.is_urgent)
+    urgent = sum(order.is_urgent for order in members)
+    groups: list[tuple[Grant, Sequence[Polled]]] = []
     for purpose in (Purpose.URGENT, Purpose.POLL):
         wanted = urgent if purpose is Purpose.URGENT else len(members)
         grant = context.budget(account).take(purpose, -(-wanted // size))
@@ -202,17 +202,17 @@ def _within_budget(
 
 
 def _ask(
-    context: Context, account: str, groups: Sequence[tuple[Grant, list[Order]]]
-) -> tuple[dict[str, OrderReport], list[Order], list[Order]]:
+    context: Context, account: str, groups: Sequence[tuple[Grant, Sequence[Polled]]]
+) -> tuple[dict[str, OrderReport], list[Polled], list[Polled]]:
     """Ask concurrently; give the reports by external id, and who was and was not asked about."""
     provider = context.provider(account)
     reports: dict[str, OrderReport] = {}
-    asked: list[Order] = []
-    unasked: list[Order] = []
+    asked: list[Polled] = []
+    unasked: list[Polled] = []
     if not groups:
         return reports, asked, unasked
 
-    def look_up(job: tuple[Grant, list[Order]]) -> dict[str, OrderReport] | ProviderError:
+    def look_up(job: tuple[Grant, Sequence[Polled]]) -> dict[str, OrderReport] | ProviderError:
         grant, group = job
         try:
             with grant:

@@ -3,11 +3,24 @@
 Whoever locks several orders does it in the order of their ids, so that no two wait for each other.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Any, NamedTuple
 
 from fulfillment.store.engine import Session
 from fulfillment.store.models import ORDER_COLUMNS, Order, columns
 
+
+class Polled(NamedTuple):
+    """Of an order what a poll needs before it is answered."""
+
+    id: int
+    external_id: str
+    #: Its trade window is over.
+    is_urgent: bool
+
+
+_POLLED = "id, external_id, status = 'sent' AND coalesce(trade_deadline_at <= %(now)s, false)"
 _CLAIM = """
     UPDATE orders SET {column} = %(until)s WHERE id = ANY(ARRAY(
         SELECT o.id FROM orders o WHERE o.{column} <= %(now)s {which}
@@ -16,16 +29,13 @@ _CLAIM = """
 """
 
 
-def _claim_statement(column: str, which: str = "") -> str:
-    return _CLAIM.format(column=column, which=which, columns=columns(ORDER_COLUMNS))
-
-
-_CLAIM_POLLS = _claim_statement("next_poll_at", "AND o.account = %(account)s")
-_CLAIM_LAST_POLLS = _claim_statement(
-    "next_poll_at",
-    "AND o.account = %(account)s AND o.status = 'sent' AND o.trade_deadline_at <= %(now)s",
+_OF_ACCOUNT = "AND o.account = %(account)s"
+_OVER = "AND o.status = 'sent' AND o.trade_deadline_at <= %(now)s"
+_CLAIM_POLLS = _CLAIM.format(column="next_poll_at", which=_OF_ACCOUNT, columns=_POLLED)
+_CLAIM_LAST_POLLS = _CLAIM.format(
+    column="next_poll_at", which=f"{_OF_ACCOUNT} {_OVER}", columns=_POLLED
 )
-_CLAIM_WATCHES = _claim_statement("next_watch_at")
+_CLAIM_WATCHES = _CLAIM.format(column="next_watch_at", which="", columns=columns(ORDER_COLUMNS))
 
 
 def claim_polls(
@@ -36,18 +46,31 @@ def claim_polls(
     limit: int,
     *,
     is_over: bool = False,
-) -> list[Order]:
+) -> list[Polled]:
     """Claim orders that are to be asked about, the longest due first, until `until`.
 
     With `is_over` only those whose trade window is over.
     """
     statement = _CLAIM_LAST_POLLS if is_over else _CLAIM_POLLS
-    return _claim(session, statement, now, until, limit, account=account)
+    return sorted(map(Polled._make, _claim(session, statement, now, until, limit, account=account)))
+
+
+def to_poll(
+    session: Session, account: str, order_ids: Sequence[int], now: datetime
+) -> list[Polled]:
+    """Read what a poll of these orders needs, but of those that went on to another account."""
+    rows = session.rows(
+        f"SELECT {_POLLED} FROM orders "  # noqa: S608 - constants
+        "WHERE id = ANY(%(ids)s) AND account = %(account)s ORDER BY id",
+        {"ids": list(order_ids), "account": account, "now": now},
+    )
+    return list(map(Polled._make, rows))
 
 
 def claim_watches(session: Session, now: datetime, until: datetime, limit: int) -> list[Order]:
     """Claim orders whose trade window needs a look, until `until`."""
-    return _claim(session, _CLAIM_WATCHES, now, until, limit)
+    rows = _claim(session, _CLAIM_WATCHES, now, until, limit)
+    return sorted(map(Order.of, rows), key=lambda order: order.id)
 
 
 def _claim(
@@ -57,10 +80,8 @@ def _claim(
     until: datetime,
     limit: int,
     **more: str,
-) -> list[Order]:
-    values = {"now": now, "until": until, "limit": limit, **more}
-    rows = session.execute(statement, values)
-    return sorted((Order.of(row) for row in rows), key=lambda order: order.id)
+) -> list[tuple[Any, ...]]:
+    return session.rows(statement, {"now": now, "until": until, "limit": limit, **more})
 
 
 def put_back(session: Session, order_ids: list[int], now: datetime, min_interval_s: float) -> None:

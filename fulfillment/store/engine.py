@@ -9,9 +9,11 @@ from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
+import msgspec
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.rows import namedtuple_row
+from psycopg.rows import namedtuple_row, tuple_row
+from psycopg.types.json import set_json_loads
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
@@ -66,6 +68,14 @@ class Session:
         cursor = self.connection.cursor(row_factory=namedtuple_row)
         return cursor.execute(statement, parameters)
 
+    def rows(
+        self, statement: str, parameters: Mapping[str, Any] | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Give many rows that are read by place: half as dear as with names."""
+        return (
+            self.connection.cursor(row_factory=tuple_row).execute(statement, parameters).fetchall()
+        )
+
     def one(self, statement: str, parameters: Mapping[str, Any] | None = None) -> Any:
         """Give the first row, None where there is none."""
         return self.execute(statement, parameters).fetchone()
@@ -108,6 +118,7 @@ class Database:
                 **_MISSED,
             },
         )
+        event.listen(self.engine, "connect", _read_json_fast)
         event.listen(self.engine, "checkin", _note_use)
         event.listen(self.engine, "checkout", _look_after_idling)
 
@@ -153,6 +164,11 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _read_json_fast(connection: Any, record: ConnectionPoolEntry) -> None:
+    del record
+    set_json_loads(msgspec.json.decode, connection)
 
 
 def _note_use(connection: Any, record: ConnectionPoolEntry) -> None:

@@ -157,7 +157,7 @@ _INSERT = f"""
 
 def insert(session: Session, new: Sequence[NewOrder], now: datetime) -> list[Order]:
     """Store checkouts whose id is free and give those; an id that exists is left as it is."""
-    rows = session.execute(
+    rows = session.rows(
         _INSERT,
         {
             "external_ids": [n.external_id for n in new],
@@ -193,7 +193,7 @@ def apply(session: Session, moves: Sequence[Move], now: datetime) -> dict[int, O
     for move in moves:
         if move.source is not move.target:
             states.check(move.source, move.target)
-    rows = session.execute(_APPLY, {"moves": _encode(moves), "now": now})
+    rows = session.rows(_APPLY, {"moves": _encode(moves), "now": now})
     by_id = {move.order_id: move for move in moves}
     moved = {order.id: order for order in map(Order.of, rows)}
     _log([(by_id[order.id], order) for order in moved.values()])
@@ -253,12 +253,12 @@ def set_due(session: Session, order_ids: Sequence[int], **due: Any) -> None:
 
 def get(session: Session, order_ids: Sequence[int]) -> list[Order]:
     """Read orders by our own ids, oldest first."""
-    return [Order.of(row) for row in session.execute(_GET, {"ids": list(order_ids)})]
+    return [Order.of(row) for row in session.rows(_GET, {"ids": list(order_ids)})]
 
 
 def lock(session: Session, order_ids: Sequence[int]) -> list[Order]:
     """Read orders and keep others from changing them until the transaction ends."""
-    return [Order.of(row) for row in session.execute(_LOCK, {"ids": list(order_ids)})]
+    return [Order.of(row) for row in session.rows(_LOCK, {"ids": list(order_ids)})]
 
 
 def lock_overdue(session: Session, now: datetime, limit: int) -> list[Order]:
@@ -273,7 +273,7 @@ def lock_overdue(session: Session, now: datetime, limit: int) -> list[Order]:
         """  # noqa: S608 - the names are constants
     unsent = [*states.WAITING, OrderStatus.RESERVED]
     parameters = {"unsent": unsent, "now": now, "limit": limit}
-    return [Order.of(row) for row in session.execute(statement, parameters)]
+    return [Order.of(row) for row in session.rows(statement, parameters)]
 
 
 def lock_routed_at_paused(session: Session, now: datetime, limit: int) -> list[Order]:
@@ -287,12 +287,12 @@ def lock_routed_at_paused(session: Session, now: datetime, limit: int) -> list[O
          ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
         """  # noqa: S608 - the names are constants
     parameters = {"local": list(states.LOCAL), "now": now, "limit": limit}
-    return [Order.of(row) for row in session.execute(statement, parameters)]
+    return [Order.of(row) for row in session.rows(statement, parameters)]
 
 
 def find(session: Session, external_ids: Sequence[str]) -> dict[str, Order]:
     """Read orders by the store's ids."""
-    rows = session.execute(_FIND, {"ids": list(external_ids)})
+    rows = session.rows(_FIND, {"ids": list(external_ids)})
     return {order.external_id: order for order in map(Order.of, rows)}
 
 

@@ -128,12 +128,14 @@ def read_catalog(
         raise Unusable("expected a catalog with usable entries, found none")
     found: dict[str, CatalogItem] = {}
     ambiguous: set[str] = set()
-    for item in items:
-        name = item.market_hash_name
-        if item.id in wanted or name in names:
-            known = found.setdefault(item.id, item)
-            if known != item:
-                ambiguous |= {item.id, *({name, known.market_hash_name} & set(names))}
+    chosen = [item for item in items if item.id in wanted]
+    if names:
+        chosen += [item for item in items if item.market_hash_name in names]
+    for item in chosen:
+        known = found.setdefault(item.id, item)
+        if known != item:
+            both = {item.market_hash_name, known.market_hash_name}
+            ambiguous |= {item.id, *(both & set(names))}
     clear = {id_: item for id_, item in found.items() if id_ not in ambiguous}
     unclear = dict.fromkeys(ambiguous, LISTED_TWICE)
     priced = {key for item in found.values() for key in (item.id, item.market_hash_name)}
