@@ -366,20 +366,15 @@ def wallet(as_json: AsJSON = False) -> None:
     if as_json:
         print_json([view.as_json() for view in views])
         return
-    columns = ("balance", "held", "available", "settled", "refunded", "unexplained", "paused")
-    table = Table("account", *columns)
+    money = ("balance", "held", "available", "settled", "refunded", "credited", "unexplained")
+    table = Table("account", *money, "paused")
     for view in views:
         until = view.paused_until
         paused = f"until {until:%H:%M:%S}: {view.pause_reason}" if until else ""
         paused = f"by an operator: {view.stop_reason}" if view.stopped_at else paused
         table.add_row(
             view.account,
-            dollars(view.balance),
-            dollars(view.held),
-            dollars(view.available),
-            dollars(view.settled),
-            dollars(view.refunded),
-            dollars(view.unexplained),
+            *(dollars(getattr(view, name)) for name in money),
             paused,
         )
     out.print(table)

@@ -67,7 +67,7 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "leave_paused.before_commit": "orders of a paused account go on, not committed",
         "leave_paused.after_commit": "orders of a paused account have gone on",
         # the ledger
-        "ledger.figure": "a balance is written, what it tells of the holds is not",
+        "ledger.absorbed": "what a balance tells of the holds is written, the balance is not",
         "ledger.held": "attempts and their holds are written, not committed",
         "ledger.confirmed": "attempts are confirmed by the provider, not committed",
         "ledger.released": "holds of refused attempts are released, not committed",

@@ -103,6 +103,7 @@ class AccountSettings(BaseModel):
     request_timeout_s: float = Field(20.0, gt=0, le=120)
     spend_cap_cents_per_hour: int | None = Field(None, ge=1, le=10**12)
     stop_at_reversals: int = Field(20, ge=1, le=1_000_000)
+    stop_at_unexplained_cents: int | None = Field(None, ge=1, le=10**12)
 
     @field_validator("base_url")
     @classmethod

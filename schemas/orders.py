@@ -71,8 +71,9 @@ class WalletView(ReadModel):
     available: int | None
     settled: int
     refunded: int
-    #: What went since the first balance and no order of ours can have taken.
+    #: What went since the first balance, and what came (a top-up), without an order of ours.
     unexplained: int
+    credited: int
     paused_until: datetime | None
     pause_reason: str | None
     #: Set while an operator has stopped the account, or all.

@@ -82,8 +82,13 @@ class WalletRow(SQLModel, table=True):
     figure_mills: int | None = Field(default=None, sa_type=BigInteger)
     #: When the request that brought the figure was sent.
     requested_at: datetime | None = _time(nullable=True)
-    #: What is missing since the first figure and no order of ours can have taken.
+    #: What the first figure was, and what the last one should have been by our own books, but for
+    #: what was open then (store/proof.py).
+    opening_mills: int | None = Field(default=None, sa_type=BigInteger)
+    expected_mills: int | None = Field(default=None, sa_type=BigInteger)
+    #: What went since the first figure, and what came, without an order of ours.
     unexplained_mills: int = Field(sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
+    credited_mills: int = Field(sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
 
 
 class OrderRow(SQLModel, table=True):
@@ -196,7 +201,7 @@ class AttemptRow(SQLModel, table=True):
         Index(
             "ix_attempts_unabsorbed",
             "account",
-            postgresql_where="absorbed_at IS NULL OR hold_closed_at IS NULL",
+            postgresql_where="absorbed_at IS NULL OR hold_closed_at IS NULL OR unbooked > 0",
         ),
     )
 
@@ -225,6 +230,12 @@ class AttemptRow(SQLModel, table=True):
     hold_closed_at: datetime | None = _time(nullable=True)
     #: From here on the provider's own figure tells of this money, and it is subtracted no more.
     absorbed_at: datetime | None = _time(nullable=True)
+    #: By how much it has lowered what the wallet is expected to hold, and what has happened to its
+    #: money since that was written.
+    booked_mills: int = Field(
+        default=0, sa_type=BigInteger, sa_column_kwargs={"server_default": "0"}
+    )
+    unbooked: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
 
 
 class OrderEventRow(SQLModel, table=True):

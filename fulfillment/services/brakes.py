@@ -9,7 +9,7 @@ from datetime import timedelta
 from fulfillment.errors import InvalidInput
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
-from fulfillment.store import accounts, ledger, switches
+from fulfillment.store import accounts, ledger, proof, switches
 from fulfillment.store.engine import Session
 from fulfillment.store.switches import ALL
 from schemas.money import cents_to_mills, charge_in_cents
@@ -97,6 +97,24 @@ def watch_reversals(context: Context, session: Session, account: str) -> None:
     reason = f"{undone} deliveries were undone within an hour"
     switches.turn(session, account, is_stopped=True, by="reversal watch", reason=reason, now=now)
     log.error("reversals.mass", account=account, undone=undone)
+
+
+def watch_unexplained(context: Context, session: Session, account: str, missing_mills: int) -> None:
+    """Stop the account where money goes from its wallet that no order of ours took.
+
+    `missing_mills` is what a figure has just shown; it stops where all that is unexplained reaches
+    the account's limit. A person resumes; what goes after that stops it again.
+    """
+    limit = context.account(account).stop_at_unexplained_cents
+    if limit is None or switches.stop_of(session, account):
+        return
+    cents = charge_in_cents(proof.unexplained_mills(session, account))
+    if cents < limit:
+        return
+    reason = f"{cents} cents went from the wallet without an order of ours"
+    now = context.now()
+    switches.turn(session, account, is_stopped=True, by="wallet watch", reason=reason, now=now)
+    log.error("wallet.stopped", account=account, missing_mills=missing_mills)
 
 
 def room_mills(context: Context, session: Session, account: str) -> int | None:

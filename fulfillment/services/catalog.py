@@ -20,8 +20,8 @@ from fulfillment.services.routes import leave_unreachable, reroute_or_refuse, re
 from fulfillment.store import accounts, claims, leases, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
-from fulfillment.store.ledger import Figure
 from fulfillment.store.models import Move, Order
+from fulfillment.store.proof import Figure
 from schemas.enums import FailureCode, OrderStatus, Source
 from schemas.messages import Batch
 from schemas.money import cents_to_mills, charge_in_cents

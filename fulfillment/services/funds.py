@@ -24,11 +24,11 @@ from fulfillment.services.claiming import (
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import refusal
 from fulfillment.services.routes import leave_unreachable, reroute, rerouted_to
-from fulfillment.store import accounts, leases, ledger, orders
+from fulfillment.store import accounts, leases, ledger, orders, proof
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
-from fulfillment.store.ledger import Figure
 from fulfillment.store.models import UNCLAIMED, Move, Order
+from fulfillment.store.proof import Figure
 from schemas.enums import FailureCode, OnInsufficientFunds, OrderStatus, Source
 from schemas.messages import Batch
 from schemas.money import cap_in_cents, charge_in_cents
@@ -104,7 +104,7 @@ def read_beside(
 
 
 def record_figure(context: Context, session: Session, account: str, figure: Figure) -> None:
-    """Store a figure that no batch's allocation waits for; see `ledger.record_figure`."""
+    """Store a figure that no batch's allocation waits for; see `proof.record_figure`."""
     ledger.lock_wallet(session, account)
     _record(context, session, account, figure)
 
@@ -145,10 +145,11 @@ def _record_alone(context: Context, account: str, figure: Figure) -> None:
 
 def _record(context: Context, session: Session, account: str, figure: Figure) -> None:
     debits_at = context.account(account).debits_at
-    missing = ledger.record_figure(session, account, figure, debits_at, context.wallet_lag)
+    missing = proof.record_figure(session, account, figure, debits_at, context.wallet_lag)
     if missing:
         # Somebody else spends from this wallet, or the provider took what it did not tell of.
         log.error("wallet.unexplained", account=account, missing_mills=missing)
+        brakes.watch_unexplained(context, session, account, missing)
     accounts.works(session, account)
 
 

@@ -230,6 +230,7 @@ def wallets(session: Session) -> list[WalletView]:
         """
             SELECT a.name, a.paused_until, a.pause_reason, w.figure_mills, w.requested_at,
                    coalesce(w.unexplained_mills, 0) AS unexplained,
+                   coalesce(w.credited_mills, 0) AS credited,
                    (SELECT coalesce(sum(hold_mills), 0) FROM attempts t
                      WHERE t.account = a.name AND t.hold_closed_at IS NULL) AS held,
                    (SELECT coalesce(sum(hold_mills), 0) FROM attempts t
@@ -257,6 +258,7 @@ def wallets(session: Session) -> list[WalletView]:
                 settled=charge_in_cents(int(row.settled)),
                 refunded=charge_in_cents(int(row.refunded)),
                 unexplained=charge_in_cents(row.unexplained),
+                credited=cap_in_cents(row.credited),
                 paused_until=row.paused_until,
                 pause_reason=row.pause_reason,
             )

@@ -12,15 +12,10 @@ from datetime import datetime, timedelta
 from fulfillment.crash import crash_point
 from fulfillment.store.engine import Session
 from fulfillment.store.models import ATTEMPT_COLUMNS, Attempt, columns
-from schemas.enums import AttemptState, DebitsAt
+from schemas.enums import AttemptState
 
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """What a provider said is spendable, and when we asked."""
-
-    mills: int
-    requested_at: datetime
+#: So often a wallet is read although nothing happens: what others take from it is to be seen.
+_PROOF_GAP = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,66 +40,6 @@ def lock_wallet(session: Session, account: str) -> None:
             {"account": account},
         )
         session.execute(lock, {"account": account})
-
-
-def record_figure(
-    session: Session, account: str, figure: Figure, debits_at: DebitsAt, lag: timedelta
-) -> int:
-    """Store a figure if it was asked for later than the stored one; see which money it tells of.
-
-    Gives how many mills are missing that no order of ours can have taken. The wallet's row must be
-    locked.
-
-    A hold is absorbed by a figure requested at least `lag` after the provider debited it; the hold
-    of an order that ended after acceptance is released at a figure requested that much later.
-    """
-    # Missing is how far the figure lies below the last one less all that we may have spent since.
-    # What came in meanwhile may hide such a gap, but nothing of ours can make one.
-    missing = session.scalar(
-        """
-            UPDATE wallets w
-               SET figure_mills = %(mills)s, requested_at = %(at)s,
-                   unexplained_mills = unexplained_mills + spent.missing
-              FROM (SELECT b.account, greatest(coalesce(b.figure_mills - (
-                        SELECT coalesce(sum(greatest(a.hold_mills, coalesce(o.charged_mills, 0))),
-                                        0)
-                          FROM attempts a JOIN orders o ON o.id = a.order_id
-                         WHERE a.account = b.account AND a.absorbed_at IS NULL
-                           AND a.state <> 'reserved') - %(mills)s, 0), 0) AS missing
-                      FROM wallets b WHERE b.account = %(account)s) AS spent
-             WHERE w.account = spent.account
-               AND (w.requested_at IS NULL OR w.requested_at < %(at)s)
-            RETURNING spent.missing
-            """,
-        {"account": account, "mills": figure.mills, "at": figure.requested_at},
-    )
-    if missing is None:
-        return 0
-    crash_point("ledger.figure")
-    debited = "confirmed_at" if debits_at is DebitsAt.ACCEPT else "ended_at"
-    session.execute(
-        f"""
-            WITH known AS (
-                UPDATE attempts
-                   SET absorbed_at = coalesce(absorbed_at, %(at)s),
-                       hold_closed_at = CASE WHEN ended_at + %(lag)s <= %(at)s
-                                             THEN coalesce(hold_closed_at, %(at)s)
-                                             ELSE hold_closed_at END
-                 WHERE account = %(account)s AND (absorbed_at IS NULL OR hold_closed_at IS NULL)
-                   AND state NOT IN ('reserved', 'sending')
-                   AND (absorbed_at IS NULL AND {debited} + %(lag)s <= %(at)s
-                        OR ended_at + %(lag)s <= %(at)s)
-                RETURNING *
-            )
-            INSERT INTO wallet_entries
-                   (account, order_id, attempt_id, kind, amount_mills, at, reason)
-            SELECT account, order_id, id, 'release', hold_mills, %(at)s, 'ended without the item'
-              FROM known WHERE state = 'ended' AND hold_closed_at = %(at)s
-            ON CONFLICT (attempt_id, kind) DO NOTHING
-            """,  # noqa: S608 - one of two constants
-        {"account": account, "at": figure.requested_at, "lag": lag},
-    )
-    return int(missing)
 
 
 def has_figure_since_catalog(session: Session, account: str, since: datetime) -> bool:
@@ -303,6 +238,9 @@ _CLOSE = """
         UPDATE attempts a
            SET state = %(state)s, hold_closed_at = coalesce(hold_closed_at, %(now)s),
                ended_at = coalesce(ended_at, %(now)s), unknown_since = NULL,
+               unbooked = unbooked + CASE
+                   WHEN %(free)s OR a.absorbed_at IS NULL
+                     OR coalesce(p.amount, a.hold_mills) = a.booked_mills THEN 0 ELSE 1 END,
                absorbed_at = CASE WHEN %(free)s THEN coalesce(absorbed_at, %(now)s)
                                   ELSE absorbed_at END
           FROM posting p
@@ -357,14 +295,19 @@ def refund(session: Session, postings: Sequence[Posting], now: datetime) -> None
     """Book money that came back after it was settled."""
     session.execute(
         """
-            INSERT INTO wallet_entries
-                   (account, order_id, attempt_id, kind, amount_mills, at, reason)
-            SELECT s.account, s.order_id, s.attempt_id, 'refund',
-                   coalesce(p.amount, s.amount_mills), %(now)s, p.reason
-              FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(amounts)s AS bigint[]),
-                          CAST(%(reasons)s AS text[])) AS p(order_id, amount, reason)
-              JOIN wallet_entries s ON s.order_id = p.order_id AND s.kind = 'settle'
-            ON CONFLICT (attempt_id, kind) DO NOTHING
+            WITH refunded AS (
+                INSERT INTO wallet_entries
+                       (account, order_id, attempt_id, kind, amount_mills, at, reason)
+                SELECT s.account, s.order_id, s.attempt_id, 'refund',
+                       coalesce(p.amount, s.amount_mills), %(now)s, p.reason
+                  FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(amounts)s AS bigint[]),
+                              CAST(%(reasons)s AS text[])) AS p(order_id, amount, reason)
+                  JOIN wallet_entries s ON s.order_id = p.order_id AND s.kind = 'settle'
+                ON CONFLICT (attempt_id, kind) DO NOTHING
+                RETURNING attempt_id
+            )
+            UPDATE attempts SET unbooked = unbooked + 1
+             WHERE id IN (SELECT attempt_id FROM refunded)
             """,
         {
             "ids": [p.order_id for p in postings],
@@ -379,20 +322,27 @@ def refund(session: Session, postings: Sequence[Posting], now: datetime) -> None
 def accounts_to_read(
     session: Session, now: datetime, lag: timedelta, debited_at_end: Sequence[str]
 ) -> list[str]:
-    """Name the accounts where a figure read now would release or absorb money.
+    """Name the accounts where a figure read now would release or absorb money, or is overdue.
 
     `debited_at_end` are those whose provider takes the money when an order ends.
     """
     rows = session.execute(
         """
-            SELECT DISTINCT account FROM attempts
-             WHERE (absorbed_at IS NULL OR hold_closed_at IS NULL)
-               AND (ended_at + %(lag)s <= %(now)s
-                    OR (absorbed_at IS NULL AND account <> ALL(%(debited_at_end)s)
-                        AND confirmed_at + %(lag)s <= %(now)s))
-               AND NOT EXISTS (SELECT 1 FROM accounts a
-                                WHERE a.name = account AND a.paused_until > %(now)s)
+            SELECT name FROM accounts WHERE (paused_until IS NULL OR paused_until <= %(now)s)
+               AND name IN (
+                SELECT account FROM attempts
+                 WHERE (absorbed_at IS NULL OR hold_closed_at IS NULL)
+                   AND (ended_at + %(lag)s <= %(now)s
+                        OR (absorbed_at IS NULL AND account <> ALL(%(debited_at_end)s)
+                            AND confirmed_at + %(lag)s <= %(now)s))
+                 UNION ALL
+                SELECT account FROM wallets WHERE requested_at <= %(overdue)s)
             """,
-        {"now": now, "lag": lag, "debited_at_end": list(debited_at_end)},
+        {
+            "now": now,
+            "lag": lag,
+            "debited_at_end": list(debited_at_end),
+            "overdue": now - _PROOF_GAP,
+        },
     )
-    return [row.account for row in rows]
+    return [row.name for row in rows]

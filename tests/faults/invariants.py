@@ -75,6 +75,7 @@ class History:
     attempts: Sequence[Row]
     entries: Sequence[Row]
     messages: Sequence[Row]
+    wallets: Sequence[Row]
     judges: Mapping[str, Judge]
     caps_mills: Mapping[str, int] = field(default_factory=dict)
     #: Orders that the provider never ends, and those that it says it cannot pay on purpose.
@@ -313,6 +314,35 @@ def _balances(history: History) -> Iterator[str]:
                 yield f"I7 {account} paid for {movement['externalId']}, which is no order of ours"
 
 
+def proves_its_wallets(history: History) -> Iterator[str]:
+    """I7: what our books cannot explain of a balance is just what strangers took and brought."""
+    for wallet in history.wallets:
+        account, judge = wallet["account"], history.judges[wallet["account"]]
+        attempts = [a for a in history.attempts if a["account"] == account]
+        is_open = any(
+            a["unbooked"]
+            or (a["hold_closed_at"] or wallet["requested_at"]) >= wallet["requested_at"]
+            for a in attempts
+        )
+        if wallet["expected_mills"] is None:
+            continue
+        told = wallet["credited_mills"] - wallet["unexplained_mills"]
+        booked = sum(attempt["booked_mills"] for attempt in attempts)
+        if wallet["opening_mills"] - booked + told != wallet["expected_mills"]:
+            yield f"I7 {account}: the proof of its wallet does not add up"
+        if is_open or wallet["figure_mills"] != judge.balance_mills:
+            continue  # a later figure tells
+        names = {attempt["id"]: attempt["external_id"] for attempt in attempts}
+        spent = sum(
+            entry["amount_mills"] * {"settle": 1, "refund": -1}.get(entry["kind"], 0)
+            for entry in history.entries
+            if entry["attempt_id"] in names
+        )
+        truth = judge.balance_mills - wallet["opening_mills"] + spent
+        if told != truth:
+            yield f"I7 {account}: {told} mills are told to be unexplained, {truth} are"
+
+
 def _by_order(events: Sequence[Row]) -> Iterator[tuple[int, list[Row]]]:
     for order, group in itertools.groupby(events, key=lambda event: event["order_id"]):
         yield int(order), list(group)
@@ -329,7 +359,7 @@ SAFETY: tuple[Check, ...] = (
     is_bounded,
     is_authentic,
 )
-LIVENESS: tuple[Check, ...] = (is_ended, agrees)
+LIVENESS: tuple[Check, ...] = (is_ended, agrees, proves_its_wallets)
 
 
 def violations(history: History, checks: Sequence[Check] = SAFETY) -> list[str]:

@@ -147,6 +147,7 @@ def read(world: World) -> History:
         attempts=world.rows("SELECT * FROM attempts ORDER BY id"),
         entries=world.rows("SELECT * FROM wallet_entries ORDER BY id"),
         messages=_messages(world),
+        wallets=world.rows("SELECT * FROM wallets"),
         judges={name: _judge_of(world, name) for name in world.accounts},
         caps_mills=caps,
         endless=frozenset(n for n, o in planned.items() if o.scenario.name in NEVER),

@@ -1,7 +1,7 @@
 """The checker is checked: each wrong history is found out, and a right one is not."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -33,6 +33,14 @@ def entry(kind: str, mills: int = 5000, attempt: int = 1) -> dict[str, Any]:
 def attempt(**changes: Any) -> dict[str, Any]:
     made = {"id": 1, "order_id": 1, "account": "main", "external_id": "order-1"}
     made |= {"state": "completed", "hold_mills": 5000, "hold_closed_at": NOW}
+    made |= {"booked_mills": 5000, "unbooked": 0}
+    return made | changes
+
+
+def wallet(**changes: Any) -> dict[str, Any]:
+    made = {"account": "main", "opening_mills": 20_000, "figure_mills": 15_000}
+    made |= {"expected_mills": 15_000, "unexplained_mills": 0, "credited_mills": 0}
+    made |= {"requested_at": NOW + timedelta(seconds=1)}
     return made | changes
 
 
@@ -72,6 +80,7 @@ RIGHT = History(
     attempts=[attempt()],
     entries=[entry("hold"), entry("settle")],
     messages=[message(n) for n in range(1, 8)],
+    wallets=[wallet()],
     judges={"main": judge()},
     caps_mills={"order-1": 5000},
     acknowledged=frozenset({"order-1"}),
@@ -153,6 +162,18 @@ WRONG: dict[str, tuple[str, History]] = {
     "a cent that nobody explains": (
         "I7",
         replace(RIGHT, judges={"main": judge(balance_mills=14_990)}),
+    ),
+    "books of a wallet that do not add up": (
+        "I7",
+        replace(RIGHT, wallets=[wallet(expected_mills=14_000)]),
+    ),
+    "foreign spending that nobody was told of": (
+        "I7",
+        replace(
+            RIGHT,
+            judges={"main": judge(balance_mills=14_000, foreign_mills=-1000)},
+            wallets=[wallet(figure_mills=14_000)],
+        ),
     ),
     "a stranger's purchase": (
         "I7",

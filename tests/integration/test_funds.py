@@ -6,9 +6,10 @@ from collections.abc import Callable
 import pytest
 
 from fulfillment.errors import ProviderNotReached
-from fulfillment.services import catalog, dispatch, funds, operations
+from fulfillment.services import brakes, catalog, dispatch, funds, operations, sweep
 from fulfillment.services.context import Context
 from schemas.enums import OrderStatus as S
+from tests.conftest import MakeContext
 from tests.support import (
     PRICE_CENTS,
     WAIT_S,
@@ -200,3 +201,80 @@ def test_money_that_no_order_took_is_told_of_once(
     assert "missing_mills=7770" in told
     assert [each.unexplained for each in operations.wallets(context)] == [777]
     assert operations.gauges(context).unexplained_mills == {"main": 7_770}
+
+
+def test_money_that_others_take_from_a_busy_wallet_is_told_of_to_the_cent(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    """At each look more is held for orders than was taken: what is open hides it, for a while."""
+    foreign = 0
+    for _ in range(6):
+        receive(context, *(checkout() for _ in range(3)))
+        run_chain(context)
+        provider.balance_mills -= 6_120
+        foreign += 6_120
+        clock.advance(5)
+        take_figure(context)
+
+    for _ in range(3):
+        clock.advance(40)
+        take_figure(context)
+
+    (wallet,) = operations.wallets(context)
+    assert (wallet.unexplained, wallet.credited) == (foreign // 10, 0)
+
+
+def test_a_top_up_is_shown_and_hides_nothing(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    receive(context, checkout())
+    run_chain(context)
+    provider.balance_mills += 50_000
+    clock.advance(40)
+    take_figure(context)
+    clock.advance(40)
+    provider.balance_mills -= 2_000
+    take_figure(context)
+
+    (wallet,) = operations.wallets(context)
+    assert (wallet.unexplained, wallet.credited) == (200, 5_000)
+
+
+def test_money_that_goes_without_an_order_stops_the_account_where_that_is_wished(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    context = make_context(provider, main={"stop_at_unexplained_cents": 500})
+    take_figure(context)
+    stopped = []
+    for _ in range(3):
+        provider.balance_mills -= 2_000
+        clock.advance(5)
+        take_figure(context)
+        (view,) = brakes.show_accounts(context)
+        stopped.append(view.stop_reason)
+
+    assert stopped == [None, None, "600 cents went from the wallet without an order of ours"]
+    assert brakes.resume(context, "main", "looked into", "test")
+    clock.advance(5)
+    take_figure(context)
+    (view,) = brakes.show_accounts(context)
+    assert view.stop_reason is None
+
+
+def test_a_wallet_is_read_every_hour_although_nothing_happens(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    receive(context, checkout())
+    run_chain(context)
+    for _ in range(3):
+        clock.advance(40)
+        sweep.resume_stuck(context)
+    provider.balance_mills -= 1_000
+
+    clock.advance(57 * 60)
+    sweep.resume_stuck(context)
+    assert operations.wallets(context)[0].unexplained == 0
+    clock.advance(5 * 60)
+    sweep.resume_stuck(context)
+
+    assert operations.wallets(context)[0].unexplained == 100

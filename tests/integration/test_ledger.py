@@ -8,9 +8,10 @@ import pytest
 
 from fulfillment.services import funds, operations
 from fulfillment.services.context import Context
-from fulfillment.store import ledger, orders
-from fulfillment.store.ledger import Figure, Posting
+from fulfillment.store import ledger, orders, proof
+from fulfillment.store.ledger import Posting
 from fulfillment.store.models import Move, Order
+from fulfillment.store.proof import Figure
 from schemas.enums import DebitsAt, Source
 from schemas.enums import OrderStatus as S
 from tests.support import FakeClock, attempt_of, available, entries, in_threads, receive_one, rows
@@ -34,7 +35,7 @@ class Wallet:
         with self.context.database.transaction() as session:
             ledger.lock_wallet(session, "main")
             lag = timedelta(seconds=LAG_S)
-            ledger.record_figure(session, "main", figure, self.debits_at, lag)
+            proof.record_figure(session, "main", figure, self.debits_at, lag)
 
     def hold(self, mills: int = PRICE) -> Order:
         order = receive_one(self.context)

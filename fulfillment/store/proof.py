@@ -1,0 +1,132 @@
+"""The proof of a wallet: each balance that is read is held against what our own books expect.
+
+Expected is the first balance less what our orders were charged, plus what they were given back. A
+balance may lie below by what is open (bought, and perhaps not debited yet) and above by what may
+come back (held for an order that may have ended, refunds just told of). Outside of that, money went
+or came that no order of ours explains; the expectation is moved there, so that it is told of once.
+What something open hides for now comes out when it is open no more.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from fulfillment.crash import crash_point
+from fulfillment.store.engine import Session
+from schemas.enums import DebitsAt
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What a provider said is spendable, and when we asked."""
+
+    mills: int
+    requested_at: datetime
+
+
+_IS_NEWER = """EXISTS (SELECT 1 FROM wallets w WHERE w.account = %(account)s
+                          AND (w.requested_at IS NULL OR w.requested_at < %(at)s))"""
+
+# A hold is absorbed by a figure requested at least `lag` after the provider debited it; the hold of
+# an order that ended after acceptance is released at a figure requested that much later.
+_ABSORB = """
+    WITH known AS (
+        UPDATE attempts
+           SET absorbed_at = coalesce(absorbed_at, %(at)s),
+               hold_closed_at = CASE WHEN ended_at + %(lag)s <= %(at)s
+                                     THEN coalesce(hold_closed_at, %(at)s)
+                                     ELSE hold_closed_at END,
+               unbooked = unbooked + 1
+         WHERE account = %(account)s AND (absorbed_at IS NULL OR hold_closed_at IS NULL)
+           AND state NOT IN ('reserved', 'sending')
+           AND (absorbed_at IS NULL AND {debited} + %(lag)s <= %(at)s
+                OR ended_at + %(lag)s <= %(at)s)
+           AND {is_newer}
+        RETURNING *
+    )
+    INSERT INTO wallet_entries
+           (account, order_id, attempt_id, kind, amount_mills, at, reason)
+    SELECT account, order_id, id, 'release', hold_mills, %(at)s, 'ended without the item'
+      FROM known WHERE state = 'ended' AND hold_closed_at = %(at)s
+    ON CONFLICT (attempt_id, kind) DO NOTHING
+    """
+
+# `unbooked` counts what has happened to an attempt's money: a row that changes while it is booked
+# is booked by the next figure. A refund is expected to be seen `lag` after it was told of.
+_PROVE = """
+    WITH followed AS (
+        SELECT a.id, a.state, a.booked_mills, a.unbooked, a.absorbed_at, a.hold_closed_at,
+               greatest(a.hold_mills, coalesce(o.charged_mills, 0)) AS most,
+               CASE WHEN a.absorbed_at IS NULL OR a.state = 'refused'
+                      OR (a.state = 'ended' AND a.hold_closed_at IS NOT NULL) THEN 0
+                    ELSE coalesce(s.amount_mills, a.hold_mills)
+                         - CASE WHEN r.at + %(lag)s <= %(at)s THEN r.amount_mills ELSE 0 END
+                    END AS cost,
+               CASE WHEN r.at + %(lag)s > %(at)s THEN r.amount_mills ELSE 0 END AS awaited
+          FROM attempts a JOIN orders o ON o.id = a.order_id
+          LEFT JOIN wallet_entries s ON s.attempt_id = a.id AND s.kind = 'settle'
+          LEFT JOIN wallet_entries r ON r.attempt_id = a.id AND r.kind = 'refund'
+         WHERE a.account = %(account)s
+           AND (a.absorbed_at IS NULL OR a.hold_closed_at IS NULL OR a.unbooked > 0)
+    ), booked AS (
+        UPDATE attempts a SET booked_mills = f.cost,
+               unbooked = CASE WHEN f.awaited > 0 THEN a.unbooked ELSE 0 END
+          FROM followed f
+         WHERE a.id = f.id AND f.unbooked > 0 AND a.unbooked = f.unbooked
+        RETURNING f.cost - f.booked_mills AS change, f.absorbed_at = %(at)s AS is_new
+    ), sums AS (
+        SELECT coalesce(sum(change) FILTER (WHERE is_new), 0) AS fresh,
+               coalesce(sum(greatest(change, 0)) FILTER (WHERE NOT is_new), 0) AS late,
+               coalesce(sum(greatest(-change, 0)) FILTER (WHERE NOT is_new), 0) AS back
+          FROM booked
+    ), bounds AS (
+        SELECT coalesce(sum(most) FILTER (WHERE absorbed_at IS NULL AND state <> 'reserved'), 0)
+                   AS open,
+               coalesce(sum(cost) FILTER (WHERE absorbed_at IS NOT NULL
+                                            AND hold_closed_at IS NULL), 0)
+                   + coalesce(sum(awaited), 0) AS may_return
+          FROM followed
+    ), expected AS (
+        -- What is learned later than its money was seen was taken for unexplained: it is no more.
+        SELECT w.account, least(w.unexplained_mills, s.late) AS was_missing,
+               least(w.credited_mills, s.back) AS was_credited,
+               coalesce(w.expected_mills - s.fresh - s.late + s.back
+                        + least(w.unexplained_mills, s.late) - least(w.credited_mills, s.back),
+                        CASE WHEN b.open = 0 AND b.may_return = 0 THEN %(mills)s END) AS mills,
+               b.open, b.may_return
+          FROM wallets w, sums s, bounds b WHERE w.account = %(account)s
+    ), told AS (
+        SELECT *, coalesce(greatest(mills - open - %(mills)s, 0), 0) AS missing,
+               CASE WHEN %(mills)s > mills + may_return THEN %(mills)s - mills ELSE 0 END AS credit
+          FROM expected
+    )
+    UPDATE wallets w
+       SET figure_mills = %(mills)s, requested_at = %(at)s,
+           opening_mills = coalesce(w.opening_mills, t.mills),
+           expected_mills = t.mills - t.missing + t.credit,
+           unexplained_mills = w.unexplained_mills - t.was_missing + t.missing,
+           credited_mills = w.credited_mills - t.was_credited + t.credit
+      FROM told t
+     WHERE w.account = t.account AND (w.requested_at IS NULL OR w.requested_at < %(at)s)
+    RETURNING t.missing
+    """
+
+
+def record_figure(
+    session: Session, account: str, figure: Figure, debits_at: DebitsAt, lag: timedelta
+) -> int:
+    """Store a figure if it was asked for later than the stored one; see which money it tells of.
+
+    Gives how many mills are missing that no order of ours can have taken. The wallet's row must be
+    locked.
+    """
+    debited = "confirmed_at" if debits_at is DebitsAt.ACCEPT else "ended_at"
+    values = {"account": account, "mills": figure.mills, "at": figure.requested_at, "lag": lag}
+    session.execute(_ABSORB.format(debited=debited, is_newer=_IS_NEWER), values)
+    crash_point("ledger.absorbed")
+    return int(session.scalar(_PROVE, values) or 0)
+
+
+def unexplained_mills(session: Session, account: str) -> int:
+    """Give what has gone from the wallet without an order of ours."""
+    query = "SELECT unexplained_mills FROM wallets WHERE account = %(account)s"
+    return int(session.scalar(query, {"account": account}) or 0)
