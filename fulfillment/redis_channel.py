@@ -57,7 +57,7 @@ return given
 _AT_ONCE = 100
 
 #: What kombu raises about an envelope that is none.
-_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError)
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 class SafeQoS(kombu_redis.QoS):
@@ -265,9 +265,10 @@ class SafeChannel(kombu_redis.Channel):
             decoded: dict[str, Any] = json.loads(item)
             message = self.Message(decoded, channel=self)
             route = message.delivery_info["exchange"], message.delivery_info["routing_key"]
-        except _UNREADABLE:
+            texts = (message.delivery_tag, *route, decoded.get("body") or "")
+            is_whole = all(isinstance(text, str) and text.encode() is not None for text in texts)
+        except _UNREADABLE:  # also of text that no UTF-8 can write
             return None
-        is_whole = all(isinstance(text, str) for text in (message.delivery_tag, *route))
         return decoded if is_whole else None
 
 

@@ -162,6 +162,7 @@ class Settings(BaseSettings):
     webhook_tolerance_s: int = Field(3600, ge=1)
     await_funds_s: int = Field(900, ge=0)
     wallet_lag_s: float = Field(35.0, ge=0, allow_inf_nan=False)
+    lookup_cache_s: float = Field(35.0, ge=0, allow_inf_nan=False)
     submit_within_s: int = Field(3600, ge=1)
     batch_limit: int = Field(64, ge=1, le=1000)
     worker_threads: int = Field(16, ge=1, le=256)

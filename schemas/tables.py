@@ -224,6 +224,8 @@ class AttemptRow(SQLModel, table=True):
     empty_lookups: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     empty_since: datetime | None = _time(nullable=True)
     empty_at: datetime | None = _time(nullable=True)
+    #: What the last post was refused with, where no contract knows of such a no.
+    odd_refusal: str | None = Field(default=None, sa_type=Text)
     confirmed_at: datetime | None = _time(nullable=True)
     ended_at: datetime | None = _time(nullable=True)
     #: The hold was settled or released in the ledger.

@@ -123,6 +123,7 @@ def _own_settings(settings: Settings, screen: Screen) -> Settings:
         claim_lease_s=10,
         poll_min_interval_s=1.0,
         wallet_lag_s=2.0,
+        lookup_cache_s=2.0,
         await_funds_s=15,
         accounts=accounts,
     )

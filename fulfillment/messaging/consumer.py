@@ -114,8 +114,11 @@ class CheckoutConsumer:
 
 
 def _body(message: Message) -> bytes | str:
+    """Give what came; "", which is no event, for what is neither text nor bytes."""
     body: Any = message.body
-    return body.tobytes() if isinstance(body, memoryview) else body or b""
+    if isinstance(body, memoryview):
+        return body.tobytes()
+    return body if isinstance(body, bytes | str) else b""
 
 
 def _parse(message: Message) -> Any:

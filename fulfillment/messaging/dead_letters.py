@@ -1,5 +1,6 @@
 """Put aside what cannot be taken in, with the reason in a header, for a person to look at."""
 
+import json
 from typing import Any
 
 from kombu import Connection, Producer
@@ -14,11 +15,9 @@ log = get_logger(__name__)
 
 def publish(connection: Connection, body: Any, content_type: Any, reason: str) -> None:
     """Publish one dead letter as it came in. Raises what kombu raises."""
-    if isinstance(body, memoryview):
-        body = body.tobytes()
     producer = Producer(connection)
     producer.publish(
-        body or b"",
+        _bytes(body),
         routing_key=dead_queue.name,
         declare=[dead_queue],
         # A foreign message may call its content anything, or nothing.
@@ -28,6 +27,16 @@ def publish(connection: Connection, body: Any, content_type: Any, reason: str) -
         delivery_mode=2,
         retry=False,
     )
+
+
+def _bytes(body: Any) -> bytes:
+    """Write a body down whatever a foreign sender, or kombu, has made of it."""
+    if isinstance(body, memoryview):
+        return body.tobytes()
+    if isinstance(body, bytes):
+        return body
+    text = body if isinstance(body, str) else json.dumps(body, default=repr)
+    return text.encode(errors="replace")
 
 
 def bury(settings: Settings, body: Any, content_type: Any, reason: str) -> None:

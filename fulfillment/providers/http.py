@@ -36,6 +36,8 @@ LARGEST_PIECE = 16 * 1024 * 1024
 CONNECT_S = 5.0
 LONGEST_PAUSE = timedelta(hours=1)
 BOM = b"\xef\xbb\xbf"
+#: It may be text that no UTF-8 can write.
+HALF_OF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 
 #: Raised only while no byte of the request can have left.
 NOT_SENT = (
@@ -133,10 +135,11 @@ class HTTPClient:
             "read": self._timeout_s,
             "write": self._timeout_s,
         }
+        # Counted from here: whoever is held up on the way to the first byte is so in this time.
+        end = self._clock.monotonic() + (total_s or self._timeout_s)
         if self._spend is not None:
             self._spend()
         failure: ProviderError
-        end = self._clock.monotonic() + (total_s or self._timeout_s)
         try:
             request = httpx.Request(
                 method,
@@ -240,16 +243,19 @@ def _read_body(response: httpx.Response, limit: int) -> bytes:
 def read_json(body: bytes) -> Any:
     """Parse one small JSON answer without guessing. Raises Unusable.
 
-    Fractions come as Decimal, made from the text. Duplicate keys, NaN, bytes that are no UTF-8
-    and absurd nesting are refused: two readers could see two different answers.
+    Fractions come as Decimal, made from the text. Duplicate keys, NaN, what is no UTF-8 and absurd
+    nesting are refused: two readers could see two different answers.
     """
     with suppress(ValueError, ArithmeticError, RecursionError):
-        return json.loads(
+        document = json.loads(
             body.removeprefix(BOM).decode(),
             parse_float=Decimal,
             parse_constant=_refuse,
             object_pairs_hook=_unique,
         )
+        if HALF_OF_A_PAIR.search(body):
+            json.dumps(document, ensure_ascii=False, default=str).encode()
+        return document
     # Raised out here: the parser's exception quotes the document, which may hold a trade URL.
     raise NotJSON("expected unambiguous JSON")
 

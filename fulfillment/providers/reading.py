@@ -29,6 +29,7 @@ ITEM_LENGTH = 300
 MESSAGE_LENGTH = 200
 #: No more of a text is looked at, be it as long as an answer may be.
 _LOOKED_AT = 4000
+_EARLIEST, _LATEST = 2000, 2100
 # What intake lets through (DESIGN section 7): another id cannot be an order of ours.
 EXTERNAL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 LISTED_TWICE = "it is listed twice, with different content"
@@ -73,9 +74,14 @@ def instant(value: object) -> datetime | None:
     """Read an ISO 8601 time that says its zone; None for anything else."""
     try:
         moment = datetime.fromisoformat(value if isinstance(value, str) else "")
-        return moment.astimezone(UTC) if moment.tzinfo else None
+        return sensible(moment.astimezone(UTC)) if moment.tzinfo else None
     except (ValueError, OverflowError):
         return None
+
+
+def sensible(moment: datetime) -> datetime | None:
+    """Give a time that an order could have; None for one far off, with which none can reckon."""
+    return moment if _EARLIEST <= moment.year <= _LATEST else None
 
 
 def price_of(text: bytes) -> int | None:

@@ -5,7 +5,7 @@ database.
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from fulfillment.crash import crash_point
 from fulfillment.errors import (
@@ -50,12 +50,14 @@ class NotSent:
 class Unknown:
     """Only the provider's own later answer can say what happened.
 
-    `empty_at` is when the provider was asked, where it was and did not know the order.
+    `empty_at` is when the provider was asked, where it was and did not know the order;
+    `odd_refusal` is what it refused the purchase with, where its contract knows no such no.
     """
 
     reason: str
     error: ProviderError | None = None
     empty_at: datetime | None = None
+    odd_refusal: str | None = None
 
 
 Answer = Answered | Refused | NotSent | Unknown
@@ -67,7 +69,7 @@ def ask(context: Context, order: Order, attempt: Attempt, body: bytes, step: Ste
     `attempt` is the attempt as it was before this step.
     """
     if step is Step.LOOK_UP:
-        return _look_up(context, order)
+        return _look_up(context, order, attempt)
     was_unknown = attempt.unknown_since is not None
     if order.submit_by <= context.now():
         # Too late to buy for this customer: find out what was sent, but do not ask again.
@@ -80,17 +82,43 @@ def ask(context: Context, order: Order, attempt: Attempt, body: bytes, step: Ste
         crash_point("post.read")
         return Answered(report)
     except ProviderRefused as error:
-        if was_unknown or not error.is_documented:
-            return _confirm(context, order, attempt, error)
-        return Refused(error)
+        if not error.is_documented:
+            return _doubt(context, order, error)
+        return _confirm(context, order, attempt, error) if was_unknown else Refused(error)
     except ProviderOutcomeUnknown as error:
         return Unknown(str(error), error)
     except (ProviderNotReached, ProviderDeniesAccount) as error:
         return Unknown(str(error), error) if was_unknown else NotSent(str(error), error)
 
 
-def _look_up(context: Context, order: Order) -> Answered | Unknown:
+def _look_up(context: Context, order: Order, attempt: Attempt) -> Answer:
     """Ask for the order, which is adopted where the provider has it."""
+    answer = _ask_for(context, order)
+    if isinstance(answer, Answered) or answer.empty_at is None or attempt.odd_refusal is None:
+        return answer
+    assert attempt.last_post_at is not None
+    if answer.empty_at - attempt.last_post_at < _doubtful_for(context, order.account):
+        return answer
+    return Refused(ProviderRefused(FailureCode.REFUSED, attempt.odd_refusal, is_documented=False))
+
+
+def _doubtful_for(context: Context, account: str) -> timedelta:
+    """Say how long after a post began an answer may still be older than what it did."""
+    return timedelta(seconds=context.account(account).request_timeout_s) + context.cache_time
+
+
+def _doubt(context: Context, order: Order, refusal: ProviderRefused) -> Answer:
+    """Conclude nothing from a no of no contract: a lookup past the cache time will tell."""
+    answer = _ask_for(context, order)
+    if isinstance(answer, Answered):
+        return answer
+    wait = ProviderOutcomeUnknown(
+        refusal.message, retry_after=_doubtful_for(context, order.account)
+    )
+    return Unknown(refusal.message, wait, odd_refusal=refusal.message)
+
+
+def _ask_for(context: Context, order: Order) -> Answered | Unknown:
     asked_at = context.now()
     try:
         found = context.provider(order.account).reports([order.external_id])
@@ -104,7 +132,7 @@ def _look_up(context: Context, order: Order) -> Answered | Unknown:
 
 def _confirm(context: Context, order: Order, attempt: Attempt, refusal: ProviderRefused) -> Answer:
     """Believe a no after an unknown post only when a lookup past the cache time knows nothing."""
-    answer = _look_up(context, order)
+    answer = _ask_for(context, order)
     if isinstance(answer, Answered) or answer.empty_at is None:
         return answer
     if context.provider(order.account).after_unknown is AfterUnknown.LOOKUP_ONLY:

@@ -20,9 +20,6 @@ from fulfillment.store import accounts
 from fulfillment.store.engine import Database
 from fulfillment.store.sealing import Seal
 
-# A provider's read cache (30 s, contracts/skinsnode.md section 1) and a margin: a lookup younger
-# than this proves nothing about what was just done.
-CACHE_S = 35.0
 # The longest that a provider is known to block a purchase, and a margin (contracts/skinslink.md 4).
 LONGEST_CALL_S = 35.0
 
@@ -69,7 +66,7 @@ class Context:
     @cached_property
     def cache_time(self) -> timedelta:
         """How old a question must be for its answer to be surely younger than our last act."""
-        return timedelta(seconds=min(CACHE_S, self.settings.wallet_lag_s))
+        return timedelta(seconds=self.settings.lookup_cache_s)
 
     @cached_property
     def wallet_lag(self) -> timedelta:

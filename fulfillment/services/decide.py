@@ -173,7 +173,10 @@ def _after_the_end(
         money: tuple[Money, ...] = (Money.SETTLE,) if order.charged_mills is None else ()
         money += (Money.REFUND,) if report.refunded_at else ()
         note = "the delivered trade was undone" + (" and refunded" if report.refunded_at else "")
-        return Decision(target, note, {"provider_status": report.raw_status}, money, is_alarm=True)
+        undone: dict[str, Any] = {"provider_status": report.raw_status}
+        if order.charged_mills is None and report.charged_mills is not None:
+            undone["charged_mills"] = report.charged_mills
+        return Decision(target, note, undone, money, is_alarm=True)
     if order.status is OrderStatus.REVERSED and target is OrderStatus.REVERSED:
         return Decision(None, money=(Money.REFUND,) if report.refunded_at else ())
     if target is order.status is OrderStatus.COMPLETED:
@@ -182,7 +185,13 @@ def _after_the_end(
     # then money is attached to an order that we believe free.
     if RANK[target] < RANK[order.status] and order.failed_by != FailedBy.US:
         return _late(order, report)
-    if target is not order.status and order.provider_status != report.raw_status:
+    is_charge_news = (
+        target is OrderStatus.COMPLETED
+        and report.charged_mills is not None
+        and order.charged_mills is None
+    )
+    is_news = order.provider_status != report.raw_status or is_charge_news
+    if target is not order.status and is_news:
         note = (
             f"the provider says {report.raw_status!r} after the end ({order.status}): not applied"
         )
@@ -255,8 +264,8 @@ def _forward(
     confirm = order.status not in FOLLOWED
     money: tuple[Money, ...] = (Money.CONFIRM,) if confirm else ()
     note, is_alarm = "", False
-    # A provider's clock may run ahead of ours; nothing has happened later than now.
-    reported = min(report.reported_at or now, now)
+    # A provider's clock may be wrong: nothing has happened later than now, or before the order.
+    reported = min(max(report.reported_at or now, order.created_at), now)
     if target is OrderStatus.SENT:
         changes |= {"sent_at": reported, "trade_deadline_at": reported + window}
         note = "the Steam offer is out"

@@ -117,6 +117,25 @@ def read_figure(context: Context, account: str) -> Figure:
 
 def refresh_wallet(context: Context, account: str) -> None:
     """Read the wallet outside any batch, so that ended orders' money is released."""
+    try:
+        _read_alone(context, account)
+    except ProviderError as error:
+        outages.pause(context, account, error)
+
+
+def prove_wallets(context: Context) -> None:
+    """Read the wallets that nobody has read for an hour; one that cannot be read stops nothing."""
+    with context.database.transaction() as session:
+        overdue = proof.overdue(session, context.now())
+    for account in overdue:
+        if account in context.settings.accounts:
+            try:
+                _read_alone(context, account)
+            except ProviderError as error:
+                log.warning("wallet.not_read", account=account, reason=str(error))
+
+
+def _read_alone(context: Context, account: str) -> None:
     now = context.now()
     with context.database.transaction() as session:
         # One read at a time: sweeps come faster than a slow provider answers.
@@ -126,12 +145,8 @@ def refresh_wallet(context: Context, account: str) -> None:
     grant = context.budget(account).take(Purpose.POLL)
     if not grant.size:
         return
-    try:
-        with grant:
-            figure = read_figure(context, account)
-    except ProviderError as error:
-        outages.pause(context, account, error)
-        return
+    with grant:
+        figure = read_figure(context, account)
     crash_point("refresh.answered")
     _record_alone(context, account, figure)
 

@@ -100,6 +100,13 @@ def _write_open(
         if isinstance(answer, Unknown) and answer.empty_at is not None
     }
     ledger.note_empty_lookups(session, claim.account, empty)
+    odd = {
+        order.id: answer.odd_refusal
+        for order, answer in open_answers.values()
+        if isinstance(answer, Unknown) and answer.odd_refusal is not None
+    }
+    if odd:
+        ledger.note_odd_refusals(session, claim.account, odd)
     attempts = ledger.attempts_of(session, list(open_answers))
     policy = context.provider(claim.account).after_unknown
     longest_call = context.longest_call(claim.account)

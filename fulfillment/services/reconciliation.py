@@ -5,9 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from fulfillment.crash import crash_point
-from fulfillment.errors import OverBudget, ProviderDeniesAccount, ProviderError
+from fulfillment.errors import (
+    OverBudget,
+    ProviderDeniesAccount,
+    ProviderError,
+    ProviderNotReached,
+)
 from fulfillment.log import get_logger
-from fulfillment.services import outages, pulse, schedule
+from fulfillment.services import backstop, outages, pulse, schedule
 from fulfillment.services.budget import Grant
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import make_batch
@@ -135,7 +140,20 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
     unasked += [order for order in members if order.id not in reached]
     heartbeat = beats.get(webhook_heartbeat(account))
     flows = heartbeat is not None and now - heartbeat <= _FLOWING
-    return _write_polls(context, account, reports, asked, unasked, now, flows=flows)
+    if unasked:
+        _put_back(context, unasked, now)
+
+    def write(members: Sequence[Polled]) -> int:
+        return _write_polls(context, account, reports, members, now, flows=flows)
+
+    return sum(backstop.apart(write, asked, lambda order: order.external_id)) if asked else 0
+
+
+@repeated
+def _put_back(context: Context, unasked: Sequence[Polled], now: datetime) -> None:
+    gap = context.settings.poll_min_interval_s
+    with context.database.transaction() as session:
+        due.put_back(session, [order.id for order in unasked], now, gap)
 
 
 @repeated
@@ -144,7 +162,6 @@ def _write_polls(
     account: str,
     reports: Mapping[str, OrderReport],
     asked: Sequence[Polled],
-    unasked: Sequence[Polled],
     now: datetime,
     *,
     flows: bool,
@@ -161,9 +178,6 @@ def _write_polls(
                 log.warning("poll.unknown_to_provider", order_id=order.external_id)
         after = [moved.get(order.id, order) for order in locked]
         due.polled(session, {o.id: _next(context, o, now, flows) for o in after}, now)
-        if unasked:
-            gap = context.settings.poll_min_interval_s
-            due.put_back(session, [order.id for order in unasked], now, gap)
         crash_point("poll.before_commit")
     crash_point("poll.after_commit")
     return len(moved)
@@ -219,6 +233,9 @@ def _ask(
                 return provider.reports([order.external_id for order in group])
         except ProviderError as error:
             return error
+        except Exception as error:
+            backstop.set_aside(", ".join(order.external_id for order in group), error)
+            return ProviderNotReached(f"an answer that we fail at: {type(error).__name__}")
 
     with context.threads.pool(_THREADS, "poll") as executor:
         flying = [executor.submit(look_up, group) for group in groups]
@@ -258,6 +275,5 @@ def reconcile_now(context: Context, external_ids: Iterable[str] | None) -> int:
         if external_ids is None:
             return due.poll_all(session, now, context.settings.poll_min_interval_s)
         found = orders.find(session, list(external_ids))
-        unsent = {o.id for o in found.values() if o.is_waiting or o.status is OrderStatus.RESERVED}
-        asked = [order.id for order in found.values() if order.id not in unsent]
+        asked = [order.id for order in found.values() if not order.is_unsent]
         return due.poll_at(session, asked, now, 0.0, is_asked_for=True)

@@ -12,10 +12,10 @@ from datetime import datetime
 from itertools import accumulate
 
 from fulfillment.crash import crash_point
-from fulfillment.errors import ConfigurationError
+from fulfillment.errors import ConfigurationError, FulfillmentError
 from fulfillment.log import get_logger
 from fulfillment.providers.base import Provider
-from fulfillment.services import outages
+from fulfillment.services import backstop, outages
 from fulfillment.services.answers import Answer, Answered, NotSent, Unknown, ask
 from fulfillment.services.brakes import STOPPED_GAP
 from fulfillment.services.budget import Grant
@@ -177,8 +177,14 @@ def _ask(context: Context, claim: KeptClaim, task: _Task, grant: Grant) -> Answe
         reason = "the claim was lost before the request"
         # That this request was not sent says nothing about an earlier one.
         return NotSent(reason) if task.attempt.unknown_since is None else Unknown(reason)
-    with grant:
-        return ask(context, task.order, task.attempt, task.body, task.step)
+    try:
+        with grant:
+            return ask(context, task.order, task.attempt, task.body, task.step)
+    except FulfillmentError:
+        raise
+    except Exception as error:
+        backstop.set_aside(task.order.external_id, error)
+        return Unknown(f"an answer that we fail at: {type(error).__name__}")
 
 
 @repeated

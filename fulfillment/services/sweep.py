@@ -41,6 +41,7 @@ def resume_stuck(context: Context, heartbeat: str = pulse.SWEEP) -> Found:
     for account in to_read:
         if account in configured:
             funds.refresh_wallet(context, account)
+    funds.prove_wallets(context)
     # Last: what is claimed here and not sent, because something else fails, waits for a lease.
     return _claim(context, heartbeat)
 

@@ -31,6 +31,8 @@ def next_step(policy: AfterUnknown, attempt: Attempt) -> Step:
     """Say whether the attempt may be posted (again), or is to be looked for."""
     if attempt.unknown_since is None:
         return Step.POST
+    if attempt.odd_refusal is not None:
+        return Step.LOOK_UP  # a later lookup tells what that no was worth, as long as none posts
     match policy:
         case AfterUnknown.REPLAY:
             return Step.POST

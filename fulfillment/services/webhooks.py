@@ -1,9 +1,11 @@
 """Webhooks: verified on the raw bytes, stored once, answered at once, applied later."""
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,7 +14,7 @@ from fulfillment.crash import crash_point
 from fulfillment.errors import ConfigurationError, ProviderError
 from fulfillment.log import get_logger
 from fulfillment.providers.base import is_fresh
-from fulfillment.services import pulse
+from fulfillment.services import backstop, pulse
 from fulfillment.services.context import Context
 from fulfillment.services.reconciliation import webhook_heartbeat
 from fulfillment.services.reports import apply_reports, stray
@@ -144,7 +146,10 @@ def apply_deliveries(context: Context) -> list[str]:
     names: list[str] = []
     while deliveries:
         first_of = {each.order_id: each for each in reversed(deliveries)}
-        names += _apply(context, list(first_of.values()))
+        applied = backstop.apart(
+            partial(_apply, context), list(first_of.values()), lambda d: f"#{d.order_id}"
+        )
+        names += itertools.chain.from_iterable(applied)
         deliveries = [each for each in deliveries if each is not first_of[each.order_id]]
     return names
 
@@ -179,7 +184,10 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
         gone = [o for o in locked if o.account not in context.settings.accounts and o not in strays]
         present = [order for order in locked if order not in strays and order not in gone]
         asked = [order.id for order in present if by_order[order.id].report is None]
-        due.poll_at(session, asked, now, context.settings.poll_min_interval_s)
+        # Of an order that has ended too: what is hinted at then is money that we know nothing of.
+        hinted = [order.id for order in present if order.id in asked and not order.is_unsent]
+        gap = context.settings.poll_min_interval_s
+        due.poll_at(session, hinted, now, gap, is_asked_for=True)
         moved: dict[int, Order] = {}
         for account in {order.account for order in present}:
             told = [o for o in present if o.account == account and o.id not in asked]

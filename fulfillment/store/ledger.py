@@ -14,9 +14,6 @@ from fulfillment.store.engine import Session
 from fulfillment.store.models import ATTEMPT_COLUMNS, Attempt, columns
 from schemas.enums import AttemptState
 
-#: So often a wallet is read although nothing happens: what others take from it is to be seen.
-_PROOF_GAP = timedelta(hours=1)
-
 
 @dataclass(frozen=True, slots=True)
 class Posting:
@@ -165,7 +162,7 @@ def begin_posts(session: Session, bodies: Mapping[int, bytes], now: datetime) ->
             UPDATE attempts a SET state = 'sending', body_sealed = b.body, posts = posts + 1,
                    sending_at = coalesce(sending_at, %(now)s), last_post_at = %(now)s,
                    unknown_since = coalesce(unknown_since, %(now)s),
-                   empty_lookups = 0, empty_since = NULL, empty_at = NULL
+                   empty_lookups = 0, empty_since = NULL, empty_at = NULL, odd_refusal = NULL
               FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(bodies)s AS bytea[]))
                    AS b(order_id, body)
              WHERE a.order_id = b.order_id AND a.state IN ('reserved', 'sending')
@@ -185,6 +182,18 @@ def note_empty_lookups(session: Session, account: str, asked: Mapping[int, datet
              WHERE a.order_id = b.order_id AND a.account = %(account)s AND a.state = 'sending'
             """,
         {"account": account, "ids": list(asked), "ats": list(asked.values())},
+    )
+
+
+def note_odd_refusals(session: Session, account: str, told: Mapping[int, str]) -> None:
+    """Note what the last posts were refused with, by order, where that proves nothing."""
+    session.execute(
+        """
+            UPDATE attempts a SET odd_refusal = b.told
+              FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(told)s AS text[])) AS b(order_id, told)
+             WHERE a.order_id = b.order_id AND a.account = %(account)s AND a.state = 'sending'
+            """,
+        {"account": account, "ids": list(told), "told": list(told.values())},
     )
 
 
@@ -322,27 +331,20 @@ def refund(session: Session, postings: Sequence[Posting], now: datetime) -> None
 def accounts_to_read(
     session: Session, now: datetime, lag: timedelta, debited_at_end: Sequence[str]
 ) -> list[str]:
-    """Name the accounts where a figure read now would release or absorb money, or is overdue.
+    """Name the accounts where a figure read now would release or absorb money.
 
     `debited_at_end` are those whose provider takes the money when an order ends.
     """
     rows = session.execute(
         """
-            SELECT name FROM accounts WHERE (paused_until IS NULL OR paused_until <= %(now)s)
-               AND name IN (
-                SELECT account FROM attempts
-                 WHERE (absorbed_at IS NULL OR hold_closed_at IS NULL)
-                   AND (ended_at + %(lag)s <= %(now)s
-                        OR (absorbed_at IS NULL AND account <> ALL(%(debited_at_end)s)
-                            AND confirmed_at + %(lag)s <= %(now)s))
-                 UNION ALL
-                SELECT account FROM wallets WHERE requested_at <= %(overdue)s)
+            SELECT DISTINCT account FROM attempts
+             WHERE (absorbed_at IS NULL OR hold_closed_at IS NULL)
+               AND (ended_at + %(lag)s <= %(now)s
+                    OR (absorbed_at IS NULL AND account <> ALL(%(debited_at_end)s)
+                        AND confirmed_at + %(lag)s <= %(now)s))
+               AND NOT EXISTS (SELECT 1 FROM accounts a
+                                WHERE a.name = account AND a.paused_until > %(now)s)
             """,
-        {
-            "now": now,
-            "lag": lag,
-            "debited_at_end": list(debited_at_end),
-            "overdue": now - _PROOF_GAP,
-        },
+        {"now": now, "lag": lag, "debited_at_end": list(debited_at_end)},
     )
-    return [row.name for row in rows]
+    return [row.account for row in rows]

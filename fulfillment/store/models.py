@@ -62,6 +62,11 @@ class Order:
         return cls(*values)
 
     @property
+    def is_unsent(self) -> bool:
+        """Say whether surely no byte of a purchase at its account has left."""
+        return self.is_waiting or self.status is OrderStatus.RESERVED
+
+    @property
     def is_waiting(self) -> bool:
         """Say whether it waits for a catalog and a wallet answer: nothing is under way for it."""
         is_between = self.status is OrderStatus.SUBMITTING and self.between_attempts
@@ -84,6 +89,7 @@ class Attempt:
     empty_lookups: int
     empty_since: datetime | None
     empty_at: datetime | None
+    odd_refusal: str | None
     confirmed_at: datetime | None
     body_sealed: bytes | None = field(repr=False)
 

@@ -14,6 +14,9 @@ from fulfillment.crash import crash_point
 from fulfillment.store.engine import Session
 from schemas.enums import DebitsAt
 
+#: So often a wallet is read although nothing happens: what others take from it is to be seen.
+_GAP = timedelta(hours=1)
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -130,3 +133,13 @@ def unexplained_mills(session: Session, account: str) -> int:
     """Give what has gone from the wallet without an order of ours."""
     query = "SELECT unexplained_mills FROM wallets WHERE account = %(account)s"
     return int(session.scalar(query, {"account": account}) or 0)
+
+
+def overdue(session: Session, now: datetime) -> list[str]:
+    """Name the accounts in use whose balance was not read for an hour."""
+    rows = session.execute(
+        "SELECT w.account FROM wallets w JOIN accounts a ON a.name = w.account "
+        "WHERE w.requested_at <= %(since)s AND (paused_until IS NULL OR paused_until <= %(now)s)",
+        {"since": now - _GAP, "now": now},
+    )
+    return [row.account for row in rows]

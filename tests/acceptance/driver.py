@@ -31,6 +31,7 @@ def quick_settings(data_dir: Path, **changes: Any) -> Settings:
         "flower_port": 0,
         "poll_min_interval_s": 1.0,
         "wallet_lag_s": 2.0,
+        "lookup_cache_s": 2.0,
         "claim_lease_s": 5,
         "await_funds_s": 10,
         "accounts": {"main": account},

@@ -26,7 +26,8 @@ AT_PROVIDER = FOLLOWED | {S.SUBMITTING, S.NEEDS_REVIEW}
 
 
 def decided(said: OrderReport, *, now: datetime = NOW, **order: Any) -> Decision:
-    return decide(some_order(**order), said, now, WINDOW, CAP_MILLS)
+    came = {"created_at": NOW - timedelta(hours=1)}
+    return decide(some_order(**came | order), said, now, WINDOW, CAP_MILLS)
 
 
 def moves_to(status: S, word: R) -> S:
@@ -462,3 +463,23 @@ def test_the_providers_own_id_is_kept_and_not_overwritten() -> None:
     assert decided(said, status=S.SUBMITTING).changes["provider_reference"] == "5501"
     kept = decided(said, status=S.SUBMITTING, provider_reference="1").changes
     assert "provider_reference" not in kept
+
+
+@pytest.mark.parametrize("year", [1, 1970])
+def test_nothing_has_happened_before_the_order(year: int) -> None:
+    """A provider's clock may be wrong: the reversal watch is not to be over at its beginning."""
+    long_ago = datetime(year, 1, 1, tzinfo=UTC)
+
+    decision = decided(report(R.COMPLETED, reported_at=long_ago, charged_mills=1), status=S.SENT)
+
+    assert decision.changes["reversible_until"] == NOW - timedelta(hours=1) + REVERSAL_WATCH
+
+
+def test_a_charge_that_is_told_of_late_is_booked_after_any_end() -> None:
+    failed = decided(
+        report(R.COMPLETED, charged_mills=5000), status=S.FAILED, provider_status="completed"
+    )
+    undone = decided(report(R.REVERSED, charged_mills=5000), status=S.COMPLETED)
+
+    assert (failed.changes["charged_mills"], failed.money) == (5000, (Money.SETTLE,))
+    assert (undone.changes["charged_mills"], undone.money) == (5000, (Money.SETTLE,))

@@ -28,6 +28,7 @@ from fulfillment.providers.reading import (
     order_id,
     price_of,
     recipient,
+    sensible,
 )
 from fulfillment.providers.signing import hmac_hex
 from schemas.enums import FailureCode
@@ -409,10 +410,10 @@ def _hold_end(value: object) -> datetime | None:
     """
     with suppress(ValueError, OverflowError, OSError):
         if seconds := number(value):
-            return datetime.fromtimestamp(int(seconds), UTC) if int(seconds) else None
+            return sensible(datetime.fromtimestamp(int(seconds), UTC))
         if isinstance(value, str):
             bare = datetime.fromisoformat(value)
-            return bare.replace(tzinfo=UTC) if bare.tzinfo is None else instant(value)
+            return sensible(bare.replace(tzinfo=UTC)) if bare.tzinfo is None else instant(value)
     return None
 
 

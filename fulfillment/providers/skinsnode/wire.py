@@ -221,6 +221,6 @@ def read_order(document: Any) -> OrderReport:
 
 
 def _typed(document: Any, kind: type[T]) -> T:
-    with suppress(msgspec.ValidationError):
+    with suppress(msgspec.ValidationError, ValueError):
         return msgspec.convert(document, kind)
     raise Unusable(f"expected the fields of {kind.__name__}")
