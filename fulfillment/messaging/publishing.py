@@ -15,9 +15,14 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from fulfillment.broker import store_exchange
+from fulfillment.log import get_logger
+
+log = get_logger(__name__)
 
 _TYPE, _ENCODING = "application/json", "utf-8"
 _PERSISTENT = 2
+#: Stands in Redis as long as nobody wipes it.
+_MARK = "fulfillment.relay"
 
 #: A routing key, a body in JSON, headers.
 Outgoing = tuple[str, bytes, dict[str, str]]
@@ -30,6 +35,9 @@ class Publisher(Protocol):
 
     def publish(self, group: Sequence[Outgoing], within_s: float) -> None:
         """Publish in order. Raises what `broker.PUBLISH_ERRORS` names."""
+
+    def look(self) -> None:
+        """See, now and then, where the store's queues are bound. Raises the same."""
 
 
 def make_publisher(connection: Connection) -> Publisher:
@@ -78,6 +86,9 @@ class _Confirming:
         if self._is_refused:
             raise OperationalError("the broker refused a message to the store")
 
+    def look(self) -> None:
+        """Do nothing: RabbitMQ tells its consumers what it has lost."""
+
     def _on_ack(self, tag: int, multiple: bool) -> None:
         if multiple:
             self._unconfirmed = {each for each in self._unconfirmed if each > tag}
@@ -89,18 +100,23 @@ class _Confirming:
 
 
 class _Pushing:
-    """Redis: one LPUSH for each queue that is bound, in the form that kombu's consumers read."""
+    """Redis: one LPUSH for each queue that is bound, in the form that kombu's consumers read.
+
+    A consumer whose connection lives does not see that Redis was wiped, and binds its queue never
+    again: what was bound is known here, and is bound again.
+    """
 
     def __init__(self, channel: Any) -> None:
         self.confirmed = 0
         self._channel = channel
+        self._bound: list[tuple[str, str, str]] = []
 
     def publish(self, group: Sequence[Outgoing], within_s: float) -> None:
         del within_s  # the socket's own timeout is shorter
         self.confirmed = 0
         exchange = store_exchange.name
         # Asked once for the group, where kombu asks for each message.
-        table = self._channel.get_table(exchange)
+        table = self._table(exchange)
         matching = self._channel.typeof(exchange).lookup
         queues = {key: matching(table, exchange, key, None) for key in {m[0] for m in group}}
         waiting: dict[str, list[bytes]] = {}
@@ -113,6 +129,20 @@ class _Pushing:
             for queue, envelopes in waiting.items():
                 client.lpush(queue, *envelopes)
         self.confirmed = len(group)
+
+    def look(self) -> None:
+        self._table(store_exchange.name)
+
+    def _table(self, exchange: str) -> list[tuple[str, str, str]]:
+        """Give what is bound: routing key, pattern, queue; after a wipe, what was so before it."""
+        with self._channel.conn_or_acquire() as client:
+            is_wiped = bool(client.set(_MARK, "1", nx=True)) and bool(self._bound)
+        if is_wiped:
+            for binding in self._bound:
+                self._channel._queue_bind(exchange, *binding)
+            log.warning("relay.bound_again", queues=sorted({queue for _, _, queue in self._bound}))
+        self._bound = [tuple(row) for row in self._channel.get_table(exchange)]
+        return self._bound
 
 
 def _envelope(key: str, body: bytes, headers: dict[str, str]) -> bytes:

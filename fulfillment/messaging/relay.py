@@ -31,6 +31,7 @@ _GROUP = 500
 _GATHER_S = 0.05
 _IDLE_S = 0.2
 _RETRY_S = 1.0
+_LOOK_S = 1.0
 
 
 def signature(secret: str, body: bytes) -> str:
@@ -60,9 +61,13 @@ class OutboxRelay:
 
     def _relay(self, connection: Connection) -> None:
         publisher = make_publisher(connection)
+        look_at = 0.0
         while not self._stop.is_set():
             self._pulse.beat()
             published = self._publish_some(publisher)
+            if not published and self._context.clock.monotonic() >= look_at:
+                publisher.look()
+                look_at = self._context.clock.monotonic() + _LOOK_S
             # A group costs two transactions, whatever its size: let the next one grow a little.
             pause_s = 0 if published == _GROUP else _GATHER_S if published else _IDLE_S
             if not connection.supports_heartbeats:

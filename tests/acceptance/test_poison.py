@@ -74,6 +74,11 @@ def test_bytes_that_are_no_message_are_put_aside_and_nobody_dies(
     poison: list[str | bytes] = [
         *("garbage", b"\xff\xfe", "{}", "[]", '"text"', "null", "7", '{"properties": {}}'),
         _envelope(queue, body=5),
+        _envelope(queue, body={"externalId": "o1"}),
+        _envelope(queue, body=["o1"]),
+        _envelope(queue, body="\ud800", properties={"body_encoding": None}),
+        _envelope(queue, properties={"delivery_tag": "\ud800"}),
+        '{"body": ' + "[" * 3000 + "]" * 3000 + "}",
         _envelope(queue, headers=5),
         _envelope(queue, headers={"compression": "application/x-gzip"}),
         _envelope(queue, headers={"compression": "rot13"}),

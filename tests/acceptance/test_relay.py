@@ -188,3 +188,24 @@ def cut_all_connections(context: Context, connection: kombu.Connection) -> None:
         channel: Any = connection.default_channel
         with channel.conn_or_acquire() as client:
             client.client_kill_filter(_type="normal", skipme=True)
+
+
+def test_a_wiped_redis_is_told_again_where_the_stores_queues_are_bound(context: Context) -> None:
+    """The store's connection lives and has seen nothing: it would never bind its queue again."""
+    with publisher_to(context) as (connection, publisher):
+        if connection.transport.driver_type != "redis":
+            pytest.skip("RabbitMQ is not wiped under a connection that lives")
+        channel: Any = connection.default_channel
+        with bound(connection, "store.wiped", "order.updated") as queue:
+            publisher.look()
+            with channel.conn_or_acquire() as client:
+                client.flushall()
+            publisher.publish(numbered(3), 5)
+
+            assert [as_bytes(message) for message in taken(queue)] == [
+                body for _, body, _ in numbered(3)
+            ]
+        publisher.publish(numbered(1), 5)  # a queue that its owner deleted stays away
+        assert publisher.confirmed == 1
+        with channel.conn_or_acquire() as client:
+            assert client.llen("store.wiped") == 0

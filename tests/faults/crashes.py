@@ -293,6 +293,9 @@ class _ToStore:
         self.confirmed = 0
         self._world = world
 
+    def look(self) -> None:
+        pass
+
     def publish(self, group: Sequence[Outgoing], within_s: float) -> None:
         del within_s
         self._world.take_in(group)

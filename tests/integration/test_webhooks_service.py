@@ -2,8 +2,8 @@
 
 import http.server
 import threading
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
 
 import msgspec
 import pytest
@@ -13,17 +13,23 @@ from fulfillment.services import webhooks
 from fulfillment.services.context import Context
 from fulfillment.services.webhooks import Taken, Verdict
 from fulfillment.simulator.skinsnode import signed_headers
-from fulfillment.store.models import Order
+from fulfillment.store import orders
+from fulfillment.store.engine import Session
+from fulfillment.store.models import Move, Order
 from schemas.enums import OrderStatus as S
 from schemas.enums import Source
+from schemas.provider import ReportState as R
+from schemas.provider import WebhookNotice
 from tests.conftest import SECRET, MakeContext
 from tests.support import (
     FakeClock,
+    FakeProvider,
     Simulator,
     again,
     attempt_of,
     entries,
     in_threads,
+    messages_of,
     path_of,
     receive,
     receive_one,
@@ -484,3 +490,66 @@ def test_a_price_of_ours_is_never_taken_for_the_charge(shop: Context, order: Ord
 
     assert view(shop, order).charged_price == cents
     assert entries(shop, order)[1] == ("settle", cents * 10)
+
+
+@pytest.mark.parametrize("long_ago", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
+def test_a_time_with_which_nobody_can_reckon_holds_up_no_other_delivery(
+    make_context: MakeContext, simulator: Simulator, long_ago: str
+) -> None:
+    shop = make_context(base_url=simulator.url, main={"trade_window_s": 200})
+    odd, good = receive(shop, *(simulator.checkout("webhooks_lost") for _ in range(2)))
+    run_chain(shop)
+
+    times = {"updatedAt": long_ago, "acceptedAt": long_ago}
+    send(shop, body_of(odd, "sent", timestamps=times))
+    send(shop, body_of(good, "completed", amount=str(good.expected_price_cents)))
+    webhooks.apply_deliveries(shop)
+
+    assert again(shop, odd).status is S.SENT
+    assert again(shop, good).status is S.COMPLETED
+
+
+def test_what_nobody_can_apply_is_set_aside_alone(
+    shop: Context, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug of ours in one order's way must not keep the news of all others."""
+    odd, good = receive(shop, *(simulator.checkout("webhooks_lost") for _ in range(2)))
+    run_chain(shop)
+    apply = orders.apply
+
+    def failing(session: Session, moves: Sequence[Move], now: datetime) -> dict[int, Order]:
+        if any(move.order_id == odd.id for move in moves):
+            raise OverflowError
+        return apply(session, moves, now)
+
+    monkeypatch.setattr(orders, "apply", failing)
+    for order in (odd, good):
+        send(shop, body_of(order, "completed", amount=str(order.expected_price_cents)))
+    webhooks.apply_deliveries(shop)
+
+    assert again(shop, odd).status is S.ACCEPTED
+    assert again(shop, good).status is S.COMPLETED
+
+
+def test_a_hint_about_an_order_that_has_ended_is_looked_into(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    """Money may be attached to it that we believe free."""
+    context = make_context(provider)
+    order = receive_one(context)
+    run_chain(context)
+    provider.says(order.external_id, R.FAILED)
+    clock.advance(60)
+    run_polls(context)
+    ended = again(context, order).status
+    provider.says(order.external_id, R.COMPLETED, charged_mills=6120)
+    provider.notice = WebhookNotice(order.external_id, None, None, identity="a hint")
+
+    webhooks.take(context, "main", {}, b"{}")
+    webhooks.apply_deliveries(context)
+    clock.advance(60)
+    run_polls(context)
+
+    assert (ended, again(context, order).status) == (S.FAILED, S.FAILED)
+    assert entries(context, order)[-1] == ("settle", 6120)
+    assert [m["type"] for m in messages_of(context, order)].count("order.needs_review") == 1
