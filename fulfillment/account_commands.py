@@ -3,6 +3,7 @@
 import getpass
 import os
 import socket
+from datetime import timedelta
 from typing import Annotated
 
 import typer
@@ -58,6 +59,17 @@ def pause(
     account = _chosen(name, is_all)
     brakes.stop(make_context(), account, reason, _operator())
     err.print(f"{account or 'all accounts'} paused: nothing new is bought")
+
+
+@commands.command()
+def doubt(
+    hours: Annotated[float, typer.Option(min=0, help="For how long; 0 ends it.")] = 24.0,
+) -> None:
+    """After the database was restored: look for each order at its providers before it is bought."""
+    from fulfillment.services import recovery
+
+    until = recovery.doubt(make_context(), timedelta(hours=hours))
+    err.print(f"until {until:%Y-%m-%d %H:%M:%S} UTC each order is looked for before it is bought")
 
 
 @commands.command()

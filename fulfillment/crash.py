@@ -41,6 +41,9 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "budget.taken": "requests are taken out of the rate budget, none is sent",
         "outage.paused": "the account is paused after a failure, its batch not given back",
         # catalog and wallet
+        "recovery.answered": "accounts have told which orders they have, nothing is written",
+        "recovery.before_commit": "orders found at their accounts are adopted, not committed",
+        "recovery.after_commit": "orders found at their accounts are adopted",
         "catalog.answered": "prices are read, nothing is written",
         "catalog.before_commit": "prices and refusals are written, not committed",
         "catalog.after_commit": "prices are committed",

@@ -57,6 +57,11 @@ class AccountRow(SQLModel, table=True):
     budget_at: datetime | None = _time(nullable=True)
     catalog_items: int | None = None
     catalog_at: datetime | None = _time(nullable=True)
+    #: Which server and database this was last, and while its rows may lack what was done
+    #: (store/doubts.py).
+    server: str | None = Field(default=None, sa_type=Text)
+    doubted_since: datetime | None = _time(nullable=True)
+    doubted_until: datetime | None = _time(nullable=True)
 
 
 class AccountSwitchRow(SQLModel, table=True):
@@ -169,6 +174,8 @@ class OrderRow(SQLModel, table=True):
     next_watch_at: datetime | None = _time(nullable=True)
     claim: str | None = None
     claimed_until: datetime | None = _time(nullable=True)
+    #: When it was last looked for at all accounts of its route, and found nowhere.
+    searched_at: datetime | None = _time(nullable=True)
 
     #: The sequence number of the last event in `order_events`.
     sequence: int = 0

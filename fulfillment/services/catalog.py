@@ -16,6 +16,7 @@ from fulfillment.services.claiming import (
     take_over,
 )
 from fulfillment.services.context import Context
+from fulfillment.services.recovery import search_first
 from fulfillment.services.routes import leave_unreachable, reroute_or_refuse, rerouted_to
 from fulfillment.store import accounts, claims, leases, orders
 from fulfillment.store.accounts import Purpose
@@ -48,6 +49,10 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
     with take_over(context, batch, CATALOG) as claim:
         if claim is None:
             return StepOutcome(goes_on=False)
+        left = search_first(context, claim, claim.orders)
+        if not left:
+            return StepOutcome(False, finish_gathering(context, batch))
+        claim.leave_only(left)
         # A catalog that no wallet request can follow would only have to be asked for again.
         grants = context.budget(account).take_for_each(Purpose.SUBMIT, 2)
         if not grants:

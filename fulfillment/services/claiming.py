@@ -9,7 +9,7 @@ from fulfillment.crash import crash_point
 from fulfillment.errors import ServerUnreachable
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
-from fulfillment.store import accounts, claims, leases, ledger
+from fulfillment.store import claims, doubts, leases, ledger
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.models import Attempt, Order
 from schemas.messages import Batch
@@ -55,10 +55,17 @@ class KeptClaim:
         self.orders = orders
         #: Whether the account failed to answer last.
         self.has_failed = False
+        #: Since when our rows may lack what was done; None where they do not.
+        self.doubted_since: datetime | None = None
         #: The orders' open attempts, where they are to be submitted.
         self.attempts: dict[int, Attempt] = {}
         self.order_ids = [order.id for order in orders]
         self._valid_until = context.clock.monotonic() + context.lease.total_seconds()
+
+    def leave_only(self, orders: list[Order]) -> None:
+        """Go on with these of the batch's orders; the others are dealt with."""
+        self.orders = orders
+        self.order_ids = [order.id for order in orders]
 
     @property
     def is_held(self) -> bool:
@@ -111,7 +118,9 @@ def _take_over(context: Context, batch: Batch, step: str) -> KeptClaim | None:
             if step != SUBMIT:
                 lease, now = gather_lease(claim.account), context.now()
                 leases.acquire(session, lease, batch["token"], now, now + context.lease)
-            claim.has_failed = accounts.failures(session, claim.account) > 0
+            condition = doubts.condition(session, claim.account, context.now())
+            claim.has_failed = condition.failures > 0
+            claim.doubted_since = condition.doubted_since
             if step == SUBMIT:
                 claim.attempts = ledger.attempts_of(session, claim.order_ids)
     return claim

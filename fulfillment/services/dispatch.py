@@ -7,7 +7,7 @@ from datetime import datetime
 from fulfillment.crash import crash_point
 from fulfillment.services.claiming import CLAIMED, claim_name, gather_lease
 from fulfillment.services.context import Context
-from fulfillment.store import accounts, claims, leases, orders, switches
+from fulfillment.store import accounts, claims, doubts, leases, orders, switches
 from fulfillment.store.due import Polled
 from fulfillment.store.engine import repeated
 from fulfillment.store.models import NOTHING_DUE, Move, Order
@@ -71,7 +71,10 @@ def dispatch(context: Context, account: str) -> Batch | None:
         claimed: list[Order] = []
         if claims.in_submission(session, account, now) < _BATCHES_AHEAD * limit:
             claimed = claims.claim_waiting(session, account, claim, now, until, limit)
-        late = [overdue_refusal(order, now, Source.DISPATCH, claim) for order in claimed]
+        # While our rows are in doubt, an order is looked for first: it may have been in time.
+        since = doubts.condition(session, account, now).doubted_since
+        judged = [order for order in claimed if order.was_searched(since)]
+        late = [overdue_refusal(order, now, Source.DISPATCH, claim) for order in judged]
         refused = orders.apply(session, [move for move in late if move], now)
         batch = [order for order in claimed if order.id not in refused]
         if not batch:

@@ -23,6 +23,7 @@ from fulfillment.services.claiming import SUBMIT, KeptClaim, take_over
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
 from fulfillment.services.outcomes import write_outcomes
+from fulfillment.services.recovery import search_first
 from fulfillment.services.unknowns import Step, next_step
 from fulfillment.store import claims, ledger, orders, switches
 from fulfillment.store.accounts import Purpose
@@ -56,6 +57,7 @@ def submit_orders(context: Context, batch: Batch) -> bool:
         if claim is None:
             return False
         members, attempts = _to_submit(claim.orders), claim.attempts
+        members = search_first(context, claim, members)
         unknown = {id_ for id_, attempt in attempts.items() if attempt.unknown_since is not None}
         late = [o for o in members if o.id not in unknown and o.submit_by <= context.now()]
         _refuse_late(context, late, claim)

@@ -10,7 +10,7 @@ from fulfillment.services.claiming import WALLET, claim_name
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import make_batch
 from fulfillment.services.watchdog import expire_waiting
-from fulfillment.store import claims, inbox, leases, ledger, orders
+from fulfillment.store import claims, doubts, inbox, leases, ledger, orders
 from fulfillment.store.engine import repeated
 from schemas.enums import DebitsAt
 from schemas.messages import Batch
@@ -32,6 +32,8 @@ def resume_stuck(context: Context, heartbeat: str = pulse.SWEEP) -> Found:
 
     That the sweep runs is noted as `heartbeat`.
     """
+    with context.database.transaction() as session:
+        doubts.notice(session, context.now())
     routes.leave_paused(context)
     expire_waiting(context)
     configured = context.settings.accounts

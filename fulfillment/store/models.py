@@ -48,6 +48,7 @@ class Order:
     next_watch_at: datetime | None
     claim: str | None
     claimed_until: datetime | None
+    searched_at: datetime | None
     sequence: int
     created_at: datetime
     updated_at: datetime
@@ -60,6 +61,10 @@ class Order:
         values[_STATUS] = OrderStatus(values[_STATUS])
         values[_FALLBACKS] = tuple(values[_FALLBACKS])
         return cls(*values)
+
+    def was_searched(self, since: datetime | None) -> bool:
+        """Say whether it was looked for at its accounts since then; None: it need not be."""
+        return since is None or (self.searched_at is not None and self.searched_at >= since)
 
     @property
     def is_unsent(self) -> bool:

@@ -10,6 +10,7 @@ import msgspec
 from fulfillment import states
 from fulfillment.log import get_logger
 from fulfillment.store import outbox
+from fulfillment.store.doubts import UNSEARCHED
 from fulfillment.store.engine import Session
 from fulfillment.store.models import ORDER_COLUMNS, Move, Order, columns
 from fulfillment.store.views import Entry, order_fields, timeline_entry
@@ -268,7 +269,7 @@ def lock_overdue(session: Session, now: datetime, limit: int) -> list[Order]:
          WHERE next_attempt_at IS NOT NULL
            AND (status = ANY(%(unsent)s) OR status = 'submitting' AND between_attempts)
            AND (submit_by <= %(now)s OR funds_deadline_at <= %(now)s)
-           AND (claimed_until IS NULL OR claimed_until <= %(now)s)
+           AND (claimed_until IS NULL OR claimed_until <= %(now)s) AND NOT {UNSEARCHED}
          ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
         """  # noqa: S608 - the names are constants
     unsent = [*states.WAITING, OrderStatus.RESERVED]
@@ -283,7 +284,7 @@ def lock_routed_at_paused(session: Session, now: datetime, limit: int) -> list[O
          WHERE next_attempt_at IS NOT NULL AND status = ANY(%(local)s)
            AND submit_by > %(now)s AND fallbacks <> '[]'
            AND account IN (SELECT name FROM accounts WHERE paused_until > %(now)s)
-           AND (claimed_until IS NULL OR claimed_until <= %(now)s)
+           AND (claimed_until IS NULL OR claimed_until <= %(now)s) AND NOT {UNSEARCHED}
          ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
         """  # noqa: S608 - the names are constants
     parameters = {"local": list(states.LOCAL), "now": now, "limit": limit}

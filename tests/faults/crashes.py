@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -23,7 +24,8 @@ from fulfillment import broker, crash
 from fulfillment.errors import FulfillmentError
 from fulfillment.messaging import consumer, relay
 from fulfillment.messaging.publishing import Outgoing
-from fulfillment.services import operations
+from fulfillment.services import operations, recovery
+from fulfillment.services.context import register_accounts
 from schemas import messages
 from schemas.messages import CHECKOUT_KEY, CHECKOUT_QUEUE
 from tests.faults.bus import Bus
@@ -144,6 +146,8 @@ class CrashWorld(World):
                 self.scheduler.at(began + order.at + path.top_up_after_s, top_up)
         if path.is_erased:
             self._every(60.0, lambda: self.bus.send_tick(messages.ERASE))
+        if path.restored_after_s is not None:
+            self.scheduler.at(began + path.restored_after_s, self._lose_everything)
         if path.finding is not None:
             self._every(_LOOKS_EVERY_S, self._look_at_reviews)
 
@@ -154,6 +158,17 @@ class CrashWorld(World):
                 self.scheduler.at(self.scheduler.now + seconds, again)
 
         self.scheduler.at(self.scheduler.now + seconds, again)
+
+    def _lose_everything(self) -> None:
+        """Put an empty database in the place of ours, as a restore from before all this would."""
+        for process in [*self.workers, self.web]:
+            self.replace(process, 0.0)
+        self._clear()
+        register_accounts(self.context)
+        recovery.doubt(self.context, timedelta(hours=24))
+        self.acknowledged.clear()
+        for order in self.plan.orders:
+            self._check_out(self.event_of(order))
 
     def _top_up(self, mills: int) -> None:
         self.foreign_mills["main"] = self.foreign_mills.get("main", 0) + mills

@@ -39,6 +39,8 @@ class Path:
     #: So long after an order its price is put into the wallet.
     top_up_after_s: float | None = None
     is_item_gone: bool = False
+    #: So long after the beginning all our rows are lost, and the store sends its checkouts again.
+    restored_after_s: float | None = None
     #: The provider's first account is away all the time.
     is_down: bool = False
     comes_by_queue: bool = False
@@ -211,6 +213,7 @@ PATHS = {
         Path("failover_down", (BACK, NODE), DELIVERED, is_down=True, orders=4, apart_s=1.0),
         Path("failover_paused", (NODE, BACK), DELIVERED, strikes={"denied": 1}),
         Path("failover_item", (BACK, LINK), DELIVERED, is_item_gone=True),
+        Path("restored", (LINK, NODE), DELIVERED, orders=4, apart_s=1.0, restored_after_s=3.5),
         Path("not_reached", (NODE,), DELIVERED, strikes={"not_reached": 1}),
     )
 }

@@ -1,0 +1,221 @@
+"""Look for orders at their providers before anything is bought, when our own rows are in doubt.
+
+After a restore, or a failover to a server that lacked the last commits, an order may be bought of
+which no row tells: at its own account, or at a later one of its route.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from fulfillment.crash import crash_point
+from fulfillment.errors import ProviderError
+from fulfillment.log import get_logger
+from fulfillment.services import outages
+from fulfillment.services.budget import Grant
+from fulfillment.services.claiming import KeptClaim
+from fulfillment.services.context import Context
+from fulfillment.services.reports import apply_reports
+from fulfillment.states import UNFULFILLED
+from fulfillment.store import claims, doubts, ledger, orders
+from fulfillment.store.accounts import Purpose
+from fulfillment.store.engine import Session, repeated
+from fulfillment.store.ledger import Posting
+from fulfillment.store.models import Move, Order
+from schemas.enums import OrderStatus as S
+from schemas.enums import Source
+from schemas.messages import NEEDS_REVIEW
+from schemas.money import cents_to_mills
+from schemas.provider import OrderReport
+
+log = get_logger(__name__)
+
+#: How soon to look again where an account could not be asked.
+_AGAIN = timedelta(seconds=10)
+_THREADS = 16
+#: The way of an order that turns out to be bought, from where our rows have it.
+_WAY = {
+    S.RECEIVED: (S.QUOTED, S.RESERVED, S.SUBMITTING),
+    S.AWAITING_FUNDS: (S.QUOTED, S.RESERVED, S.SUBMITTING),
+    S.QUOTED: (S.RESERVED, S.SUBMITTING),
+    S.RESERVED: (S.SUBMITTING,),
+    S.SUBMITTING: (),
+}
+
+
+@dataclass
+class _Found:
+    """What accounts know: order -> account -> report; and for which orders not all were asked."""
+
+    reports: dict[int, dict[str, OrderReport]] = field(default_factory=dict)
+    unasked: set[int] = field(default_factory=set)
+
+
+def search_first(context: Context, claim: KeptClaim, members: Sequence[Order]) -> list[Order]:
+    """Give the orders that surely nobody has bought; those that are bought are adopted.
+
+    An order of which not every account of its route could be asked is given back, to be looked for
+    again soon.
+    """
+    fresh = [order for order in members if not order.was_searched(claim.doubted_since)]
+    if not fresh:
+        return list(members)
+    began = context.now()
+    found = _search(context, fresh)
+    crash_point("recovery.answered")
+    _write(context, claim, fresh, found, began)
+    gone = found.unasked | found.reports.keys()
+    return [order for order in members if order.id not in gone]
+
+
+def _search(context: Context, members: Sequence[Order]) -> _Found:
+    found = _Found()
+    by_account: dict[str, list[Order]] = {}
+    for order in members:
+        for account in (order.account, *order.fallbacks):
+            if account in context.settings.accounts:
+                by_account.setdefault(account, []).append(order)
+    with context.threads.pool(_THREADS, "search") as executor:
+        for account, group in by_account.items():
+            size = context.provider(account).lookup_limit
+            parts = [group[start : start + size] for start in range(0, len(group), size)]
+            grant = context.budget(account).take(Purpose.URGENT, len(parts))
+            flying = [
+                executor.submit(_ask, context, account, grant, part) for part in parts[: grant.size]
+            ]
+            context.threads.all_done(flying)
+            answers = [future.result() for future in flying]
+            grant.give_back()
+            for part, answer in zip(parts, answers, strict=False):
+                if isinstance(answer, ProviderError):
+                    found.unasked |= {order.id for order in part}
+                    continue
+                for order in part:
+                    if order.external_id in answer:
+                        reports = found.reports.setdefault(order.id, {})
+                        reports[account] = answer[order.external_id]
+            found.unasked |= {order.id for part in parts[grant.size :] for order in part}
+            errors = [answer for answer in answers if isinstance(answer, ProviderError)]
+            if errors:
+                outages.pause(context, account, errors[0])
+    for order_id in found.unasked:
+        found.reports.pop(order_id, None)
+    return found
+
+
+def _ask(
+    context: Context, account: str, grant: Grant, part: Sequence[Order]
+) -> Mapping[str, OrderReport] | ProviderError:
+    try:
+        with grant:
+            return context.provider(account).reports([order.external_id for order in part])
+    except ProviderError as error:
+        return error
+
+
+@repeated
+def _write(
+    context: Context,
+    claim: KeptClaim,
+    members: Sequence[Order],
+    found: _Found,
+    began: datetime,
+) -> None:
+    now = context.now()
+    absent = [o.id for o in members if o.id not in found.unasked and o.id not in found.reports]
+    with context.database.transaction() as session:
+        if found.reports:
+            _adopt(context, session, claim, found.reports, now)
+        if absent:
+            doubts.note_searched(session, absent, began)
+        if found.unasked:
+            claims.release(session, sorted(found.unasked), claim.name, now + _AGAIN)
+        crash_point("recovery.before_commit")
+    crash_point("recovery.after_commit")
+
+
+def _adopt(
+    context: Context,
+    session: Session,
+    claim: KeptClaim,
+    reports: Mapping[int, Mapping[str, OrderReport]],
+    now: datetime,
+) -> None:
+    """Bring orders to where a purchase of theirs would have them, and apply what is told of it."""
+    for account in sorted({account for told in reports.values() for account in told}):
+        ledger.lock_wallet(session, account)
+    locked = [o for o in orders.lock(session, list(reports)) if o.claim == claim.name]
+    where = {order.id: _chosen(order, reports[order.id]) for order in locked}
+    left = [order for order in locked if where[order.id] != order.account]
+    postings = [Posting(order.id, "found elsewhere", account=order.account) for order in left]
+    ledger.refuse(session, postings, now)
+    moves = [_found(context, order, where[order.id], reports[order.id], claim) for order in locked]
+    present = orders.apply(session, moves, now)
+    for place in range(max(map(len, _WAY.values()))):
+        steps = [
+            Move(order.id, present[order.id].status, way[place], Source.SWEEP, claim=claim.name)
+            for order in locked
+            if len(way := _WAY[order.status]) > place
+        ]
+        present |= orders.apply(session, steps, now)
+    known = ledger.attempts_of(session, list(present))
+    for account in sorted(set(where.values())):
+        members = [order for order in present.values() if order.account == account]
+        fresh = {o.id: o.quoted_mills or 0 for o in members if o.id not in known}
+        if fresh:
+            names = {order.id: order.external_id for order in members}
+            ledger.hold(session, account, fresh, names, now)
+        told = {order.id: reports[order.id][account] for order in members}
+        apply_reports(context, session, account, told, Source.SWEEP)
+    for order in present.values():
+        log.error("order.found_bought", order_id=order.external_id, account=order.account)
+
+
+def _chosen(order: Order, told: Mapping[str, OrderReport]) -> str:
+    """Choose the account whose purchase is the order's: one that lives, in the route's order."""
+    accounts = [name for name in (order.account, *order.fallbacks) if name in told]
+    living = [name for name in accounts if _is_alive(told[name])]
+    return (living or accounts)[0]
+
+
+def _is_alive(report: OrderReport) -> bool:
+    return report.state.order_status() not in UNFULFILLED
+
+
+def _found(
+    context: Context,
+    order: Order,
+    account: str,
+    told: Mapping[str, OrderReport],
+    claim: KeptClaim,
+) -> Move:
+    """Write where the order was found, and have a person look where that is more than one place."""
+    limit = context.account(account).price_limit_cents(order.expected_price_cents)
+    known = order.quoted_mills if account == order.account else None
+    changes: dict[str, Any] = {
+        "quoted_mills": told[account].charged_mills or known or cents_to_mills(limit),
+        "between_attempts": False,
+        "funds_deadline_at": None,
+    }
+    if account != order.account:
+        later = order.fallbacks[order.fallbacks.index(account) + 1 :]
+        changes |= {"account": account, "fallbacks": list(later)}
+    note = f"found at {account}, bought before the database was restored"
+    living = [name for name in told if _is_alive(told[name])]
+    tell: tuple[str, ...] = ()
+    if len(living) > 1:
+        note, tell = f"{note}; and also at {', '.join(set(living) - {account})}", (NEEDS_REVIEW,)
+    return Move(
+        order.id, order.status, order.status, Source.SWEEP, note, changes, tell=tell,
+        claim=claim.name,
+    )  # fmt: skip
+
+
+def doubt(context: Context, length: timedelta) -> datetime:
+    """Say that the database was restored: until the time given, nothing is bought unsearched."""
+    now = context.now()
+    with context.database.transaction() as session:
+        doubts.doubt(session, now, now + length)
+    log.error("database.is_restored", doubted_for_h=length.total_seconds() / 3600)
+    return now + length
