@@ -142,7 +142,7 @@ def _run(
     allowed = 1 if claim.has_failed else limit
     flying: dict[Future[Answer], _Task] = {}
     is_stopped = False
-    with context.threads.shared(limit, f"submit-{claim.account}") as executor:
+    with context.threads.shared(limit, f"submit {claim.account}") as executor:
         while flying or (waiting and not is_stopped):
             free = allowed - len(flying)
             if waiting and free > 0 and not is_stopped:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from fulfillment.store import doubts
 from fulfillment.store.engine import Session
 from schemas.money import cap_in_cents, charge_in_cents
 from schemas.orders import WalletView
@@ -91,6 +92,7 @@ def ensure(session: Session, names: Iterable[str]) -> None:
         "ON CONFLICT DO NOTHING",
         {"names": list(names)},
     )
+    doubts.note_server(session)
 
 
 def paused_until(session: Session, account: str, now: datetime) -> datetime | None:

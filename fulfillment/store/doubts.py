@@ -36,6 +36,13 @@ class Condition:
     doubted_since: datetime | None
 
 
+def note_server(session: Session) -> None:
+    """Write down which server this is where nobody has yet."""
+    session.execute(
+        f"UPDATE accounts SET server = {_SERVER} WHERE server IS NULL"  # noqa: S608 - a constant
+    )
+
+
 def condition(session: Session, account: str, now: datetime) -> Condition:
     """Say how an account stands; notes on the way that the server is another one than before."""
     row = session.one(

@@ -1,6 +1,6 @@
 """The proof of a wallet: each balance that is read is held against what our own books expect.
 
-Expected is the first balance less what our orders were charged, plus what they were given back. A
+Expected is the opening balance less what our orders were charged, plus what they were given back. A
 balance may lie below by what is open (bought, and perhaps not debited yet) and above by what may
 come back (held for an order that may have ended, refunds just told of). Outside of that, money went
 or came that no order of ours explains; the expectation is moved there, so that it is told of once.
@@ -95,7 +95,7 @@ _PROVE = """
                coalesce(w.expected_mills - s.fresh - s.late + s.back
                         + least(w.unexplained_mills, s.late) - least(w.credited_mills, s.back),
                         CASE WHEN b.open = 0 AND b.may_return = 0 THEN %(mills)s END) AS mills,
-               b.open, b.may_return
+               b.open, b.may_return, s.fresh + s.late - s.back AS booked_now
           FROM wallets w, sums s, bounds b WHERE w.account = %(account)s
     ), told AS (
         SELECT *, coalesce(greatest(mills - open - %(mills)s, 0), 0) AS missing,
@@ -104,7 +104,8 @@ _PROVE = """
     )
     UPDATE wallets w
        SET figure_mills = %(mills)s, requested_at = %(at)s,
-           opening_mills = coalesce(w.opening_mills, t.mills),
+           opening_mills = coalesce(w.opening_mills, t.mills + t.booked_now + (
+               SELECT coalesce(sum(booked_mills), 0) FROM attempts WHERE account = w.account)),
            expected_mills = t.mills - t.missing + t.credit,
            unexplained_mills = w.unexplained_mills - t.was_missing + t.missing,
            credited_mills = w.credited_mills - t.was_credited + t.credit
