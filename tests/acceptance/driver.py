@@ -12,6 +12,7 @@ from sqlalchemy.engine import make_url
 
 from fulfillment.devstack.stack import CHILDREN, Stack, StackOptions
 from fulfillment.settings import AccountSettings, Settings
+from fulfillment.simulator.options import path_of
 from fulfillment.web.tokens import generate
 
 FINAL = {"completed", "reversed", "failed", "cancelled", "expired"}
@@ -22,9 +23,12 @@ T = TypeVar("T")
 _numbers = itertools.count(1)
 
 
+#: An account whose provider is fast and whose customers are.
+QUICK = AccountSettings(trade_window_s=20, request_timeout_s=3, max_submits_in_flight=4)
+
+
 def quick_settings(data_dir: Path, **changes: Any) -> Settings:
     """Give settings scaled to the simulator's speed: a window of 20 s, polls every second."""
-    account = AccountSettings(trade_window_s=20, request_timeout_s=3, max_submits_in_flight=4)
     values: dict[str, Any] = {
         "data_dir": data_dir,
         "web_port": 0,
@@ -34,7 +38,7 @@ def quick_settings(data_dir: Path, **changes: Any) -> Settings:
         "lookup_cache_s": 2.0,
         "claim_lease_s": 5,
         "await_funds_s": 10,
-        "accounts": {"main": account},
+        "accounts": {"main": QUICK},
         "api_tokens": NAMED_PAIR,
         **changes,
     }
@@ -82,20 +86,30 @@ class Driver:
             trust_env=False,
         )
         self.provider = httpx.Client(base_url=stack.simulator_url, timeout=20, trust_env=False)
-        found = self.provider.get("/_sim/items", params={"available": True, "limit": 400})
-        cheap = [item for item in found.json()["items"] if item["price"] < 3000]
-        self.items = reversed(cheap)  # README's own checkouts are of the first ones
+        self.items = {account: self._cheap(account) for account in stack.settings.accounts}
 
     def close(self) -> None:
         self.web.close()
         self.provider.close()
 
-    def checkout(self, scenario: str = "delivered", **changes: Any) -> dict[str, Any]:
+    def _cheap(self, account: str) -> Iterator[dict[str, Any]]:
+        wanted = {"available": True, "limit": 400}
+        answer = self.provider.get(f"{path_of(account)}/_sim/items", params=wanted)
+        found: list[dict[str, Any]] = answer.json()["items"]
+        # README's own checkouts are of the first ones.
+        cheap = [item for item in found if item["price"] < 3000]
+        return iter(cheap[::-1])
+
+    def checkout(
+        self, scenario: str = "delivered", account: str = "main", **changes: Any
+    ) -> dict[str, Any]:
         """Write a checkout of an item that nobody has bought yet, in this scenario."""
-        item = next(self.items)
+        item = next(self.items[account])
         return {
             "externalId": f"t-{next(_numbers):04d}.{scenario}",
+            "account": account,
             "catalogItemId": item["id"],
+            **({} if account == "main" else {"marketHashName": item["marketHashName"]}),
             "expectedPrice": item["price"],
             "tradeUrl": f"https://steamcommunity.com/tradeoffer/new/?partner=123&token={TOKEN}",
             **changes,
@@ -144,14 +158,15 @@ class Driver:
             timeout_s,
         )
 
-    def ledger(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.provider.get("/_sim/ledger").json()
+    def ledger(self, account: str = "main") -> dict[str, Any]:
+        found: dict[str, Any] = self.provider.get(f"{path_of(account)}/_sim/ledger").json()
         return found
 
     def purchases(self) -> dict[str, list[dict[str, Any]]]:
         found: dict[str, list[dict[str, Any]]] = {}
-        for purchase in self.ledger()["purchases"]:
-            found.setdefault(purchase["externalId"], []).append(purchase)
+        for account in self.stack.settings.accounts:
+            for purchase in self.ledger(account)["purchases"]:
+                found.setdefault(purchase["externalId"], []).append(purchase)
         return found
 
     def change_balance(self, delta_cents: int) -> None:
@@ -182,6 +197,7 @@ class Driver:
                 assert order["failure"]["by"] == "us" or order["chargedPrice"] is None
                 continue
             (purchase,) = purchases
+            assert not purchase["conflictingPosts"], f"{external_id} was posted with other content"
             assert order["status"] == purchase["status"], (order, purchase)
             if order["status"] in ("completed", "reversed"):
                 assert order["chargedPrice"] == purchase["amountCents"], external_id

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy.engine import Engine
 
+from schemas.enums import ProviderName
+from tests.acceptance.driver import QUICK
 from tests.faults.ground import Ground, breakable
 from tests.faults.pool import database_on
 
@@ -18,5 +20,8 @@ def engine(database_url: str) -> Iterator[Engine]:
 @pytest.fixture(scope="session")
 def redis_ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     """Run a stack on a PostgreSQL and a Redis of its own; each test leaves it healthy."""
-    with breakable(tmp_path_factory.mktemp("ground"), seed=11) as made:
+    # Skinslink promises nothing about a repeated post: there a second one would be a second item.
+    link = QUICK.model_copy(update={"provider": ProviderName.SKINSLINK})
+    accounts = {"main": QUICK, "link": link}
+    with breakable(tmp_path_factory.mktemp("ground"), seed=11, accounts=accounts) as made:
         yield made

@@ -201,6 +201,8 @@ class Ground:
         until("no money is held", lambda: self.one(held) == 0)
         self._assert_money()
         assert invariants.violations(self.context) == []
+        logs = self.driver.logs()
+        assert [secret for secret in self.driver.secrets() if secret in logs] == []
 
     def _is_web_up(self) -> bool:
         try:
@@ -209,12 +211,16 @@ class Ground:
             return False
 
     def _assert_money(self) -> None:
-        spent = sum(p["amountCents"] - p["refundedCents"] for p in self._ledger()["purchases"])
+        spent = sum(
+            purchase["amountCents"] - purchase["refundedCents"]
+            for account in self.driver.stack.settings.accounts
+            for purchase in self._ledger(account)["purchases"]
+        )
         wallets = self.driver.web.get("/v1/wallets").json()["wallets"]
         assert sum(wallet["settled"] - wallet["refunded"] for wallet in wallets) == spent
 
-    def _ledger(self) -> dict[str, Any]:
-        ledger = self.driver.ledger()
+    def _ledger(self, account: str) -> dict[str, Any]:
+        ledger = self.driver.ledger(account)
         charges = [m["externalId"] for m in ledger["wallet"]["movements"] if m["kind"] == "charge"]
         assert len(charges) == len(set(charges)), "charged twice"
         return ledger

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from fulfillment.simulator.options import path_of
 from tests.acceptance.driver import until
 from tests.faults.brokers import OwnRedis
 from tests.faults.ground import Ground
@@ -22,14 +23,15 @@ def ground(redis_ground: Ground) -> Ground:
 
 
 @contextmanager
-def slow_provider(ground: Ground) -> Iterator[None]:
+def slow_provider(ground: Ground, account: str = "main") -> Iterator[None]:
     """Let each answer of the provider take so long that every step can be caught in the act."""
     fault = {"fault": "latency", "seconds": 1.5}
-    ground.driver.provider.post("/_sim/faults", json=fault).raise_for_status()
+    faults = f"{path_of(account)}/_sim/faults"
+    ground.driver.provider.post(faults, json=fault).raise_for_status()
     try:
         yield
     finally:
-        ground.driver.provider.delete("/_sim/faults")
+        ground.driver.provider.delete(faults)
 
 
 def claims(ground: Ground, ids: list[str]) -> dict[str, str]:
@@ -80,6 +82,33 @@ def test_workers_frozen_past_their_lease_wake_up_to_nothing_left(ground: Ground)
             os.kill(pid, signal.SIGCONT)
 
     ground.assert_settled()
+
+
+def test_a_worker_frozen_past_its_lease_posts_nothing_that_its_successor_took_over(
+    ground: Ground,
+) -> None:
+    processes = ground.driver.stack.processes
+    processes.end("worker-2")
+    with slow_provider(ground, "link"):
+        ids = ground.send(16, account="link")
+        ground.until_any("submitting", ids)
+        frozen = ground.pids["worker-1"]
+        os.kill(frozen, signal.SIGSTOP)
+    try:
+        ground.driver.stack.start_child("worker-2")
+        before = {"received", "quoted", "reserved", "submitting"}
+        until("all bought", lambda: not before & set(ground.statuses(ids).values()))
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+    ground.assert_settled()
+
+    posts = [
+        purchase["posts"]
+        for each in ground.driver.purchases().items()
+        if each[0] in ids
+        for purchase in each[1]
+    ]
+    assert posts == [1] * len(ids)
 
 
 def test_a_web_process_that_is_killed_and_frozen_costs_the_store_some_repetitions(

@@ -108,7 +108,7 @@ def test_hundreds_of_deaths_lose_and_double_nothing(tmp_path: Path) -> None:
         driver = ground.driver
         driver.provider.post("/_sim/options", json={"reusable_items": True}).raise_for_status()
         driver.provider.post("/_sim/wallet", json={"deltaCents": 10_000_000}).raise_for_status()
-        driver.items = iter(itertools.cycle(list(driver.items)))
+        driver.items["main"] = itertools.cycle(list(driver.items["main"]))
         chaos = Chaos(ground, SEED)
         count = int(LASTS_S * _PER_S)
         with ground.flow(count, gap_s=1 / _PER_S, within_s=3 * LASTS_S + 120) as flow:
