@@ -42,7 +42,7 @@ _TABLE = (
     Kind("error_after", "D3", 4, "5xx, it was done"),
     Kind("throttled", "D4", 4, "429 or the provider's own word for it"),
     Kind("reset_after", "B4 D6", 4, "the connection breaks after the request was done"),
-    Kind("garbled", "D6 D7 D8 D11", 6, "an answer cut short, no JSON, HTML, or of another order"),
+    Kind("garbled", "D6 D7 D8 D11", 6, "an answer cut short, no JSON, or of other things"),
     Kind("odd_refusal", "D8", 4, "a purchase is done and answered with a 4xx of no contract"),
     Kind("denied", "D14", 1, "credentials are revoked for up to two minutes"),
     Kind("outage", "D18", 1, "5xx for everything for up to five minutes"),

@@ -5,6 +5,7 @@ service behind the web route; both through the faults that the seed chose.
 """
 
 import json
+import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -255,6 +256,17 @@ class _Wire(httpx.BaseTransport):
         (answer,) = answers
         return httpx.Response(answer.status_code, headers=answer.raw_headers, content=answer.body)
 
+    def _garbled(self, body: bytes, what: str, orders: list[str]) -> bytes:
+        """Cut an answer short, make it none, give its values other types, or another order."""
+        ways = [body[: len(body) // 2], b'{"externalId: \xff\xfe', HTML, b"null", b"{}"]
+        ways.append(re.sub(rb':"[^"]*"', lambda _: rb':"\ud800"', body, count=2))
+        ways.append(re.sub(rb':"[^"]*"', b":[7]", body, count=2))
+        ways.append(re.sub(rb':"?[0-9.]+"?([,}])', rb":1e400\1", body))
+        # Where several orders are told of, one that is not among them is unknown: nobody sees that.
+        if what == "submit":
+            ways.append(body.replace(orders[0].encode(), b"order-of-another"))
+        return self._faults.source.choice(ways)
+
     def _spoiled(
         self, request: httpx.Request, response: httpx.Response, what: str, orders: list[str]
     ) -> httpx.Response:
@@ -282,9 +294,7 @@ class _Wire(httpx.BaseTransport):
         if struck == "garbled":
             return httpx.Response(
                 status,
-                content=faults.source.choice(
-                    (body[: len(body) // 2], b'{"externalId: \xff\xfe', HTML, b"null", b"{}")
-                ),
+                content=self._garbled(body, what, orders),
                 headers={"x-spoiled": "1"},
             )
         if what == "catalog" and faults.strikes("bad_catalog"):

@@ -55,8 +55,8 @@ MUTANTS = (
     Mutant(
         "refused_replay_is_believed", "I1", "a no to a replay ends what the first post bought",
         SERVICES + "answers.py",
-        "        if was_unknown or not error.is_documented:",
-        "        if not error.is_documented:",
+        "_confirm(context, order, attempt, error) if was_unknown else Refused(error)",
+        "Refused(error)",
         _integration("outcomes"),
     ),
     Mutant(
@@ -181,16 +181,16 @@ MUTANTS = (
     ),
     Mutant(
         "figure_is_believed_at_once", "I3", "a 30 s old balance is taken for one of now",
-        STORE + "ledger.py",
+        STORE + "proof.py",
         "absorbed_at IS NULL AND {debited} + %(lag)s <= %(at)s\n",
         "absorbed_at IS NULL AND {debited} <= %(at)s\n",
         _integration("ledger", "funds"),
     ),
     Mutant(
         "failed_hold_is_free_at_once", "I3", "a failed order's money is free before it is back",
-        STORE + "ledger.py",
-        "                       hold_closed_at = CASE WHEN ended_at + %(lag)s <= %(at)s",
-        "                       hold_closed_at = CASE WHEN ended_at <= %(at)s",
+        STORE + "proof.py",
+        "               hold_closed_at = CASE WHEN ended_at + %(lag)s <= %(at)s",
+        "               hold_closed_at = CASE WHEN ended_at <= %(at)s",
         _integration("ledger"),
     ),
     Mutant(
@@ -285,9 +285,9 @@ MUTANTS = (
     ),
     Mutant(
         "hold_without_its_entry", "I5", "a release has no entry in the money log",
-        STORE + "ledger.py",
-        "              FROM known WHERE state = 'ended' AND hold_closed_at = %(at)s",
-        "              FROM known WHERE state = 'ended' AND hold_closed_at > %(at)s",
+        STORE + "proof.py",
+        "      FROM known WHERE state = 'ended' AND hold_closed_at = %(at)s",
+        "      FROM known WHERE state = 'ended' AND hold_closed_at > %(at)s",
         _integration("ledger", "chain"),
     ),
     # No secret leaks

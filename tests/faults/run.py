@@ -8,6 +8,7 @@ from typing import Any
 from kombu.exceptions import OperationalError as BrokerAway
 from sqlalchemy.engine import Engine
 
+from fulfillment.services import invariants as runtime
 from tests.faults import invariants
 from tests.faults.invariants import LIVENESS, SAFETY, History, Judge, violations
 from tests.faults.plan import NEVER, draw
@@ -19,6 +20,8 @@ _MOST_STEPS = 20_000
 #: The simulator's heap still moves orders when something of it is due within this time.
 _SOON_S = 7200.0
 FEWEST_KINDS_FIRED = 3
+#: Of the product's own invariants those about what a simulation has not: no relay runs in it.
+_NOT_HERE = frozenset({"outbox_waits"})
 #: A seed whose faults have hardly struck goes on with them so long.
 _LONGEST_S = 900.0
 
@@ -115,6 +118,9 @@ def _judge(world: World, report: Report, checks: Any) -> bool:
 def look(world: World, checks: Any) -> list[str]:
     """Give what does not hold now, and the errors that nobody expected."""
     found = violations(read(world), checks)
+    if LIVENESS[0] in checks:  # the product's own checker, which must agree
+        own = runtime.violations(world.context)
+        found += [f"{v.invariant}: {v.subjects}" for v in own if v.invariant not in _NOT_HERE]
     return found + [f"error in {name}: {_told(error)}" for name, error in _errors(world)]
 
 
