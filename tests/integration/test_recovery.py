@@ -1,17 +1,26 @@
 """A restored database, or another server that lacked the last commits: nothing is bought again."""
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
+from fulfillment.devstack.postgres import EmbeddedPostgres
 from fulfillment.errors import ProviderNotReached
 from fulfillment.providers.base import AfterUnknown
 from fulfillment.services import recovery, watchdog
 from fulfillment.services.context import Context, register_accounts
+from fulfillment.store.engine import Database
+from fulfillment.store.migrate import migrate
 from fulfillment.store.models import Order
+from fulfillment.store.sealing import Seal
 from schemas.enums import OrderStatus as S
 from schemas.provider import ReportState as R
-from tests.conftest import MakeContext, empty_tables
+from tests.conftest import MakeContext, MakeSettings, empty_tables
 from tests.support import (
     ITEM,
     NAME,
@@ -28,6 +37,7 @@ from tests.support import (
     rows,
     run_chain,
     run_sweep,
+    until,
 )
 
 ACCOUNT = {
@@ -225,3 +235,62 @@ def test_another_server_in_the_place_of_ours_is_noticed_by_the_next_step(
     assert after == [{"server": known[0]["server"], "d": True}]
     assert f"order {order.external_id}" in provider.reads
     assert order.status is S.ACCEPTED
+
+
+def test_a_server_that_lacks_the_last_commits_is_known_by_its_timeline(
+    tmp_path: Path, make_settings: MakeSettings, provider: FakeProvider
+) -> None:
+    """A copy of the cluster from before the purchase is promoted, as a lagging standby would be."""
+    provider.after_unknown = AfterUnknown.LOOKUP_ONLY
+    event = checkout(account="main")
+    first = EmbeddedPostgres(tmp_path / "first")
+    with context_on(first, make_settings, provider):
+        pass  # its tables are made, and its accounts have seen the server
+    (original,) = (tmp_path / "first").glob("*/cluster")
+    cluster = tmp_path / "second" / original.relative_to(tmp_path / "first")
+    copy(original, cluster)
+    with context_on(first, make_settings, provider) as context:
+        order = again_after_loss(context, event)
+    assert order.status is S.ACCEPTED
+
+    with (cluster / "postgresql.auto.conf").open("a") as file:
+        file.write("restore_command = 'false'\n")
+    (cluster / "recovery.signal").touch()
+    with context_on(EmbeddedPostgres(tmp_path / "second"), make_settings, provider) as context:
+        order = again_after_loss(context, event)
+        assert order.status is S.ACCEPTED
+        assert rows(context, "SELECT 1 FROM accounts WHERE doubted_until > now()")
+
+    assert len(provider.bodies) == 1
+
+
+@contextmanager
+def context_on(
+    server: EmbeddedPostgres, make_settings: MakeSettings, provider: FakeProvider
+) -> Iterator[Context]:
+    url = server.start()
+    database = Database(url)
+    try:
+        until(lambda: not is_in_recovery(database))
+        migrate(database)
+        settings = make_settings(database_url=url)
+        seal = Seal(settings.encryption_keys.get_secret_value())
+        context = Context(settings, database, seal, _providers={"main": provider})
+        register_accounts(context)
+        yield context
+    finally:
+        database.close()
+        server.stop()
+
+
+def is_in_recovery(database: Database) -> bool:
+    with database.transaction() as session:
+        return bool(session.scalar("SELECT pg_is_in_recovery()"))
+
+
+def copy(cluster: Path, to: Path) -> None:
+    """Copy a cluster that is at rest, with its owner."""
+    shutil.copytree(cluster, to, ignore_dangling_symlinks=True)
+    owner = cluster.stat()
+    for path in (to, *to.rglob("*")):
+        os.chown(path, owner.st_uid, owner.st_gid)
