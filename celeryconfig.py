@@ -18,6 +18,8 @@ imports = (
 )
 
 enable_utc, timezone = True, "UTC"
+# What is sent from here is found again where it is lost; RabbitMQ need not write it to its disk.
+task_default_delivery_mode = "transient"
 task_serializer = event_serializer = "json"
 accept_content = ["json"]
 result_backend = None

@@ -32,6 +32,10 @@ class RateBudget:
         self._database = database
         self.clock = clock
 
+    @property
+    def is_limited(self) -> bool:
+        return self._limit is not None
+
     @repeated
     def take(self, purpose: Purpose, wanted: int = 1, *, leaving: int = 0) -> "Grant":
         """Take up to `wanted` requests where `leaving` more could follow them."""

@@ -1,6 +1,6 @@
 """Keep a batch's claim alive while a step works on it, and know when it is lost."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -99,9 +99,17 @@ class KeptClaim:
 
 
 @contextmanager
-def take_over(context: Context, batch: Batch, step: str) -> Iterator[KeptClaim | None]:
-    """Take the batch's orders over for `step`; None when nothing of it is left to this copy."""
-    claim = _take_over(context, batch, step)
+def take_over(
+    context: Context,
+    batch: Batch,
+    step: str,
+    also: Callable[[Session, KeptClaim], None] | None = None,
+) -> Iterator[KeptClaim | None]:
+    """Take the batch's orders over for `step`; None when nothing of it is left to this copy.
+
+    `also` is done in the same transaction, and again where that has to be repeated.
+    """
+    claim = _take_over(context, batch, step, also)
     if claim is None:
         yield None
         return
@@ -111,7 +119,12 @@ def take_over(context: Context, batch: Batch, step: str) -> Iterator[KeptClaim |
 
 
 @repeated
-def _take_over(context: Context, batch: Batch, step: str) -> KeptClaim | None:
+def _take_over(
+    context: Context,
+    batch: Batch,
+    step: str,
+    also: Callable[[Session, KeptClaim], None] | None,
+) -> KeptClaim | None:
     with context.database.transaction() as session:
         claim = take_over_within(context, session, batch, step)
         if claim is not None:
@@ -123,6 +136,8 @@ def _take_over(context: Context, batch: Batch, step: str) -> KeptClaim | None:
             claim.doubted_since = condition.doubted_since
             if step == SUBMIT:
                 claim.attempts = ledger.attempts_of(session, claim.order_ids)
+            if also is not None:
+                also(session, claim)
     return claim
 
 

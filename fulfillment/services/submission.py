@@ -53,10 +53,19 @@ class _Task:
 
 def submit_orders(context: Context, batch: Batch) -> bool:
     """Submit the batch; say whether this copy of the step found anything to do."""
-    with take_over(context, batch, SUBMIT) as claim:
+    begun: list[_Task] = []
+
+    def begin(session: Session, claim: KeptClaim) -> None:
+        begun[:] = _begin_at_once(context, session, claim)
+
+    with take_over(context, batch, SUBMIT, begin) as claim:
         if claim is None:
             return False
-        members, attempts = _to_submit(claim.orders), claim.attempts
+        if begun:
+            crash_point("intent.after_commit")
+        attempts = claim.attempts
+        left = {order.id for order in claim.orders} - {task.order.id for task in begun}
+        members = [order for order in _to_submit(claim.orders) if order.id in left]
         members = search_first(context, claim, members)
         unknown = {id_ for id_, attempt in attempts.items() if attempt.unknown_since is not None}
         late = [o for o in members if o.id not in unknown and o.submit_by <= context.now()]
@@ -66,10 +75,26 @@ def submit_orders(context: Context, batch: Batch) -> bool:
         waiting, grants = _afford(context, batch["account"], due, attempts)
         afforded = {order.id for order in waiting}
         _put_off(context, claim, [order for order in due if order.id not in afforded])
-        _run(context, claim, waiting, attempts, grants)
+        _run(context, claim, begun, waiting, grants)
         for grant in grants.values():
             grant.give_back()
     return True
+
+
+def _begin_at_once(context: Context, session: Session, claim: KeptClaim) -> list[_Task]:
+    """Commit the first intents together with the claim, where nothing is to be looked at before."""
+    limit = context.account(claim.account).max_submits_in_flight
+    is_plain = not claim.has_failed and claim.doubted_since is None
+    if not is_plain or context.budget(claim.account).is_limited:
+        return []
+    now = context.now()
+    attempts = claim.attempts
+    fresh = [
+        order
+        for order in _to_submit(claim.orders)
+        if order.submit_by > now and (a := attempts.get(order.id)) and a.unknown_since is None
+    ]
+    return _begin_within(context, session, claim, fresh[:limit], now) if fresh else []
 
 
 def _to_submit(members: Sequence[Order]) -> list[Order]:
@@ -130,8 +155,8 @@ def _put_off(context: Context, claim: KeptClaim, rest: list[Order]) -> None:
 def _run(
     context: Context,
     claim: KeptClaim,
+    begun: Sequence[_Task],
     waiting: deque[Order],
-    attempts: Mapping[int, Attempt],
     grants: Mapping[Purpose, Grant],
 ) -> None:
     """Keep up to the allowed number of requests in flight until the batch is through.
@@ -143,13 +168,18 @@ def _run(
     flying: dict[Future[Answer], _Task] = {}
     is_stopped = False
     with context.threads.shared(limit, f"submit {claim.account}") as executor:
+
+        def send(tasks: Sequence[_Task]) -> None:
+            for task in tasks:
+                grant = grants[_purpose(task.attempt)]
+                flying[executor.submit(_ask, context, claim, task, grant)] = task
+
+        send(begun)
         while flying or (waiting and not is_stopped):
             free = allowed - len(flying)
             if waiting and free > 0 and not is_stopped:
                 group = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-                for task in _begin(context, claim, group, attempts):
-                    grant = grants[_purpose(task.attempt)]
-                    flying[executor.submit(_ask, context, claim, task, grant)] = task
+                send(_begin(context, claim, group))
             if not flying:
                 continue
             answers = _collect(context, flying)
@@ -190,34 +220,39 @@ def _ask(context: Context, claim: KeptClaim, task: _Task, grant: Grant) -> Answe
 
 
 @repeated
-def _begin(
-    context: Context, claim: KeptClaim, group: list[Order], attempts: Mapping[int, Attempt]
-) -> list[_Task]:
+def _begin(context: Context, claim: KeptClaim, group: list[Order]) -> list[_Task]:
     """Commit the intent to send, with the exact bytes, before any of them leaves."""
-    tasks, sealed_up = _tasks(context, group, attempts)
-    now = context.now()
     with context.database.transaction() as session:
-        if sealed_up:
-            claims.release(session, sealed_up, claim.name, now + STOPPED_GAP)
-        if switches.stop_of(session, claim.account):
-            tasks = _without_posts(session, claim, tasks, now)
-        moves = [
-            Move(
-                task.order.id,
-                task.order.status,
-                OrderStatus.SUBMITTING,
-                Source.SUBMIT,
-                _intent(task),
-                claim=claim.name,
-            )
-            for task in tasks
-        ]
-        begun = orders.apply(session, moves, now)
-        posts = [t for t in tasks if t.order.id in begun and t.step is Step.POST]
-        sealed = {task.order.id: context.seal.seal(task.body) for task in posts}
-        ledger.begin_posts(session, sealed, now)
-        crash_point("intent.before_commit")
+        tasks = _begin_within(context, session, claim, group, context.now())
     crash_point("intent.after_commit")
+    return tasks
+
+
+def _begin_within(
+    context: Context, session: Session, claim: KeptClaim, group: Sequence[Order], now: datetime
+) -> list[_Task]:
+    """Write the intents; what is given back may be sent once they are committed."""
+    tasks, sealed_up = _tasks(context, group, claim.attempts)
+    if sealed_up:
+        claims.release(session, sealed_up, claim.name, now + STOPPED_GAP)
+    if switches.stop_of(session, claim.account):
+        tasks = _without_posts(session, claim, tasks, now)
+    moves = [
+        Move(
+            task.order.id,
+            task.order.status,
+            OrderStatus.SUBMITTING,
+            Source.SUBMIT,
+            _intent(task),
+            claim=claim.name,
+        )
+        for task in tasks
+    ]
+    begun = orders.apply(session, moves, now)
+    posts = [t for t in tasks if t.order.id in begun and t.step is Step.POST]
+    sealed = {task.order.id: context.seal.seal(task.body) for task in posts}
+    ledger.begin_posts(session, sealed, now)
+    crash_point("intent.before_commit", tasks)
     # Each task keeps the attempt as it was: that tells whether an earlier post is unresolved.
     return [task for task in tasks if task.order.id in begun]
 

@@ -3,8 +3,10 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
+from sqlalchemy.pool import QueuePool
 
 from fulfillment.errors import ServerUnreachable, TransactionConflict
 from fulfillment.services import operations
@@ -131,3 +133,27 @@ def test_a_database_that_cannot_do_its_work_now_is_one_that_is_away(
 
     assert not isinstance(told.value, TransactionConflict)
     assert operations.wallets(context)
+
+
+def test_a_process_that_has_no_connection_left_says_so_and_loses_nothing(
+    context: Context, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C7: whoever has to wait too long for a connection is told as if the database were away."""
+    full = Database(context.settings.database_url.get_secret_value(), pool_size=1)
+    try:
+        pool = full.engine.pool
+        assert isinstance(pool, QueuePool)
+        monkeypatch.setattr(pool, "_max_overflow", 0)
+        monkeypatch.setattr(pool, "_timeout", 0.05)
+        order = receive_one(context)
+        tight = replace(context, database=full)
+        with full.transaction(), pytest.raises(ServerUnreachable) as told:
+            run_chain(tight)
+
+        assert "password" not in str(told.value)
+        assert again(context, order).status is S.RECEIVED
+        run_chain(tight)
+        assert again(context, order).status is S.ACCEPTED
+        assert len(provider.bodies) == 1
+    finally:
+        full.close()
