@@ -30,6 +30,17 @@ def apart(
     return [result for member in members for result in apart(act, [member], name)]
 
 
+def alone(act: Callable[[], R], order: str, otherwise: Callable[[str], R]) -> R:
+    """Do something about one order; give `otherwise` of a reason where it fails unexpectedly."""
+    try:
+        return act()
+    except FulfillmentError:
+        raise
+    except Exception as error:
+        set_aside(order, error)
+        return otherwise(f"an answer that we fail at: {type(error).__name__}")
+
+
 def set_aside(order: str, error: Exception) -> None:
     """Say which order made a step fail in a way that is a bug; its text may quote what came in."""
     log.error("order.set_aside", order_id=order, reason=type(error).__name__)

@@ -226,16 +226,18 @@ def _ask(
     if not groups:
         return reports, asked, unasked
 
-    def look_up(job: tuple[Grant, Sequence[Polled]]) -> dict[str, OrderReport] | ProviderError:
+    def look_up(job: tuple[Grant, Sequence[Polled]]) -> Mapping[str, OrderReport] | ProviderError:
         grant, group = job
-        try:
+        names = [order.external_id for order in group]
+
+        def act() -> Mapping[str, OrderReport]:
             with grant:
-                return provider.reports([order.external_id for order in group])
+                return provider.reports(names)
+
+        try:
+            return backstop.alone(act, ", ".join(names), _failed)
         except ProviderError as error:
             return error
-        except Exception as error:
-            backstop.set_aside(", ".join(order.external_id for order in group), error)
-            return ProviderNotReached(f"an answer that we fail at: {type(error).__name__}")
 
     with context.threads.pool(_THREADS, "poll") as executor:
         flying = [executor.submit(look_up, group) for group in groups]
@@ -254,6 +256,10 @@ def _ask(
     if told is not None:
         outages.pause(context, account, told)
     return reports, asked, unasked
+
+
+def _failed(reason: str) -> Mapping[str, OrderReport]:
+    raise ProviderNotReached(reason)
 
 
 def _of_the_account(errors: Sequence[ProviderError], *, is_answered: bool) -> ProviderError | None:

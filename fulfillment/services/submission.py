@@ -12,7 +12,7 @@ from datetime import datetime
 from itertools import accumulate
 
 from fulfillment.crash import crash_point
-from fulfillment.errors import ConfigurationError, FulfillmentError
+from fulfillment.errors import ConfigurationError
 from fulfillment.log import get_logger
 from fulfillment.providers.base import Provider
 from fulfillment.services import backstop, outages
@@ -209,14 +209,12 @@ def _ask(context: Context, claim: KeptClaim, task: _Task, grant: Grant) -> Answe
         reason = "the claim was lost before the request"
         # That this request was not sent says nothing about an earlier one.
         return NotSent(reason) if task.attempt.unknown_since is None else Unknown(reason)
-    try:
+
+    def act() -> Answer:
         with grant:
             return ask(context, task.order, task.attempt, task.body, task.step)
-    except FulfillmentError:
-        raise
-    except Exception as error:
-        backstop.set_aside(task.order.external_id, error)
-        return Unknown(f"an answer that we fail at: {type(error).__name__}")
+
+    return backstop.alone(act, task.order.external_id, Unknown)
 
 
 @repeated

@@ -38,7 +38,7 @@ _WORDS = {
     # What the log does not tell: secrets, due times and who works on the order.
     "not_logged": "ARRAY['id', 'fingerprint', 'trade_url_sealed', 'trade_url_hash', 'created_at', "
     "'updated_at', 'next_attempt_at', 'next_poll_at', 'polled_at', 'polls', 'next_watch_at', "
-    "'claim', 'claimed_until']",
+    "'claim', 'claimed_until', 'searched_at']",
 }
 
 

@@ -90,12 +90,13 @@ _PROVE = """
           FROM followed
     ), expected AS (
         -- What is learned later than its money was seen was taken for unexplained: it is no more.
-        SELECT w.account, least(w.unexplained_mills, s.late) AS was_missing,
+        SELECT w.account, w.opening_mills IS NULL AS is_first,
+               least(w.unexplained_mills, s.late) AS was_missing,
                least(w.credited_mills, s.back) AS was_credited,
                coalesce(w.expected_mills - s.fresh - s.late + s.back
                         + least(w.unexplained_mills, s.late) - least(w.credited_mills, s.back),
                         CASE WHEN b.open = 0 AND b.may_return = 0 THEN %(mills)s END) AS mills,
-               b.open, b.may_return, s.fresh + s.late - s.back AS booked_now
+               b.open, b.may_return
           FROM wallets w, sums s, bounds b WHERE w.account = %(account)s
     ), told AS (
         SELECT *, coalesce(greatest(mills - open - %(mills)s, 0), 0) AS missing,
@@ -104,15 +105,21 @@ _PROVE = """
     )
     UPDATE wallets w
        SET figure_mills = %(mills)s, requested_at = %(at)s,
-           opening_mills = coalesce(w.opening_mills, t.mills + t.booked_now + (
-               SELECT coalesce(sum(booked_mills), 0) FROM attempts WHERE account = w.account)),
+           opening_mills = coalesce(w.opening_mills, t.mills),
            expected_mills = t.mills - t.missing + t.credit,
            unexplained_mills = w.unexplained_mills - t.was_missing + t.missing,
            credited_mills = w.credited_mills - t.was_credited + t.credit
       FROM told t
      WHERE w.account = t.account AND (w.requested_at IS NULL OR w.requested_at < %(at)s)
-    RETURNING t.missing
+    RETURNING t.missing, t.is_first AND w.opening_mills IS NOT NULL
     """
+# Orders that were bought before the first balance are in it: the opening balance is before them.
+_OPEN = """
+    UPDATE wallets SET opening_mills = opening_mills + (
+               SELECT coalesce(sum(booked_mills), 0) FROM attempts WHERE account = %(account)s)
+     WHERE account = %(account)s
+    """
+_HAS_ATTEMPTS = "SELECT 1 FROM attempts WHERE account = %(account)s AND state <> 'refused' LIMIT 1"
 
 
 def record_figure(
@@ -127,7 +134,13 @@ def record_figure(
     values = {"account": account, "mills": figure.mills, "at": figure.requested_at, "lag": lag}
     session.execute(_ABSORB.format(debited=debited, is_newer=_IS_NEWER), values)
     crash_point("ledger.absorbed")
-    return int(session.scalar(_PROVE, values) or 0)
+    row = session.rows(_PROVE, values)
+    if not row:
+        return 0
+    missing, is_opened = row[0]
+    if is_opened and session.scalar(_HAS_ATTEMPTS, values):
+        session.execute(_OPEN, values)
+    return int(missing)
 
 
 def unexplained_mills(session: Session, account: str) -> int:

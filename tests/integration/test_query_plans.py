@@ -134,6 +134,9 @@ def crowded(context: Context, plans: Plans) -> Context:
     """Give the context on tables that are full of old times."""
     with context.database.transaction() as session:
         session.execute(FILL, {"many": MANY})
+        session.execute(
+            "INSERT INTO wallets (account, opening_mills, expected_mills) VALUES ('main', 0, 0)"
+        )
     with psycopg.connect(
         context.database.engine.url.set(drivername="postgresql").render_as_string(False),
         autocommit=True,
@@ -168,4 +171,4 @@ def test_no_statement_of_the_pipeline_looks_at_what_is_over(
 
     assert plans.scans == []
     assert {s: n for s, n in plans.touched.items() if n > EACH * FEW} == {}
-    assert len(plans.seen) > 40
+    assert len(plans.seen) >= 40
