@@ -84,8 +84,11 @@ def check_wallet(self: FulfillmentTask, /, batch: Batch) -> dict[str, Any]:
 
 @app.task(bind=True, base=FulfillmentTask, name=messages.SUBMIT_ORDERS)
 def submit_orders(self: FulfillmentTask, /, batch: Batch) -> dict[str, Any]:
-    """Buy what is reserved, or find out what became of it."""
-    is_ours = submission.submit_orders(context(), batch)
+    """Buy what is reserved, or find out what became of it; of much of it others take their part."""
+    mine, *others = submission.share_out(context(), batch)
+    for part in others:
+        hint(messages.SUBMIT_ORDERS, part)
+    is_ours = submission.submit_orders(context(), mine)
     if not is_ours:
         self.stop_chain()
     return {"goes_on": is_ours}

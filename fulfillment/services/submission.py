@@ -51,6 +51,24 @@ class _Task:
     step: Step
 
 
+def share_out(context: Context, batch: Batch) -> list[Batch]:
+    """Part a batch so that several workers can submit it; each keeps its own requests in flight.
+
+    A part whose message is lost is found by the sweep, when the claim has lapsed.
+    """
+    size = 2 * context.account(batch["account"]).max_submits_in_flight
+    ids, names = batch["ids"], batch["names"]
+    return [
+        Batch(
+            account=batch["account"],
+            token=batch["token"],
+            ids=ids[start : start + size],
+            names=names[start : start + size],
+        )
+        for start in range(0, len(ids), size)
+    ]
+
+
 def submit_orders(context: Context, batch: Batch) -> bool:
     """Submit the batch; say whether this copy of the step found anything to do."""
     begun: list[_Task] = []
