@@ -237,7 +237,8 @@ def _check_is_asked(bought: Purchase, asked: Mapping[str, Any]) -> None:
 
 
 def _about(report: OrderReport, external_id: str) -> OrderReport:
-    return replace(report, external_id=external_id)
+    is_named = report.external_id == external_id
+    return report if is_named else replace(report, external_id=external_id)
 
 
 def _by_custom_id(items: Any, asked: Sequence[str]) -> dict[str, OrderReport] | None:
@@ -249,6 +250,7 @@ def _by_custom_id(items: Any, asked: Sequence[str]) -> dict[str, OrderReport] | 
     if not isinstance(items, list):
         raise Unusable("expected a list of purchases")
     found: dict[str, OrderReport] = {}
+    wanted = frozenset(asked)
     for row in items:
         custom_id = wire.custom_id_of(row)
         if isinstance(row, dict) and row.get("custom_id") is None:
@@ -256,7 +258,7 @@ def _by_custom_id(items: Any, asked: Sequence[str]) -> dict[str, OrderReport] | 
                 return None  # asked for one by one, each is known by its being the only answer
             if len(items) == 1:
                 custom_id = asked[0]
-        if custom_id not in asked:
+        if custom_id not in wanted:
             log.warning("lookup.not_asked_for", custom_id=custom_id)
             continue
         assert custom_id is not None
