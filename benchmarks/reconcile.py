@@ -27,7 +27,7 @@ from schemas.provider import OrderReport, ReportState
 #: Orders under way in either table; all others have ended.
 UNDER_WAY = 5000
 #: In bulk so many times more are asked about: a thousand are over before a rate can be told.
-IN_BULK = 10
+IN_BULK = 5
 #: After a burst, until the last first poll is planned and cannot undo that we make polls due.
 SETTLE_S = 4.0
 
