@@ -89,6 +89,8 @@ def submit_orders(self: FulfillmentTask, /, batch: Batch) -> dict[str, Any]:
     for part in others:
         hint(messages.SUBMIT_ORDERS, part)
     is_ours = submission.submit_orders(context(), mine)
+    if is_ours and not self.request.chain:  # a part, or what the sweep found
+        hint(messages.SCHEDULE_RECONCILIATION, mine)
     if not is_ours:
         self.stop_chain()
     return {"goes_on": is_ours}
