@@ -161,6 +161,7 @@ def read(world: World) -> History:
         acknowledged=frozenset(world.acknowledged),
         unintended=world.unintended,
         forged_changes=sum(forgery.before != forgery.after for forgery in forgeries),
+        is_clock_right="clock_jumped" not in world.plan.kinds,
         is_timed=not {"process_frozen", "clock_jumped"} & set(world.plan.kinds),
     )
 
