@@ -14,9 +14,8 @@ from fulfillment.store.models import NOTHING_DUE, Move, Order
 from schemas.enums import FailedBy, FailureCode, OrderStatus, Source
 from schemas.messages import Batch
 
-#: Batches of an account that may be in submission while another one gathers: one for each of a few
-#: workers, and not so many that a slow account takes all their threads.
-_BATCHES_AHEAD = 4
+#: Batches of an account that may be in submission while another one gathers.
+_BATCHES_AHEAD = 2
 
 
 def make_batch(account: str, token: str, batch: Iterable[Order | Polled]) -> Batch:

@@ -52,7 +52,7 @@ class _Task:
 
 
 def share_out(context: Context, batch: Batch) -> list[Batch]:
-    """Part a batch so that several workers can submit it; each keeps its own requests in flight.
+    """Part a batch so that several workers can submit it, each part with requests in flight.
 
     A part whose message is lost is found by the sweep, when the claim has lapsed.
     """
@@ -79,8 +79,7 @@ def submit_orders(context: Context, batch: Batch) -> bool:
     with take_over(context, batch, SUBMIT, begin) as claim:
         if claim is None:
             return False
-        if begun:
-            crash_point("intent.after_commit")
+        _committed(begun)
         attempts = claim.attempts
         left = {order.id for order in claim.orders} - {task.order.id for task in begun}
         members = [order for order in _to_submit(claim.orders) if order.id in left]
@@ -185,7 +184,8 @@ def _run(
     allowed = 1 if claim.has_failed else limit
     flying: dict[Future[Answer], _Task] = {}
     is_stopped = False
-    with context.threads.shared(limit, f"submit {claim.account}") as executor:
+    # Threads of its own: what is begun leaves at once, and waits for no other batch's answers.
+    with context.threads.pool(limit, "submit") as executor:
 
         def send(tasks: Sequence[_Task]) -> None:
             for task in tasks:
@@ -240,8 +240,12 @@ def _begin(context: Context, claim: KeptClaim, group: list[Order]) -> list[_Task
     """Commit the intent to send, with the exact bytes, before any of them leaves."""
     with context.database.transaction() as session:
         tasks = _begin_within(context, session, claim, group, context.now())
-    crash_point("intent.after_commit")
+    _committed(tasks)
     return tasks
+
+
+def _committed(tasks: Sequence[_Task]) -> None:
+    crash_point("intent.after_commit", tasks)
 
 
 def _begin_within(

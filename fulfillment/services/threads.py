@@ -34,7 +34,6 @@ class Threads:
 
     def __init__(self) -> None:
         self._idle: dict[tuple[str, int], list[ThreadPoolExecutor]] = {}
-        self._shared: dict[tuple[str, int], ThreadPoolExecutor] = {}
 
     @contextmanager
     def pool(self, size: int, name: str) -> Iterator[Executor]:
@@ -50,16 +49,6 @@ class Threads:
         finally:
             lent.come_to_rest()
             idle.append(executor)
-
-    @contextmanager
-    def shared(self, size: int, name: str) -> Iterator[Executor]:
-        """Give a part in threads that all blocks of this process share under this name."""
-        fresh = ThreadPoolExecutor(size, thread_name_prefix=name)  # no thread before it has work
-        lent = _Lent(self._shared.setdefault((name, size), fresh))
-        try:
-            yield lent
-        finally:
-            lent.come_to_rest()
 
     def first_done(self, flying: Collection[Future[Any]], group_s: float) -> list[Future[Any]]:
         """Wait for one of these, and `group_s` longer for those that come with it.

@@ -231,8 +231,8 @@ MUTANTS = (
     Mutant(
         "switch_is_not_looked_at", "I3", "a stopped account still sends what was gathered",
         SERVICES + "submission.py",
-        "        if switches.stop_of(session, claim.account):",
-        "        if switches.stop_of(session, claim.account) and len(tasks) > 1000:",
+        "    if switches.stop_of(session, claim.account):",
+        "    if switches.stop_of(session, claim.account) and len(tasks) > 1000:",
         _integration("brakes"),
     ),
     Mutant(

@@ -234,11 +234,6 @@ class SimulatedThreads(Threads):
         finally:
             executor.shutdown(cancel_futures=True)
 
-    @contextmanager
-    def shared(self, size: int, name: str) -> Iterator[Executor]:
-        with self.pool(size, name) as executor:
-            yield executor
-
     def first_done(self, flying: Collection[Future[Any]], group_s: float) -> list[Future[Any]]:
         self._scheduler.pause(until=lambda: any(future.done() for future in flying))
         if not all(future.done() for future in flying):

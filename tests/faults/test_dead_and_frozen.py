@@ -92,6 +92,7 @@ def test_a_worker_frozen_past_its_lease_posts_nothing_that_its_successor_took_ov
     with slow_provider(ground, "link"):
         ids = ground.send(16, account="link")
         ground.until_any("submitting", ids)
+        time.sleep(0.5)  # what is begun leaves at once, and is answered after 1.5 s
         frozen = ground.pids["worker-1"]
         os.kill(frozen, signal.SIGSTOP)
     try:
