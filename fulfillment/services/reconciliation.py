@@ -9,13 +9,13 @@ from fulfillment.errors import (
     OverBudget,
     ProviderDeniesAccount,
     ProviderError,
-    ProviderNotReached,
 )
 from fulfillment.log import get_logger
 from fulfillment.services import backstop, outages, pulse, schedule
 from fulfillment.services.budget import Grant
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import make_batch
+from fulfillment.services.lookups import look_up
 from fulfillment.services.reports import apply_reports
 from fulfillment.states import FINAL
 from fulfillment.store import accounts, due, leases, orders
@@ -219,28 +219,17 @@ def _ask(
     context: Context, account: str, groups: Sequence[tuple[Grant, Sequence[Polled]]]
 ) -> tuple[dict[str, OrderReport], list[Polled], list[Polled]]:
     """Ask concurrently; give the reports by external id, and who was and was not asked about."""
-    provider = context.provider(account)
     reports: dict[str, OrderReport] = {}
     asked: list[Polled] = []
     unasked: list[Polled] = []
     if not groups:
         return reports, asked, unasked
 
-    def look_up(job: tuple[Grant, Sequence[Polled]]) -> Mapping[str, OrderReport] | ProviderError:
-        grant, group = job
-        names = [order.external_id for order in group]
-
-        def act() -> Mapping[str, OrderReport]:
-            with grant:
-                return provider.reports(names)
-
-        try:
-            return backstop.alone(act, ", ".join(names), _failed)
-        except ProviderError as error:
-            return error
-
     with context.threads.pool(_THREADS, "poll") as executor:
-        flying = [executor.submit(look_up, group) for group in groups]
+        flying = [
+            executor.submit(look_up, context, account, grant, [o.external_id for o in group])
+            for grant, group in groups
+        ]
         context.threads.all_done(flying)
     answers = [future.result() for future in flying]
     for (_, group), answer in zip(groups, answers, strict=True):
@@ -256,10 +245,6 @@ def _ask(
     if told is not None:
         outages.pause(context, account, told)
     return reports, asked, unasked
-
-
-def _failed(reason: str) -> Mapping[str, OrderReport]:
-    raise ProviderNotReached(reason)
 
 
 def _of_the_account(errors: Sequence[ProviderError], *, is_answered: bool) -> ProviderError | None:

@@ -13,9 +13,9 @@ from fulfillment.crash import crash_point
 from fulfillment.errors import ProviderError
 from fulfillment.log import get_logger
 from fulfillment.services import outages
-from fulfillment.services.budget import Grant
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
+from fulfillment.services.lookups import look_up
 from fulfillment.services.reports import apply_reports
 from fulfillment.states import UNFULFILLED
 from fulfillment.store import claims, doubts, ledger, orders
@@ -82,7 +82,8 @@ def _search(context: Context, members: Sequence[Order]) -> _Found:
             parts = [group[start : start + size] for start in range(0, len(group), size)]
             grant = context.budget(account).take(Purpose.URGENT, len(parts))
             flying = [
-                executor.submit(_ask, context, account, grant, part) for part in parts[: grant.size]
+                executor.submit(look_up, context, account, grant, [o.external_id for o in part])
+                for part in parts[: grant.size]
             ]
             context.threads.all_done(flying)
             answers = [future.result() for future in flying]
@@ -102,16 +103,6 @@ def _search(context: Context, members: Sequence[Order]) -> _Found:
     for order_id in found.unasked:
         found.reports.pop(order_id, None)
     return found
-
-
-def _ask(
-    context: Context, account: str, grant: Grant, part: Sequence[Order]
-) -> Mapping[str, OrderReport] | ProviderError:
-    try:
-        with grant:
-            return context.provider(account).reports([order.external_id for order in part])
-    except ProviderError as error:
-        return error
 
 
 @repeated
@@ -150,7 +141,7 @@ def _adopt(
     left = [order for order in locked if where[order.id] != order.account]
     postings = [Posting(order.id, "found elsewhere", account=order.account) for order in left]
     ledger.refuse(session, postings, now)
-    moves = [_found(context, order, where[order.id], reports[order.id], claim) for order in locked]
+    moves = [_moved(context, order, where[order.id], reports[order.id], claim) for order in locked]
     present = orders.apply(session, moves, now)
     for place in range(max(map(len, _WAY.values()))):
         steps = [
@@ -183,7 +174,7 @@ def _is_alive(report: OrderReport) -> bool:
     return report.state.order_status() not in UNFULFILLED
 
 
-def _found(
+def _moved(
     context: Context,
     order: Order,
     account: str,
