@@ -91,8 +91,12 @@ def test_a_worker_frozen_past_its_lease_posts_nothing_that_its_successor_took_ov
     processes.end("worker-2")
     with slow_provider(ground, "link"):
         ids = ground.send(16, account="link")
-        ground.until_any("submitting", ids)
-        time.sleep(0.5)  # what is begun leaves at once, and is answered after 1.5 s
+
+        def are_under_way() -> bool:
+            begun = {name for name, s in ground.statuses(ids).items() if s == "submitting"}
+            return bool(begun) and begun <= set(ground.driver.purchases())
+
+        until("requests that the provider has and has not answered", are_under_way)
         frozen = ground.pids["worker-1"]
         os.kill(frozen, signal.SIGSTOP)
     try:
