@@ -24,6 +24,7 @@ from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
 from fulfillment.services.outcomes import write_outcomes
 from fulfillment.services.recovery import search_first
+from fulfillment.services.threads import Share
 from fulfillment.services.unknowns import Step, next_step
 from fulfillment.store import claims, ledger, orders, switches
 from fulfillment.store.accounts import Purpose
@@ -71,15 +72,25 @@ def share_out(context: Context, batch: Batch) -> list[Batch]:
 
 def submit_orders(context: Context, batch: Batch) -> bool:
     """Submit the batch; say whether this copy of the step found anything to do."""
+    account = batch["account"]
+    limit = context.account(account).max_submits_in_flight
+    # Whoever has a slot sends at once: no intent is committed that would wait for another batch.
+    with context.threads.share(f"submit {account}", limit) as slots:
+        return _submit(context, batch, slots, slots.take(min(limit, len(batch["ids"]))))
+
+
+def _submit(context: Context, batch: Batch, slots: Share, free: int) -> bool:
+    """Submit the batch, the first orders of it in the `free` slots that were taken for it."""
     begun: list[_Task] = []
 
     def begin(session: Session, claim: KeptClaim) -> None:
-        begun[:] = _begin_at_once(context, session, claim)
+        begun[:] = _begin_at_once(context, session, claim, free)
 
     with take_over(context, batch, SUBMIT, begin) as claim:
         if claim is None:
             return False
         _committed(begun)
+        slots.give_back(free - len(begun))
         attempts = claim.attempts
         left = {order.id for order in claim.orders} - {task.order.id for task in begun}
         members = [order for order in _to_submit(claim.orders) if order.id in left]
@@ -92,15 +103,14 @@ def submit_orders(context: Context, batch: Batch) -> bool:
         waiting, grants = _afford(context, batch["account"], due, attempts)
         afforded = {order.id for order in waiting}
         _put_off(context, claim, [order for order in due if order.id not in afforded])
-        _run(context, claim, begun, waiting, grants)
+        _run(context, claim, begun, waiting, grants, slots)
         for grant in grants.values():
             grant.give_back()
     return True
 
 
-def _begin_at_once(context: Context, session: Session, claim: KeptClaim) -> list[_Task]:
+def _begin_at_once(context: Context, session: Session, claim: KeptClaim, free: int) -> list[_Task]:
     """Commit the first intents together with the claim, where nothing is to be looked at before."""
-    limit = context.account(claim.account).max_submits_in_flight
     is_plain = not claim.has_failed and claim.doubted_since is None
     if not is_plain or context.budget(claim.account).is_limited:
         return []
@@ -111,7 +121,7 @@ def _begin_at_once(context: Context, session: Session, claim: KeptClaim) -> list
         for order in _to_submit(claim.orders)
         if order.submit_by > now and (a := attempts.get(order.id)) and a.unknown_since is None
     ]
-    return _begin_within(context, session, claim, fresh[:limit], now) if fresh else []
+    return _begin_within(context, session, claim, fresh[:free], now) if fresh[:free] else []
 
 
 def _to_submit(members: Sequence[Order]) -> list[Order]:
@@ -175,6 +185,7 @@ def _run(
     begun: Sequence[_Task],
     waiting: deque[Order],
     grants: Mapping[Purpose, Grant],
+    slots: Share,
 ) -> None:
     """Keep up to the allowed number of requests in flight until the batch is through.
 
@@ -184,21 +195,26 @@ def _run(
     allowed = 1 if claim.has_failed else limit
     flying: dict[Future[Answer], _Task] = {}
     is_stopped = False
-    # Threads of its own: what is begun leaves at once, and waits for no other batch's answers.
     with context.threads.pool(limit, "submit") as executor:
 
         def send(tasks: Sequence[_Task]) -> None:
             for task in tasks:
                 grant = grants[_purpose(task.attempt)]
-                flying[executor.submit(_ask, context, claim, task, grant)] = task
+                future = executor.submit(_ask, context, claim, task, grant)
+                future.add_done_callback(lambda _: slots.give_back())
+                flying[future] = task
 
         send(begun)
         while flying or (waiting and not is_stopped):
-            free = allowed - len(flying)
-            if waiting and free > 0 and not is_stopped:
-                group = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-                send(_begin(context, claim, group))
+            most = 0 if is_stopped else min(allowed - len(flying), len(waiting))
+            if most > 0 and (free := slots.take(most)):
+                begun = _begin(context, claim, [waiting.popleft() for _ in range(free)])
+                slots.give_back(free - len(begun))
+                send(begun)
             if not flying:
+                if waiting:
+                    slots.wait()
+                    is_stopped = not claim.is_held
                 continue
             answers = _collect(context, flying)
             write_outcomes(context, claim, answers)

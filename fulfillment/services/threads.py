@@ -29,11 +29,85 @@ class _Lent(Executor):
         wait(self._given)
 
 
+class Slots:
+    """How much of one kind this process may have under way at the same time."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._changed = threading.Condition()
+
+    @property
+    def is_any_free(self) -> bool:
+        return self._free > 0
+
+    def take(self, most: int) -> int:
+        """Take up to so many, as many as are free now; say how many."""
+        with self._changed:
+            taken = max(0, min(most, self._free))
+            self._free -= taken
+        return taken
+
+    def give_back(self, count: int) -> None:
+        with self._changed:
+            self._free += count
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Wait until one is free; somebody else may be quicker to take it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.is_any_free)
+
+
+class Share:
+    """What one block has of the slots."""
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self._held = 0
+        self._lock = threading.Lock()
+
+    def take(self, most: int) -> int:
+        """Take up to so many of those that are free now; say how many."""
+        taken = self._slots.take(most)
+        with self._lock:
+            self._held += taken
+        return taken
+
+    def give_back(self, count: int = 1) -> None:
+        """Give back what was taken; after the block's end that is done already."""
+        with self._lock:
+            count = min(count, self._held)
+            self._held -= count
+        self._slots.give_back(count)
+
+    def wait(self) -> None:
+        """Wait until `take` could find one."""
+        self._slots.wait()
+
+    def close(self) -> None:
+        """Give back all that is still held."""
+        self.give_back(self._held)
+
+
 class Threads:
     """Real threads of this process, kept for the next block: starting one costs half a request."""
 
     def __init__(self) -> None:
         self._idle: dict[tuple[str, int], list[ThreadPoolExecutor]] = {}
+        self._slots: dict[str, Slots] = {}
+
+    @contextmanager
+    def share(self, name: str, size: int) -> Iterator[Share]:
+        """Give a part in the slots that all blocks of this process have together."""
+        share = Share(self.slots(name, size))
+        try:
+            yield share
+        finally:
+            share.close()
+
+    def slots(self, name: str, size: int) -> Slots:
+        """Give the slots of this name, which number `size` from their first use on."""
+        return self._slots.setdefault(name, Slots(size))
 
     @contextmanager
     def pool(self, size: int, name: str) -> Iterator[Executor]:

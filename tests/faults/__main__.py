@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fulfillment.devstack.postgres import EmbeddedPostgres
-from schemas.enums import OrderStatus
+from tests.faults import paper
 from tests.faults.kinds import KINDS
 from tests.faults.pool import be_quiet, database_on, run_seeds
 from tests.faults.run import Report, run_seed
@@ -29,6 +30,17 @@ CORPUS = Path(__file__).with_name("corpus.txt")
 STATE = Path(".faults.json")
 #: Seeds of long runs begin here; those below are the ones of `make test`.
 FIRST = 1000
+COMMIT = paper.commit()
+#: What the statuses of orders stand for in tables; "-" is a fault that struck no order.
+STAGES = {
+    "no order": ("-",),
+    "not submitted": ("received", "quoted", "awaiting_funds", "reserved"),
+    "submitting": ("submitting",),
+    "accepted": ("accepted", "queued", "processing", "pending"),
+    "sent": ("sent",),
+    "needs_review": ("needs_review",),
+    "ended": ("completed", "failed", "cancelled", "expired", "reversed"),
+}
 
 
 @dataclass
@@ -36,7 +48,11 @@ class Tally:
     """What all seeds so far came to; kept in a file, so that a run can be resumed."""
 
     next_seed: int = FIRST
+    #: Seeds beyond the next one that have been run already.
+    ahead: list[int] = field(default_factory=list)
     clean: int = 0
+    #: How many seeds were clean at which commit.
+    commits: Counter[str] = field(default_factory=Counter)
     failed: list[int] = field(default_factory=list)
     orders: int = 0
     seconds: float = 0.0
@@ -52,6 +68,11 @@ class Tally:
             self.failed.append(report.seed)
         else:
             self.clean += 1
+            self.commits[COMMIT] += 1
+        self.ahead.append(report.seed)
+        while self.next_seed in self.ahead:
+            self.ahead.remove(self.next_seed)
+            self.next_seed += 1
 
     def save(self) -> None:
         STATE.write_text(json.dumps(vars(self)))
@@ -59,8 +80,14 @@ class Tally:
     @classmethod
     def load(cls) -> "Tally":
         known = cls(**json.loads(STATE.read_text()))
-        known.fired, known.ends = Counter(known.fired), Counter(known.ends)
+        for name in ("fired", "ends", "commits"):
+            setattr(known, name, Counter(getattr(known, name)))
         return known
+
+    def to_run(self, count: int) -> list[int]:
+        """Give the next so many seeds that were not run."""
+        seeds = (n for n in itertools.count(self.next_seed) if n not in self.ahead)
+        return list(itertools.islice(seeds, count))
 
     @property
     def bound(self) -> float:
@@ -106,7 +133,6 @@ def run_many(url: str, seeds: list[int], jobs: int, tally: Tally, console: Conso
 
         def take(report: Report) -> None:
             tally.add(report)
-            tally.next_seed = max(tally.next_seed, report.seed + 1)
             tally.seconds = before + time.monotonic() - began
             tally.save()
             if report.violations:
@@ -125,13 +151,18 @@ def show(report: Report, console: Console) -> None:
         console.print(f"again: {report.command}", highlight=False)
 
 
-def table(tally: Tally) -> Table:
-    """Lay out which fault struck orders in which status, how often."""
-    statuses = ["-", *(status.value for status in OrderStatus)]
-    view = Table("fault", *statuses, title="times that a fault struck, by the order's status")
+def counts(tally: Tally) -> Iterator[tuple[str, list[str]]]:
+    """Give how often each fault struck orders, by the stage that they were at."""
     for kind in KINDS:
-        counts = [tally.fired[f"{kind} {status}"] for status in statuses]
-        view.add_row(kind, *(str(count or "") for count in counts))
+        sums = (sum(tally.fired[f"{kind} {s}"] for s in stage) for stage in STAGES.values())
+        yield kind, [f"{count:,}" if count else "" for count in sums]
+
+
+def table(tally: Tally) -> Table:
+    """Lay out which fault struck orders at which stage, how often."""
+    view = Table("fault", *STAGES, title="times that a fault struck, by the order's stage")
+    for kind, row in counts(tally):
+        view.add_row(kind, *row)
     return view
 
 
@@ -141,8 +172,24 @@ def summary(tally: Tally) -> str:
     bound = f"the failure rate is below {tally.bound:.4%} at 95 %" if not tally.failed else ""
     return (
         f"{tally.clean} clean, {len(tally.failed)} failed {tally.failed or ''}; "
-        f"{tally.orders} orders ({ends}); {rate:.0f} seeds an hour. {bound}"
+        f"{tally.orders} orders ({ends}); {rate:.0f} seeds an hour. {bound}\n"
+        f"commits: {', '.join(f'{name} ({count})' for name, count in tally.commits.items())}"
     )
+
+
+def write(tally: Tally) -> None:
+    """Put what was tried into docs/reliability.md: how often each fault struck orders where."""
+    ran = tally.clean + len(tally.failed)
+    commits = ", ".join(f"{name} ({count:,})" for name, count in tally.commits.most_common())
+    lines = [
+        f"{ran:,} seeds with {tally.orders:,} orders, {len(tally.failed)} failed; clean at the "
+        f"commits {commits}. How often each fault struck orders in which status:",
+        "",
+        f"| fault | {' | '.join(STAGES)} |",
+        f"| --- |{' ---: |' * len(STAGES)}",
+        *(f"| `{kind}` | {' | '.join(row)} |" for kind, row in counts(tally)),
+    ]
+    paper.insert("faults", "\n".join(lines))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -153,6 +200,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kinds", help="comma-separated; instead of what the seed draws")
     parser.add_argument("--orders", type=int, help="how many orders, instead of what it draws")
     parser.add_argument("--resume", action="store_true", help="go on where the last run ended")
+    parser.add_argument(
+        "--write", action="store_true", help="write the table into docs/reliability.md"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     asked = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 200)
@@ -160,10 +210,11 @@ def main(arguments: list[str] | None = None) -> int:
         if asked.seed is not None:
             return _run_one(url, asked, console)
         tally = Tally.load() if asked.resume and STATE.exists() else Tally()
-        seeds = list(range(tally.next_seed, tally.next_seed + asked.seeds))
-        run_many(url, seeds, asked.jobs, tally, console)
+        run_many(url, tally.to_run(asked.seeds), asked.jobs, tally, console)
     console.print(table(tally))
     console.print(summary(tally), highlight=False)
+    if asked.write:
+        write(tally)
     return 1 if tally.failed else 0
 
 

@@ -83,6 +83,8 @@ class History:
     unpaid: frozenset[str] = frozenset()
     acknowledged: frozenset[str] = frozenset()
     unintended: Sequence[str] = ()
+    #: What was held beyond the wallet right after money was held.
+    overcommitted: Sequence[str] = ()
     forged_changes: int = 0
     #: No clock jumped and no process stood still: what was timed was timed right.
     is_timed: bool = True
@@ -133,17 +135,9 @@ def replayed_by_rule(history: History) -> Iterator[str]:
 
 def spends_within_means(history: History) -> Iterator[str]:
     """I3: what is held and not yet debited is really there; nobody pays above his cap."""
+    yield from (f"I3 at once: {each}" for each in history.overcommitted)
     for account, judge in history.judges.items():
-        committed = sum(
-            attempt["hold_mills"]
-            for attempt in history.attempts
-            if attempt["account"] == account
-            and attempt["state"] in ("reserved", "sending")
-            and attempt["external_id"] not in judge.purchases
-        )
-        there = judge.balance_mills - judge.reserved_mills
-        if committed > there and not judge.foreign_mills:
-            yield f"I3 {account} holds {committed} mills for orders, there are {there}"
+        yield from (f"I3 {each}" for each in overcommitted(account, judge, history.attempts))
         for name, purchase in judge.purchases.items():
             if purchase["amountMills"] > history.caps_mills.get(name, 0):
                 yield f"I3 {name} was charged {purchase['amountMills']} mills, above its cap"
@@ -158,6 +152,20 @@ def spends_within_means(history: History) -> Iterator[str]:
             and order["external_id"] not in history.unpaid
         ):
             yield f"I3 the provider had no money for {order['external_id']}, we said that it had"
+
+
+def overcommitted(account: str, judge: Judge, attempts: Sequence[Row]) -> Iterator[str]:
+    """Say where an account holds more for orders that are not debited than there is."""
+    committed = sum(
+        attempt["hold_mills"]
+        for attempt in attempts
+        if attempt["account"] == account
+        and attempt["state"] in ("reserved", "sending")
+        and attempt["external_id"] not in judge.purchases
+    )
+    there = judge.balance_mills - judge.reserved_mills
+    if committed > there and not judge.foreign_mills:
+        yield f"{account} holds {committed} mills for orders, there are {there}"
 
 
 def moves_forward(history: History) -> Iterator[str]:

@@ -32,6 +32,7 @@ from fulfillment.simulator.timeline import Timeline, VirtualClock
 from fulfillment.simulator.webhooks import Delivery
 from schemas.enums import ProviderName
 from schemas.messages import APPLY_WEBHOOK
+from tests.faults.invariants import Judge
 from tests.faults.kinds import Faults
 from tests.faults.scheduler import Killed, Process, Scheduler
 from tests.support import FakeClock
@@ -123,6 +124,25 @@ class Account:
         assert account.api_key is not None
         key = account.api_key.get_secret_value()
         return Skinslink(http, key, account.webhook_secrets, read_s=account.request_timeout_s)
+
+    def judge(self, foreign_mills: int) -> Judge:
+        """Give the provider's own ledger as it is now, with what strangers took (mills)."""
+        market = self.market
+        return Judge(
+            provider=self.options.provider,
+            opening_mills=self.options.balance_cents * 10,
+            balance_mills=market.balance_mills,
+            reserved_mills=market.reserved_mills,
+            foreign_mills=foreign_mills,
+            purchases={k: o.row() for k, o in market.orders.items() if not o.is_refused},
+            movements=market.movements,
+            requests_limited=self.dialect.gate.limited,
+            calls=[
+                (call.at, call.what, order, call.is_told, call.is_empty)
+                for call in self.calls
+                for order in call.orders
+            ],
+        )
 
     def asked(self, request: httpx.Request) -> tuple[str, list[str]]:
         """Say what is asked for and about which of our orders."""

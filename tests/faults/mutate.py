@@ -21,11 +21,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from tests.conftest import TEST_PREFIX
+from tests.faults import paper
 from tests.faults.mutants import MUTANTS, ROOT, Mutant
 
 STATE = ROOT / ".mutants.json"
-PAPER = ROOT / "docs/reliability.md"
-BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
 #: What is asked when the tests that a mutant names have not found it: half a minute of T1.
 WIDER = ("tests/faults/test_simulation.py", "tests/integration")
 _FEW = {f"{TEST_PREFIX}SEEDS": "25"}
@@ -93,14 +92,6 @@ def table(caught: dict[str, str | None]) -> str:
     return "\n".join(lines)
 
 
-def write(caught: dict[str, str | None]) -> None:
-    """Write the table into the paper, between its marks."""
-    paper = PAPER.read_text()
-    before, _, rest = paper.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAPER.write_text(f"{before}{BEGIN}\n{table(caught)}\n{END}{after}")
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
     parser.add_argument("names", nargs="*", help="only these; all where none is named")
@@ -125,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(f"{mutant.name}: {test or 'SURVIVED'}", highlight=False, markup=False)
     survivors = [m.name for m in chosen if not caught[m.name]]
     if not asked.names:
-        write(caught)
+        paper.insert("mutants", table(caught))
     console.print(f"{len(chosen) - len(survivors)} of {len(chosen)} caught; survived: {survivors}")
     return 1 if survivors else 0
 

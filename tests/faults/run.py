@@ -10,7 +10,7 @@ from sqlalchemy.engine import Engine
 
 from fulfillment.services import invariants as runtime
 from tests.faults import invariants
-from tests.faults.invariants import LIVENESS, SAFETY, History, Judge, violations
+from tests.faults.invariants import LIVENESS, SAFETY, History, violations
 from tests.faults.plan import NEVER, draw
 from tests.faults.world import World
 
@@ -41,17 +41,25 @@ class Report:
     trace: list[str] = field(default_factory=list, repr=False)
     #: Names the whole course of the run: two runs of one seed have the same.
     digest: str = ""
+    #: What was asked for instead of what the seed draws.
+    overrides: dict[str, Any] = field(default_factory=dict)
 
     @property
     def command(self) -> str:
-        return f"make faults ARGS='--seed {self.seed}'"
+        """Give the command that repeats this run, at the same commit."""
+        words = [f"--seed {self.seed}"]
+        if "kinds" in self.overrides:
+            words.append(f"--kinds {','.join(self.overrides['kinds'])}")
+        if "orders" in self.overrides:
+            words.append(f"--orders {self.overrides['orders']}")
+        return f"make faults ARGS='{' '.join(words)}'"
 
 
 def run_seed(seed: int, engine: Engine, **overrides: Any) -> Report:
     """Run one seed from empty tables to its last check."""
     began = time.perf_counter()
     plan = draw(seed, **overrides)
-    report = Report(seed, orders=len(plan.orders))
+    report = Report(seed, orders=len(plan.orders), overrides=overrides)
     with World(plan, engine) as world:
         _run_phases(world, report)
         report.fired = world.faults.fired
@@ -154,12 +162,13 @@ def read(world: World) -> History:
         entries=world.rows("SELECT * FROM wallet_entries ORDER BY id"),
         messages=_messages(world),
         wallets=world.rows("SELECT * FROM wallets"),
-        judges={name: _judge_of(world, name) for name in world.accounts},
+        judges={name: world.judge_of(name) for name in world.accounts},
         caps_mills=caps,
         endless=frozenset(n for n, o in planned.items() if o.scenario.name in NEVER),
         unpaid=frozenset(n for n, o in planned.items() if "funds" in o.scenario.name),
         acknowledged=frozenset(world.acknowledged),
         unintended=world.unintended,
+        overcommitted=world.overcommitted,
         forged_changes=sum(forgery.before != forgery.after for forgery in forgeries),
         is_clock_right="clock_jumped" not in world.plan.kinds,
         is_timed=not {"process_frozen", "clock_jumped"} & set(world.plan.kinds),
@@ -176,23 +185,3 @@ def _messages(world: World) -> list[dict[str, Any]]:
         "FROM outbox_messages, LATERAL CAST(body AS jsonb) AS b ORDER BY id"
     )
     return [*told.values(), *(each for each in waiting if each["name"] not in told)]
-
-
-def _judge_of(world: World, name: str) -> Judge:
-    account = world.accounts[name]
-    market = account.market
-    return Judge(
-        provider=account.options.provider,
-        opening_mills=account.options.balance_cents * 10,
-        balance_mills=market.balance_mills,
-        reserved_mills=market.reserved_mills,
-        foreign_mills=world.foreign_mills.get(name, 0),
-        purchases={k: o.row() for k, o in market.orders.items() if not o.is_refused},
-        movements=market.movements,
-        requests_limited=account.dialect.gate.limited,
-        calls=[
-            (call.at, call.what, order, call.is_told, call.is_empty)
-            for call in account.calls
-            for order in call.orders
-        ],
-    )

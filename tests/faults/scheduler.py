@@ -17,7 +17,7 @@ from typing import Any
 
 from greenlet import getcurrent, greenlet
 
-from fulfillment.services.threads import Threads
+from fulfillment.services.threads import Slots, Threads
 from tests.support import FakeClock
 
 
@@ -224,7 +224,13 @@ class SimulatedThreads(Threads):
     """A service's threads as strands of the process that it runs in."""
 
     def __init__(self, scheduler: Scheduler) -> None:
+        super().__init__()
         self._scheduler = scheduler
+
+    def slots(self, name: str, size: int) -> Slots:
+        process = self._scheduler.process
+        name = f"{process.name if process else ''} {name}"
+        return self._slots.setdefault(name, _Slots(self._scheduler, size))
 
     @contextmanager
     def pool(self, size: int, name: str) -> Iterator[Executor]:
@@ -271,6 +277,15 @@ class SimulatedThreads(Threads):
         finally:
             stopped.append(True)
             timers[0].is_off = True
+
+
+class _Slots(Slots):
+    def __init__(self, scheduler: Scheduler, size: int) -> None:
+        super().__init__(size)
+        self._scheduler = scheduler
+
+    def wait(self) -> None:
+        self._scheduler.pause(until=lambda: self.is_any_free)
 
 
 class _Executor(Executor):

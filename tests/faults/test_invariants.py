@@ -148,6 +148,7 @@ WRONG: dict[str, tuple[str, History]] = {
         replace(RIGHT, entries=[entry("hold"), entry("release"), entry("refund")]),
     ),
     "an entry of nothing": ("I5", replace(RIGHT, entries=[*RIGHT.entries, entry("hold", 1, 9)])),
+    "more held than there was": ("I3", replace(RIGHT, overcommitted=["main holds 2, there is 1"])),
     "posted without an intent": ("I5", replace(RIGHT, unintended=["order-1"])),
     "delivered, never bought": (
         "I7",

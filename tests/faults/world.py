@@ -20,10 +20,12 @@ from fulfillment.errors import FulfillmentError, ServerUnreachable
 from fulfillment.services import backstop, intake
 from fulfillment.services.context import Context, register_accounts
 from fulfillment.settings import load_settings
+from fulfillment.store import ledger
 from fulfillment.store.engine import SETTING, Database, Session
 from fulfillment.store.sealing import Seal
 from schemas import messages
 from tests.faults.bus import Bus, Message
+from tests.faults.invariants import Judge, overcommitted
 from tests.faults.kinds import BY_SCENARIO, Faults
 from tests.faults.market import Account, Postman
 from tests.faults.plan import PUBLIC_URL, Plan, PlannedOrder
@@ -55,6 +57,7 @@ _DUE = """
            extract(epoch FROM (SELECT min(next_poll_at) FROM orders)) AS poll,
            extract(epoch FROM (SELECT min(next_watch_at) FROM orders)) AS watch
 """
+_hold = ledger.hold
 TICKS = {
     "sweep": messages.RESUME_STUCK,
     "poll": messages.POLL_DUE,
@@ -84,6 +87,8 @@ class FaultyDatabase(Database):
         self._scheduler = scheduler
         self._faults = faults
         self.transactions = 0
+        self.has_held = False
+        self.on_held: Callable[[], None] = lambda: None
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -97,6 +102,9 @@ class FaultyDatabase(Database):
                 raise psycopg.OperationalError("the server closed the connection")
             if struck == "serialization_failure":
                 raise psycopg.errors.SerializationFailure("could not serialize")
+        if self.has_held:
+            self.has_held = False
+            self.on_held()
         if faults.strikes("commit_unacknowledged", weight=RARE):
             raise ServerUnreachable("PostgreSQL", SETTING, "OperationalError")
 
@@ -120,6 +128,8 @@ class World:
         self.web = Process("web")
         #: Purchase requests for which no intent was committed first.
         self.unintended: list[str] = []
+        #: Where more money was held than there was, at the commit that held it.
+        self.overcommitted: list[str] = []
         self.refused_checkouts: list[str] = []
         self.acknowledged: set[str] = set()
         self.foreign_mills: dict[str, int] = {}
@@ -183,6 +193,8 @@ class World:
         # What is set aside is a bug: nothing that the simulation sends may come to that.
         aside = mock.patch.object(backstop, "set_aside", self._note_bug)
         self._stack.enter_context(aside)
+        self._stack.enter_context(mock.patch.object(ledger, "hold", self._hold))
+        self.database.on_held = self._check_held
         self._stack.callback(self.scheduler.close)
         for order in self.plan.orders:
             self._plan_order(order)
@@ -438,6 +450,19 @@ class World:
         )
         if len(self.rows(query, ids=orders, account=account)) != len(orders):
             self.unintended += orders
+
+    def _hold(self, *args: Any) -> Any:
+        self.database.has_held = True
+        return _hold(*args)
+
+    def _check_held(self) -> None:
+        attempts = self.rows("SELECT * FROM attempts WHERE state IN ('reserved', 'sending')")
+        for name in self.accounts:
+            self.overcommitted += overcommitted(name, self.judge_of(name), attempts)
+
+    def judge_of(self, name: str) -> Judge:
+        """Give an account as the provider's own ledger has it now."""
+        return self.accounts[name].judge(self.foreign_mills.get(name, 0))
 
     def note_scenarios(self) -> None:
         """Count the faults that a purchase's own way was."""

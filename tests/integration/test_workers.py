@@ -1,6 +1,7 @@
 """Workers that die, freeze, come twice or are turned away: each order is still bought once."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -274,3 +275,36 @@ def test_after_an_outage_one_purchase_goes_ahead_of_the_others(
     assert {again(context, order).status for order in placed} == {S.ACCEPTED}
     assert most_before_an_answer == [1]
     assert rows(context, "SELECT failures FROM accounts") == [{"failures": 0}]
+
+
+def test_batches_of_a_process_share_its_slots_and_no_intent_waits_for_one(
+    make_context: MakeContext, provider: FakeProvider
+) -> None:
+    context = make_context(provider, main={"max_submits_in_flight": 2})
+    placed = receive(context, *(checkout() for _ in range(8)))
+    batch = gather(context)
+    assert batch is not None
+    lock, in_flight = threading.Lock(), list[int]()
+    intents: list[int] = []
+    flying = 0
+
+    def arrive(fields: dict[str, Any]) -> None:
+        nonlocal flying
+        with lock:
+            flying += 1
+            in_flight.append(flying)
+            (found,) = rows(context, "SELECT count(*) n FROM orders WHERE status = 'submitting'")
+            intents.append(found["n"])
+            flying -= 1
+
+    provider.on_purchase = arrive
+    parts = submission.share_out(context, batch)
+    with ThreadPoolExecutor(len(parts)) as executor:
+        assert all(executor.map(lambda part: submission.submit_orders(context, part), parts))
+
+    assert len(parts) == 2
+    assert max(in_flight) <= 2
+    # An answered order reads "submitting" until its group's outcome is written.
+    assert max(intents) <= 2 + 2
+    assert {again(context, order).status for order in placed} == {S.ACCEPTED}
+    assert len(provider.bodies) == len(placed)
