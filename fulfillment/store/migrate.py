@@ -1,9 +1,12 @@
 """Bring the database's schema up to date."""
 
+import time
+from itertools import repeat
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
@@ -13,6 +16,11 @@ from fulfillment.store.engine import SETTING, Database
 MIGRATIONS = Path(__file__).parent / "migrations"
 # Any number that nobody else on this database locks: only one process migrates at a time.
 _LOCK = 7_305_119_402
+#: Whoever comes after a change that waits for its lock waits as well: so it waits only so long,
+_LOCK_WAIT_S = 2
+#: and is tried so often, with a pause for those who waited.
+_TRIES = 60
+_PAUSE_S = 0.5
 
 
 def _config(connection: Connection | None = None) -> Config:
@@ -25,19 +33,38 @@ def _config(connection: Connection | None = None) -> Config:
     return config
 
 
-def migrate(database: Database) -> None:
-    """Run all migrations that are missing. Raises ServerUnreachable."""
+def migrate(database: Database, to: str = "head") -> None:
+    """Run all migrations that are missing, or go to another revision. Raises ServerUnreachable.
+
+    Traffic may go on: a change that waits for a lock lets it pass, and is tried again.
+    """
     try:
         with database.engine.connect() as connection:
             connection.execute(text("SET statement_timeout = 0"))
             connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
+            connection.execute(text(f"SET lock_timeout = '{_LOCK_WAIT_S}s'"))
             connection.commit()
             try:
-                command.upgrade(_config(connection), "head")
-                connection.commit()
+                _go_to(connection, to)
             finally:
                 connection.rollback()
                 connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _LOCK})
                 connection.commit()
     except OperationalError as error:
         raise ServerUnreachable("PostgreSQL", SETTING, type(error.orig).__name__) from None
+
+
+def _go_to(connection: Connection, revision: str) -> None:
+    """Change the schema in one transaction, again while others hold what it needs to lock."""
+    move = command.upgrade if revision == "head" else command.downgrade
+    for is_last in (*repeat(False, _TRIES - 1), True):
+        try:
+            move(_config(connection), revision)
+            connection.commit()
+        except OperationalError as error:
+            connection.rollback()
+            if is_last or not isinstance(error.orig, LockNotAvailable):
+                raise
+            time.sleep(_PAUSE_S)
+        else:
+            return

@@ -8,12 +8,13 @@ HEAD = "0010"
 
 
 def is_current(database: Database) -> bool:
-    """Say whether the database's schema is the one that this code expects.
+    """Say whether the database's schema has what this code expects.
 
-    Raises ServerUnreachable.
+    A newer one has: a migration takes nothing away that the code before it needs, so that old and
+    new processes run side by side (docs/decisions/0014). Raises ServerUnreachable.
     """
     try:
         with database.transaction() as session:
-            return bool(session.scalar("SELECT version_num FROM alembic_version") == HEAD)
+            return str(session.scalar("SELECT version_num FROM alembic_version") or "") >= HEAD
     except SchemaOutdated:
         return False

@@ -200,7 +200,8 @@ class Ground:
         held = "SELECT count(*) FROM attempts WHERE hold_closed_at IS NULL"
         until("no money is held", lambda: self.one(held) == 0)
         self._assert_money()
-        assert invariants.violations(self.context) == []
+        found = invariants.violations(self.context)
+        assert found == [], found
         logs = self.driver.logs()
         assert [secret for secret in self.driver.secrets() if secret in logs] == []
 

@@ -7,10 +7,11 @@ from structlog.testing import capture_logs
 from fulfillment.errors import ProviderOutcomeUnknown
 from fulfillment.services import diagnosis, invariants
 from fulfillment.services.context import Context
-from fulfillment.store.invariants import INVARIANTS
+from fulfillment.store.invariants import INVARIANTS, LOGGED
 from fulfillment.store.models import Order
 from fulfillment.store.sealing import generate_key
 from schemas.provider import ReportState as R
+from schemas.tables import OrderRow
 from tests.support import (
     FakeClock,
     FakeProvider,
@@ -288,3 +289,13 @@ def test_a_second_beat_checks_nothing_twice(context: Context, ends: dict[str, Or
     assert invariants.check(context)
     assert invariants.check(context) == []
     assert rows(context, "SELECT DISTINCT checked_at FROM invariants")
+
+
+def test_each_column_of_an_order_is_told_by_its_log_or_known_to_be_none_of_its_business() -> None:
+    untold = {
+        *("id", "created_at", "updated_at", "fingerprint", "trade_url_sealed", "trade_url_hash"),
+        *("next_attempt_at", "next_poll_at", "polled_at", "polls", "next_watch_at"),
+        *("claim", "claimed_until", "searched_at"),
+    }
+    assert LOGGED.isdisjoint(untold)
+    assert untold | LOGGED == set(OrderRow.model_fields)
