@@ -17,6 +17,7 @@ FulfillmentError
     +-- ProviderRefused           a definite no: the provider created nothing
     +-- ProviderNotReached        nothing was sent, or a read failed: trying again is harmless
     |   +-- OverBudget            the account's own rate budget is used up; no fault of anybody's
+    +-- NotLetGo                  nothing was sent: whoever asked may not ask any more
     +-- ProviderOutcomeUnknown    bytes may have left and no clear answer came back
     +-- ProviderDeniesAccount     401/403: about the account, never about the order
 """
@@ -157,6 +158,10 @@ class OverBudget(ProviderNotReached):
 
     def __init__(self) -> None:
         super().__init__("the account's rate budget is used up; nothing was sent")
+
+
+class NotLetGo(ProviderError):
+    """The request was stopped before its first byte: its claim or its time was over by then."""
 
 
 class ProviderOutcomeUnknown(ProviderError):

@@ -16,7 +16,7 @@ import httpx
 import msgspec
 
 from fulfillment.errors import ProviderError
-from fulfillment.providers.base import AfterUnknown
+from fulfillment.providers.base import AfterUnknown, BeforeSend
 from fulfillment.services import (
     catalog,
     dispatch,
@@ -140,7 +140,9 @@ class FakeProvider:
     def purchase_body(self, command: PurchaseCommand) -> bytes:
         return msgspec.json.encode(command)
 
-    def purchase(self, body: bytes) -> OrderReport:
+    def purchase(self, body: bytes, before_send: BeforeSend | None = None) -> OrderReport:
+        if before_send is not None:
+            before_send()
         fields = msgspec.json.decode(body)
         self.on_purchase(fields)
         with self._lock:

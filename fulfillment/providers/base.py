@@ -1,11 +1,14 @@
 """The interface every provider adapter fills. An adapter knows HTTP and words, never orders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
 from schemas.provider import OrderReport, PurchaseCommand, Quotes, Want, WebhookNotice
+
+#: Called right before a purchase's first byte leaves; raises NotLetGo where it must not.
+BeforeSend = Callable[[], None]
 
 
 class AfterUnknown(StrEnum):
@@ -41,11 +44,11 @@ class Provider(Protocol):
         """Write the request body that is stored first and then sent, byte for byte."""
         ...
 
-    def purchase(self, body: bytes) -> OrderReport:
-        """Send a stored body.
+    def purchase(self, body: bytes, before_send: BeforeSend | None = None) -> OrderReport:
+        """Send a stored body, after whatever has to be asked first.
 
-        Raises ProviderRefused (definite no), ProviderOutcomeUnknown, and ProviderNotReached only
-        where not one byte of the request can have left.
+        Raises ProviderRefused (definite no), ProviderOutcomeUnknown, and ProviderNotReached or
+        what `before_send` raises only where not one byte of the request can have left.
         """
         ...
 

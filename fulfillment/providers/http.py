@@ -113,6 +113,7 @@ class HTTPClient:
         accept_gzip: bool = False,
         name: str = "",
         is_throttled_unacted: bool = False,
+        before_send: Callable[[], None] | None = None,
     ) -> Answer:
         """Send one request and read its whole answer.
 
@@ -120,6 +121,8 @@ class HTTPClient:
         ProviderNotReached for a read or where nothing was sent, and ProviderOutcomeUnknown
         for a purchase. `name` stands for method and path in messages, where one path serves all;
         `is_throttled_unacted` says that a 429 means: nothing was done, of a purchase too.
+        `before_send` is called before the first byte, also after connecting; what it raises comes
+        out as it is.
         """
         what = name or f"{method} {path.partition('?')[0]}"
         doubt = ProviderOutcomeUnknown if is_purchase else ProviderNotReached
@@ -150,10 +153,13 @@ class HTTPClient:
                     "timeout": timeouts,
                     "time_left": lambda: end - self._clock.monotonic(),
                     "piece": min(limit + 1, LARGEST_PIECE),
+                    **({"before_send": before_send} if before_send else {}),
                 },
             )
             if is_purchase:
                 crash_point("post.leaving")
+            if before_send is not None:  # no need to connect for what may not leave
+                before_send()
             response = self._transport.handle_request(request)
             if is_purchase:
                 crash_point("post.answered")

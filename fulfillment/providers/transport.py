@@ -123,8 +123,8 @@ class KeptTransport(httpx.BaseTransport):
     """Connections to one origin or several, shared by threads.
 
     A request's `extensions` may hold `timeout` as httpx writes it, of which only `connect` counts,
-    `time_left`, which says how many seconds the whole request has yet, and `piece`: how many bytes
-    of the body to give at once.
+    `time_left`, which says how many seconds the whole request has yet, `piece`: how many bytes
+    of the body to give at once, and `before_send`, which is called when the connection stands.
     """
 
     def __init__(self) -> None:
@@ -144,6 +144,7 @@ class KeptTransport(httpx.BaseTransport):
         origin = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
         connection = self._kept(origin) or self._connect(origin, request, time_left)
         try:
+            request.extensions.get("before_send", _go)()
             with _translated(httpx.WriteTimeout, httpx.WriteError):
                 connection.begin(time_left)
                 connection.send(data)
@@ -245,6 +246,10 @@ class _Body(httpx.SyncByteStream):
             self._keep()
         else:
             self._connection.close()
+
+
+def _go() -> None:
+    """Let any request leave."""
 
 
 def _written(request: httpx.Request) -> bytes:

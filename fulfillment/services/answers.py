@@ -4,11 +4,14 @@ An answer is definite-yes, definite-no or unknown (DESIGN section 3); nothing he
 database.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from fulfillment.crash import crash_point
 from fulfillment.errors import (
+    NotLetGo,
     ProviderDeniesAccount,
     ProviderError,
     ProviderNotReached,
@@ -63,22 +66,31 @@ class Unknown:
 Answer = Answered | Refused | NotSent | Unknown
 
 
-def ask(context: Context, order: Order, attempt: Attempt, body: bytes, step: Step) -> Answer:
+def ask(
+    context: Context,
+    order: Order,
+    attempt: Attempt,
+    body: bytes,
+    step: Step,
+    is_held: Callable[[], bool],
+) -> Answer:
     """Take the step; after an earlier post of unknown outcome, a no needs a lookup to be sure.
 
-    `attempt` is the attempt as it was before this step.
+    `attempt` is the attempt as it was before this step. No purchase leaves when `is_held` says no
+    at the last moment, or the order's time is over by then.
     """
     if step is Step.LOOK_UP:
         return _look_up(context, order, attempt)
     was_unknown = attempt.unknown_since is not None
-    if order.submit_by <= context.now():
+    if _is_late(context, order):
         # Too late to buy for this customer: find out what was sent, but do not ask again.
         too_late = ProviderRefused(FailureCode.TOO_LATE, "not submitted in time", is_ours=True)
         return _confirm(context, order, attempt, too_late) if was_unknown else Refused(too_late)
     if was_unknown:
         crash_point("replay.begins")
     try:
-        report = context.provider(order.account).purchase(body)
+        go = partial(_go_or_not, context, order, is_held)
+        report = context.provider(order.account).purchase(body, go)
         crash_point("post.read")
         return Answered(report)
     except ProviderRefused as error:
@@ -89,6 +101,26 @@ def ask(context: Context, order: Order, attempt: Attempt, body: bytes, step: Ste
         return Unknown(str(error), error)
     except (ProviderNotReached, ProviderDeniesAccount) as error:
         return Unknown(str(error), error) if was_unknown else NotSent(str(error), error)
+    except NotLetGo as error:
+        # That this request was not sent says nothing about an earlier one.
+        return Unknown(str(error)) if was_unknown else NotSent(str(error))
+
+
+def _go_or_not(context: Context, order: Order, is_held: Callable[[], bool]) -> None:
+    """Raise NotLetGo where the purchase must not leave any more.
+
+    The last look before the byte that cannot be called back. It narrows the race with a taker of
+    the claim to nothing but this process's standing still right here, and the rules for unknown
+    answers make what is left of it safe.
+    """
+    if not is_held():
+        raise NotLetGo("the claim was lost before the request")
+    if _is_late(context, order):
+        raise NotLetGo("its time was over before the request")
+
+
+def _is_late(context: Context, order: Order) -> bool:
+    return order.submit_by <= context.now()
 
 
 def _look_up(context: Context, order: Order, attempt: Attempt) -> Answer:

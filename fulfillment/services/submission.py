@@ -237,8 +237,6 @@ def _collect(context: Context, flying: dict[Future[Answer], _Task]) -> list[tupl
 
 
 def _ask(context: Context, claim: KeptClaim, task: _Task, grant: Grant) -> Answer:
-    # The last look before the byte that cannot be called back; it narrows the race with a taker
-    # of the claim, and the rules for unknown answers make what is left of it safe.
     if not claim.is_held:
         reason = "the claim was lost before the request"
         # That this request was not sent says nothing about an earlier one.
@@ -246,7 +244,9 @@ def _ask(context: Context, claim: KeptClaim, task: _Task, grant: Grant) -> Answe
 
     def act() -> Answer:
         with grant:
-            return ask(context, task.order, task.attempt, task.body, task.step)
+            return ask(
+                context, task.order, task.attempt, task.body, task.step, lambda: claim.is_held
+            )
 
     return backstop.alone(act, task.order.external_id, Unknown)
 

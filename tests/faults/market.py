@@ -120,7 +120,13 @@ class Account:
         if kind is ProviderName.SKINSNODE:
             return SkinsNode(http, account.client_id, secret, account.webhook_secrets)
         if kind is ProviderName.SKINSBACK:
-            return SkinsBack(http, account.client_id, secret, account.webhook_secrets)
+            return SkinsBack(
+                http,
+                account.client_id,
+                secret,
+                account.webhook_secrets,
+                is_checking_recipient=account.check_recipient,
+            )
         assert account.api_key is not None
         key = account.api_key.get_secret_value()
         return Skinslink(http, key, account.webhook_secrets, read_s=account.request_timeout_s)

@@ -53,6 +53,13 @@ MUTANTS = (
         _integration("chain", "outcomes"),
     ),
     Mutant(
+        "last_look_is_left_out", "I1", "a claim that lapsed while something else was asked is held",
+        SERVICES + "answers.py",
+        "    if not is_held():",
+        "    if not is_held() and order.id < 0:",
+        _integration("other_providers"),
+    ),
+    Mutant(
         "refused_replay_is_believed", "I1", "a no to a replay ends what the first post bought",
         SERVICES + "answers.py",
         "_confirm(context, order, attempt, error) if was_unknown else Refused(error)",
@@ -238,8 +245,8 @@ MUTANTS = (
     Mutant(
         "late_is_bought", "I3", "an order is bought for a customer who was refunded",
         SERVICES + "answers.py",
-        "    if order.submit_by <= context.now():",
-        "    if order.submit_by <= context.now() and was_unknown and attempt.posts > 1000:",
+        "    return order.submit_by <= context.now()",
+        "    return order.submit_by <= context.now() and order.id < 0",
         _integration("outcomes"),
     ),
     # Status only moves forward

@@ -122,6 +122,7 @@ def _account(
         "slippage_cents": source.choice((0, 0, 25)),
         "max_submits_in_flight": source.choice((2, 32)),
         "on_insufficient_funds": source.choice(("wait", "wait", "fail")),
+        "check_recipient": seed % 3 == 0,
     }
     return account, SimulatorOptions(
         provider=provider.value,

@@ -2,13 +2,18 @@
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import pytest
 
+from fulfillment.providers.http import HTTPClient
 from fulfillment.providers.signing import hmac_hex
+from fulfillment.providers.skinsback.client import SkinsBack
+from fulfillment.providers.transport import KeptTransport
 from fulfillment.services import operations, webhooks
 from fulfillment.services.context import Context
 from fulfillment.services.webhooks import Verdict
@@ -301,6 +306,42 @@ def test_many_orders_are_polled_with_one_request(shop: Shop) -> None:
     run_polls(shop.context)
 
     assert count() - before == 1
+
+
+class _Moment(KeptTransport):
+    """Has something happen while a request of one method is under way."""
+
+    def __init__(self, method: str, happens: Callable[[], None]) -> None:
+        super().__init__()
+        self._method = method.encode()
+        self._happens = happens
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response = super().handle_request(request)
+        if self._method in request.content:
+            self._happens()
+        return response
+
+
+@pytest.mark.parametrize("seconds", [31, 6], ids=["the claim's time", "the order's time"])
+def test_what_passes_while_the_recipient_is_checked_stops_the_purchase(
+    shop: Shop, make_context: MakeContext, seconds: float
+) -> None:
+    if shop.name != "skinsback":
+        pytest.skip("skinslink.md: nothing is asked before a purchase")
+    main = {"provider": shop.name, "check_recipient": True}
+    context = make_context(base_url=shop.simulator.url + PATHS[shop.name], main=main)
+    (order,) = receive(context, shop.simulator.checkout("delivered"))
+    if seconds < 30:
+        rows(context, "UPDATE orders SET submit_by = created_at + interval '5 s' RETURNING 1")
+    moment = _Moment("user_inventory", lambda: shop.clock.advance(seconds))
+    with closing(HTTPClient(context.account("main").url, transport=moment)) as wire:
+        provider = SkinsBack(wire, CLIENT_ID, SECRET, [SECRET], is_checking_recipient=True)
+        context._providers["main"] = provider
+        run_chain(context)
+
+    assert shop.simulator.purchase(order) is None
+    assert again(context, order).status in {S.RESERVED, S.SUBMITTING}
 
 
 def test_a_recipient_who_cannot_trade_is_refused(shop: Shop, make_context: MakeContext) -> None:

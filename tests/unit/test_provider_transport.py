@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
+from fulfillment.errors import NotLetGo
 from fulfillment.providers.transport import KeptTransport
 from tests.unit.test_provider_http import CHUNKED, GOOD, read_request, server
 
@@ -194,6 +195,24 @@ def test_chunks_and_what_ends_with_the_connection_are_read(transport: KeptTransp
     with talking(act) as (url, accepted):
         assert [ask(transport, url) for _ in range(2)] == [b"{}", b"{}"]
         assert accepted == [0]
+
+
+def test_the_last_look_is_taken_when_the_connection_stands(transport: KeptTransport) -> None:
+    heard, is_over = list[bytes](), threading.Event()
+
+    def hear(connection: socket.socket, number: int) -> None:
+        heard.append(connection.recv(1))
+        is_over.set()
+
+    def refuse() -> None:
+        raise NotLetGo("the claim was lost")
+
+    with talking(hear) as (url, accepted):
+        with pytest.raises(NotLetGo):
+            ask(transport, url, "POST", extensions={"before_send": refuse})
+        assert is_over.wait(PATIENCE_S)
+
+    assert (accepted, heard) == ([0], [b""])
 
 
 def test_other_schemes_are_not_spoken(transport: KeptTransport) -> None:

@@ -17,7 +17,7 @@ from fulfillment.errors import (
     ProviderRefused,
 )
 from fulfillment.log import get_logger
-from fulfillment.providers.base import AfterUnknown
+from fulfillment.providers.base import AfterUnknown, BeforeSend
 from fulfillment.providers.http import LIST_LIMIT, HTTPClient, Unusable, read_json
 from fulfillment.providers.reading import STEAM_ID_BASE, bad_trade_url, recipient
 from fulfillment.providers.skinsback import webhook, wire
@@ -90,7 +90,7 @@ class SkinsBack:
         """Write the body, without credentials. Raises ValueError for a price that is none."""
         return wire.write_purchase(command)
 
-    def purchase(self, body: bytes) -> OrderReport:
+    def purchase(self, body: bytes, before_send: BeforeSend | None = None) -> OrderReport:
         """Post the stored bytes; a used custom_id is an unknown outcome, for a lookup to settle."""
         asked = read_json(body)
         if "partner" not in asked:
@@ -98,7 +98,7 @@ class SkinsBack:
         if self._is_checking_recipient:
             self._check(int(asked["partner"]), asked["token"])
         method = "market_buy"
-        answer = self._send(body, method, is_purchase=True)
+        answer = self._send(body, method, is_purchase=True, before_send=before_send)
         try:
             fields = wire.read_answer(answer)
             if isinstance(fields, Problem):

@@ -16,7 +16,7 @@ from fulfillment.errors import (
     ProviderOutcomeUnknown,
     ProviderRefused,
 )
-from fulfillment.providers.base import AfterUnknown
+from fulfillment.providers.base import AfterUnknown, BeforeSend
 from fulfillment.providers.http import LIST_LIMIT, Answer, HTTPClient, Unusable, read_json
 from fulfillment.providers.reading import Listed, bad_trade_url
 from fulfillment.providers.skinslink import webhook, wire
@@ -113,7 +113,7 @@ class Skinslink:
         """Write the body. Raises ValueError for a price that is none."""
         return wire.write_purchase(command)
 
-    def purchase(self, body: bytes) -> OrderReport:
+    def purchase(self, body: bytes, before_send: BeforeSend | None = None) -> OrderReport:
         """Post the stored bytes, once."""
         asked = read_json(body)
         if "partner" not in asked:
@@ -130,6 +130,7 @@ class Skinslink:
             # Throttled means turned away at the door; as an unknown outcome, which must never be
             # posted again, each such order would end with a person.
             is_throttled_unacted=True,
+            before_send=before_send,
         )
         try:
             data = wire.read_envelope(answer.body)

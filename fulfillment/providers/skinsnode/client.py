@@ -15,7 +15,7 @@ from fulfillment.errors import (
     ProviderOutcomeUnknown,
     ProviderRefused,
 )
-from fulfillment.providers.base import AfterUnknown
+from fulfillment.providers.base import AfterUnknown, BeforeSend
 from fulfillment.providers.http import LIST_LIMIT, Answer, HTTPClient, Unusable, read_json
 from fulfillment.providers.skinsnode import webhook, wire
 from schemas.enums import FailureCode
@@ -82,11 +82,16 @@ class SkinsNode:
         """Write the body. Raises ValueError for a price that is no whole number of cents."""
         return wire.write_purchase(command)
 
-    def purchase(self, body: bytes) -> OrderReport:
+    def purchase(self, body: bytes, before_send: BeforeSend | None = None) -> OrderReport:
         """Post the stored bytes; a replay answers with the order that is there already."""
         external_id = read_json(body)["externalId"]
         answer = self._http.request(
-            "POST", "/v1/orders", headers=self._auth, content=body, is_purchase=True
+            "POST",
+            "/v1/orders",
+            headers=self._auth,
+            content=body,
+            is_purchase=True,
+            before_send=before_send,
         )
         if answer.status in REFUSALS:
             raise ProviderRefused(*REFUSALS[answer.status])
