@@ -101,10 +101,20 @@ class Driver:
         return iter(cheap[::-1])
 
     def checkout(
-        self, scenario: str = "delivered", account: str = "main", **changes: Any
+        self,
+        scenario: str = "delivered",
+        account: str = "main",
+        *,
+        route: str | None = None,
+        **changes: Any,
     ) -> dict[str, Any]:
-        """Write a checkout of an item that nobody has bought yet, in this scenario."""
+        """Write a checkout of an item that nobody has bought yet, in this scenario.
+
+        For a route the item is one of `account`, by its name.
+        """
         item = next(self.items[account])
+        if route is not None:
+            changes |= {"account": route, "marketHashName": item["marketHashName"]}
         return {
             "externalId": f"t-{next(_numbers):04d}.{scenario}",
             "account": account,

@@ -22,6 +22,9 @@ def redis_ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     """Run a stack on a PostgreSQL and a Redis of its own; each test leaves it healthy."""
     # Skinslink promises nothing about a repeated post: there a second one would be a second item.
     link = QUICK.model_copy(update={"provider": ProviderName.SKINSLINK})
-    accounts = {"main": QUICK, "link": link}
-    with breakable(tmp_path_factory.mktemp("ground"), seed=11, accounts=accounts) as made:
+    back = QUICK.model_copy(update={"provider": ProviderName.SKINSBACK})
+    accounts = {"main": QUICK, "link": link, "back": back}
+    routes = {"either": ("main", "back")}
+    home = tmp_path_factory.mktemp("ground")
+    with breakable(home, seed=11, accounts=accounts, routes=routes) as made:
         yield made

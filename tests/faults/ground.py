@@ -37,14 +37,16 @@ ENDS = {"completed"}
 class Flow(threading.Thread):
     """A store that sends checkouts one by one, each again until it is acknowledged."""
 
-    def __init__(self, driver: Driver, count: int, gap_s: float, scenario: str) -> None:
+    def __init__(
+        self, driver: Driver, count: int, gap_s: float, scenario: str, **changes: Any
+    ) -> None:
         super().__init__(name="flow", daemon=True)
         self.acknowledged: list[str] = []
         self.answers: Counter[int] = Counter()
         self.odd: list[str] = []
         self.slowest_s = 0.0
         self._driver = driver
-        self._events = [driver.checkout(scenario) for _ in range(count)]
+        self._events = [driver.checkout(scenario, **changes) for _ in range(count)]
         self._gap_s = gap_s
         self._is_over = threading.Event()
 
@@ -156,10 +158,15 @@ class Ground:
 
     @contextmanager
     def flow(
-        self, count: int, gap_s: float = 0.02, scenario: str = "delivered", within_s: float = 90
+        self,
+        count: int,
+        gap_s: float = 0.02,
+        scenario: str = "delivered",
+        within_s: float = 90,
+        **changes: Any,
     ) -> Iterator[Flow]:
         """Let a store send checkouts beside the block; all are acknowledged when it has ended."""
-        flow = Flow(self.driver, count, gap_s, scenario)
+        flow = Flow(self.driver, count, gap_s, scenario, **changes)
         self.ids += flow.ids
         flow.start()
         try:

@@ -3,8 +3,9 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -23,15 +24,21 @@ def ground(redis_ground: Ground) -> Ground:
 
 
 @contextmanager
-def slow_provider(ground: Ground, account: str = "main") -> Iterator[None]:
-    """Let each answer of the provider take so long that every step can be caught in the act."""
-    fault = {"fault": "latency", "seconds": 1.5}
+def laid(ground: Ground, account: str, **fault: Any) -> Iterator[None]:
+    """Spoil an account's provider for the block."""
     faults = f"{path_of(account)}/_sim/faults"
     ground.driver.provider.post(faults, json=fault).raise_for_status()
     try:
         yield
     finally:
         ground.driver.provider.delete(faults)
+
+
+@contextmanager
+def slow_provider(ground: Ground, account: str = "main") -> Iterator[None]:
+    """Let each answer of the provider take so long that every step can be caught in the act."""
+    with laid(ground, account, fault="latency", seconds=1.5):
+        yield
 
 
 def claims(ground: Ground, ids: list[str]) -> dict[str, str]:
@@ -114,6 +121,31 @@ def test_a_worker_frozen_past_its_lease_posts_nothing_that_its_successor_took_ov
         for purchase in each[1]
     ]
     assert posts == [1] * len(ids)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_orders_of_a_route_are_bought_once_while_its_first_account_comes_and_goes(
+    ground: Ground,
+) -> None:
+    """A purchase at the first account is answered by nobody, the account goes away, workers die."""
+    with ground.flow(40, gap_s=0.1, route="either") as flow:
+        for fault in ("torn", "outage", "gateway_timeout"):
+            with laid(ground, "main", fault=fault):
+                ground.until_busy()
+                ground.kill("worker-1")
+                ground.until_busy()
+                ground.kill("worker-2")
+
+    # SkinsBack is posted to again only after two empty lookups a minute apart.
+    ground.assert_settled(within_s=240)
+    accounts = [account for account in ("main", "back") if _sold(ground, account, flow.ids)]
+    assert accounts == ["main", "back"], "one account sold all"
+
+
+def _sold(ground: Ground, account: str, ids: Iterable[str]) -> set[str]:
+    purchases = ground.driver.ledger(account)["purchases"]
+    return {purchase["externalId"] for purchase in purchases} & set(ids)
 
 
 def test_a_web_process_that_is_killed_and_frozen_costs_the_store_some_repetitions(
