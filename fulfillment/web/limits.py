@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 #: A head must be there within this time, and so must a body.
 READ_WITHIN_S = 10.0
+#: A piece of an answer (64 kB at the most) must be taken within this time.
+TAKEN_WITHIN_S = 10.0
 MAX_HEAD_BYTES = 16 * 1024
 MAX_HEADERS = 100
 MAX_TARGET_BYTES = 8 * 1024
@@ -217,13 +219,29 @@ class _Body:
 
 
 class Connection(H11Protocol):
-    """uvicorn's protocol, which by itself waits for ever for the rest of a request's head."""
+    """uvicorn's protocol, which by itself waits for ever: for a head, and for a client to read."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _taken_by: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # So that whatever the system does not take at once is told of by `pause_writing`.
+        transport.set_write_buffer_limits(high=0)
         self._watch()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._taken_by = self.loop.call_later(TAKEN_WITHIN_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._is_taken()
+
+    def _is_taken(self) -> None:
+        if self._taken_by is not None:
+            self._taken_by.cancel()
+            self._taken_by = None
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -234,6 +252,7 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
+        self._is_taken()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import json
+import select
 import socket
 import threading
 import time
@@ -316,6 +317,24 @@ def test_a_head_that_does_not_come_is_not_waited_for(
                 time.sleep(0.05)
 
     assert time.monotonic() - started < 5
+
+
+def test_answers_that_nobody_reads_are_not_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "TAKEN_WITHIN_S", 0.5)
+    script = next(line for line in store.get("/docs").text.split('"') if line.endswith(".js"))
+    # More than the system itself keeps for a connection.
+    asked = f"GET {script} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 40
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    with connection:
+        connection.settimeout(10)
+        connection.connect(("127.0.0.1", store.port))
+        connection.sendall(asked)
+        closed = select.poll()
+        closed.register(connection, select.POLLHUP | select.POLLERR | select.POLLRDHUP)
+        assert closed.poll(5_000), "web still holds the connection"
 
 
 def test_a_connection_that_is_used_again_within_its_time_stays_open(
