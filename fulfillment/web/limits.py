@@ -5,6 +5,8 @@ Every number here is far above what a store and its providers send; see docs/sec
 
 import asyncio
 import math
+import socket
+import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -232,11 +234,17 @@ class Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._taken_by = self.loop.call_later(TAKEN_WITHIN_S, self.transport.abort)
+        self._taken_by = self.loop.call_later(TAKEN_WITHIN_S, self._give_up)
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._is_taken()
+
+    def _give_up(self) -> None:
+        """Close with a reset: else the system would go on keeping what nobody takes."""
+        connection = self.transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
     def _is_taken(self) -> None:
         if self._taken_by is not None:
