@@ -22,8 +22,9 @@ from fulfillment.services.context import Context, build_context, register_accoun
 from fulfillment.services.intake import receive_raw
 from fulfillment.settings import Settings
 from fulfillment.web import checkouts, errors, health, orders, webhooks
+from fulfillment.web.connection import Connection
 from fulfillment.web.hints import Hints
-from fulfillment.web.limits import Bounded, Buckets, Connection
+from fulfillment.web.limits import Bounded, Buckets
 from fulfillment.web.metrics import Metrics, Observed
 from fulfillment.web.requests import (
     CHECKOUT_THREADS,
@@ -111,7 +112,6 @@ def build_server(app: FastAPI, trusted_proxies: str = "") -> uvicorn.Server:
         # Longer than clients keep idle connections, so that none is closed under a request.
         timeout_keep_alive=75,
         timeout_graceful_shutdown=2,
-        h11_max_incomplete_event_size=16 * 1024,
     )
     return uvicorn.Server(config)
 

@@ -5,8 +5,6 @@ Every number here is far above what a store and its providers send; see docs/sec
 
 import asyncio
 import math
-import socket
-import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,13 +13,11 @@ from contextvars import copy_context
 from ipaddress import IPv6Address, ip_address
 from typing import TypeVar
 
-import h11
 from fastapi import HTTPException, Request
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fulfillment.clock import Clock
 from fulfillment.web.errors import refusal
@@ -30,8 +26,6 @@ T = TypeVar("T")
 
 #: A head must be there within this time, and so must a body.
 READ_WITHIN_S = 10.0
-#: A piece of an answer (64 kB at the most) must be taken within this time.
-TAKEN_WITHIN_S = 10.0
 MAX_HEAD_BYTES = 16 * 1024
 MAX_HEADERS = 100
 MAX_TARGET_BYTES = 8 * 1024
@@ -185,6 +179,9 @@ def _refusal_of_head(scope: Scope) -> Response | None:
     if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_TARGET_BYTES:
         return refusal(414, too_large, headers=_CLOSE)
     headers = scope["headers"]
+    hosts = sum(name == b"host" for name, _ in headers)
+    if hosts > 1 or (hosts == 0 and scope["http_version"] == "1.1"):
+        return refusal(400, "expected one Host", headers=_CLOSE)
     size = sum(len(name) + len(value) for name, value in headers)
     if len(headers) > MAX_HEADERS or size > MAX_HEAD_BYTES:
         return refusal(431, too_large, headers=_CLOSE)
@@ -218,64 +215,3 @@ class _Body:
         except TimeoutError:
             pass
         return not self._is_due
-
-
-class Connection(H11Protocol):
-    """uvicorn's protocol, which by itself waits for ever: for a head, and for a client to read."""
-
-    _deadline: asyncio.TimerHandle | None = None
-    _taken_by: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        # So that whatever the system does not take at once is told of by `pause_writing`.
-        transport.set_write_buffer_limits(high=0)
-        self._watch()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._taken_by = self.loop.call_later(TAKEN_WITHIN_S, self._give_up)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._is_taken()
-
-    def _give_up(self) -> None:
-        """Close with a reset: else the system would go on keeping what nobody takes."""
-        connection = self.transport.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.transport.abort()
-
-    def _is_taken(self) -> None:
-        if self._taken_by is not None:
-            self._taken_by.cancel()
-            self._taken_by = None
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.conn.their_state is h11.IDLE:
-            self._watch()
-        else:
-            self._unwatch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._unwatch()
-        self._is_taken()
-        super().connection_lost(exc)
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP in the one form that refusals have."""
-        answer = refusal(400, "expected an HTTP/1.1 request", headers=_CLOSE)
-        head = h11.Response(status_code=400, headers=answer.raw_headers, reason=b"Bad Request")
-        for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
-
-    def _watch(self) -> None:
-        if self._deadline is None:
-            self._deadline = self.loop.call_later(READ_WITHIN_S, self.transport.abort)
-
-    def _unwatch(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None

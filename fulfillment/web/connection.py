@@ -1,0 +1,93 @@
+"""The wire below web: uvicorn's protocol, which by itself waits for ever for a client."""
+
+import asyncio
+import socket
+import struct
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from fulfillment.web import limits
+from fulfillment.web.errors import refusal
+
+#: A piece of an answer (64 kB at the most) must be taken within this time.
+TAKEN_WITHIN_S = 10.0
+#: Beyond this a head is not read on; `limits.Bounded` refuses smaller ones, which it can answer.
+_LARGEST_HEAD = 4 * limits.MAX_HEAD_BYTES
+_CLOSE = {"Connection": "close"}
+
+
+class Connection(HttpToolsProtocol):
+    """Ends with a client that does not send its head, or does not take its answer, in time."""
+
+    _deadline: asyncio.TimerHandle | None = None
+    _taken_by: asyncio.TimerHandle | None = None
+    _is_in_head = True
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # So that whatever the system does not take at once is told of by `pause_writing`.
+        transport.set_write_buffer_limits(high=0)
+        self._watch()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_head, self._head_bytes = True, 0
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._is_in_head:
+            self._unwatch()
+            return
+        self._watch()
+        self._head_bytes += len(data)
+        if self._head_bytes > _LARGEST_HEAD and not self.transport.is_closing():
+            self._refuse(431, "Request Header Fields Too Large", "the head is too large")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        self._is_taken()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP in the one form that refusals have."""
+        self._refuse(400, "Bad Request", "expected an HTTP/1.1 request")
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._taken_by = self.loop.call_later(TAKEN_WITHIN_S, self._give_up)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._is_taken()
+
+    def _refuse(self, status: int, phrase: str, message: str) -> None:
+        answer = refusal(status, message, headers=_CLOSE)
+        head = [f"HTTP/1.1 {status} {phrase}".encode()]
+        head += [name + b": " + value for name, value in answer.raw_headers]
+        self.transport.write(b"\r\n".join([*head, b"", bytes(answer.body)]))
+        self.transport.close()
+
+    def _give_up(self) -> None:
+        """Close with a reset: else the system would go on keeping what nobody takes."""
+        connection = self.transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
+    def _is_taken(self) -> None:
+        if self._taken_by is not None:
+            self._taken_by.cancel()
+            self._taken_by = None
+
+    def _watch(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(limits.READ_WITHIN_S, self.transport.abort)
+
+    def _unwatch(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
