@@ -186,6 +186,19 @@ def receive_raw(context: Context, raws: Sequence[Any]) -> list[Received]:
     return [results[place] for place in range(len(raws))]
 
 
+def receive_bodies(context: Context, bodies: Sequence[bytes]) -> list[Received]:
+    """Read and store checkouts, one a body, of which each stands for itself."""
+    raws: dict[int, Any] = {}
+    results: dict[int, Received] = {}
+    for place, body in enumerate(bodies):
+        try:
+            raws[place] = parse_json(body)
+        except InvalidInput as error:
+            results[place] = Received(None, error=error)
+    results.update(zip(raws, receive_raw(context, list(raws.values())), strict=True))
+    return [results[place] for place in range(len(bodies))]
+
+
 def _id_of(raw: Any) -> str | None:
     found = raw.get("externalId") if isinstance(raw, Mapping) else None
     return found[:64] if isinstance(found, str) else None

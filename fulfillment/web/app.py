@@ -19,26 +19,28 @@ from fulfillment import broker
 from fulfillment.errors import ConfigurationError
 from fulfillment.log import configure, get_logger
 from fulfillment.services.context import Context, build_context, register_accounts
-from fulfillment.services.intake import receive_raw
+from fulfillment.services.intake import receive_bodies
 from fulfillment.settings import Settings
 from fulfillment.web import checkouts, errors, health, orders, webhooks
 from fulfillment.web.connection import Connection
 from fulfillment.web.hints import Hints
-from fulfillment.web.limits import Bounded, Buckets
+from fulfillment.web.limits import Bounded, Buckets, Lane
 from fulfillment.web.metrics import Metrics, Observed
 from fulfillment.web.requests import (
     CHECKOUT_THREADS,
+    MEGABYTE,
     READ_THREADS,
     STATEMENT_TIMEOUT_S,
     THREADS,
     Web,
 )
-from fulfillment.web.together import Together
 from fulfillment.web.tokens import Tokens
 
 log = get_logger(__name__)
 
 _TRY_AGAIN_S = 2.0
+#: So many single checkouts share a transaction at the most.
+_MOST_TOGETHER = 100
 
 
 def create_app(context: Context, hint: Callable[..., object]) -> FastAPI:
@@ -47,9 +49,11 @@ def create_app(context: Context, hint: Callable[..., object]) -> FastAPI:
     The context stays the caller's to close. Raises ConfigurationError without an API token.
     """
     settings = context.settings
+    lane = Lane(CHECKOUT_THREADS, 1000, 64 * MEGABYTE)
     web = Web(
         context,
-        Together(partial(receive_raw, context), CHECKOUT_THREADS),
+        lane,
+        lane.together(partial(receive_bodies, context), _MOST_TOGETHER),
         Hints(hint),
         Metrics(context),
         Tokens(settings),

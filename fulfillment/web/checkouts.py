@@ -65,17 +65,13 @@ _REFUSALS = documented(400, 401, 408, 413, 422, 429, 503)
 )
 async def receive_checkout(request: Request, web: WebParts) -> Response:
     """Take one checkout in. Sending the same again is safe and answers with the order."""
-    act = partial(_receive_one, web)
-    return await web.checkouts.run_on_body(request, intake.MAX_EVENT_BYTES, act)
-
-
-def _receive_one(web: Web, body: bytes) -> Response:
-    result = web.intake(intake.parse_json(body))
+    result = await web.checkouts.run_together(request, intake.MAX_EVENT_BYTES, web.intake)
     _note(web, [result])
     if result.error:
         raise result.error
     if not result.is_new and result.external_id:
-        return JSONResponse(operations.show(web.context, result.external_id).as_json())
+        view = await web.checkouts.run(operations.show, web.context, result.external_id)
+        return JSONResponse(view.as_json())
     return JSONResponse(_entry(result), 202)
 
 

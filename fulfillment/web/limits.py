@@ -7,8 +7,9 @@ import asyncio
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from contextvars import copy_context
 from ipaddress import IPv6Address, ip_address
 from typing import TypeVar
@@ -21,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fulfillment.clock import Clock
 from fulfillment.web.errors import refusal
+from fulfillment.web.together import Together
 
 T = TypeVar("T")
 
@@ -103,14 +105,7 @@ class Lane:
             raise self._busy()
         future = self._pool.submit(copy_context().run, act, *args)
         future.add_done_callback(lambda _: self._room.release())
-        try:
-            async with asyncio.timeout(self._within_s) as deadline:
-                return await asyncio.wrap_future(future)
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            text = f"not done within {self._within_s:g} s; sending the same again is safe"
-            raise HTTPException(503, text, {"Retry-After": "5"}) from None
+        return await self._in_time(asyncio.wrap_future(future))
 
     async def run_on_body(self, request: Request, limit: int, act: Callable[[bytes], T]) -> T:
         """Read the body, keeping at most `limit` bytes, and act on it in a thread.
@@ -118,10 +113,41 @@ class Lane:
         Raises HTTPException for a body that is too large, too slow or cut off, and where the
         bodies under way already take all the memory there is for them.
         """
+        async with self._body(request, limit) as body:
+            return await self.run(act, body)
+
+    async def run_together(self, request: Request, limit: int, together: Together[bytes, T]) -> T:
+        """Do as `run_on_body`, with the bodies of those that come at the same time as one."""
+        async with self._body(request, limit) as body:
+            if not self._room.acquire(blocking=False):
+                raise self._busy()
+            try:
+                return await self._in_time(together(body))
+            finally:
+                self._room.release()
+
+    def together(
+        self, act: Callable[[Sequence[bytes]], Sequence[T]], most: int
+    ) -> Together[bytes, T]:
+        """Have `act` called in a thread of this lane, with up to `most` bodies."""
+        return Together(act, most, self._pool)
+
+    async def _in_time(self, answer: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self._within_s) as deadline:
+                return await answer
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            text = f"not done within {self._within_s:g} s; sending the same again is safe"
+            raise HTTPException(503, text, {"Retry-After": "5"}) from None
+
+    @asynccontextmanager
+    async def _body(self, request: Request, limit: int) -> AsyncIterator[bytes]:
         body = bytearray()
         try:
             await self._read(request, limit, body)
-            return await self.run(act, bytes(body))
+            yield bytes(body)
         finally:
             self._bytes_left += len(body)
 

@@ -1,7 +1,7 @@
 """What endpoints take from a request: the application's parts, and whose token it bears."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import structlog
 from fastapi import Depends, HTTPException, Request
@@ -20,7 +20,7 @@ CHECKOUT_THREADS, READ_THREADS, WEBHOOK_THREADS, HEALTH_THREADS = 10, 4, 4, 2
 THREADS = CHECKOUT_THREADS + READ_THREADS + WEBHOOK_THREADS + HEALTH_THREADS
 #: A statement that takes longer, or that waits longer for a lock, is given up: somebody waits.
 STATEMENT_TIMEOUT_S = 5.0
-_MEGABYTE = 1024 * 1024
+MEGABYTE = 1024 * 1024
 _bearer = HTTPBearer(auto_error=False, scheme_name="bearer", description="FULFILLMENT_API_TOKEN")
 
 
@@ -29,18 +29,18 @@ class Web:
     """The parts that every endpoint works with."""
 
     context: Context
+    checkouts: Lane
     #: Single checkouts that come at once share a transaction.
-    intake: Together[Any, Received]
+    intake: Together[bytes, Received]
     hints: Hints
     metrics: Metrics
     tokens: Tokens
     #: Calls by the name of their token, and failures by the client's address.
     calls: Buckets
     failures: Buckets
-    checkouts: Lane = field(default_factory=lambda: Lane(CHECKOUT_THREADS, 1000, 64 * _MEGABYTE))
     #: Providers give up after 10 s and send again.
     webhooks: Lane = field(
-        default_factory=lambda: Lane(WEBHOOK_THREADS, 1000, 32 * _MEGABYTE, within_s=8)
+        default_factory=lambda: Lane(WEBHOOK_THREADS, 1000, 32 * MEGABYTE, within_s=8)
     )
     health: Lane = field(default_factory=lambda: Lane(HEALTH_THREADS, 100, within_s=8))
 
