@@ -3,6 +3,7 @@
 Settings are read once at a process's start; a wrong one is named with what was expected.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -44,6 +45,9 @@ DEFAULT_URLS = {
     ProviderName.SKINSBACK: "https://skinsback.com/api.php",
     ProviderName.SKINSLINK: "https://api.skinslink.com/api/v1",
 }
+
+#: How much of a client id's hash tells merchants apart, and what stands where there is no id.
+_DIGITS, _UNTOLD = 16, "-"
 
 TOKEN_PAIR = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}):[0-9a-f]{64}")
 AccountName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
@@ -128,6 +132,27 @@ class AccountSettings(BaseModel):
         """The present and, during a rotation, the previous secret; empty ones never count."""
         secrets = [self.client_secret, self.previous_secret]
         return tuple(s.get_secret_value() for s in secrets if s and s.get_secret_value())
+
+    @property
+    def merchant(self) -> str:
+        """Say whose account this is: provider, address and a hash of the client id.
+
+        No secret is part of it, so that each may be rotated.
+        """
+        address = urlsplit(self.url)
+        where = f"{address.scheme}://{address.netloc.lower()}{address.path}"
+        digest = hashlib.sha256(self.client_id.encode()).hexdigest()[:_DIGITS]
+        where = where.replace(" ", "%20")
+        return f"{self.provider} {where} {digest if self.client_id else _UNTOLD}"
+
+    def changed_since(self, merchant: str) -> tuple[str, ...]:
+        """Name the settings that say another merchant than `merchant` does.
+
+        A client id that is not set, where a provider can do without, differs from none.
+        """
+        names = ("PROVIDER", "BASE_URL", "CLIENT_ID")
+        pairs = zip(names, merchant.split(" "), self.merchant.split(" "), strict=True)
+        return tuple(name for name, old, new in pairs if old != new and _UNTOLD not in (old, new))
 
     def price_limit_cents(self, expected_cents: int) -> int:
         """The most that may be paid for an order whose agreed price is `expected_cents`."""

@@ -19,6 +19,7 @@ from fulfillment.settings import PREFIX, AccountSettings, Settings
 from fulfillment.store import accounts
 from fulfillment.store.engine import Database
 from fulfillment.store.sealing import Seal
+from schemas.enums import ProviderName
 
 # The longest that a provider is known to block a purchase, and a margin (contracts/skinslink.md 4).
 LONGEST_CALL_S = 35.0
@@ -91,12 +92,13 @@ class Context:
 
 
 def check_accounts(settings: Settings) -> None:
-    """Refuse accounts that lack what their provider needs, and routes to no account.
+    """Refuse accounts that lack what they need or share a wallet, and routes to no account.
 
     Raises ConfigurationError.
     """
     for name, account in settings.accounts.items():
         registry.build(name, account).close()
+    _check_wallets(settings)
     for route, names in settings.routes.items():
         setting = f"{PREFIX}ROUTES__{route.upper()}"
         if route in settings.accounts:
@@ -104,6 +106,24 @@ def check_accounts(settings: Settings) -> None:
         for name in names:
             if name not in settings.accounts:
                 raise ConfigurationError(setting, f"no account {name} is configured")
+
+
+def _check_wallets(settings: Settings) -> None:
+    """Refuse two accounts of one wallet: each would count its money as its own."""
+    known: dict[tuple[str, str], str] = {}
+    for name, account in settings.accounts.items():
+        names = {"CLIENT_ID": account.merchant if account.client_id else ""}
+        if account.provider is ProviderName.SKINSLINK and account.api_key:
+            names["API_KEY"] = account.api_key.get_secret_value()
+        for setting, value in names.items():
+            other = known.setdefault((setting, value), name) if value else name
+            if other != name:
+                raise ConfigurationError(
+                    f"{PREFIX}ACCOUNTS__{name.upper()}__{setting}",
+                    "expected another merchant than that of "
+                    f"{PREFIX}ACCOUNTS__{other.upper()}__{setting}: both are one wallet, "
+                    "whose money would be counted twice",
+                )
 
 
 def build_context(

@@ -209,6 +209,78 @@ def test_a_route_needs_accounts_and_a_name_of_its_own(
         check_accounts(settings)
 
 
+ACCOUNT = {"client_id": "one", "client_secret": CANARY}
+LINK = {"provider": "skinslink", "client_secret": CANARY, "api_key": "key"}
+
+
+@pytest.mark.parametrize(
+    ("second", "setting"),
+    [
+        (ACCOUNT, "CLIENT_ID"),
+        (ACCOUNT | {"base_url": "https://API.skinsnode.com/"}, "CLIENT_ID"),
+        (ACCOUNT | {"client_secret": "other"}, "CLIENT_ID"),
+    ],
+)
+def test_two_accounts_of_one_wallet_are_refused(second: dict[str, str], setting: str) -> None:
+    settings = load_settings(accounts={"main": ACCOUNT, "second": second})
+
+    with pytest.raises(ConfigurationError, match="one wallet") as error:
+        check_accounts(settings)
+
+    assert all(f"__{name}__{setting}" in str(error.value) for name in ("MAIN", "SECOND"))
+    assert CANARY not in str(error.value)
+
+
+def test_two_accounts_with_one_api_key_are_refused_wherever_they_are() -> None:
+    second = LINK | {"base_url": "http://proxy/api/v1", "api_key": "key-canary"}
+    settings = load_settings(accounts={"main": LINK | {"api_key": "key-canary"}, "second": second})
+
+    with pytest.raises(ConfigurationError, match="MAIN__API_KEY") as error:
+        check_accounts(settings)
+
+    assert "SECOND__API_KEY" in str(error.value)
+    assert "key-canary" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (ACCOUNT, ACCOUNT | {"client_id": "two"}),
+        (ACCOUNT, ACCOUNT | {"provider": "skinsback"}),
+        (ACCOUNT | {"base_url": "http://sim/a"}, ACCOUNT | {"base_url": "http://sim/b"}),
+        (LINK, LINK | {"api_key": "other"}),
+        (LINK, ACCOUNT | {"api_key": "key"}),
+    ],
+)
+def test_accounts_of_different_wallets_are_taken(
+    first: dict[str, str], second: dict[str, str]
+) -> None:
+    check_accounts(load_settings(accounts={"main": first, "second": second}))
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({}, ()),
+        ({"client_secret": "new", "previous_secret": "old", "api_key": "new"}, ()),
+        ({"base_url": "https://API.skinsnode.com/"}, ()),
+        ({"client_id": ""}, ()),
+        ({"client_id": "two"}, ("CLIENT_ID",)),
+        ({"base_url": "http://proxy/node"}, ("BASE_URL",)),
+        ({"provider": "skinsback", "client_id": "two"}, ("PROVIDER", "BASE_URL", "CLIENT_ID")),
+    ],
+)
+def test_a_merchant_is_known_by_provider_address_and_client_id(
+    change: dict[str, str], names: tuple[str, ...]
+) -> None:
+    settings = load_settings(accounts={"old": ACCOUNT, "new": ACCOUNT | change})
+    merchant = settings.account("old").merchant
+
+    assert settings.account("new").changed_since(merchant) == names
+    assert "one" not in merchant
+    assert CANARY not in merchant
+
+
 def test_an_account_that_is_not_configured_is_named() -> None:
     with pytest.raises(ConfigurationError, match="FULFILLMENT_ACCOUNTS__THIRD__PROVIDER"):
         load_settings().account("third")
