@@ -73,6 +73,18 @@ def doubt(
 
 
 @commands.command()
+def same(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The account.")],
+    reason: Annotated[str, typer.Option(help="How you know; kept in the orders' logs.")],
+) -> None:
+    """Say that an account is the merchant that it was, though its settings say another one."""
+    from fulfillment.services import merchants
+
+    count = merchants.is_same(make_context(), name, reason, _operator())
+    err.print(f"{count} orders that were begun before are followed at {name} from now on")
+
+
+@commands.command()
 def resume(
     name: Name = None,
     is_all: All = False,

@@ -205,6 +205,7 @@ class AttemptRow(SQLModel, table=True):
             unique=True,
             postgresql_where="hold_closed_at IS NULL",
         ),
+        Index("ix_attempts_strange", "order_id", postgresql_where="strange_since IS NOT NULL"),
         Index(
             "ix_attempts_unabsorbed",
             "account",
@@ -233,6 +234,10 @@ class AttemptRow(SQLModel, table=True):
     empty_at: datetime | None = _time(nullable=True)
     #: What the last post was refused with, where no contract knows of such a no.
     odd_refusal: str | None = Field(default=None, sa_type=Text)
+    #: Who may have it: provider, address and a hash of the client id at its first post.
+    merchant: str | None = Field(default=None, sa_type=Text)
+    #: Since when its account is known not to be that merchant's any more.
+    strange_since: datetime | None = _time(nullable=True)
     confirmed_at: datetime | None = _time(nullable=True)
     ended_at: datetime | None = _time(nullable=True)
     #: The hold was settled or released in the ledger.

@@ -162,5 +162,7 @@ def _arm_crashes(settings: Settings, file: Path) -> None:
 
 def register_accounts(context: Context, names: Iterable[str] | None = None) -> None:
     """Give every configured account its shared row, which the other services rely on."""
+    chosen = list(names if names is not None else context.settings.accounts)
     with context.database.transaction() as session:
-        accounts.ensure(session, names if names is not None else context.settings.accounts)
+        accounts.ensure(session, chosen)
+        accounts.note_configured(session, chosen, context.now())

@@ -5,9 +5,10 @@ from urllib.parse import urlsplit
 from fulfillment.errors import FulfillmentError
 from fulfillment.services import invariants
 from fulfillment.services.context import Context, build_context
+from fulfillment.services.merchants import why_strange
 from fulfillment.services.operations import Check, check_readiness
 from fulfillment.settings import PREFIX, Settings
-from fulfillment.store import erasure
+from fulfillment.store import accounts, erasure
 from fulfillment.store.accounts import Purpose
 from schemas.money import cap_in_cents
 
@@ -29,6 +30,7 @@ def examine(settings: Settings) -> list[Check]:
         return [*checks, Check("context", is_ok=False, detail=str(error))]
     checks += check_readiness(context)
     checks += _check_data(context)
+    checks += _check_followed(context)
     checks += [_check_account(context, name) for name in settings.accounts]
     context.close()
     return checks
@@ -57,6 +59,22 @@ def _check_data(context: Context) -> list[Check]:
     return [*checks, Check("encryption keys", not missing, detail)]
 
 
+def _check_followed(context: Context) -> list[Check]:
+    """Tell of orders whose account is not configured, or is another merchant's than it was."""
+    try:
+        with context.database.transaction() as session:
+            found = accounts.followed(session)
+    except FulfillmentError:
+        return []  # as above
+    checks = []
+    for account, merchant, under_way, watched in found:
+        if why := why_strange(context, account, merchant):
+            counts = f"{under_way} orders under way and {watched} watched deliveries"
+            detail = f"nobody follows {counts}: {why}"
+            checks.append(Check(f"orders at {account}", is_ok=False, detail=detail))
+    return checks
+
+
 def _check_public_url(settings: Settings, name: str) -> Check:
     """Say whether the account's provider can reach our webhooks, as far as addresses tell."""
     provider_host = urlsplit(settings.account(name).url).hostname or ""
@@ -78,4 +96,7 @@ def _check_account(context: Context, name: str) -> Check:
         cents = cap_in_cents(provider.wallet_mills())
     except FulfillmentError as error:
         return Check(title, is_ok=False, detail=str(error))
-    return Check(title, is_ok=True, detail=f"balance {cents} cents")
+    detail = f"balance {cents} cents"
+    if not context.account(name).client_id:
+        detail += "; without its CLIENT_ID another merchant's key would not be noticed"
+    return Check(title, is_ok=True, detail=detail)

@@ -10,6 +10,7 @@ from fulfillment.errors import FulfillmentError, InvalidInput, NotAllowedNow, Or
 from fulfillment.services import pulse
 from fulfillment.services.context import Context
 from fulfillment.services.reports import apply_reports
+from fulfillment.states import FOLLOWED
 from fulfillment.store import (
     accounts,
     leases,
@@ -45,9 +46,12 @@ def resolve(context: Context, external_id: str, resolution: Resolution, reason: 
         raise InvalidInput("reason", "expected why, for the order's log")
     with context.database.transaction() as session:
         order = orders.find(session, [external_id]).get(external_id)
-    if order is None:
-        raise OrderNotFound(external_id)
-    if order.status is not OrderStatus.NEEDS_REVIEW:
+        if order is None:
+            raise OrderNotFound(external_id)
+        attempt = ledger.attempts_of(session, [order.id]).get(order.id)
+    # Of what is followed no more, because its account is another's now, a person alone knows.
+    is_left = order.status in FOLLOWED and attempt is not None and attempt.strange_since is not None
+    if order.status is not OrderStatus.NEEDS_REVIEW and not is_left:
         raise NotAllowedNow(f"{external_id} is {order.status}; only needs_review can be resolved")
     if resolution is Resolution.FOUND:
         return _adopt(context, order, reason)
@@ -70,16 +74,19 @@ def resolve(context: Context, external_id: str, resolution: Resolution, reason: 
     )
     with context.database.transaction() as session:
         moved = orders.apply(session, [move], context.now())
-        _free(session, context, moved)
+        _free(session, context, moved, order.account)
         crash_point("resolve.before_commit")
     crash_point("resolve.after_commit")
     return _moved(moved, order)
 
 
-def _free(session: Session, context: Context, moved: dict[int, Order]) -> None:
+def _free(session: Session, context: Context, moved: dict[int, Order], account: str) -> None:
     now = context.now()
-    ledger.refuse(session, [Posting(order_id, "resolved by a person") for order_id in moved], now)
+    postings = [Posting(order_id, "resolved by a person") for order_id in moved]
+    ledger.refuse(session, postings, now)
     ledger.end(session, list(moved), now)
+    if account not in context.settings.accounts:
+        ledger.release_ended(session, postings, now)  # no later figure will
 
 
 def _moved(moved: dict[int, Order], order: Order) -> Order:
@@ -89,6 +96,7 @@ def _moved(moved: dict[int, Order], order: Order) -> Order:
 
 
 def _adopt(context: Context, order: Order, reason: str) -> Order:
+    merchant = context.account(order.account).merchant
     found = context.provider(order.account).reports([order.external_id])
     if order.external_id not in found:
         raise NotAllowedNow(f"the provider does not know {order.external_id}")
@@ -109,6 +117,7 @@ def _adopt(context: Context, order: Order, reason: str) -> Order:
             {order.id: found[order.external_id]},
             Source.OPERATOR,
         )
+        ledger.note_own(session, order.account, [order.id], merchant)
         crash_point("adopt.before_commit")
     return _moved(moved, order)
 

@@ -11,14 +11,14 @@ from fulfillment.errors import (
     ProviderError,
 )
 from fulfillment.log import get_logger
-from fulfillment.services import backstop, outages, pulse, schedule
+from fulfillment.services import backstop, merchants, outages, pulse, schedule
 from fulfillment.services.budget import Grant
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import make_batch
 from fulfillment.services.lookups import look_up
 from fulfillment.services.reports import apply_reports
 from fulfillment.states import FINAL
-from fulfillment.store import accounts, due, leases, orders
+from fulfillment.store import accounts, due, leases, ledger, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.due import Polled
 from fulfillment.store.engine import repeated
@@ -133,6 +133,10 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
     with context.database.transaction() as session:
         members = due.to_poll(session, account, order_ids, now)
         beats = leases.heartbeats(session)
+    strange = merchants.strangers(context, account, members)
+    if strange:
+        merchants.leave(context, account, strange)
+        members = [order for order in members if order.id not in strange]
     groups = _within_budget(context, account, members)
     reports, asked, unasked = _ask(context, account, groups)
     crash_point("poll.answered")
@@ -178,6 +182,8 @@ def _write_polls(
                 log.warning("poll.unknown_to_provider", order_id=order.external_id)
         after = [moved.get(order.id, order) for order in locked]
         due.polled(session, {o.id: _next(context, o, now, flows) for o in after}, now)
+        if back := [order.id for order in asked if order.is_strange]:
+            ledger.note_own(session, account, back, context.account(account).merchant)
         crash_point("poll.before_commit")
     crash_point("poll.after_commit")
     return len(moved)

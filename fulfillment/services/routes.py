@@ -4,7 +4,7 @@ At most one attempt of an order is ever open: nothing here moves an order of whi
 left and no clear answer came back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fulfillment.crash import crash_point
 from fulfillment.errors import OverBudget, ProviderError, ProviderRefused
@@ -14,8 +14,8 @@ from fulfillment.services.dispatch import refusal
 from fulfillment.store import ledger, orders
 from fulfillment.store.engine import repeated
 from fulfillment.store.ledger import Posting
-from fulfillment.store.models import UNCLAIMED, Attempt, Move, Order
-from schemas.enums import AttemptState, FailureCode, OrderStatus, Source
+from fulfillment.store.models import UNCLAIMED, Move, Order
+from schemas.enums import FailureCode, OrderStatus, Source
 
 #: A purchase refused for these reasons may succeed elsewhere; the others are about the customer.
 TRIED_ELSEWHERE = frozenset(
@@ -105,19 +105,23 @@ def leave_unreachable(
 
 
 @repeated
-def leave_paused(context: Context) -> list[str]:
-    """Let orders at paused accounts go on of which surely nothing was sent; give their ids."""
+def leave_paused(context: Context, gone: Sequence[str] = ()) -> list[str]:
+    """Let orders at paused accounts go on of which surely nothing was sent; give their ids.
+
+    Those at accounts that are `gone` from the settings as well.
+    """
     now = context.now()
+    configured = list(context.settings.accounts)
     with context.database.transaction() as session:
-        stuck = orders.lock_routed_at_paused(session, now, _LIMIT)
+        stuck = orders.lock_routed_at_unusable(session, configured, gone, now, _LIMIT)
         if not stuck:
             return []
         # Read after the orders were locked: only a holder of the lock commits an intent to send.
         attempts = ledger.attempts_of(session, [order.id for order in stuck])
         moves = [
-            reroute(context, order, "the account is paused", Source.SWEEP)
+            reroute(context, order, _why_left(order, gone), Source.SWEEP)
             for order in stuck
-            if _is_unsent(attempts.get(order.id))
+            if (attempt := attempts.get(order.id)) is None or attempt.is_unsent
         ]
         moved = orders.apply(session, [move for move in moves if move], now)
         held = {order.id: order.account for order in stuck}
@@ -128,7 +132,6 @@ def leave_paused(context: Context) -> list[str]:
     return [order.external_id for order in moved.values()]
 
 
-def _is_unsent(attempt: Attempt | None) -> bool:
-    if attempt is None or attempt.state is AttemptState.RESERVED:
-        return True
-    return attempt.state is AttemptState.SENDING and attempt.unknown_since is None
+def _why_left(order: Order, gone: Sequence[str]) -> str:
+    is_gone = order.account in gone
+    return "the account is not configured any more" if is_gone else "the account is paused"

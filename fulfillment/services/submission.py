@@ -22,6 +22,7 @@ from fulfillment.services.budget import Grant
 from fulfillment.services.claiming import SUBMIT, KeptClaim, take_over
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
+from fulfillment.services.merchants import keep_own, why_strange
 from fulfillment.services.outcomes import write_outcomes
 from fulfillment.services.recovery import search_first
 from fulfillment.services.threads import Share
@@ -94,6 +95,7 @@ def _submit(context: Context, batch: Batch, slots: Share, free: int) -> bool:
         attempts = claim.attempts
         left = {order.id for order in claim.orders} - {task.order.id for task in begun}
         members = [order for order in _to_submit(claim.orders) if order.id in left]
+        members = keep_own(context, claim, members)
         members = search_first(context, claim, members)
         unknown = {id_ for id_, attempt in attempts.items() if attempt.unknown_since is not None}
         late = [o for o in members if o.id not in unknown and o.submit_by <= context.now()]
@@ -268,9 +270,9 @@ def _begin_within(
     context: Context, session: Session, claim: KeptClaim, group: Sequence[Order], now: datetime
 ) -> list[_Task]:
     """Write the intents; what is given back may be sent once they are committed."""
-    tasks, sealed_up = _tasks(context, group, claim.attempts)
-    if sealed_up:
-        claims.release(session, sealed_up, claim.name, now + STOPPED_GAP)
+    tasks, unwritten = _tasks(context, group, claim.attempts)
+    if unwritten:
+        claims.release(session, unwritten, claim.name, now + STOPPED_GAP)
     if switches.stop_of(session, claim.account):
         tasks = _without_posts(session, claim, tasks, now)
     moves = [
@@ -287,7 +289,7 @@ def _begin_within(
     begun = orders.apply(session, moves, now)
     posts = [t for t in tasks if t.order.id in begun and t.step is Step.POST]
     sealed = {task.order.id: context.seal.seal(task.body) for task in posts}
-    ledger.begin_posts(session, sealed, now)
+    ledger.begin_posts(session, sealed, context.account(claim.account).merchant, now)
     crash_point("intent.before_commit", tasks)
     # Each task keeps the attempt as it was: that tells whether an earlier post is unresolved.
     return [task for task in tasks if task.order.id in begun]
@@ -315,27 +317,36 @@ def _without_posts(
 def _tasks(
     context: Context, group: Sequence[Order], attempts: Mapping[int, Attempt]
 ) -> tuple[list[_Task], list[int]]:
-    """Give the tasks, and the ids of orders of which nothing can be sent for want of their key.
+    """Give the tasks, and the ids of orders of which nothing can be sent: for want of their key, or
+    because no request can be written of them.
 
     Such an order waits for its key or its end. What may have been sent is looked up all the same.
     """
-    tasks, sealed_up = [], []
+    tasks, unwritten = [], []
     for order in group:
         attempt = attempts[order.id]
         try:
-            tasks.append(_task(context, order, attempt))
+            task = _task(context, order, attempt)
         except ConfigurationError as error:
             log.error("submit.cannot_open", order_id=order.external_id, reason=str(error))
-            if attempt.unknown_since is not None:
-                tasks.append(_Task(order, attempt, b"", Step.LOOK_UP))
-            else:
-                sealed_up.append(order.id)
-    return tasks, sealed_up
+            task = None
+        if task is not None:
+            tasks.append(task)
+        elif attempt.unknown_since is not None:
+            tasks.append(_Task(order, attempt, b"", Step.LOOK_UP))
+        else:
+            unwritten.append(order.id)
+    return tasks, unwritten
 
 
-def _task(context: Context, order: Order, attempt: Attempt) -> _Task:
-    step = next_step(context.provider(order.account).after_unknown, attempt)
-    return _Task(order, attempt, _body(context, order, attempt), step)
+def _task(context: Context, order: Order, attempt: Attempt) -> _Task | None:
+    """Give the task; None where its request cannot be written, as nobody expects."""
+
+    def write() -> _Task | None:
+        step = next_step(context.provider(order.account).after_unknown, attempt)
+        return _Task(order, attempt, _body(context, order, attempt), step)
+
+    return backstop.alone(write, order.external_id, lambda _: None)
 
 
 def _intent(task: _Task) -> str:
@@ -347,8 +358,12 @@ def _intent(task: _Task) -> str:
 
 
 def _body(context: Context, order: Order, attempt: Attempt) -> bytes:
-    """Give the stored bytes of a post that was begun before, or write those of a new one."""
-    if attempt.body_sealed is not None:
+    """Give the stored bytes of a post that was begun before, or write those of a new one.
+
+    Bytes that never left, for a merchant that the account is no more, are written anew.
+    """
+    is_own = why_strange(context, order.account, attempt.merchant) is None
+    if attempt.body_sealed is not None and is_own:
         return context.seal.open(attempt.body_sealed)
     assert order.trade_url_sealed is not None
     return context.provider(order.account).purchase_body(

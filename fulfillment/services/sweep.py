@@ -5,7 +5,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from fulfillment.crash import crash_point
-from fulfillment.services import funds, pulse, routes
+from fulfillment.services import funds, merchants, pulse, routes
 from fulfillment.services.claiming import WALLET, claim_name
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import make_batch
@@ -34,8 +34,10 @@ def resume_stuck(context: Context, heartbeat: str = pulse.SWEEP) -> Found:
     """
     with context.database.transaction() as session:
         doubts.notice(session, context.now())
-    routes.leave_paused(context)
+        gone = merchants.note_configured(context, session)
+    routes.leave_paused(context, gone)
     expire_waiting(context)
+    merchants.leave_gone(context, gone)
     configured = context.settings.accounts
     at_end = [n for n, account in configured.items() if account.debits_at is DebitsAt.FINAL]
     with context.database.transaction() as session:

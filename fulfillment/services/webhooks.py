@@ -16,6 +16,7 @@ from fulfillment.log import get_logger
 from fulfillment.providers.base import is_fresh
 from fulfillment.services import backstop, pulse
 from fulfillment.services.context import Context
+from fulfillment.services.merchants import is_strange
 from fulfillment.services.reconciliation import webhook_heartbeat
 from fulfillment.services.reports import apply_reports, stray
 from fulfillment.store import due, inbox, ledger, orders
@@ -60,6 +61,7 @@ class _Delivery:
 
 _STRAY = "not applied; the order went on to another account"
 _GONE = "not applied; the account is not configured any more"
+_STRANGE = "not applied; the account is another merchant's than when the order was begun"
 
 
 def take(context: Context, account: str, headers: Mapping[str, str], body: bytes) -> Taken:
@@ -182,7 +184,16 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
         ]
         orders.apply(session, moves, now)
         gone = [o for o in locked if o.account not in context.settings.accounts and o not in strays]
-        present = [order for order in locked if order not in strays and order not in gone]
+        attempts = ledger.attempts_of(session, [order.id for order in locked])
+        strange = [
+            order
+            for order in locked
+            if order not in strays
+            and order not in gone
+            and is_strange(context, order.account, attempts.get(order.id))
+        ]
+        apart = {order.id for order in (*strays, *gone, *strange)}
+        present = [order for order in locked if order.id not in apart]
         asked = [order.id for order in present if by_order[order.id].report is None]
         # Of an order that has ended too: what is hinted at then is money that we know nothing of.
         hinted = [order.id for order in present if order.id in asked and not order.is_unsent]
@@ -196,6 +207,7 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
         outcomes = {each.id: _outcome(each, moved) for each in deliveries}
         outcomes |= {by_order[order.id].id: _STRAY for order in strays}
         outcomes |= {by_order[order.id].id: _GONE for order in gone}
+        outcomes |= {by_order[order.id].id: _STRANGE for order in strange}
         inbox.mark_applied(session, outcomes, now)
         crash_point("inbox.before_commit")
     crash_point("inbox.after_commit")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from fulfillment.store import doubts
+from fulfillment.store import doubts, leases
 from fulfillment.store.engine import Session
 from schemas.money import cap_in_cents, charge_in_cents
 from schemas.orders import WalletView
@@ -33,6 +33,10 @@ _KEPT_SHARE = 0.1
 _SMALLEST_BURST, _SMALLEST_FOR_SUBMITS, _SMALLEST_FOR_POLLS = 6.0, 2.0, 1.0
 # The part of what is shared that only urgent requests may touch.
 _URGENT_SHARE = 0.3
+
+# For how long an account counts as configured after a process was last seen that has it.
+_CONFIGURED_FOR = timedelta(minutes=5)
+_CONFIGURED = "configured:"
 
 
 @dataclass
@@ -93,6 +97,46 @@ def ensure(session: Session, names: Iterable[str]) -> None:
         {"names": list(names)},
     )
     doubts.note_server(session)
+
+
+def note_configured(session: Session, names: Iterable[str], now: datetime) -> None:
+    """Note that a process of now is configured with these accounts."""
+    for name in sorted(names):
+        leases.acquire(session, _CONFIGURED + name, "", now, now + _CONFIGURED_FOR)
+
+
+def gone(session: Session, configured: Iterable[str], now: datetime) -> list[str]:
+    """Name the accounts that neither we nor, for some minutes, anybody else has configured.
+
+    While processes are replaced one by one, those of before do not know a new account yet.
+    """
+    rows = session.rows(
+        "SELECT a.name FROM accounts a LEFT JOIN leases l ON l.name = %(prefix)s || a.name "
+        "WHERE a.name <> ALL(%(configured)s) AND coalesce(l.until <= %(now)s, true) "
+        "ORDER BY a.name",
+        {"prefix": _CONFIGURED, "configured": list(configured), "now": now},
+    )
+    return [name for (name,) in rows]
+
+
+def followed(session: Session) -> list[tuple[str, str | None, int, int]]:
+    """Count the orders that are looked after, by account and by the merchant that may have them.
+
+    Gives account, merchant, how many are under way, and how many deliveries are watched.
+    """
+    return session.rows(
+        """
+            SELECT o.account,
+                   CASE WHEN a.unknown_since IS NOT NULL OR a.state NOT IN ('reserved', 'sending')
+                        THEN a.merchant END AS merchant,
+                   count(*) FILTER (WHERE o.status <> 'completed'),
+                   count(*) FILTER (WHERE o.status = 'completed')
+              FROM orders o
+              LEFT JOIN attempts a ON a.account = o.account AND a.external_id = o.external_id
+             WHERE o.next_attempt_at IS NOT NULL OR o.next_poll_at IS NOT NULL
+             GROUP BY 1, 2 ORDER BY 1, 2
+            """
+    )
 
 
 def paused_until(session: Session, account: str, now: datetime) -> datetime | None:

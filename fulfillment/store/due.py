@@ -3,8 +3,9 @@
 Whoever locks several orders does it in the order of their ids, so that no two wait for each other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import starmap
 from typing import Any, NamedTuple
 
 from fulfillment.store.engine import Session
@@ -18,6 +19,9 @@ class Polled(NamedTuple):
     external_id: str
     #: Its trade window is over.
     is_urgent: bool
+    #: Who may have it, and whether its account was found to be another's.
+    merchant: str | None = None
+    is_strange: bool = False
 
 
 _POLLED = "id, external_id, status = 'sent' AND coalesce(trade_deadline_at <= %(now)s, false)"
@@ -28,6 +32,17 @@ _CLAIM = """
     RETURNING {columns}
 """
 
+# What is only reserved, or did not leave, is with nobody.
+_TO_POLL = """
+    SELECT o.id, o.external_id,
+           o.status = 'sent' AND coalesce(o.trade_deadline_at <= %(now)s, false),
+           CASE WHEN a.unknown_since IS NOT NULL OR a.state NOT IN ('reserved', 'sending')
+                THEN a.merchant END,
+           a.strange_since IS NOT NULL
+      FROM orders o
+      LEFT JOIN attempts a ON a.account = o.account AND a.external_id = o.external_id
+     WHERE o.id = ANY(%(ids)s) AND o.account = %(account)s ORDER BY o.id
+"""
 
 _OF_ACCOUNT = "AND o.account = %(account)s"
 _OVER = "AND o.status = 'sent' AND o.trade_deadline_at <= %(now)s"
@@ -52,19 +67,15 @@ def claim_polls(
     With `is_over` only those whose trade window is over.
     """
     statement = _CLAIM_LAST_POLLS if is_over else _CLAIM_POLLS
-    return sorted(map(Polled._make, _claim(session, statement, now, until, limit, account=account)))
+    return sorted(starmap(Polled, _claim(session, statement, now, until, limit, account=account)))
 
 
 def to_poll(
     session: Session, account: str, order_ids: Sequence[int], now: datetime
 ) -> list[Polled]:
     """Read what a poll of these orders needs, but of those that went on to another account."""
-    rows = session.rows(
-        f"SELECT {_POLLED} FROM orders "  # noqa: S608 - constants
-        "WHERE id = ANY(%(ids)s) AND account = %(account)s ORDER BY id",
-        {"ids": list(order_ids), "account": account, "now": now},
-    )
-    return list(map(Polled._make, rows))
+    rows = session.rows(_TO_POLL, {"ids": list(order_ids), "account": account, "now": now})
+    return list(starmap(Polled, rows))
 
 
 def claim_watches(session: Session, now: datetime, until: datetime, limit: int) -> list[Order]:
@@ -137,7 +148,7 @@ def poll_all(session: Session, now: datetime, min_interval_s: float) -> int:
     return poll_at(session, [row.id for row in rows], now, min_interval_s)
 
 
-def spread(session: Session, next_polls: dict[int, datetime]) -> None:
+def spread(session: Session, next_polls: Mapping[int, datetime | None]) -> None:
     """Move the next polls of orders that are still to be polled."""
     session.execute(
         """

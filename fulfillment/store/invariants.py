@@ -105,6 +105,15 @@ INVARIANTS = (
         """,
     ),
     Invariant(
+        "followed_by_nobody",
+        "what is bought is followed, and a delivery watched, where it was bought",
+        """
+        SELECT o.external_id FROM attempts a JOIN orders o ON o.id = a.order_id
+         WHERE a.strange_since IS NOT NULL
+           AND o.status <> 'needs_review' AND o.next_poll_at IS NOT NULL
+        """,
+    ),
+    Invariant(
         "past_its_time",
         "an order comes on by the time that was promised",
         """

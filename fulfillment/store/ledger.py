@@ -155,19 +155,31 @@ def is_tried(session: Session, account: str, external_id: str) -> bool:
     return row is not None
 
 
-def begin_posts(session: Session, bodies: Mapping[int, bytes], now: datetime) -> None:
-    """Store the sealed bodies about to be sent, by order; from here on the outcome is unknown."""
+def begin_posts(
+    session: Session, bodies: Mapping[int, bytes], merchant: str, now: datetime
+) -> None:
+    """Store the sealed bodies about to be sent, by order; from here on the outcome is unknown.
+
+    `merchant` is who gets them.
+    """
     session.execute(
         """
             UPDATE attempts a SET state = 'sending', body_sealed = b.body, posts = posts + 1,
                    sending_at = coalesce(sending_at, %(now)s), last_post_at = %(now)s,
                    unknown_since = coalesce(unknown_since, %(now)s),
+                   merchant = CASE WHEN unknown_since IS NULL THEN %(merchant)s
+                                   ELSE merchant END,
                    empty_lookups = 0, empty_since = NULL, empty_at = NULL, odd_refusal = NULL
               FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(bodies)s AS bytea[]))
                    AS b(order_id, body)
              WHERE a.order_id = b.order_id AND a.state IN ('reserved', 'sending')
             """,
-        {"ids": list(bodies), "bodies": list(bodies.values()), "now": now},
+        {
+            "ids": list(bodies),
+            "bodies": list(bodies.values()),
+            "merchant": merchant,
+            "now": now,
+        },
     )
 
 
@@ -195,6 +207,48 @@ def note_odd_refusals(session: Session, account: str, told: Mapping[int, str]) -
             """,
         {"account": account, "ids": list(told), "told": list(told.values())},
     )
+
+
+def note_strange(session: Session, order_ids: Sequence[int], now: datetime) -> None:
+    """Note that the account of these orders is not that of the merchant that has them any more."""
+    session.execute(
+        "UPDATE attempts a SET strange_since = %(now)s FROM orders o "
+        "WHERE o.id = ANY(%(ids)s) AND a.account = o.account AND a.external_id = o.external_id",
+        {"ids": list(order_ids), "now": now},
+    )
+
+
+def note_own(session: Session, account: str, order_ids: Sequence[int], merchant: str) -> None:
+    """Note that the account, as it is now, is the one that the orders were begun at."""
+    session.execute(
+        "UPDATE attempts SET strange_since = NULL, "
+        "merchant = CASE WHEN merchant IS NOT NULL THEN %(merchant)s END "
+        "WHERE order_id = ANY(%(ids)s) AND account = %(account)s",
+        {"account": account, "ids": list(order_ids), "merchant": merchant},
+    )
+
+
+# The orders of an account that are under way or watched; each has a time at which it is due.
+_BEGUN = """
+      FROM orders o JOIN attempts a ON a.account = o.account AND a.external_id = o.external_id
+     WHERE o.account = %(account)s AND a.merchant IS NOT NULL
+       AND (o.next_attempt_at IS NOT NULL OR o.next_poll_at IS NOT NULL)
+    """
+
+
+def merchants_of(session: Session, account: str) -> list[str]:
+    """Say at which merchants the account's orders that are under way or watched were begun."""
+    rows = session.rows(f"SELECT DISTINCT a.merchant {_BEGUN}", {"account": account})
+    return [merchant for (merchant,) in rows]
+
+
+def begun_at(session: Session, account: str, merchant: str, limit: int) -> list[int]:
+    """Give the account's orders, under way or watched, that were begun at this merchant."""
+    rows = session.rows(
+        f"SELECT o.id {_BEGUN} AND a.merchant = %(merchant)s ORDER BY o.id LIMIT %(limit)s",
+        {"account": account, "merchant": merchant, "limit": limit},
+    )
+    return [order_id for (order_id,) in rows]
 
 
 def not_sent(session: Session, order_ids: Sequence[int]) -> None:
@@ -298,6 +352,11 @@ def end(session: Session, order_ids: Sequence[int], now: datetime) -> None:
         {"ids": list(order_ids), "now": now},
     )
     crash_point("ledger.ended")
+
+
+def release_ended(session: Session, postings: Sequence[Posting], now: datetime) -> None:
+    """Release the holds of ended attempts whose wallet nobody will read again."""
+    _close(session, postings, now, state=AttemptState.ENDED, kind="release", was="ended")
 
 
 def refund(session: Session, postings: Sequence[Posting], now: datetime) -> None:

@@ -95,6 +95,8 @@ class Attempt:
     empty_since: datetime | None
     empty_at: datetime | None
     odd_refusal: str | None
+    merchant: str | None
+    strange_since: datetime | None
     confirmed_at: datetime | None
     body_sealed: bytes | None = field(repr=False)
 
@@ -104,6 +106,12 @@ class Attempt:
         values = list(row[: len(ATTEMPT_COLUMNS)])
         values[_STATE] = AttemptState(values[_STATE])
         return cls(*values)
+
+    @property
+    def is_unsent(self) -> bool:
+        """Say whether surely no byte of it has left."""
+        is_open = self.state in (AttemptState.RESERVED, AttemptState.SENDING)
+        return is_open and self.unknown_since is None
 
 
 #: Columns in the order of the fields: rows are read by place, several times cheaper than by name.

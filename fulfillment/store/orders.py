@@ -277,17 +277,43 @@ def lock_overdue(session: Session, now: datetime, limit: int) -> list[Order]:
     return [Order.of(row) for row in session.rows(statement, parameters)]
 
 
-def lock_routed_at_paused(session: Session, now: datetime, limit: int) -> list[Order]:
-    """Lock unclaimed orders at paused accounts that another account may be tried for."""
+def lock_routed_at_unusable(
+    session: Session, configured: Sequence[str], gone: Sequence[str], now: datetime, limit: int
+) -> list[Order]:
+    """Lock unclaimed orders at paused accounts, and at those that are gone, of which a configured
+    one may be tried."""
     statement = f"""
         SELECT {columns(ORDER_COLUMNS)} FROM orders
          WHERE next_attempt_at IS NOT NULL AND status = ANY(%(local)s)
-           AND submit_by > %(now)s AND fallbacks <> '[]'
-           AND account IN (SELECT name FROM accounts WHERE paused_until > %(now)s)
+           AND submit_by > %(now)s
+           AND jsonb_exists_any(fallbacks, CAST(%(configured)s AS text[]))
+           AND account IN (SELECT name FROM accounts
+                            WHERE paused_until > %(now)s OR name = ANY(%(gone)s))
            AND (claimed_until IS NULL OR claimed_until <= %(now)s) AND NOT {UNSEARCHED}
          ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
         """  # noqa: S608 - the names are constants
-    parameters = {"local": list(states.LOCAL), "now": now, "limit": limit}
+    parameters = {
+        "local": list(states.LOCAL),
+        "configured": list(configured),
+        "gone": list(gone),
+        "now": now,
+        "limit": limit,
+    }
+    return [Order.of(row) for row in session.rows(statement, parameters)]
+
+
+def lock_submitting_at(
+    session: Session, accounts: Sequence[str], now: datetime, limit: int
+) -> list[Order]:
+    """Lock unclaimed orders that these accounts may have been asked to buy, oldest first."""
+    statement = f"""
+        SELECT {columns(ORDER_COLUMNS)} FROM orders
+         WHERE next_attempt_at IS NOT NULL AND account = ANY(%(accounts)s)
+           AND status = 'submitting' AND NOT between_attempts
+           AND (claimed_until IS NULL OR claimed_until <= %(now)s)
+         ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+        """  # noqa: S608 - the names are constants
+    parameters = {"accounts": list(accounts), "now": now, "limit": limit}
     return [Order.of(row) for row in session.rows(statement, parameters)]
 
 

@@ -100,6 +100,11 @@ WRONG: list[tuple[str, str, str]] = [
     ("nothing_due", "sent", "UPDATE orders SET next_watch_at = NULL WHERE id = %(id)s"),
     ("nothing_due", "waiting", "UPDATE orders SET next_attempt_at = NULL WHERE id = %(id)s"),
     (
+        "followed_by_nobody",
+        "sent",
+        "UPDATE attempts SET strange_since = now() WHERE order_id = %(id)s",
+    ),
+    (
         "past_its_time",
         "sent",
         "UPDATE orders SET next_poll_at = next_poll_at - interval '1 hour' WHERE id = %(id)s",

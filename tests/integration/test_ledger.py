@@ -50,7 +50,7 @@ class Wallet:
 
     def send(self, order: Order) -> None:
         with self.context.database.transaction() as session:
-            ledger.begin_posts(session, {order.id: b"sealed"}, self.clock.now())
+            ledger.begin_posts(session, {order.id: b"sealed"}, "m", self.clock.now())
 
     def confirm(self, order: Order) -> None:
         with self.context.database.transaction() as session:

@@ -1,0 +1,178 @@
+"""Orders of an account that was taken out of the settings: each comes on, or to a person."""
+
+from typing import Any
+
+import pytest
+
+from fulfillment.errors import ProviderNotReached, ProviderOutcomeUnknown
+from fulfillment.services import diagnosis, invariants, merchants, operations
+from fulfillment.services.context import Context
+from fulfillment.services.operations import Resolution
+from fulfillment.store.models import Order
+from schemas.enums import OrderStatus as S
+from schemas.messages import NEEDS_REVIEW
+from schemas.provider import ReportState as R
+from tests.conftest import MakeContext
+from tests.integration.test_orders_store import assert_rebuilds
+from tests.support import (
+    NAME,
+    PRICE_CENTS,
+    FakeClock,
+    FakeProvider,
+    again,
+    assert_invariants,
+    available,
+    entries,
+    gather,
+    messages_of,
+    receive_one,
+    run_chain,
+    run_sweep,
+    run_ticks,
+)
+
+OLD: dict[str, Any] = {"client_id": "one", "client_secret": "s"}
+LEFT: dict[str, Any] = {"client_id": "two", "client_secret": "s"}
+
+
+@pytest.fixture
+def before(make_context: MakeContext, provider: FakeProvider) -> Context:
+    accounts = {"old": OLD, "left": LEFT}
+    return make_context(provider, accounts=accounts, routes={"any": "old,left"})
+
+
+@pytest.fixture
+def after(before: Context, make_context: MakeContext, provider: FakeProvider) -> Context:
+    """Give a process that has one account less."""
+    del before
+    return make_context(provider, accounts={"left": LEFT}, routes={"any": "left"})
+
+
+def routed(context: Context) -> Order:
+    return receive_one(context, account="any", marketHashName=NAME)
+
+
+def pass_time(context: Context, clock: FakeClock, seconds: float, rounds: int = 6) -> None:
+    for _ in range(rounds):
+        clock.advance(seconds)
+        run_ticks(context)
+
+
+def alarms(context: Context, order: Order) -> int:
+    return sum(message["type"] == NEEDS_REVIEW for message in messages_of(context, order))
+
+
+@pytest.mark.parametrize("is_reserved", [False, True])
+def test_an_order_that_was_surely_not_sent_goes_on_along_its_route(
+    before: Context, after: Context, clock: FakeClock, provider: FakeProvider, is_reserved: bool
+) -> None:
+    order = routed(before)
+    if is_reserved:
+        gather(before, "old")
+
+    pass_time(after, clock, 120)
+
+    assert (again(after, order).status, again(after, order).account) == (S.ACCEPTED, "left")
+    assert len(provider.bodies) == 1
+    assert_rebuilds(after, again(after, order))
+    assert_invariants(after)
+
+
+def test_an_order_stays_while_another_process_still_has_its_account(
+    before: Context, after: Context, clock: FakeClock, provider: FakeProvider
+) -> None:
+    unknown = routed(before)
+    provider.fail_purchase(ProviderOutcomeUnknown("timeout"))
+    run_chain(before, "old")
+    waiting = routed(before)
+
+    for _ in range(20):
+        clock.advance(60)
+        with before.database.transaction() as session:  # it is there, and does nothing else
+            merchants.note_configured(before, session)
+        run_sweep(after)
+
+    assert again(after, unknown).status is S.SUBMITTING
+    assert (again(after, waiting).status, again(after, waiting).account) == (S.RECEIVED, "old")
+
+
+def test_what_may_have_been_bought_comes_to_a_person_once_and_keeps_its_hold(
+    before: Context, after: Context, clock: FakeClock, provider: FakeProvider
+) -> None:
+    provider.fail_purchase(ProviderOutcomeUnknown("timeout"), is_made=True)
+    order = routed(before)
+    run_chain(before, "old")
+
+    pass_time(after, clock, 120, rounds=30)
+
+    assert again(after, order).status is S.NEEDS_REVIEW
+    assert [kind for kind, _ in entries(after, order)] == ["hold"]
+    assert alarms(after, order) == 1
+    assert len(provider.bodies) == 1
+    assert_invariants(after)
+
+    pass_time(before, clock, 600, rounds=2)
+
+    assert again(before, order).status is S.ACCEPTED
+
+
+def test_what_is_accepted_is_told_of_once_and_a_person_may_end_it(
+    before: Context, after: Context, clock: FakeClock, provider: FakeProvider
+) -> None:
+    order = routed(before)
+    run_chain(before, "old")
+
+    pass_time(after, clock, 600, rounds=20)
+
+    found = {each.invariant: each.subjects for each in invariants.violations(after)}
+    assert again(after, order).status is S.ACCEPTED
+    assert alarms(after, order) == 1
+    assert set(found) == {"followed_by_nobody", "outbox_waits"}
+    assert found["followed_by_nobody"] == (order.external_id,)
+
+    operations.resolve(after, order.external_id, Resolution.NOT_FOUND, "asked their support")
+    pass_time(after, clock, 600)
+
+    assert [kind for kind, _ in entries(after, order)] == ["hold", "release"]
+    assert_invariants(after)
+
+
+def test_an_order_of_an_account_that_comes_back_is_followed_again(
+    before: Context, after: Context, clock: FakeClock, provider: FakeProvider
+) -> None:
+    order = routed(before)
+    run_chain(before, "old")
+    pass_time(after, clock, 600, rounds=3)
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_CENTS * 10)
+
+    pass_time(before, clock, 600, rounds=2)
+
+    assert again(before, order).status is S.COMPLETED
+    assert_invariants(before)
+
+
+def test_a_purchase_that_never_left_and_can_go_nowhere_ends_too_late(
+    before: Context, after: Context, clock: FakeClock, provider: FakeProvider
+) -> None:
+    provider.fail_purchase(ProviderNotReached("connection refused"))
+    order = receive_one(before, account="old")
+    run_chain(before, "old")
+
+    pass_time(after, clock, 600, rounds=7)
+
+    assert again(after, order).failure_code == "too_late"
+    assert [kind for kind, _ in entries(after, order)] == ["hold", "release"]
+    assert available(after, "old") >= 0
+    assert_invariants(after)
+
+
+def test_the_doctor_names_accounts_that_have_orders_and_are_not_configured(
+    before: Context, after: Context
+) -> None:
+    routed(before)
+
+    checks = {check.name: check for check in diagnosis.examine(after.settings)}
+
+    assert not checks["orders at old"].is_ok
+    assert "1 orders under way" in checks["orders at old"].detail
+    assert "not configured" in checks["orders at old"].detail
