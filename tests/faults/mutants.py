@@ -90,16 +90,23 @@ MUTANTS = (
     Mutant(
         "other_bytes_are_replayed", "I1", "a replay is written anew instead of sent as it was",
         SERVICES + "submission.py",
-        "    if attempt.body_sealed is not None:",
+        "    if attempt.body_sealed is not None and is_own:",
         "    if attempt.body_sealed is not None and attempt.posts > 1000:",
         _integration("outcomes"),
     ),
     Mutant(
         "sent_is_left", "I1", "an order goes on from an account at which it may have been bought",
-        SERVICES + "routes.py",
-        "    return attempt.state is AttemptState.SENDING and attempt.unknown_since is None",
-        "    return attempt.state is AttemptState.SENDING",
+        STORE + "models.py",
+        "        return is_open and self.unknown_since is None",
+        "        return is_open",
         _integration("routes_faults", "routes"),
+    ),
+    Mutant(
+        "another_merchant_is_asked", "I1", "what one merchant may have is bought at another",
+        SERVICES + "submission.py",
+        "        members = keep_own(context, claim, members)\n",
+        "",
+        _integration("merchants"),
     ),
     Mutant(
         "claim_is_no_guard", "I1", "a worker that lost its claim writes all the same",
