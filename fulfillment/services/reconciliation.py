@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from datetime import datetime, timedelta
 
 from fulfillment.crash import crash_point
@@ -15,7 +16,7 @@ from fulfillment.services import backstop, merchants, outages, pulse, schedule
 from fulfillment.services.budget import Grant
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import make_batch
-from fulfillment.services.lookups import look_up
+from fulfillment.services.lookups import look_up, look_up_alone
 from fulfillment.services.reports import apply_reports
 from fulfillment.states import FINAL
 from fulfillment.store import accounts, due, leases, ledger, orders
@@ -237,8 +238,10 @@ def _ask(
             for grant, group in groups
         ]
         context.threads.all_done(flying)
-    answers = [future.result() for future in flying]
-    for (_, group), answer in zip(groups, answers, strict=True):
+        answers = [future.result() for future in flying]
+        members = [group for _, group in groups]
+        members, answers = _ask_alone(context, account, executor, members, answers)
+    for group, answer in zip(members, answers, strict=True):
         if isinstance(answer, OverBudget):
             unasked.extend(group)
         elif isinstance(answer, ProviderError):
@@ -251,6 +254,35 @@ def _ask(
     if told is not None:
         outages.pause(context, account, told)
     return reports, asked, unasked
+
+
+def _ask_alone(
+    context: Context,
+    account: str,
+    executor: Executor,
+    groups: Sequence[Sequence[Polled]],
+    answers: Sequence[Mapping[str, OrderReport] | ProviderError],
+) -> tuple[list[Sequence[Polled]], list[Mapping[str, OrderReport] | ProviderError]]:
+    """Ask for each order alone that the provider has and that its answer to many leaves out.
+
+    Gives the groups and answers with those apart; one that the rate budget has no room for is
+    answered by that.
+    """
+    left_out: list[Polled] = []
+    kept: list[Sequence[Polled]] = []
+    for group, answer in zip(groups, answers, strict=True):
+        lost: list[Polled] = []
+        if len(group) > 1 and not isinstance(answer, ProviderError):
+            lost = [o for o in group if o.is_known and o.external_id not in answer]
+        left_out += lost
+        kept.append([order for order in group if order not in lost])
+    if not left_out:
+        return list(groups), list(answers)
+    names = [order.external_id for order in left_out]
+    log.warning("lookup.partial", account=account, left_out=len(names), orders=names[:5])
+    alone = look_up_alone(context, account, executor, Purpose.POLL, names)
+    kept += [[order] for order in left_out]
+    return kept, [*answers, *(alone.get(name, OverBudget()) for name in names)]
 
 
 def _of_the_account(errors: Sequence[ProviderError], *, is_answered: bool) -> ProviderError | None:

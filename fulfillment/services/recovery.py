@@ -5,6 +5,7 @@ which no row tells: at its own account, or at a later one of its route.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,7 +16,7 @@ from fulfillment.log import get_logger
 from fulfillment.services import outages
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
-from fulfillment.services.lookups import look_up
+from fulfillment.services.lookups import look_up, look_up_alone
 from fulfillment.services.reports import apply_reports
 from fulfillment.states import UNFULFILLED
 from fulfillment.store import claims, doubts, ledger, orders
@@ -51,6 +52,20 @@ class _Found:
     reports: dict[int, dict[str, OrderReport]] = field(default_factory=dict)
     unasked: set[int] = field(default_factory=set)
 
+    def note(
+        self,
+        account: str,
+        members: Sequence[Order],
+        answer: Mapping[str, OrderReport] | ProviderError,
+    ) -> None:
+        """Add what an account answered when it was asked for these orders."""
+        if isinstance(answer, ProviderError):
+            self.unasked |= {order.id for order in members}
+            return
+        for order in members:
+            if order.external_id in answer:
+                self.reports.setdefault(order.id, {})[account] = answer[order.external_id]
+
 
 def search_first(context: Context, claim: KeptClaim, members: Sequence[Order]) -> list[Order]:
     """Give the orders that surely nobody has bought; those that are bought are adopted.
@@ -78,31 +93,43 @@ def _search(context: Context, members: Sequence[Order]) -> _Found:
                 by_account.setdefault(account, []).append(order)
     with context.threads.pool(_THREADS, "search") as executor:
         for account, group in by_account.items():
-            size = context.provider(account).lookup_limit
-            parts = [group[start : start + size] for start in range(0, len(group), size)]
-            grant = context.budget(account).take(Purpose.URGENT, len(parts))
-            flying = [
-                executor.submit(look_up, context, account, grant, [o.external_id for o in part])
-                for part in parts[: grant.size]
-            ]
-            context.threads.all_done(flying)
-            answers = [future.result() for future in flying]
-            grant.give_back()
-            for part, answer in zip(parts, answers, strict=False):
-                if isinstance(answer, ProviderError):
-                    found.unasked |= {order.id for order in part}
-                    continue
-                for order in part:
-                    if order.external_id in answer:
-                        reports = found.reports.setdefault(order.id, {})
-                        reports[account] = answer[order.external_id]
-            found.unasked |= {order.id for part in parts[grant.size :] for order in part}
-            errors = [answer for answer in answers if isinstance(answer, ProviderError)]
-            if errors:
-                outages.pause(context, account, errors[0])
+            _ask(context, executor, account, group, found)
     for order_id in found.unasked:
         found.reports.pop(order_id, None)
     return found
+
+
+def _ask(
+    context: Context, executor: Executor, account: str, group: Sequence[Order], found: _Found
+) -> None:
+    """Ask one account for orders: for many at once, then for each that this left out alone."""
+    size = context.provider(account).lookup_limit
+    parts = [group[start : start + size] for start in range(0, len(group), size)]
+    grant = context.budget(account).take(Purpose.URGENT, len(parts))
+    flying = [
+        executor.submit(look_up, context, account, grant, [o.external_id for o in part])
+        for part in parts[: grant.size]
+    ]
+    context.threads.all_done(flying)
+    grant.give_back()
+    found.unasked |= {order.id for part in parts[grant.size :] for order in part}
+    answers = [future.result() for future in flying]
+    left_out: dict[str, Order] = {}
+    for part, answer in zip(parts, answers, strict=False):
+        found.note(account, part, answer)
+        if len(part) > 1 and not isinstance(answer, ProviderError):
+            left_out |= {o.external_id: o for o in part if o.external_id not in answer}
+    # In their order: of a route, the budgets of all its accounts reach to the same orders.
+    names = [name for name, order in left_out.items() if order.id not in found.unasked]
+    alone = look_up_alone(context, account, executor, Purpose.URGENT, names)
+    for name in names:
+        if name in alone:
+            found.note(account, [left_out[name]], alone[name])
+        else:
+            found.unasked.add(left_out[name].id)
+    errors = [a for a in (*answers, *alone.values()) if isinstance(a, ProviderError)]
+    if errors:
+        outages.pause(context, account, errors[0])
 
 
 @repeated

@@ -22,6 +22,8 @@ class Polled(NamedTuple):
     #: Who may have it, and whether its account was found to be another's.
     merchant: str | None = None
     is_strange: bool = False
+    #: The provider has said that it has this order.
+    is_known: bool = False
 
 
 _POLLED = "id, external_id, status = 'sent' AND coalesce(trade_deadline_at <= %(now)s, false)"
@@ -38,7 +40,8 @@ _TO_POLL = """
            o.status = 'sent' AND coalesce(o.trade_deadline_at <= %(now)s, false),
            CASE WHEN a.unknown_since IS NOT NULL OR a.state NOT IN ('reserved', 'sending')
                 THEN a.merchant END,
-           a.strange_since IS NOT NULL
+           a.strange_since IS NOT NULL,
+           o.status IN ('accepted', 'queued', 'processing', 'pending', 'sent', 'completed')
       FROM orders o
       LEFT JOIN attempts a ON a.account = o.account AND a.external_id = o.external_id
      WHERE o.id = ANY(%(ids)s) AND o.account = %(account)s ORDER BY o.id

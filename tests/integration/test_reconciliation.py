@@ -67,6 +67,25 @@ def test_no_order_is_asked_about_more_often_than_every_30_seconds(
     assert all(p is not None and p["minReadGapS"] >= 30 for p in purchases)
 
 
+def test_an_order_that_a_lookup_of_many_leaves_out_is_asked_for_alone(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    provider.lookup_limit, provider.told_at_once = 100, 2
+    placed = receive(context, *(checkout() for _ in range(4)))
+    run_chain(context)
+    for order in placed[:3]:
+        provider.says(order.external_id, R.PENDING)
+    del provider.orders[placed[3].external_id]  # the provider has truly lost it
+
+    clock.advance(60)
+    run_polls(context)
+
+    alone = [f"order {order.external_id}" for order in placed[2:]]
+    assert sorted(read for read in provider.reads if read in alone) == sorted(alone)
+    statuses = [again(context, order).status for order in placed]
+    assert statuses == [S.PENDING, S.PENDING, S.PENDING, S.ACCEPTED]
+
+
 def test_polls_back_off_while_nothing_happens(
     context: Context, provider: FakeProvider, clock: FakeClock
 ) -> None:

@@ -130,6 +130,42 @@ def test_what_was_not_bought_is_bought_after_one_look_at_each_account(
     assert (provider.reads.count(looked), backup.reads) == (1, [looked])
 
 
+@pytest.mark.parametrize("requests_per_minute", [None, 60])
+def test_what_a_lookup_of_many_leaves_out_is_bought_nowhere_before_it_was_asked_for_alone(
+    make_context: MakeContext,
+    provider: FakeProvider,
+    backup: FakeProvider,
+    clock: FakeClock,
+    requests_per_minute: int | None,
+) -> None:
+    limited = {**ACCOUNT, "rate_per_minute": requests_per_minute}
+    context = make_context(
+        provider,
+        accounts={"main": limited, "backup": limited},
+        routes={"both": ["main", "backup"]},
+    )
+    context._providers["backup"] = backup
+    provider.lookup_limit, provider.told_at_once = 100, 20
+    events = [checkout(account="both", marketHashName=NAME) for _ in range(30)]
+    for event in events:  # bought before the restore
+        provider.says(str(event["externalId"]), R.ACCEPTED)
+    fresh = checkout(account="both", marketHashName=NAME)
+    lose_everything(context)
+    del provider.prices[ITEM]
+
+    placed = receive(context, *events, fresh)
+    for _ in range(12):
+        run_sweep(context)
+        clock.advance(11)
+
+    assert {(again(context, o).account, again(context, o).status) for o in placed[:-1]} == {
+        ("main", S.ACCEPTED)
+    }
+    assert [fresh["externalId"]] == list(backup.orders)
+    assert again(context, placed[-1]).status is S.ACCEPTED
+    assert_invariants(context)
+
+
 def test_an_account_that_cannot_be_asked_keeps_the_order_until_it_can(
     context: Context, provider: FakeProvider, backup: FakeProvider, clock: FakeClock
 ) -> None:
