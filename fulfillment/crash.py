@@ -60,6 +60,8 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "http.sent": "a request has left whole, its answer is not awaited",
         "post.answered": "the provider has answered a purchase, the answer is not read",
         "post.read": "a purchase's answer is understood, not written",
+        "purchases.paused": "purchases rest after an outage, what was not begun is not put off",
+        "purchases.went_ahead": "one purchase may go ahead of all others, its intent not committed",
         "lookup.answered": "a lookup after an unknown outcome is answered, nothing concluded",
         "outcome.refused": "refusals are written and their money not freed, not committed",
         "outcome.before_commit": "outcomes of purchases are written, not committed",

@@ -36,6 +36,7 @@ class Quotes:
     `unclear` are wants that are neither found nor gone, and why: the list contradicts itself about
     them, or their price is not exact. `unasked` are those for which the rate budget had no more
     requests. `is_whole` says that everything on sale was listed, and not only what was wanted.
+    Where names were searched instead, `searched` says of each whether anything of it is on sale.
     """
 
     found: dict[Want, Quote]
@@ -43,6 +44,7 @@ class Quotes:
     unclear: Mapping[Want, str] = field(default_factory=dict)
     unasked: frozenset[Want] = frozenset()
     is_whole: bool = False
+    searched: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, DateTime, Index, String, Text, UniqueConstraint
+from sqlalchemy import ARRAY, BigInteger, Column, DateTime, Index, String, Text, UniqueConstraint
 from sqlalchemy import Enum as EnumType
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
@@ -57,6 +57,16 @@ class AccountRow(SQLModel, table=True):
     budget_at: datetime | None = _time(nullable=True)
     catalog_items: int | None = None
     catalog_at: datetime | None = _time(nullable=True)
+    #: Names that searches in a row found nothing of, without finding another (some of them).
+    catalog_missed: list[str] = Field(
+        default_factory=list, sa_column=Column(ARRAY(Text), nullable=False, server_default="{}")
+    )
+    #: Purchases in a row that had neither a yes nor a no; pauses of purchases in a row, the last
+    #: one's end and its reason. Only an answered purchase resets them (store/purchases.py).
+    purchases_unanswered: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    purchase_pauses: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    purchases_paused_until: datetime | None = _time(nullable=True)
+    purchase_pause_reason: str | None = Field(default=None, sa_type=Text)
     #: Which server and database this was last, and while its rows may lack what was done
     #: (store/doubts.py).
     server: str | None = Field(default=None, sa_type=Text)

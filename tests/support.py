@@ -133,7 +133,9 @@ class FakeProvider:
             for want in wants
             if want.catalog_item_id in self.prices
         }
-        return Quotes(found, len(self.prices), is_whole=self.lists_all)
+        names = {want.market_hash_name or want.catalog_item_id: want in found for want in wants}
+        searched = {} if self.lists_all else names
+        return Quotes(found, len(self.prices), is_whole=self.lists_all, searched=searched)
 
     def wallet_mills(self) -> int:
         self._read("wallet")

@@ -100,6 +100,8 @@ class Listed:
 
     by_id: dict[str, tuple[str, int | None]] = field(default_factory=dict)
     by_name: dict[str, int] = field(default_factory=dict)
+    #: Under which names anything is listed, at whatever price.
+    names: set[str] = field(default_factory=set)
     #: Ids that stand twice with different content, and their names.
     ambiguous: set[str] = field(default_factory=set)
     #: Id or name of a row whose price is not exact, or none -> what stands there.
@@ -109,6 +111,7 @@ class Listed:
     def add(self, item_id: str | None, name: str, price: bytes) -> None:
         """Add a row; `price` is its own JSON text, in dollars."""
         mills = price_of(price)
+        self.names.add(name)
         if item_id and (known := self.by_id.setdefault(item_id, (name, mills))) != (name, mills):
             self.ambiguous |= {item_id, known[0], name}
         if mills is not None:

@@ -5,13 +5,14 @@ database.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 
 from fulfillment.crash import crash_point
 from fulfillment.errors import (
     NotLetGo,
+    OverBudget,
     ProviderDeniesAccount,
     ProviderError,
     ProviderNotReached,
@@ -25,6 +26,9 @@ from fulfillment.store.models import Attempt, Order
 from schemas.enums import FailureCode
 from schemas.provider import OrderReport
 
+# Of each, `was_answered` says whether a request to buy brought a documented yes or no; None where
+# none was sent.
+
 
 @dataclass(frozen=True, slots=True)
 class Answered:
@@ -32,6 +36,7 @@ class Answered:
 
     report: OrderReport
     error: None = None
+    was_answered: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,7 @@ class Refused:
     """A definite no: the provider created nothing."""
 
     error: ProviderRefused
+    was_answered: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,7 @@ class NotSent:
 
     reason: str
     error: ProviderError | None = None
+    was_answered: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,7 @@ class Unknown:
     error: ProviderError | None = None
     empty_at: datetime | None = None
     odd_refusal: str | None = None
+    was_answered: bool | None = None
 
 
 Answer = Answered | Refused | NotSent | Unknown
@@ -92,15 +100,17 @@ def ask(
         go = partial(_go_or_not, context, order, is_held)
         report = context.provider(order.account).purchase(body, go)
         crash_point("post.read")
-        return Answered(report)
+        return Answered(report, was_answered=True)
     except ProviderRefused as error:
         if not error.is_documented:
-            return _doubt(context, order, error)
-        return _confirm(context, order, attempt, error) if was_unknown else Refused(error)
+            return replace(_doubt(context, order, error), was_answered=False)
+        answer = _confirm(context, order, attempt, error) if was_unknown else Refused(error)
+        return replace(answer, was_answered=None if error.is_ours else True)
     except ProviderOutcomeUnknown as error:
-        return Unknown(str(error), error)
+        return Unknown(str(error), error, was_answered=False)
     except (ProviderNotReached, ProviderDeniesAccount) as error:
-        return Unknown(str(error), error) if was_unknown else NotSent(str(error), error)
+        kept = Unknown(str(error), error) if was_unknown else NotSent(str(error), error)
+        return replace(kept, was_answered=None if isinstance(error, OverBudget) else False)
     except NotLetGo as error:
         # That this request was not sent says nothing about an earlier one.
         return Unknown(str(error)) if was_unknown else NotSent(str(error))

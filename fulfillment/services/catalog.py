@@ -1,12 +1,11 @@
 """Refresh the catalog for a batch: every order gets a fresh price, or a definite no."""
 
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from fulfillment.crash import crash_point
-from fulfillment.errors import ProviderError
+from fulfillment.errors import ProviderError, ProviderNotReached
 from fulfillment.log import get_logger
-from fulfillment.services import funds, outages
+from fulfillment.services import funds, outages, shortage
 from fulfillment.services.claiming import (
     CATALOG,
     KeptClaim,
@@ -16,9 +15,10 @@ from fulfillment.services.claiming import (
     take_over,
 )
 from fulfillment.services.context import Context
+from fulfillment.services.purchases import fail
 from fulfillment.services.recovery import search_first
-from fulfillment.services.routes import leave_unreachable, reroute_or_refuse, rerouted_to
-from fulfillment.store import accounts, claims, leases, orders
+from fulfillment.services.routes import has_next, leave_unreachable, reroute_or_refuse, rerouted_to
+from fulfillment.store import accounts, claims, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.models import Move, Order
@@ -32,12 +32,7 @@ log = get_logger(__name__)
 
 #: How soon to ask again about an item whose price the catalog does not clearly say.
 _UNCLEAR_S = 10.0
-# A list that lost so much at once is more likely a fault than a sale: nobody is refused by it at
-# first. Of a short list a few sales are a large part.
-_DOUBTED_SHARE = 0.6
-_SMALLEST_JUDGED = 20
-_DOUBT = timedelta(minutes=10)
-_HALF = "the catalog is suddenly much shorter than before"
+_DOUBTED = "much of what the catalog had, or was asked for, is missing at once"
 
 
 def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
@@ -73,12 +68,14 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
                 quotes, figure = funds.read_beside(context, account, ask, for_wallet)
         except ProviderError as error:
             due_at = outages.pause(context, account, error)
-            left_for = leave_unreachable(context, claim, error, Source.CATALOG)
-            give_back(context, batch, claim, due_at)
-            return StepOutcome(goes_on=False, rerouted_to=left_for)
+            return _leave(context, batch, claim, error, due_at)
         finally:
             for_wallet.give_back()
         crash_point("catalog.answered")
+        if quotes.is_whole and not quotes.listed:
+            # It is answered, so all else goes on; but nobody sells nothing at all.
+            nothing = ProviderNotReached("the catalog lists nothing", is_outage=True)
+            return _leave(context, batch, claim, nothing, fail(context, account, [nothing]))
         goes_on, left_for = _write(context, claim, quotes, requested_at, figure)
         if not goes_on:
             # Where the wallet is asked next, its answer says whether the account works: pauses
@@ -86,6 +83,15 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
             outages.works(context, account)
         is_more_waiting = not goes_on and finish_gathering(context, batch)
         return StepOutcome(goes_on, is_more_waiting, left_for)
+
+
+def _leave(
+    context: Context, batch: Batch, claim: KeptClaim, error: ProviderError, due_at: datetime | None
+) -> StepOutcome:
+    """Give the batch back until `due_at`; orders that have another account go on to it."""
+    left_for = leave_unreachable(context, claim, error, Source.CATALOG)
+    give_back(context, batch, claim, due_at)
+    return StepOutcome(goes_on=False, rerouted_to=left_for)
 
 
 @repeated
@@ -100,41 +106,14 @@ def _write(
     with context.database.transaction() as session:
         if figure is not None:
             funds.record_figure(context, session, claim.account, figure)
-        listed = accounts.last_catalog_size(session, claim.account)
-        if _is_doubted(session, claim.account, quotes, requested_at, listed):
-            wants = map(_want, claim.orders)
-            gone = {w for w in wants if w not in quotes.found and w not in quotes.unasked}
-            quotes = replace(quotes, unclear=dict.fromkeys(gone, _HALF) | dict(quotes.unclear))
-        else:
-            listed = quotes.listed
-        moved, is_any_unchanged = _quote(context, session, claim, quotes)
+        is_doubted, seen = shortage.judge(session, claim.account, quotes, requested_at)
+        moved, is_any_unchanged = _quote(context, session, claim, quotes, is_doubted=is_doubted)
         # Last: who takes requests out of the account's budget waits for its row.
-        accounts.note_catalog(session, claim.account, listed, requested_at)
+        accounts.note_catalog(session, claim.account, seen, requested_at)
         crash_point("catalog.before_commit")
     crash_point("catalog.after_commit")
     goes_on = is_any_unchanged or any(order.claim == claim.name for order in moved.values())
     return goes_on, rerouted_to(claim.account, moved)
-
-
-def _is_doubted(
-    session: Session, account: str, quotes: Quotes, requested_at: datetime, before: int
-) -> bool:
-    """Say whether much of what was on sale may only seem to be gone.
-
-    A list that lost a large part is believed when it stays so for long enough.
-    """
-    doubt = f"catalog:{account}"
-    is_less = quotes.listed < before * _DOUBTED_SHARE and before >= _SMALLEST_JUDGED
-    if quotes.is_whole and is_less:
-        over_at = leases.until(session, doubt)
-        if over_at is None:
-            leases.acquire(session, doubt, account, requested_at, requested_at + _DOUBT)
-            log.error("catalog.shrunk", account=account, listed=quotes.listed, before=before)
-        if over_at is None or over_at > requested_at:
-            return True
-    if quotes.is_whole:
-        leases.give_up(session, doubt, account)
-    return False
 
 
 def _want(order: Order) -> Want:
@@ -142,16 +121,19 @@ def _want(order: Order) -> Want:
 
 
 def _quote(
-    context: Context, session: Session, claim: KeptClaim, quotes: Quotes
+    context: Context, session: Session, claim: KeptClaim, quotes: Quotes, *, is_doubted: bool
 ) -> tuple[dict[int, Order], bool]:
-    """Write the prices and refusals; give the orders moved, and say whether any has no news."""
+    """Write the prices and refusals; give the orders moved, and say whether any has no news.
+
+    Of a doubted catalog nobody is refused what it lacks; who has another account goes on to it.
+    """
     settings = context.account(claim.account)
     members = claim.orders
     moves: list[Move] = []
     is_any_unchanged = False
-    unclear = [order for order in members if _want(order) in quotes.unclear]
+    why_unclear = {o.id: quotes.unclear[w] for o in members if (w := _want(o)) in quotes.unclear}
     unasked = [order for order in members if _want(order) in quotes.unasked]
-    unquoted = {order.id for order in (*unclear, *unasked)}
+    unquoted = {*why_unclear, *(order.id for order in unasked)}
     for order in members:
         if order.id in unquoted:
             continue
@@ -159,6 +141,9 @@ def _quote(
         limit_cents = settings.price_limit_cents(order.expected_price_cents)
         if quote is None:
             code, message = FailureCode.ITEM_UNAVAILABLE, "the item is not in the catalog"
+            if is_doubted and not has_next(context, order):
+                why_unclear[order.id] = _DOUBTED
+                continue
             moves.append(
                 reroute_or_refuse(context, order, code, message, Source.CATALOG, claim.name)
             )
@@ -178,11 +163,11 @@ def _quote(
     moved = orders.apply(session, moves, context.now())
     if unasked:
         claims.release(session, [order.id for order in unasked], claim.name)
-    if unclear:
+    if why_unclear:
         # A list that cannot be read here is the provider's fault of the moment, not a no.
         due_at = context.now() + timedelta(seconds=_UNCLEAR_S)
-        claims.release(session, [order.id for order in unclear], claim.name, due_at)
-        why = {order.external_id: quotes.unclear[_want(order)] for order in unclear}
+        claims.release(session, list(why_unclear), claim.name, due_at)
+        why = {o.external_id: why_unclear[o.id] for o in members if o.id in why_unclear}
         log.warning("catalog.unclear", account=claim.account, orders=why)
     return moved, is_any_unchanged
 

@@ -12,6 +12,7 @@ from fulfillment.services.context import Context
 from fulfillment.store import claims, doubts, leases, ledger
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.models import Attempt, Order
+from fulfillment.store.purchases import Purchases
 from schemas.messages import Batch
 
 log = get_logger(__name__)
@@ -55,6 +56,8 @@ class KeptClaim:
         self.orders = orders
         #: Whether the account failed to answer last.
         self.has_failed = False
+        #: What was heard of the account's purchases.
+        self.purchases = Purchases()
         #: Since when our rows may lack what was done; None where they do not.
         self.doubted_since: datetime | None = None
         #: The orders' open attempts, where they are to be submitted.
@@ -134,6 +137,7 @@ def _take_over(
             condition = doubts.condition(session, claim.account, context.now())
             claim.has_failed = condition.failures > 0
             claim.doubted_since = condition.doubted_since
+            claim.purchases = condition.purchases
             if step == SUBMIT:
                 claim.attempts = ledger.attempts_of(session, claim.order_ids)
             if also is not None:

@@ -62,7 +62,9 @@ def dispatch(context: Context, account: str) -> Batch | None:
     token = uuid.uuid4().hex
     limit = context.settings.batch_limit
     with context.database.transaction() as session:
-        if accounts.paused_until(session, account, now) or switches.stop_of(session, account):
+        if accounts.buys_nothing_until(session, account, now):
+            return None
+        if switches.stop_of(session, account):
             return None
         if not leases.acquire(session, gather_lease(account), token, now, until):
             return None

@@ -39,16 +39,20 @@ def pause(context: Context, account: str, error: ProviderError) -> datetime | No
         return None
     now = context.now()
     with context.database.transaction() as session:
-        failed = accounts.failures(session, account)
-        least = error.retry_after or timedelta()
-        if isinstance(error, ProviderDeniesAccount):
-            least = max(least, _DENIED_PAUSE)
-        jitter = context.jitter()
-        length = max(accounts.pause_length(failed, jitter), least * (1 + _SPREAD * jitter))
+        length = pause_length(context, error, accounts.failures(session, account))
         accounts.pause(session, account, now + length, str(error))
     crash_point("outage.paused")
     log.warning("account.paused", account=account, seconds=length.total_seconds(), why=str(error))
     return now + length
+
+
+def pause_length(context: Context, error: ProviderError, failed: int) -> timedelta:
+    """Say how long to pause after this error, and this many failures in a row before it."""
+    least = error.retry_after or timedelta()
+    if isinstance(error, ProviderDeniesAccount):
+        least = max(least, _DENIED_PAUSE)
+    jitter = context.jitter()
+    return max(accounts.pause_length(failed, jitter), least * (1 + _SPREAD * jitter))
 
 
 @repeated

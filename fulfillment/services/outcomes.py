@@ -10,7 +10,7 @@ from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.reports import apply_reports
 from fulfillment.services.routes import is_tried_elsewhere, reroute
-from fulfillment.store import ledger, orders, switches
+from fulfillment.store import ledger, orders, purchases
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Move, Order
@@ -110,7 +110,7 @@ def _write_open(
     attempts = ledger.attempts_of(session, list(open_answers))
     policy = context.provider(claim.account).after_unknown
     longest_call = context.longest_call(claim.account)
-    may_post = switches.stop_of(session, claim.account) is None
+    may_post = not purchases.gate(session, claim.account).is_shut
     moves, unsent = [], []
     for order, answer in open_answers.values():
         if order.id not in attempts:

@@ -50,7 +50,7 @@ def reroute(
     `source` is the order's status where it changed since it was read. Money that is held for it is
     to be released in the same transaction.
     """
-    left = [name for name in order.fallbacks if name in context.settings.accounts]
+    left = _left(context, order)
     if not left:
         return None
     source = source or order.status
@@ -72,6 +72,15 @@ def reroute(
         {**UNCLAIMED, "next_attempt_at": context.now(), "next_poll_at": None},
         claim=claim,
     )
+
+
+def has_next(context: Context, order: Order) -> bool:
+    """Say whether another account is left that may be tried for the order."""
+    return bool(_left(context, order))
+
+
+def _left(context: Context, order: Order) -> list[str]:
+    return [name for name in order.fallbacks if name in context.settings.accounts]
 
 
 def reroute_or_refuse(

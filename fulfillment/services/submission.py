@@ -24,10 +24,11 @@ from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
 from fulfillment.services.merchants import keep_own, why_strange
 from fulfillment.services.outcomes import write_outcomes
+from fulfillment.services.purchases import Watch, go_ahead
 from fulfillment.services.recovery import search_first
 from fulfillment.services.threads import Share
 from fulfillment.services.unknowns import Step, next_step
-from fulfillment.store import claims, ledger, orders, switches
+from fulfillment.store import claims, ledger, orders, purchases
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Posting
@@ -102,18 +103,63 @@ def _submit(context: Context, batch: Batch, slots: Share, free: int) -> bool:
         _refuse_late(context, late, claim)
         over = {order.id for order in late}
         due = [o for o in members if o.id not in over and o.id in attempts]
-        waiting, grants = _afford(context, batch["account"], due, attempts)
-        afforded = {order.id for order in waiting}
-        _put_off(context, claim, [order for order in due if order.id not in afforded])
-        _run(context, claim, begun, waiting, grants, slots)
-        for grant in grants.values():
-            grant.give_back()
+        if claim.purchases.are_broken:
+            _go_on_broken(context, claim, due, slots)
+        else:
+            watch = Watch(context, claim)
+            _go_on(context, claim, begun, due, slots, watch)
     return True
+
+
+def _go_on(
+    context: Context,
+    claim: KeptClaim,
+    begun: Sequence[_Task],
+    due: Sequence[Order],
+    slots: Share,
+    watch: Watch,
+) -> bool:
+    """Take what is due as far as the budget reaches; say whether nothing stopped it."""
+    waiting, grants = _afford(context, claim.account, due, claim.attempts)
+    afforded = {order.id for order in waiting}
+    _put_off(context, claim, [order for order in due if order.id not in afforded])
+    if watch.is_ahead:  # a repetition that fails again would for ever be the one that goes ahead
+        waiting = deque(sorted(waiting, key=lambda o: claim.attempts[o.id].posts))
+    is_through = _run(context, claim, begun, waiting, grants, slots, watch)
+    for grant in grants.values():
+        grant.give_back()
+    return is_through
+
+
+def _go_on_broken(context: Context, claim: KeptClaim, due: Sequence[Order], slots: Share) -> None:
+    """Look up what may be bought; where the pause of purchases is over, let one go ahead."""
+    account, attempts = claim.account, claim.attempts
+    policy = context.provider(account).after_unknown
+    is_resting = claim.purchases.are_paused(context.now())
+    lookups = [
+        order
+        for order in due
+        if (attempt := attempts[order.id]).unknown_since is not None
+        and (is_resting or next_step(policy, attempt) is Step.LOOK_UP)
+    ]
+    looked_up = {order.id for order in lookups}
+    rest = [order for order in due if order.id not in looked_up]
+    is_through = not lookups or _go_on(context, claim, [], lookups, slots, Watch(context, claim))
+    until = None
+    if rest and is_through and not is_resting:
+        until = go_ahead(context, account)
+    if until is None:
+        _hold_back(context, claim, rest)
+        return
+    watch = Watch(context, claim, until)
+    _go_on(context, claim, [], rest, slots, watch)
+    watch.end()
 
 
 def _begin_at_once(context: Context, session: Session, claim: KeptClaim, free: int) -> list[_Task]:
     """Commit the first intents together with the claim, where nothing is to be looked at before."""
-    is_plain = not claim.has_failed and claim.doubted_since is None
+    is_doubtful = claim.has_failed or claim.purchases.are_broken
+    is_plain = not is_doubtful and claim.doubted_since is None
     if not is_plain or context.budget(claim.account).is_limited:
         return []
     now = context.now()
@@ -181,6 +227,28 @@ def _put_off(context: Context, claim: KeptClaim, rest: list[Order]) -> None:
             claims.release(session, [order.id for order in rest], claim.name)
 
 
+@repeated
+def _hold_back(context: Context, claim: KeptClaim, rest: Sequence[Order]) -> None:
+    if rest:
+        with context.database.transaction() as session:
+            _hold_back_within(session, claim, rest, context.now())
+
+
+def _hold_back_within(
+    session: Session, claim: KeptClaim, rest: Sequence[Order], now: datetime
+) -> None:
+    """Leave orders until purchases are answered again; the sweep sees by itself when that is.
+
+    Of one whose submit has begun it cannot tell whether it only has to be looked up.
+    """
+    begun = [order.id for order in rest if order.status is OrderStatus.SUBMITTING]
+    fresh = [order.id for order in rest if order.status is not OrderStatus.SUBMITTING]
+    if fresh:
+        claims.release(session, fresh, claim.name)
+    if begun:
+        claims.release(session, begun, claim.name, now + STOPPED_GAP)
+
+
 def _run(
     context: Context,
     claim: KeptClaim,
@@ -188,13 +256,14 @@ def _run(
     waiting: deque[Order],
     grants: Mapping[Purpose, Grant],
     slots: Share,
-) -> None:
-    """Keep up to the allowed number of requests in flight until the batch is through.
+    watch: Watch,
+) -> bool:
+    """Keep up to the allowed number of requests in flight; say whether nothing stopped it.
 
     At an account that did not answer last, one goes ahead; each answer then doubles what may fly.
     """
     limit = context.account(claim.account).max_submits_in_flight
-    allowed = 1 if claim.has_failed else limit
+    allowed = 1 if claim.has_failed or watch.is_ahead else limit
     flying: dict[Future[Answer], _Task] = {}
     is_stopped = False
     with context.threads.pool(limit, "submit") as executor:
@@ -210,7 +279,8 @@ def _run(
         while flying or (waiting and not is_stopped):
             most = 0 if is_stopped else min(allowed - len(flying), len(waiting))
             if most > 0 and (free := slots.take(most)):
-                begun = _begin(context, claim, [waiting.popleft() for _ in range(free)])
+                group = [waiting.popleft() for _ in range(free)]
+                begun = _begin(context, claim, group, is_ahead=watch.is_ahead)
                 slots.give_back(free - len(begun))
                 send(begun)
             if not flying:
@@ -220,16 +290,14 @@ def _run(
                 continue
             answers = _collect(context, flying)
             write_outcomes(context, claim, answers)
-            down = next((a.error for _, a in answers if outages.is_away(a.error)), None)
-            if not is_stopped and down is not None:
-                outages.pause(context, claim.account, down)
-            elif down is None and allowed < limit:
+            # What was not begun keeps its hold and becomes due again.
+            is_stopped = is_stopped or watch.heed(answers) or not claim.is_held
+            if not is_stopped and not watch.is_ahead and allowed < limit:
                 if any(isinstance(a, Answered) for _, a in answers):
                     outages.works(context, claim.account)
                 allowed = min(2 * allowed, limit)
-            # What was not begun keeps its hold and becomes due again.
-            is_stopped = is_stopped or down is not None or not claim.is_held
     _put_off(context, claim, list(waiting))
+    return not is_stopped
 
 
 def _collect(context: Context, flying: dict[Future[Answer], _Task]) -> list[tuple[Order, Answer]]:
@@ -254,10 +322,13 @@ def _ask(context: Context, claim: KeptClaim, task: _Task, grant: Grant) -> Answe
 
 
 @repeated
-def _begin(context: Context, claim: KeptClaim, group: list[Order]) -> list[_Task]:
+def _begin(
+    context: Context, claim: KeptClaim, group: list[Order], *, is_ahead: bool
+) -> list[_Task]:
     """Commit the intent to send, with the exact bytes, before any of them leaves."""
     with context.database.transaction() as session:
-        tasks = _begin_within(context, session, claim, group, context.now())
+        now = context.now()
+        tasks = _begin_within(context, session, claim, group, now, is_ahead=is_ahead)
     _committed(tasks)
     return tasks
 
@@ -267,14 +338,24 @@ def _committed(tasks: Sequence[_Task]) -> None:
 
 
 def _begin_within(
-    context: Context, session: Session, claim: KeptClaim, group: Sequence[Order], now: datetime
+    context: Context,
+    session: Session,
+    claim: KeptClaim,
+    group: Sequence[Order],
+    now: datetime,
+    *,
+    is_ahead: bool = False,
 ) -> list[_Task]:
-    """Write the intents; what is given back may be sent once they are committed."""
+    """Write the intents; what is given back may be sent once they are committed.
+
+    What goes ahead is sent although purchases are broken.
+    """
     tasks, unwritten = _tasks(context, group, claim.attempts)
     if unwritten:
         claims.release(session, unwritten, claim.name, now + STOPPED_GAP)
-    if switches.stop_of(session, claim.account):
-        tasks = _without_posts(session, claim, tasks, now)
+    gate = purchases.gate(session, claim.account)
+    if gate.is_stopped or (gate.are_broken and not is_ahead):
+        tasks = _without_posts(session, claim, tasks, now, is_stopped=gate.is_stopped)
     moves = [
         Move(
             task.order.id,
@@ -296,21 +377,25 @@ def _begin_within(
 
 
 def _without_posts(
-    session: Session, claim: KeptClaim, tasks: list[_Task], now: datetime
+    session: Session, claim: KeptClaim, tasks: list[_Task], now: datetime, *, is_stopped: bool
 ) -> list[_Task]:
-    """Leave out what a stopped account must not send; what may have been sent is looked up.
+    """Leave out what must not be sent now; what may have been sent is looked up.
 
     What is too late is kept: of that nothing is posted anyway.
     """
-    kept, held = [], []
+    kept: list[_Task] = []
+    held: list[Order] = []
     for task in tasks:
         if task.step is Step.LOOK_UP or task.order.submit_by <= now:
             kept.append(task)
         elif task.attempt.unknown_since is not None:
             kept.append(replace(task, step=Step.LOOK_UP))
         else:
-            held.append(task.order.id)
-    claims.release(session, held, claim.name, now + STOPPED_GAP)
+            held.append(task.order)
+    if is_stopped:
+        claims.release(session, [order.id for order in held], claim.name, now + STOPPED_GAP)
+    else:
+        _hold_back_within(session, claim, held, now)
     return kept
 
 

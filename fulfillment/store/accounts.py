@@ -139,6 +139,12 @@ def followed(session: Session) -> list[tuple[str, str | None, int, int]]:
     )
 
 
+# Until when nothing is bought: the account is left alone, or only its purchases.
+_BUYS_AGAIN_AT = "greatest(paused_until, purchases_paused_until)"
+_WHY_NOT = """CASE WHEN purchases_paused_until >= coalesce(paused_until, '-infinity')
+    THEN 'purchases: ' || purchase_pause_reason ELSE pause_reason END"""
+
+
 def paused_until(session: Session, account: str, now: datetime) -> datetime | None:
     """Say until when the account is left alone; None when it is not."""
     until: datetime | None = session.scalar(
@@ -147,13 +153,23 @@ def paused_until(session: Session, account: str, now: datetime) -> datetime | No
     return until if until is not None and until > now else None
 
 
+def buys_nothing_until(session: Session, account: str, now: datetime) -> datetime | None:
+    """Say until when nothing is bought, be the rest of the account at work; None when it is."""
+    until: datetime | None = session.scalar(
+        f"SELECT {_BUYS_AGAIN_AT} FROM accounts WHERE name = %(account)s",  # noqa: S608 - constants
+        {"account": account},
+    )
+    return until if until is not None and until > now else None
+
+
 def pauses(session: Session, now: datetime) -> dict[str, tuple[datetime, str | None]]:
-    """Give which accounts are left alone now: until when and why."""
+    """Give at which accounts nothing is bought now: until when and why."""
     rows = session.execute(
-        "SELECT name, paused_until, pause_reason FROM accounts WHERE paused_until > %(now)s",
+        f"SELECT name, {_BUYS_AGAIN_AT} AS until, {_WHY_NOT} AS reason FROM accounts "  # noqa: S608
+        f"WHERE {_BUYS_AGAIN_AT} > %(now)s",
         {"now": now},
     )
-    return {row.name: (row.paused_until, row.pause_reason) for row in rows}
+    return {row.name: (row.until, row.reason) for row in rows}
 
 
 def pause(session: Session, account: str, until: datetime, reason: str) -> None:
@@ -184,21 +200,39 @@ def works(session: Session, account: str) -> None:
     )
 
 
-def note_catalog(session: Session, account: str, items: int, requested_at: datetime) -> None:
-    """Keep how large the last catalog was and when it was asked for."""
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """What is known of an account's catalog.
+
+    How many items the last whole list had (0 without one), and the first names that searches in a
+    row found nothing of, while they found nothing else.
+    """
+
+    items: int
+    missed: tuple[str, ...]
+
+
+def note_catalog(session: Session, account: str, catalog: Catalog, requested_at: datetime) -> None:
+    """Keep what is known of the catalog and when it was last asked for."""
     session.execute(
-        "UPDATE accounts SET catalog_items = %(items)s, catalog_at = %(at)s "
-        "WHERE name = %(account)s",
-        {"account": account, "items": items, "at": requested_at},
+        "UPDATE accounts SET catalog_items = %(items)s, catalog_missed = %(missed)s, "
+        "catalog_at = %(at)s WHERE name = %(account)s",
+        {
+            "account": account,
+            "items": catalog.items,
+            "missed": list(catalog.missed),
+            "at": requested_at,
+        },
     )
 
 
-def last_catalog_size(session: Session, account: str) -> int:
-    """Say how many items the last catalog that was noted had; 0 where there was none."""
-    size = session.scalar(
-        "SELECT catalog_items FROM accounts WHERE name = %(account)s", {"account": account}
+def last_catalog(session: Session, account: str) -> Catalog:
+    """Give what was noted of the catalog."""
+    row = session.one(
+        "SELECT catalog_items, catalog_missed FROM accounts WHERE name = %(account)s",
+        {"account": account},
     )
-    return size or 0
+    return Catalog(row.catalog_items or 0, tuple(row.catalog_missed))
 
 
 def take(
@@ -273,8 +307,9 @@ def _levels(
 def wallets(session: Session) -> list[WalletView]:
     """Show every account's money."""
     rows = session.execute(
-        """
-            SELECT a.name, a.paused_until, a.pause_reason, w.figure_mills, w.requested_at,
+        f"""
+            SELECT a.name, {_BUYS_AGAIN_AT} AS paused_until, {_WHY_NOT} AS pause_reason,
+                   w.figure_mills, w.requested_at,
                    coalesce(w.unexplained_mills, 0) AS unexplained,
                    coalesce(w.credited_mills, 0) AS credited,
                    (SELECT coalesce(sum(hold_mills), 0) FROM attempts t
@@ -287,7 +322,7 @@ def wallets(session: Session) -> list[WalletView]:
               LEFT JOIN wallets w ON w.account = a.name
               LEFT JOIN wallet_entries e ON e.account = a.name
              GROUP BY a.name, w.account ORDER BY a.name
-            """
+            """  # noqa: S608 - constants
     )
     views = []
     for row in rows:

@@ -24,9 +24,9 @@ _FREE = "o.next_attempt_at <= %(now)s AND (o.claimed_until IS NULL OR o.claimed_
 _BETWEEN = "(o.status = 'submitting' AND o.between_attempts)"
 _WAITING = f"(o.status IN ('received', 'quoted', 'awaiting_funds') OR {_BETWEEN})"
 _TO_SUBMIT = f"(o.status IN ('reserved', 'submitting') AND NOT {_BETWEEN})"
-_UNPAUSED = (
-    "NOT EXISTS (SELECT 1 FROM accounts a WHERE a.name = o.account AND a.paused_until > %(now)s)"
-)
+# Of an account `a`: it is not left alone, and neither are its purchases.
+_UNPAUSED = "coalesce(a.paused_until <= %(now)s, true)"
+_BUYING = "coalesce(greatest(a.paused_until, a.purchases_paused_until) <= %(now)s, true)"
 
 
 def claim_waiting(
@@ -60,7 +60,7 @@ def claim_stuck(
                     SELECT o.id FROM orders o
                      WHERE o.account = a.name AND {_FREE}
                        AND {_TO_SUBMIT} AND {_UNPAUSED}
-                       AND (o.status = 'submitting' OR NOT {STOPPED})
+                       AND (o.status = 'submitting' OR {_BUYING} AND NOT {STOPPED})
                      ORDER BY o.next_attempt_at, o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED) due))
             RETURNING id, account
             """,  # noqa: S608 - constants
@@ -73,9 +73,9 @@ def accounts_waiting(session: Session, now: datetime) -> list[str]:
     """Name the accounts that have something for `checkout.dispatch` to claim."""
     rows = session.execute(
         f"""
-            SELECT a.name FROM accounts a WHERE NOT {STOPPED} AND EXISTS (
+            SELECT a.name FROM accounts a WHERE {_BUYING} AND NOT {STOPPED} AND EXISTS (
                  SELECT 1 FROM orders o
-                  WHERE o.account = a.name AND {_FREE} AND {_WAITING} AND {_UNPAUSED})
+                  WHERE o.account = a.name AND {_FREE} AND {_WAITING})
             """,  # noqa: S608 - constants
         {"now": now},
     )

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from fulfillment.log import get_logger
 from fulfillment.store.engine import Session
+from fulfillment.store.purchases import Purchases
 
 log = get_logger(__name__)
 
@@ -30,10 +31,14 @@ UNSEARCHED = """EXISTS (SELECT 1 FROM accounts d
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """How an account stands: requests that failed in a row, and since when our rows are doubted."""
+    """How an account stands: requests that failed in a row, and since when our rows are doubted.
+
+    And what was heard of its purchases.
+    """
 
     failures: int
     doubted_since: datetime | None
+    purchases: Purchases
 
 
 def note_server(session: Session) -> None:
@@ -46,14 +51,18 @@ def note_server(session: Session) -> None:
 def condition(session: Session, account: str, now: datetime) -> Condition:
     """Say how an account stands; notes on the way that the server is another one than before."""
     row = session.one(
-        f"SELECT failures, doubted_since, doubted_until, server, {_SERVER} AS present "  # noqa: S608
+        f"SELECT failures, doubted_since, doubted_until, server, {_SERVER} AS present, "  # noqa: S608
+        "purchases_unanswered, purchase_pauses, purchases_paused_until "
         "FROM accounts WHERE name = %(account)s",
         {"account": account},
     )
     if row.server != row.present and _is_other(session, row.present, now):
-        return Condition(row.failures, now)
-    is_doubted = row.doubted_until is not None and row.doubted_until > now
-    return Condition(row.failures, row.doubted_since if is_doubted else None)
+        since: datetime | None = now
+    else:
+        is_doubted = row.doubted_until is not None and row.doubted_until > now
+        since = row.doubted_since if is_doubted else None
+    told = row.purchases_unanswered, row.purchase_pauses, row.purchases_paused_until
+    return Condition(row.failures, since, Purchases(*told))
 
 
 def notice(session: Session, now: datetime) -> None:

@@ -288,7 +288,8 @@ def lock_routed_at_unusable(
            AND submit_by > %(now)s
            AND jsonb_exists_any(fallbacks, CAST(%(configured)s AS text[]))
            AND account IN (SELECT name FROM accounts
-                            WHERE paused_until > %(now)s OR name = ANY(%(gone)s))
+                            WHERE greatest(paused_until, purchases_paused_until) > %(now)s
+                               OR name = ANY(%(gone)s))
            AND (claimed_until IS NULL OR claimed_until <= %(now)s) AND NOT {UNSEARCHED}
          ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
         """  # noqa: S608 - the names are constants

@@ -38,6 +38,7 @@ BY_QUEUE = ("consumer.before_ack", "consumer.after_ack")
 #: One stack with one account at SkinsNode comes by none of these; the simulation does.
 ELSEWHERE = {
     *("gather.given_back", "budget.taken", "outage.paused", "lookup.answered", "outcome.refused"),
+    *("purchases.paused", "purchases.went_ahead"),
     *("reroute.before_commit", "reroute.after_commit", "expire.before_commit"),
     *("leave_paused.before_commit", "leave_paused.after_commit", "ledger.released"),
     *("resolve.before_commit", "resolve.after_commit", "adopt.answered", "adopt.before_commit"),

@@ -46,7 +46,7 @@ MUTANTS = (
     Mutant(
         "unknown_is_no", "I1", "a purchase without an answer is taken for refused",
         SERVICES + "answers.py",
-        "        return Unknown(str(error), error)\n"
+        "        return Unknown(str(error), error, was_answered=False)\n"
         "    except (ProviderNotReached, ProviderDeniesAccount)",
         '        return Refused(ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "no answer"))\n'
         "    except (ProviderNotReached, ProviderDeniesAccount)",
@@ -172,7 +172,7 @@ MUTANTS = (
     Mutant(
         "denied_is_refused", "I2", "revoked credentials end the order and not the account's work",
         SERVICES + "answers.py",
-        "        return Unknown(str(error), error) if was_unknown else NotSent(str(error), error)",
+        "        kept = Unknown(str(error), error) if was_unknown else NotSent(str(error), error)",
         '        return Refused(ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "denied"))',
         _integration("workers"),
     ),
@@ -245,8 +245,8 @@ MUTANTS = (
     Mutant(
         "switch_is_not_looked_at", "I3", "a stopped account still sends what was gathered",
         SERVICES + "submission.py",
-        "    if switches.stop_of(session, claim.account):",
-        "    if switches.stop_of(session, claim.account) and len(tasks) > 1000:",
+        "    if gate.is_stopped or (gate.are_broken and not is_ahead):",
+        "    if gate.are_broken and not is_ahead:",
         _integration("brakes"),
     ),
     Mutant(

@@ -44,7 +44,9 @@ TABLES = (
 _DUE = """
     SELECT extract(epoch FROM
              least((SELECT min(greatest(next_attempt_at, claimed_until,
-                      CASE WHEN o.fallbacks = '[]' THEN a.paused_until END))
+                      CASE WHEN o.fallbacks = '[]' THEN a.paused_until END,
+                      CASE WHEN o.fallbacks = '[]' AND o.status <> 'submitting'
+                           THEN a.purchases_paused_until END))
                       FROM orders o JOIN accounts a ON a.name = o.account
                      WHERE next_attempt_at IS NOT NULL),
                    (SELECT min(next_apply_at) FROM webhook_deliveries),

@@ -67,6 +67,17 @@ def test_a_price_that_is_not_exact_makes_its_item_unclear_and_never_gone(price: 
     assert set(with_another.unclear) == {by_id}
 
 
+def test_a_search_says_of_each_name_whether_anything_of_it_is_on_sale() -> None:
+    """An item that was sold is no name without items."""
+    provider = saying({"status": "success", "items": [ITEM]})
+
+    searched = provider.quote([Want("7", ITEM["name"]), Want("no such"), Want("no")])
+    listed = provider.quote([Want("88213"), Want("no such")])
+
+    assert (searched.searched, searched.is_whole) == ({ITEM["name"]: True, "no such": False}, False)
+    assert (listed.searched, listed.is_whole) == ({}, True)
+
+
 @pytest.mark.parametrize(
     "content", [httpx.Response(502), httpx.Response(200, content=b"<html>"), {"status": 5}]
 )

@@ -317,9 +317,10 @@ def test_a_name_that_is_refused_spoils_no_other() -> None:
             return httpx.Response(400, json=failure("validation error", "names"))
         return httpx.Response(200, json=success({"items": [ITEM]}))
 
-    found = answering(respond).quote([Want("bad"), Want(NAME), Want("other one")]).found
+    quotes = answering(respond).quote([Want("bad"), Want(NAME), Want("other one")])
 
-    assert set(found) == {Want(NAME)}
+    assert set(quotes.found) == {Want(NAME)}
+    assert quotes.searched == {NAME: True, "other one": False}  # nobody looked for the bad one
 
 
 def test_what_the_budget_cuts_off_is_unasked_and_an_invalid_name_is_found_all_the_same() -> None:

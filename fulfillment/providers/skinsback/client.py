@@ -59,6 +59,7 @@ class SkinsBack:
     def quote(self, wants: Sequence[Want]) -> Quotes:
         """Search the wanted names; where an id comes without a name, read the whole list."""
         fields: dict[str, Any]
+        names: list[str] = []
         if any(w.market_hash_name is None and wire.skin_id_of(w.catalog_item_id) for w in wants):
             method, fields = "market_pricelist", {"full": 1}
         else:
@@ -76,7 +77,8 @@ class SkinsBack:
             raise ProviderNotReached(f"{method}: {error}") from error
         if isinstance(listed, Problem):
             raise _error(method, listed, wire.STANDARD, ProviderNotReached)
-        return replace(wire.quotes(wants, listed), is_whole=method == "market_pricelist")
+        searched = {name: name in listed.names for name in names}
+        return replace(wire.quotes(wants, listed), is_whole=not names, searched=searched)
 
     def wallet_mills(self) -> int:
         """Read the project's balance."""

@@ -61,6 +61,7 @@ class Skinslink:
         """
         names = list(dict.fromkeys(wire.name_of(want) for want in wants))
         waiting, listed, refused = names, Listed(), 0
+        searched: list[str] = []
         while waiting:
             group = _head(waiting, self._most_names)
             try:
@@ -72,6 +73,7 @@ class Skinslink:
             if is_taken or len(group) == 1:
                 waiting = waiting[len(group) :]
                 refused += not is_taken
+                searched += group if is_taken else []
                 self._most_names = min(self._most_names * 2, MOST_NAMES)
             else:
                 self._most_names = len(group) // 2
@@ -80,7 +82,8 @@ class Skinslink:
             raise ProviderNotReached("GET /merchant/purchase/search: every name is refused")
         unasked = frozenset(want for want in wants if wire.name_of(want) in waiting)
         asked = [want for want in wants if want not in unasked]
-        return replace(wire.quotes(asked, listed), unasked=unasked)
+        is_listed = {name: name in listed.names for name in searched}
+        return replace(wire.quotes(asked, listed), unasked=unasked, searched=is_listed)
 
     def _search(self, names: Sequence[str], listed: Listed) -> bool:
         """Search and add what is found; False where the provider finds a name invalid."""
