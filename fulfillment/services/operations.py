@@ -151,7 +151,7 @@ def page(
 def wallets(context: Context) -> list[WalletView]:
     """Show every account's money, and what stops it."""
     with context.database.transaction() as session:
-        views = accounts.wallets(session)
+        views = accounts.wallets(session, context.now())
         stops = {view.account: switches.stop_of(session, view.account) for view in views}
     return [
         view.model_copy(update={"stopped_at": stop.at, "stop_reason": stop.reason})

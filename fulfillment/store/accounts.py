@@ -304,12 +304,12 @@ def _levels(
     )
 
 
-def wallets(session: Session) -> list[WalletView]:
-    """Show every account's money."""
+def wallets(session: Session, now: datetime) -> list[WalletView]:
+    """Show every account's money, and whether it buys nothing for now."""
+    paused = pauses(session, now)
     rows = session.execute(
-        f"""
-            SELECT a.name, {_BUYS_AGAIN_AT} AS paused_until, {_WHY_NOT} AS pause_reason,
-                   w.figure_mills, w.requested_at,
+        """
+            SELECT a.name, w.figure_mills, w.requested_at,
                    coalesce(w.unexplained_mills, 0) AS unexplained,
                    coalesce(w.credited_mills, 0) AS credited,
                    (SELECT coalesce(sum(hold_mills), 0) FROM attempts t
@@ -322,11 +322,12 @@ def wallets(session: Session) -> list[WalletView]:
               LEFT JOIN wallets w ON w.account = a.name
               LEFT JOIN wallet_entries e ON e.account = a.name
              GROUP BY a.name, w.account ORDER BY a.name
-            """  # noqa: S608 - constants
+            """
     )
     views = []
     for row in rows:
         known = row.figure_mills is not None
+        until, why = paused.get(row.name, (None, None))
         views.append(
             WalletView(
                 account=row.name,
@@ -340,8 +341,8 @@ def wallets(session: Session) -> list[WalletView]:
                 refunded=charge_in_cents(int(row.refunded)),
                 unexplained=charge_in_cents(row.unexplained),
                 credited=cap_in_cents(row.credited),
-                paused_until=row.paused_until,
-                pause_reason=row.pause_reason,
+                paused_until=until,
+                pause_reason=why,
             )
         )
     return views
