@@ -279,7 +279,7 @@ def test_a_person_may_end_what_is_followed_by_nobody(
         operations.resolve(changed, order.external_id, resolution, "asked their support")
     pass_time(changed, clock, 900, rounds=1)
 
-    with pytest.raises(NotAllowedNow, match="nobody can be asked: .* it is another merchant's"):
+    with pytest.raises(NotAllowedNow, match=r"nobody can be asked: .* it is another merchant's"):
         operations.resolve(changed, order.external_id, resolution, "asked their support")
     operations.resolve(
         changed, order.external_id, resolution, "asked their support", is_insisted=True
