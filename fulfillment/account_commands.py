@@ -34,6 +34,9 @@ def accounts(command: typer.Context, as_json: AsJSON = False) -> None:
         limit = "" if view.requests_per_minute is None else str(view.requests_per_minute)
         spent, cap = dollars(view.spent_last_hour), dollars(view.spend_cap)
         table.add_row(view.account, view.provider, _state(view), limit, spent, cap)
+    if views and views[0].spend_cap_of_all is not None:
+        spent, cap = dollars(views[0].spent_last_hour_by_all), dollars(views[0].spend_cap_of_all)
+        table.add_row("all together", "", "", "", spent, cap)
     out.print(table)
 
 
@@ -93,9 +96,12 @@ def resume(
     """Buy again. An account paused by itself stays so when all are resumed."""
     from fulfillment.services import brakes
 
-    account = _chosen(name, is_all)
-    was_paused = brakes.resume(make_context(), account, reason, _operator())
+    account, context = _chosen(name, is_all), make_context()
+    was_paused = brakes.resume(context, account, reason, _operator())
     err.print(f"{account or 'all accounts'} {'resumed' if was_paused else 'had not been paused'}")
+    for view in brakes.show_accounts(context) if is_all else ():
+        if view.stopped_at:
+            err.print(f"{view.account} stays {_state(view)}")
 
 
 def _chosen(name: str | None, is_all: bool) -> str | None:

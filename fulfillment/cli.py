@@ -399,14 +399,17 @@ def resolve(
     order_id: Annotated[str, typer.Argument(metavar="ID")],
     finding: Annotated[str, typer.Option("--as", metavar="found|not-found|cancelled")],
     reason: Annotated[str, typer.Option(help="Why; kept in the order's log.")],
+    is_insisted: Annotated[
+        bool, typer.Option("--force", help="End it whatever the provider says, unasked.")
+    ] = False,
 ) -> None:
-    """End an order's review with what a person found out."""
+    """End an order's review with what a person found out; the provider is asked first."""
     from fulfillment.services.operations import Resolution
     from fulfillment.services.operations import resolve as run
 
     if finding not in list(Resolution):
         raise typer.BadParameter(f"expected one of {', '.join(Resolution)}", param_hint="--as")
-    resolved = run(make_context(), order_id, Resolution(finding), reason)
+    resolved = run(make_context(), order_id, Resolution(finding), reason, is_insisted=is_insisted)
     out.print(f"{resolved.external_id} is {resolved.status}")
 
 

@@ -189,6 +189,8 @@ class Settings(BaseSettings):
     wallet_lag_s: float = Field(35.0, ge=0, allow_inf_nan=False)
     lookup_cache_s: float = Field(35.0, ge=0, allow_inf_nan=False)
     submit_within_s: int = Field(3600, ge=1)
+    #: Over all accounts together, beside each account's own.
+    spend_cap_cents_per_hour: int | None = Field(None, ge=1, le=10**12)
     batch_limit: int = Field(64, ge=1, le=1000)
     worker_threads: int = Field(16, ge=1, le=256)
     erase_after_days: int = Field(30, ge=0, le=36_500)

@@ -56,7 +56,7 @@ def _local_edges() -> dict[tuple[S, S], str]:
     return {
         (S.RECEIVED, S.QUOTED): "the item is in a fresh catalog at an allowed price",
         (S.QUOTED, S.RESERVED): "the wallet covers it; money is held",
-        (S.QUOTED, S.AWAITING_FUNDS): "the wallet, or the account's spend cap, does not cover it",
+        (S.QUOTED, S.AWAITING_FUNDS): "the wallet, or a spend cap, does not cover it",
         (S.AWAITING_FUNDS, S.QUOTED): "there is money now; a fresh catalog still has the item",
         (S.RESERVED, S.SUBMITTING): (
             "the intent is committed before the first byte leaves; "

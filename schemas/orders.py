@@ -84,7 +84,8 @@ class WalletView(ReadModel):
 class AccountView(ReadModel):
     """One provider account's brakes; `spend_cap` and `spent_last_hour` are cents.
 
-    `paused_until` is the automatic pause of an account whose provider is away.
+    Those of all accounts together are None where no such cap is set. `paused_until` is the
+    automatic pause of an account whose provider is away.
     """
 
     account: str
@@ -98,6 +99,8 @@ class AccountView(ReadModel):
     requests_per_minute: int | None
     spend_cap: int | None
     spent_last_hour: int
+    spend_cap_of_all: int | None = None
+    spent_last_hour_by_all: int | None = None
 
 
 class CheckoutResult(ReadModel):

@@ -104,6 +104,8 @@ class WalletRow(SQLModel, table=True):
     #: What went since the first figure, and what came, without an order of ours.
     unexplained_mills: int = Field(sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
     credited_mills: int = Field(sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
+    #: How much of `unexplained_mills` has stopped the account before.
+    stopped_at_mills: int = Field(sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
 
 
 class OrderRow(SQLModel, table=True):

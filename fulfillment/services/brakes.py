@@ -1,18 +1,19 @@
-"""The brakes on buying: the operator's kill switch, and each account's spend cap an hour.
+"""The brakes on buying: the operator's kill switch, and the spend caps an hour.
 
 A stopped account buys nothing new: no batch is gathered and no request to buy is sent. Unknown
 outcomes are still looked up, and orders that the provider has are followed to their ends.
 """
 
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from fulfillment.errors import InvalidInput
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
-from fulfillment.store import accounts, ledger, proof, switches
+from fulfillment.store import accounts, due, ledger, proof, switches
 from fulfillment.store.engine import Session
 from fulfillment.store.switches import ALL
-from schemas.money import cents_to_mills, charge_in_cents
+from schemas.money import cap_in_cents, cents_to_mills, charge_in_cents
 from schemas.orders import AccountView
 
 log = get_logger(__name__)
@@ -20,6 +21,14 @@ log = get_logger(__name__)
 #: How soon to look at an order again that only the switch keeps from being sent.
 STOPPED_GAP = timedelta(seconds=10)
 _HOUR = timedelta(hours=1)
+#: Who has turned a switch where no person did.
+_REVERSALS, _WALLET = "reversal watch", "wallet watch"
+#: So many deliveries undone within an hour may be of one act that has undone more.
+_SUSPICIOUS = 3
+#: The others are asked about with a twentieth of the rate budget; without one, once a second.
+_EARLY_SHARE = 0.05
+_EARLY_GAP = timedelta(seconds=1)
+_MOST_EARLY = 2000
 
 
 def stop(context: Context, account: str | None, reason: str, by: str) -> None:
@@ -58,6 +67,8 @@ def show_accounts(context: Context) -> list[AccountView]:
     views = []
     with context.database.transaction() as session:
         pauses = accounts.pauses(session, context.now())
+        cap = context.settings.spend_cap_cents_per_hour
+        spent = None if cap is None else charge_in_cents(_spent_mills(context, session, None))
         for name, settings in context.settings.accounts.items():
             stopped = switches.stop_of(session, name)
             views.append(
@@ -73,12 +84,14 @@ def show_accounts(context: Context) -> list[AccountView]:
                     requests_per_minute=settings.requests_per_minute,
                     spend_cap=settings.spend_cap_cents_per_hour,
                     spent_last_hour=charge_in_cents(_spent_mills(context, session, name)),
+                    spend_cap_of_all=cap,
+                    spent_last_hour_by_all=spent,
                 )
             )
     return views
 
 
-def _spent_mills(context: Context, session: Session, account: str) -> int:
+def _spent_mills(context: Context, session: Session, account: str | None) -> int:
     return ledger.spent_mills(session, account, context.now() - _HOUR)
 
 
@@ -86,41 +99,115 @@ def watch_reversals(context: Context, session: Session, account: str) -> None:
     """Stop the account, once, where many of its deliveries were undone within an hour.
 
     Whoever undoes many at a time would undo the next ones too. A person resumes; from then on the
-    count begins anew.
+    count begins anew. Where a few were undone the others are asked about before their time: what
+    was undone in one act is to be found within the hour that is counted over.
     """
-    if switches.stop_of(session, account):
+    if _is_stopped_by(session, account, _REVERSALS):
         return
     now = context.now()
     undone = switches.reversals_since_turn(session, account, now - _HOUR)
-    if undone < context.account(account).stop_at_reversals or switches.stop_of(session, account):
+    limit = context.account(account).stop_at_reversals
+    if undone >= min(limit, _SUSPICIOUS):
+        _look_at_others(context, session, account, now)
+    if undone < limit or _is_stopped_by(session, account, _REVERSALS):
         return
     reason = f"{undone} deliveries were undone within an hour"
-    switches.turn(session, account, is_stopped=True, by="reversal watch", reason=reason, now=now)
+    _stop_by_itself(session, account, _REVERSALS, reason, now)
     log.error("reversals.mass", account=account, undone=undone)
 
 
-def watch_unexplained(context: Context, session: Session, account: str, missing_mills: int) -> None:
+def _look_at_others(context: Context, session: Session, account: str, now: datetime) -> None:
+    """Have delivered orders polled within the hour, in step with the rate budget."""
+    per_minute = context.account(account).requests_per_minute
+    gap = _EARLY_GAP if per_minute is None else timedelta(minutes=1) / (per_minute * _EARLY_SHARE)
+    size = context.provider(account).lookup_limit
+    limit = min(_HOUR // gap * size, _MOST_EARLY)
+    count = due.poll_early(session, account, now, _HOUR, gap, size, limit)
+    if count:
+        log.warning("reversals.suspected", account=account, asked_about=count)
+
+
+def watch_unexplained(context: Context, session: Session, account: str) -> None:
     """Stop the account where money goes from its wallet that no order of ours took.
 
-    `missing_mills` is what a figure has just shown; it stops where all that is unexplained reaches
-    the account's limit. A person resumes; what goes after that stops it again.
+    It stops where what is unexplained reaches the account's limit. A person resumes; what has
+    stopped it then counts no more. The wallet's row must be locked.
     """
     limit = context.account(account).stop_at_unexplained_cents
-    if limit is None or switches.stop_of(session, account):
+    if limit is None:
         return
-    cents = charge_in_cents(proof.unexplained_mills(session, account))
-    if cents < limit:
+    cents = charge_in_cents(proof.unexplained_since_stop(session, account))
+    if cents < limit or _is_stopped_by(session, account, _WALLET):
         return
     reason = f"{cents} cents went from the wallet without an order of ours"
-    now = context.now()
-    switches.turn(session, account, is_stopped=True, by="wallet watch", reason=reason, now=now)
-    log.error("wallet.stopped", account=account, missing_mills=missing_mills)
+    _stop_by_itself(session, account, _WALLET, reason, context.now())
+    proof.note_stop(session, account)
+    log.error("wallet.stopped", account=account, unexplained_cents=cents)
 
 
-def room_mills(context: Context, session: Session, account: str) -> int | None:
-    """Give what the cap lets the account commit now; None without a cap.
+def _is_stopped_by(session: Session, account: str, watch: str) -> bool:
+    """Say whether this watch has turned the account's own switch: any other stop, as one of all
+    accounts, ends without a word of what the watch has seen."""
+    stopped = switches.stops(session).get(account)
+    return stopped is not None and stopped.by == watch
 
-    Exact only under the wallet's lock.
+
+def _stop_by_itself(session: Session, account: str, by: str, reason: str, now: datetime) -> None:
+    """Turn the account's own switch; whoever resumes it is told what had stopped it before too."""
+    if before := switches.stops(session).get(account):
+        reason = f"{reason}; stopped before that by {before.by}: {before.reason}"
+    switches.turn(session, account, is_stopped=True, by=by, reason=reason, now=now)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What the spend caps let an account commit, in mills: its own, and that of all accounts.
+
+    None without a cap.
     """
-    cap = context.account(account).spend_cap_cents_per_hour
-    return None if cap is None else cents_to_mills(cap) - _spent_mills(context, session, account)
+
+    own: int | None
+    of_all: int | None
+
+    @property
+    def mills(self) -> int | None:
+        return min((room for room in (self.own, self.of_all) if room is not None), default=None)
+
+    def less(self, committed: int) -> "Room":
+        own = None if self.own is None else self.own - committed
+        return Room(own, None if self.of_all is None else self.of_all - committed)
+
+    def is_over_all(self, price: int) -> bool:
+        """Say whether the price is over the cap of all accounts, whichever account would buy."""
+        return self.of_all is not None and price > self.of_all
+
+
+def room(context: Context, session: Session, account: str) -> Room:
+    """Give what the caps let the account commit now.
+
+    Exact only under the wallet's lock; what all accounts share is locked here.
+    """
+    own, of_all = _caps(context, account)
+    if of_all is not None:
+        ledger.lock_spending(session)
+        of_all = cents_to_mills(of_all) - _spent_mills(context, session, None)
+    if own is not None:
+        own = cents_to_mills(own) - _spent_mills(context, session, account)
+    return Room(own, of_all)
+
+
+def _caps(context: Context, account: str) -> tuple[int | None, int | None]:
+    """Give the caps in cents: the account's, and that of all."""
+    of_all = context.settings.spend_cap_cents_per_hour
+    return context.account(account).spend_cap_cents_per_hour, of_all
+
+
+def shortage(context: Context, account: str, room: Room, price: int) -> str:
+    """Say how little is left within the cap that a price (mills) is over."""
+    own, of_all = _caps(context, account)
+    is_over_all = room.is_over_all(price)
+    left = (room.of_all if is_over_all else room.own) or 0
+    return (
+        f"{cap_in_cents(max(left, 0))} cents are left of {of_all if is_over_all else own} "
+        f"an hour within the spend cap{' of all accounts' if is_over_all else ''}"
+    )

@@ -164,7 +164,8 @@ def _record(context: Context, session: Session, account: str, figure: Figure) ->
     if missing:
         # Somebody else spends from this wallet, or the provider took what it did not tell of.
         log.error("wallet.unexplained", account=account, missing_mills=missing)
-        brakes.watch_unexplained(context, session, account, missing)
+    # Also where nothing is missing now: what went while the account was stopped is judged after it.
+    brakes.watch_unexplained(context, session, account)
     accounts.works(session, account)
 
 
@@ -227,12 +228,13 @@ def _allocate(
     # shared out over all of them by arrival, and who got some outside is made due at once.
     waiting = dict(ledger.waiting_for_funds(session, account))
     waiting |= {order.id: order.quoted_mills or 0 for order in members.values()}
-    room = brakes.room_mills(context, session, account)
+    caps = brakes.room(context, session, account)
+    room = caps.mills
     within = available if room is None else min(available, room)
     funded = allocate(within, sorted(waiting.items()))
     committed = sum(price for order_id, price in waiting.items() if order_id in funded)
     left = available - committed
-    # Only the spend cap stands in the way of those that the wallet would still cover.
+    # Only a spend cap stands in the way of those that the wallet would still cover.
     capped = {i for i, price in waiting.items() if i not in funded and price <= left}
     now = context.now()
     woken = [order_id for order_id in funded if order_id not in members]
@@ -247,8 +249,7 @@ def _allocate(
         orders.set_due(session, asleep, next_attempt_at=now + _probe_gap(context))
     _reserve(context, session, [o for o in members.values() if o.id in funded], claim)
     short = [order for order in members.values() if order.id not in funded]
-    cap_left = 0 if room is None else room - committed
-    left_for = _wait(context, session, short, claim, left, capped, cap_left)
+    left_for = _wait(context, session, short, claim, left, capped, caps.less(committed))
     return sum(order_id in members for order_id in funded), left_for
 
 
@@ -309,29 +310,31 @@ def _wait(
     claim: KeptClaim,
     left: int,
     capped: set[int],
-    cap_left: int,
+    room: brakes.Room,
 ) -> tuple[str, ...]:
     """Let orders wait for money, go on or fail; name the accounts that some have gone on to.
 
-    Those that the wallet covers and the spend cap does not (`capped`, by id) have no deadline for
-    funds: they wait for room until their time of submission is over.
+    Those that the wallet covers and a spend cap does not (`capped`, by id) have no deadline for
+    funds: they wait for `room` until their time of submission is over.
     """
     settings = context.account(claim.account)
-    cap = settings.spend_cap_cents_per_hour
     now = context.now()
     moves = []
     for order in short:
-        is_capped = order.id in capped
-        where = f"of {cap} an hour within the spend cap" if is_capped else "in the wallet"
-        note = (
-            f"{cap_in_cents(max(cap_left if is_capped else left, 0))} cents are left {where} "
-            f"beside other orders, needed are {charge_in_cents(order.quoted_mills or 0)}"
+        is_capped, price = order.id in capped, order.quoted_mills or 0
+        what_is_left = (
+            brakes.shortage(context, claim.account, room, price)
+            if is_capped
+            else f"{cap_in_cents(max(left, 0))} cents are left in the wallet"
         )
+        note = f"{what_is_left} beside other orders, needed are {charge_in_cents(price)}"
         gap, patience = _probe_gap(context), timedelta(seconds=context.settings.await_funds_s)
         deadline = None if is_capped else order.funds_deadline_at or now + patience
         due = {**UNCLAIMED, "next_attempt_at": min(now + gap, deadline or now + gap)}
         code = FailureCode.INSUFFICIENT_FUNDS
-        going_on = reroute(context, order, f"{code}: {note}", Source.WALLET, claim.name)
+        going_on = None
+        if not (is_capped and room.is_over_all(price)):  # which no other account could change
+            going_on = reroute(context, order, f"{code}: {note}", Source.WALLET, claim.name)
         if going_on is not None:
             moves.append(going_on)
         elif settings.on_insufficient_funds is OnInsufficientFunds.FAIL and not is_capped:
@@ -354,5 +357,11 @@ def _wait(
             orders.set_due(session, [order.id], **due)
     moved = orders.apply(session, moves, now)
     if names := [moved[order_id].external_id for order_id in capped if order_id in moved]:
-        log.warning("spend_cap.reached", account=claim.account, cap_cents=cap, orders=names)
+        log.warning(
+            "spend_cap.reached",
+            account=claim.account,
+            cap_cents=settings.spend_cap_cents_per_hour,
+            cap_of_all_cents=context.settings.spend_cap_cents_per_hour,
+            orders=names,
+        )
     return rerouted_to(claim.account, moved)

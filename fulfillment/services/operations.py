@@ -6,11 +6,18 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from fulfillment.crash import crash_point
-from fulfillment.errors import FulfillmentError, InvalidInput, NotAllowedNow, OrderNotFound
+from fulfillment.errors import (
+    FulfillmentError,
+    InvalidInput,
+    NotAllowedNow,
+    OrderNotFound,
+    ProviderError,
+)
 from fulfillment.services import pulse
 from fulfillment.services.context import Context
+from fulfillment.services.merchants import why_strange
 from fulfillment.services.reports import apply_reports
-from fulfillment.states import FOLLOWED
+from fulfillment.states import FOLLOWED, UNFULFILLED
 from fulfillment.store import (
     accounts,
     leases,
@@ -21,11 +28,13 @@ from fulfillment.store import (
     statistics,
     switches,
 )
-from fulfillment.store.engine import Session
+from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Posting
-from fulfillment.store.models import NOTHING_DUE, Move, Order
+from fulfillment.store.models import NOTHING_DUE, Attempt, Move, Order
 from schemas.enums import FailedBy, FailureCode, OrderStatus, Source
+from schemas.money import charge_in_cents
 from schemas.orders import OrderView, WalletView
+from schemas.provider import OrderReport, ReportState
 
 
 class Resolution(StrEnum):
@@ -36,14 +45,37 @@ class Resolution(StrEnum):
     CANCELLED = "cancelled"
 
 
-def resolve(context: Context, external_id: str, resolution: Resolution, reason: str) -> Order:
+def resolve(
+    context: Context,
+    external_id: str,
+    resolution: Resolution,
+    reason: str,
+    *,
+    is_insisted: bool = False,
+) -> Order:
     """End an order's review with a person's finding.
 
-    `found` asks the provider and adopts its answer. Raises OrderNotFound, NotAllowedNow,
-    InvalidInput for an empty reason, ProviderError when the provider cannot be asked.
+    The provider is asked first. `found` adopts its answer; the others are refused while it has the
+    order alive, or cannot tell, unless the person insists. Their money is free at a balance that
+    shows what became of it. Raises OrderNotFound, NotAllowedNow, InvalidInput for an empty reason,
+    ProviderError when the provider cannot be asked for what was found.
     """
     if not reason.strip():
         raise InvalidInput("reason", "expected why, for the order's log")
+    order, attempt = _reviewed(context, external_id)
+    note = f"resolved as {resolution}: {reason}"
+    if resolution is Resolution.FOUND:
+        changed = _adopt(context, order, note, _found(context, order))
+    else:
+        if not is_insisted:
+            _check_absence(context, order, attempt)
+        changed = _end(context, order, resolution, reason, note)
+    if changed is None:
+        raise NotAllowedNow(f"{external_id} changed meanwhile; look again")
+    return changed
+
+
+def _reviewed(context: Context, external_id: str) -> tuple[Order, Attempt | None]:
     with context.database.transaction() as session:
         order = orders.find(session, [external_id]).get(external_id)
         if order is None:
@@ -53,17 +85,77 @@ def resolve(context: Context, external_id: str, resolution: Resolution, reason: 
     is_left = order.status in FOLLOWED and attempt is not None and attempt.strange_since is not None
     if order.status is not OrderStatus.NEEDS_REVIEW and not is_left:
         raise NotAllowedNow(f"{external_id} is {order.status}; only needs_review can be resolved")
-    if resolution is Resolution.FOUND:
-        return _adopt(context, order, reason)
+    return order, attempt
+
+
+def _found(context: Context, order: Order) -> OrderReport:
+    report = _ask(context, order)
+    if report is None:
+        raise NotAllowedNow(f"the provider does not know {order.external_id}")
+    if report.state is ReportState.UNKNOWN:
+        word = f"{report.raw_status!r}, a status that nobody knows"
+        raise NotAllowedNow(f"the provider has {order.external_id} as {word}")
+    return report
+
+
+def _ask(context: Context, order: Order) -> OrderReport | None:
+    found = context.provider(order.account).reports([order.external_id])
+    crash_point("adopt.answered")
+    return found.get(order.external_id)
+
+
+def _check_absence(context: Context, order: Order, attempt: Attempt | None) -> None:
+    """Raise NotAllowedNow, with what the provider says, unless it has no such purchase alive."""
+    insist = "nothing was changed; use --force where you know better"
+    begun_at = attempt.merchant if attempt else None
+    if why := why_strange(context, order.account, begun_at):
+        raise NotAllowedNow(f"nobody can be asked: {why}; {insist}")
+    try:
+        report = _ask(context, order)
+    except ProviderError as error:
+        raise NotAllowedNow(f"{order.account} cannot be asked: {error}; {insist}") from error
+    told = _what_is_alive(report) if report else _what_is_too_young(context, order, attempt)
+    if told:
+        raise NotAllowedNow(f"{order.account} {told}; {insist}")
+
+
+def _what_is_alive(report: OrderReport) -> str | None:
+    """Say what the provider has of an order, unless that ended without the item."""
+    if report.state.order_status() in UNFULFILLED:
+        return None
+    charged, advice = report.charged_mills, "; it can be resolved as found"
+    cost = "" if charged is None else f", charged {charge_in_cents(charged)} cents"
+    is_known = report.state is not ReportState.UNKNOWN
+    return f"has {report.external_id} as {report.raw_status!r}{cost}{advice if is_known else ''}"
+
+
+def _what_is_too_young(context: Context, order: Order, attempt: Attempt | None) -> str | None:
+    """Say why it proves nothing that the provider does not know an order, while it does not."""
+    if attempt is None or attempt.last_post_at is None:
+        return None
+    doubtful_for = context.longest_call(order.account) + context.cache_time
+    wait = attempt.last_post_at + doubtful_for - context.now()
+    if wait <= timedelta(0):
+        return None
+    return (
+        f"does not know {order.external_id}, which proves nothing for another "
+        f"{wait.total_seconds():.0f} s: the request may still be on its way"
+    )
+
+
+@repeated
+def _end(
+    context: Context, order: Order, resolution: Resolution, reason: str, note: str
+) -> Order | None:
+    """End the order without the item; None where it has moved on."""
     is_cancelled = resolution is Resolution.CANCELLED
-    target = OrderStatus.CANCELLED if is_cancelled else OrderStatus.FAILED
     code = FailureCode.CANCELLED if is_cancelled else FailureCode.REFUSED
     move = Move(
         order.id,
         order.status,
-        target,
+        OrderStatus.CANCELLED if is_cancelled else OrderStatus.FAILED,
         Source.OPERATOR,
-        f"resolved as {resolution}: {reason}",
+        note,
         {
             "failure_code": code.value,
             "failure_message": reason,
@@ -72,54 +164,46 @@ def resolve(context: Context, external_id: str, resolution: Resolution, reason: 
         },
         NOTHING_DUE,
     )
+    now = context.now()
     with context.database.transaction() as session:
-        moved = orders.apply(session, [move], context.now())
-        _free(session, context, moved, order.account)
+        if not _is_still_as_seen(session, order, note, now):
+            return None
+        moved = orders.apply(session, [move], now)
+        # Nobody's finding tells when its money is back: only a balance does.
+        ledger.end(session, list(moved), now, is_confirmed=False)
+        if order.account not in context.settings.accounts:
+            postings = [Posting(order.id, "resolved by a person")]
+            ledger.release_ended(session, postings, now)  # no later balance will
         crash_point("resolve.before_commit")
     crash_point("resolve.after_commit")
-    return _moved(moved, order)
-
-
-def _free(session: Session, context: Context, moved: dict[int, Order], account: str) -> None:
-    now = context.now()
-    postings = [Posting(order_id, "resolved by a person") for order_id in moved]
-    ledger.refuse(session, postings, now)
-    ledger.end(session, list(moved), now)
-    if account not in context.settings.accounts:
-        ledger.release_ended(session, postings, now)  # no later figure will
-
-
-def _moved(moved: dict[int, Order], order: Order) -> Order:
-    if order.id not in moved:
-        raise NotAllowedNow(f"{order.external_id} changed meanwhile; look again")
     return moved[order.id]
 
 
-def _adopt(context: Context, order: Order, reason: str) -> Order:
-    merchant = context.account(order.account).merchant
-    found = context.provider(order.account).reports([order.external_id])
-    if order.external_id not in found:
-        raise NotAllowedNow(f"the provider does not know {order.external_id}")
-    crash_point("adopt.answered")
+def _is_still_as_seen(session: Session, order: Order, note: str, now: datetime) -> bool:
+    """Lock the order, and note in its log where a person's finding comes too late."""
+    (present,) = orders.lock(session, [order.id])
+    if present.status is order.status:
+        return True
+    late = f"{note}; not applied, since the order is {present.status} by now"
+    status = present.status
+    orders.apply(session, [Move(order.id, status, status, Source.OPERATOR, late)], now)
+    return False
+
+
+@repeated
+def _adopt(context: Context, order: Order, note: str, report: OrderReport) -> Order | None:
+    """Apply what the provider says; None where the order has moved on."""
+    now = context.now()
     with context.database.transaction() as session:
-        note = Move(
-            order.id,
-            order.status,
-            order.status,
-            Source.OPERATOR,
-            f"resolved as found: {reason}",
-        )
-        _moved(orders.apply(session, [note], context.now()), order)
-        moved = apply_reports(
-            context,
-            session,
-            order.account,
-            {order.id: found[order.external_id]},
-            Source.OPERATOR,
-        )
+        if not _is_still_as_seen(session, order, note, now):
+            return None
+        told = Move(order.id, order.status, order.status, Source.OPERATOR, note)
+        moved = orders.apply(session, [told], now)
+        moved |= apply_reports(context, session, order.account, {order.id: report}, Source.OPERATOR)
+        merchant = context.account(order.account).merchant
         ledger.note_own(session, order.account, [order.id], merchant)
         crash_point("adopt.before_commit")
-    return _moved(moved, order)
+    return moved[order.id]
 
 
 def show(context: Context, external_id: str) -> OrderView:

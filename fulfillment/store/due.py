@@ -4,7 +4,7 @@ Whoever locks several orders does it in the order of their ids, so that no two w
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import starmap
 from typing import Any, NamedTuple
 
@@ -149,6 +149,43 @@ def poll_all(session: Session, now: datetime, min_interval_s: float) -> int:
         "('accepted', 'queued', 'processing', 'pending', 'sent', 'needs_review')"
     )
     return poll_at(session, [row.id for row in rows], now, min_interval_s)
+
+
+def poll_early(
+    session: Session,
+    account: str,
+    now: datetime,
+    within: timedelta,
+    gap: timedelta,
+    size: int,
+    limit: int,
+) -> int:
+    """Ask about the account's delivered orders before their time; give how many.
+
+    `size` of them every `gap`, those first that would be last. Left as they are: what was asked
+    about within the time before or is due within that to come, and what somebody works on.
+    """
+    rows = session.execute(
+        """
+            UPDATE orders o SET next_poll_at = %(now)s + n.place / %(size)s * %(gap)s FROM (
+                SELECT id, row_number() OVER (ORDER BY next_poll_at DESC) - 1 AS place FROM (
+                    SELECT id, next_poll_at FROM orders
+                     WHERE account = %(account)s AND status = 'completed'
+                       AND next_poll_at > %(now)s + %(within)s
+                       AND coalesce(polled_at, '-infinity') <= %(now)s - %(within)s
+                     ORDER BY next_poll_at DESC LIMIT %(limit)s FOR UPDATE SKIP LOCKED) free) n
+             WHERE o.id = n.id
+            """,
+        {
+            "account": account,
+            "now": now,
+            "within": within,
+            "gap": gap,
+            "size": size,
+            "limit": limit,
+        },
+    )
+    return rows.rowcount
 
 
 def spread(session: Session, next_polls: Mapping[int, datetime | None]) -> None:

@@ -67,26 +67,35 @@ def available_mills(session: Session, account: str) -> int:
     return int(row[0]) if row else 0
 
 
-def spent_mills(session: Session, account: str, since: datetime) -> int:
-    """Give the most that the account can have spent after `since`.
+def lock_spending(session: Session) -> None:
+    """Make this transaction the only one that allocates under the cap of all accounts.
+
+    Only after the wallet's lock: whoever holds this one waits for no wallet.
+    """
+    session.execute("SELECT pg_advisory_xact_lock(hashtext('spending'))")
+
+
+_SPENT = """
+    SELECT coalesce(sum(greatest(a.hold_mills, coalesce(e.amount_mills, 0))), 0)
+      FROM attempts a
+      LEFT JOIN wallet_entries e ON e.attempt_id = a.id AND e.kind = 'settle'
+     WHERE a.account = {of} AND a.state <> 'refused'
+       AND NOT (a.state = 'ended' AND a.hold_closed_at IS NOT NULL)
+       AND (a.confirmed_at > %(since)s
+            OR a.confirmed_at IS NULL AND (a.ended_at IS NULL OR a.ended_at > %(since)s))
+    """
+_SPENT_BY_ONE = _SPENT.format(of="%(account)s")
+_SPENT_BY_ALL = _SPENT.format(of="ANY(ARRAY(SELECT name FROM accounts))")
+
+
+def spent_mills(session: Session, account: str | None, since: datetime) -> int:
+    """Give the most that the account, or all together, can have spent after `since`.
 
     The provider takes an order at some time between its hold and its confirmation, so an attempt
     counts until its confirmation is older; what was refused or released was not spent.
     """
-    return int(
-        session.scalar(
-            """
-            SELECT coalesce(sum(greatest(a.hold_mills, coalesce(e.amount_mills, 0))), 0)
-              FROM attempts a
-              LEFT JOIN wallet_entries e ON e.attempt_id = a.id AND e.kind = 'settle'
-             WHERE a.account = %(account)s AND a.state <> 'refused'
-               AND NOT (a.state = 'ended' AND a.hold_closed_at IS NOT NULL)
-               AND (a.confirmed_at > %(since)s
-                    OR a.confirmed_at IS NULL AND (a.ended_at IS NULL OR a.ended_at > %(since)s))
-            """,
-            {"account": account, "since": since},
-        )
-    )
+    statement = _SPENT_BY_ALL if account is None else _SPENT_BY_ONE
+    return int(session.scalar(statement, {"account": account, "since": since}))
 
 
 def waiting_for_funds(session: Session, account: str) -> list[tuple[int, int]]:
@@ -344,12 +353,19 @@ def _close(
     )
 
 
-def end(session: Session, order_ids: Sequence[int], now: datetime) -> None:
-    """Note that accepted orders ended without the item; a later figure releases their holds."""
+def end(
+    session: Session, order_ids: Sequence[int], now: datetime, *, is_confirmed: bool = True
+) -> None:
+    """Note that orders ended without the item; a later figure releases their holds.
+
+    Of those that the provider has accepted; with `is_confirmed` false also of those that it may
+    have, or may have had.
+    """
+    was = ("accepted",) if is_confirmed else ("accepted", "sending", "reserved")
     session.execute(
         "UPDATE attempts SET state = 'ended', ended_at = %(now)s, unknown_since = NULL "
-        "WHERE order_id = ANY(%(ids)s) AND state = 'accepted'",
-        {"ids": list(order_ids), "now": now},
+        "WHERE order_id = ANY(%(ids)s) AND state = ANY(%(was)s)",
+        {"ids": list(order_ids), "now": now, "was": list(was)},
     )
     crash_point("ledger.ended")
 

@@ -108,6 +108,7 @@ _PROVE = """
            opening_mills = coalesce(w.opening_mills, t.mills),
            expected_mills = t.mills - t.missing + t.credit,
            unexplained_mills = w.unexplained_mills - t.was_missing + t.missing,
+           stopped_at_mills = least(w.stopped_at_mills, w.unexplained_mills - t.was_missing),
            credited_mills = w.credited_mills - t.was_credited + t.credit
       FROM told t
      WHERE w.account = t.account AND (w.requested_at IS NULL OR w.requested_at < %(at)s)
@@ -143,10 +144,18 @@ def record_figure(
     return int(missing)
 
 
-def unexplained_mills(session: Session, account: str) -> int:
-    """Give what has gone from the wallet without an order of ours."""
-    query = "SELECT unexplained_mills FROM wallets WHERE account = %(account)s"
+def unexplained_since_stop(session: Session, account: str) -> int:
+    """Give the mills that went without an order of ours and have not stopped the account yet."""
+    query = "SELECT unexplained_mills - stopped_at_mills FROM wallets WHERE account = %(account)s"
     return int(session.scalar(query, {"account": account}) or 0)
+
+
+def note_stop(session: Session, account: str) -> None:
+    """Note that what is unexplained until now has stopped the account."""
+    session.execute(
+        "UPDATE wallets SET stopped_at_mills = unexplained_mills WHERE account = %(account)s",
+        {"account": account},
+    )
 
 
 def overdue(session: Session, now: datetime) -> list[str]:

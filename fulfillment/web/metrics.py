@@ -80,6 +80,9 @@ class DatabaseCollector(Collector):
         spent = {view.account: view.spent_last_hour for view in brakes_now if view.spend_cap}
         about = "Spent or held within the hour before, of accounts with a spend cap"
         yield _gauge("spent_last_hour_cents", about, _by_one(spent), "account")
+        by_all = {cents for v in brakes_now if (cents := v.spent_last_hour_by_all) is not None}
+        about = "Spent or held within the hour before by all accounts, under a cap of all"
+        yield _gauge("spent_last_hour_by_all_cents", about, [((), cents) for cents in by_all])
         about = "Orders that only the spend cap keeps waiting"
         yield _gauge("orders_capped", about, _by_one(found.capped), "account")
         missing = {name: charge_in_cents(mills) for name, mills in found.unexplained_mills.items()}

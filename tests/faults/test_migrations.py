@@ -14,7 +14,8 @@ from schemas.tables import OrderRow
 from tests.acceptance.driver import until
 from tests.faults.ground import Ground
 
-BEFORE = f"{int(schema.HEAD) - 1:04d}"
+#: Lacks a column of orders that the code reads; what came after is taken back with it.
+BEFORE = "0009"
 
 
 @pytest.fixture

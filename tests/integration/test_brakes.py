@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
@@ -13,11 +14,15 @@ from fulfillment.errors import ConfigurationError, InvalidInput, ProviderOutcome
 from fulfillment.providers.base import AfterUnknown
 from fulfillment.services import brakes, operations, submission
 from fulfillment.services.context import Context
+from fulfillment.store import ledger
+from fulfillment.store.models import Order
+from fulfillment.web.metrics import DatabaseCollector
 from schemas.enums import OrderStatus as S
 from schemas.provider import ReportState as R
 from tests.conftest import ENCRYPTION_KEYS, MakeContext
-from tests.integration.web_client import serving
+from tests.integration.web_client import ACCOUNT, TWO_ACCOUNTS, serving
 from tests.support import (
+    NAME,
     PRICE_CENTS,
     FakeClock,
     FakeProvider,
@@ -32,6 +37,7 @@ from tests.support import (
     run_polls,
     run_sweep,
     run_ticks,
+    until,
     view,
 )
 
@@ -378,3 +384,93 @@ def test_a_capped_order_ends_at_its_time_of_submission(
     run_sweep(capped)
 
     assert again(capped, dear).failure_code == "too_late"
+
+
+@pytest.fixture
+def capped_together(make_context: MakeContext, provider: FakeProvider) -> Context:
+    """Give a context whose two accounts may buy two orders an hour between them."""
+    cap = 2 * PRICE_CENTS + 1
+    return make_context(
+        provider,
+        **TWO_ACCOUNTS,
+        spend_cap_cents_per_hour=cap,
+        submit_within_s=20_000,
+        routes={"any": ("main", "second")},
+    )
+
+
+def of_two_accounts(context: Context, each: int) -> list[Order]:
+    accounts = [name for name in ("main", "second") for _ in range(each)]
+    return receive(context, *(checkout(account=name) for name in accounts))
+
+
+def test_the_cap_of_all_accounts_lets_them_spend_no_more_than_one_would(
+    capped_together: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    placed = of_two_accounts(capped_together, 2)
+    run_chain(capped_together, "main")
+    run_chain(capped_together, "second")
+    at_first = [again(capped_together, order).status for order in placed]
+    note = view(capped_together, placed[3]).timeline[-1].note
+    clock.advance(3500)
+    run_ticks(capped_together)
+    before_the_hour = len(provider.bodies)
+    clock.advance(101)
+    run_ticks(capped_together)
+
+    assert at_first == [S.ACCEPTED] * 2 + [S.AWAITING_FUNDS] * 2
+    assert "1 cents are left of 1225 an hour within the spend cap of all accounts" in note
+    assert before_the_hour == 2
+    assert {again(capped_together, order).status for order in placed} == {S.ACCEPTED}
+    assert_invariants(capped_together)
+
+
+def test_two_accounts_that_allocate_at_once_do_not_both_take_the_last_room(
+    capped_together: Context, provider: FakeProvider
+) -> None:
+    of_two_accounts(capped_together, 2)
+    with ThreadPoolExecutor(2) as executor:
+        with capped_together.database.transaction() as session:
+            ledger.lock_spending(session)
+            flying = [executor.submit(gather, capped_together, name) for name in ("main", "second")]
+            locks = "SELECT count(*) AS n FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
+            until(lambda: rows(capped_together, locks)[0]["n"] == 2)
+        for each in flying:
+            each.result()
+
+    held = rows(capped_together, "SELECT sum(hold_mills) AS mills FROM attempts")
+    assert held == [{"mills": 2 * PRICE_MILLS}]
+
+
+def test_an_order_with_a_route_goes_on_from_an_accounts_cap_and_waits_for_that_of_all(
+    make_context: MakeContext, capped_together: Context, provider: FakeProvider
+) -> None:
+    receive(capped_together, *(checkout(account="main") for _ in range(2)))
+    run_chain(capped_together)
+    waiting = receive_one(capped_together, account="any", marketHashName=NAME)
+    run_chain(capped_together)
+    waits = again(capped_together, waiting)
+    own = {"main": {**ACCOUNT, "spend_cap_cents_per_hour": PRICE_CENTS}, "second": ACCOUNT}
+    routes = capped_together.settings.routes
+    cap = 4 * PRICE_CENTS
+    context = make_context(provider, accounts=own, routes=routes, spend_cap_cents_per_hour=cap)
+    going_on = receive_one(context, account="any", marketHashName=NAME)
+    run_chain(context)
+    goes_on = again(context, going_on)
+
+    assert (waits.account, waits.status) == ("main", S.AWAITING_FUNDS)
+    assert (goes_on.account, goes_on.status) == ("second", S.QUOTED)
+
+
+def test_the_cap_of_all_accounts_is_shown_beside_that_of_each(capped_together: Context) -> None:
+    of_two_accounts(capped_together, 1)
+    run_chain(capped_together, "main")
+    views = brakes.show_accounts(capped_together)
+    gauges = {family.name: family for family in DatabaseCollector(capped_together).collect()}
+
+    together = gauges["fulfillment_spent_last_hour_by_all_cents"].samples
+    assert [(v.spend_cap_of_all, v.spent_last_hour_by_all) for v in views] == [
+        (2 * PRICE_CENTS + 1, PRICE_CENTS)
+    ] * 2
+    assert [view.spent_last_hour for view in views] == [PRICE_CENTS, 0]
+    assert [sample.value for sample in together] == [PRICE_CENTS]

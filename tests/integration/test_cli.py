@@ -16,7 +16,7 @@ from sqlalchemy.engine import make_url
 
 from fulfillment.services.context import Context
 from tests.conftest import CLIENT_ID, ENCRYPTION_KEYS, SECRET
-from tests.support import checkout, receive, rows
+from tests.support import checkout, receive, receive_one, rows
 
 ODD_NAMES = ["Sticker | [/foo] x", "a [bold]b[/bold] c", "[red]", ":smile: *x*", "[link=x]y"]
 
@@ -69,6 +69,22 @@ def test_names_that_look_like_markup_are_shown_as_they_are(
     assert all(name in done.stdout for name, done in zip(ODD_NAMES, shown, strict=True))
     assert listed.returncode == 0
     assert "[/oops] (us)" in listed.stdout
+
+
+def test_a_review_is_ended_against_a_provider_that_cannot_be_asked_only_by_force(
+    context: Context, environment: dict[str, str]
+) -> None:
+    order = receive_one(context)
+    rows(context, "UPDATE orders SET status = 'needs_review' RETURNING 1")
+    words = ("resolve", order.external_id, "--as", "not-found", "--reason", "their support")
+
+    refused = run(environment, *words)
+    forced = run(environment, *words, "--force")
+
+    assert refused.returncode == 1
+    assert "main cannot be asked: " in refused.stderr
+    assert "use --force" in refused.stderr
+    assert (forced.returncode, forced.stdout) == (0, f"{order.external_id} is failed\n")
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)], ids=["table", "json"])

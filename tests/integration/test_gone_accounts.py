@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fulfillment.errors import ProviderNotReached, ProviderOutcomeUnknown
+from fulfillment.errors import NotAllowedNow, ProviderNotReached, ProviderOutcomeUnknown
 from fulfillment.services import diagnosis, invariants, merchants, operations
 from fulfillment.services.context import Context
 from fulfillment.services.operations import Resolution
@@ -130,7 +130,10 @@ def test_what_is_accepted_is_told_of_once_and_a_person_may_end_it(
     assert set(found) == {"followed_by_nobody", "outbox_waits"}
     assert found["followed_by_nobody"] == (order.external_id,)
 
-    operations.resolve(after, order.external_id, Resolution.NOT_FOUND, "asked their support")
+    name, reason = order.external_id, "asked their support"
+    with pytest.raises(NotAllowedNow, match="nobody can be asked: the account old is not"):
+        operations.resolve(after, name, Resolution.NOT_FOUND, reason)
+    operations.resolve(after, name, Resolution.NOT_FOUND, reason, is_insisted=True)
     pass_time(after, clock, 600)
 
     assert [kind for kind, _ in entries(after, order)] == ["hold", "release"]

@@ -279,7 +279,11 @@ def test_a_person_may_end_what_is_followed_by_nobody(
         operations.resolve(changed, order.external_id, resolution, "asked their support")
     pass_time(changed, clock, 900, rounds=1)
 
-    operations.resolve(changed, order.external_id, resolution, "asked their support")
+    with pytest.raises(NotAllowedNow, match=r"nobody can be asked: .* it is another merchant's"):
+        operations.resolve(changed, order.external_id, resolution, "asked their support")
+    operations.resolve(
+        changed, order.external_id, resolution, "asked their support", is_insisted=True
+    )
     pass_time(changed, clock, 60)
 
     assert again(changed, order).status in (S.FAILED, S.CANCELLED)

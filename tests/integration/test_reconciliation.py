@@ -1,14 +1,12 @@
 """Polls: every order is followed to its true end although no webhook ever comes."""
 
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
-from fulfillment.errors import NotAllowedNow, ProviderDeniesAccount, ProviderNotReached
+from fulfillment.errors import ProviderDeniesAccount, ProviderNotReached
 from fulfillment.services import operations, reconciliation, watchdog
 from fulfillment.services.context import Context
-from fulfillment.services.operations import Resolution
 from fulfillment.services.reports import apply_reports
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
@@ -29,10 +27,8 @@ from tests.support import (
     receive,
     receive_one,
     report,
-    rows,
     run_chain,
     run_polls,
-    run_ticks,
     view,
 )
 
@@ -373,81 +369,6 @@ def test_reconcile_makes_everything_under_way_due_now(
 
     assert due == 1
     assert again(context, order).status is S.COMPLETED
-
-
-# --- a person's decisions -------------------------------------------------------------------------
-
-
-def in_review(context: Context) -> Order:
-    """Give an order of which nobody knows whether it was bought."""
-    order = accepted(context)
-    update = "UPDATE orders SET status = 'needs_review' WHERE id = %(id)s RETURNING 1"
-    rows(context, update, id=order.id)
-    rows(context, "UPDATE attempts SET state = 'sending', confirmed_at = NULL RETURNING 1")
-    return again(context, order)
-
-
-def test_an_order_that_a_person_found_is_adopted(context: Context, provider: FakeProvider) -> None:
-    order = in_review(context)
-    provider.says(order.external_id, R.SENT)
-
-    operations.resolve(context, order.external_id, Resolution.FOUND, "seen in their panel")
-
-    notes = [entry.note for entry in view(context, order).timeline]
-    assert again(context, order).status is S.SENT
-    assert any("seen in their panel" in note for note in notes)
-
-
-@pytest.mark.parametrize(
-    ("resolution", "status"),
-    [(Resolution.NOT_FOUND, S.FAILED), (Resolution.CANCELLED, S.CANCELLED)],
-)
-def test_an_order_that_a_person_ended_frees_its_money(
-    context: Context, resolution: Resolution, status: S
-) -> None:
-    order = in_review(context)
-
-    operations.resolve(context, order.external_id, resolution, "asked support")
-
-    after = again(context, order)
-    assert (after.status, after.failed_by, after.failure_message) == (status, "us", "asked support")
-    assert [kind for kind, _ in entries(context, order)] == ["hold", "release"]
-
-
-def test_only_a_review_can_be_resolved(context: Context) -> None:
-    order = accepted(context)
-
-    with pytest.raises(NotAllowedNow, match="accepted"):
-        operations.resolve(context, order.external_id, Resolution.CANCELLED, "because")
-
-
-def test_of_two_people_who_resolve_at_once_one_is_told_to_look_again(context: Context) -> None:
-    order = in_review(context)
-
-    def resolve(_: int) -> Any:
-        try:
-            return operations.resolve(context, order.external_id, Resolution.CANCELLED, "why")
-        except NotAllowedNow as error:
-            return error
-
-    answers = in_threads(4, resolve)
-
-    assert sum(isinstance(answer, Order) for answer in answers) == 1
-    assert [kind for kind, _ in entries(context, order)] == ["hold", "release"]
-
-
-def test_a_closed_order_that_turns_out_bought_after_all_is_an_alarm(
-    context: Context, provider: FakeProvider, clock: FakeClock
-) -> None:
-    order = in_review(context)
-    operations.resolve(context, order.external_id, Resolution.NOT_FOUND, "not in their panel")
-
-    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
-    reconciliation.reconcile_now(context, [order.external_id])
-    clock.advance(31)
-    run_ticks(context)
-
-    assert again(context, order).status is S.FAILED
 
 
 def test_a_person_who_reconciles_and_many_polls_do_not_block_each_other(

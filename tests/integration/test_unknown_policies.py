@@ -375,7 +375,9 @@ def test_a_person_resolves_a_purchase_of_another_item(
 ) -> None:
     order = quarantined(context, silent, clock)
 
-    operations.resolve(context, order.external_id, resolution, "looked at it")
+    is_wrong = resolution is Resolution.NOT_FOUND
+    operations.resolve(context, order.external_id, resolution, "looked at it", is_insisted=is_wrong)
+    pass_time(context, clock, 40)
 
     assert again(context, order).status is status
     assert entries(context, order)[-1] == booked

@@ -64,6 +64,7 @@ WRONG = [
     ("WALLET_LAG_S", "inf", "finite"),
     ("SUBMIT_WITHIN_S", "1h", "integer"),
     ("BATCH_LIMIT", "0", "1"),
+    ("SPEND_CAP_CENTS_PER_HOUR", "0", "1"),
     ("LOG_LEVEL", "LOUD", "INFO"),
     ("LOG_FORMAT", "xml", "json"),
     ("ACCOUNTS__MAIN__PROVIDER", "skinsnod", "skinsnode"),
