@@ -65,6 +65,7 @@ def resolve(context: Context, external_id: str, resolution: Resolution, reason: 
             "failure_message": reason,
             "failed_by": FailedBy.US.value,
             "charged_mills": None,
+            "told_status": None,
         },
         NOTHING_DUE,
     )
