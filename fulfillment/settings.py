@@ -186,6 +186,7 @@ class Settings(BaseSettings):
     poll_min_interval_s: float = Field(30.0, gt=0, le=3600)
     webhook_tolerance_s: int = Field(3600, ge=1)
     await_funds_s: int = Field(900, ge=0)
+    stalled_after_s: int = Field(86_400, ge=600)
     wallet_lag_s: float = Field(35.0, ge=0, allow_inf_nan=False)
     lookup_cache_s: float = Field(35.0, ge=0, allow_inf_nan=False)
     submit_within_s: int = Field(3600, ge=1)

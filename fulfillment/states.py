@@ -82,6 +82,13 @@ def _edges() -> dict[tuple[S, S], str]:
             one_rank = RANK[target] == RANK[source] and target not in FINAL
             if source is not target and (RANK[target] > RANK[source] or one_rank):
                 edges.setdefault((source, target), reason)
+    for source in S:
+        if source in FOLLOWED:
+            edges[(source, S.NEEDS_REVIEW)] = (
+                "the provider tells of another item, purchase or recipient"
+                if source is S.SENT
+                else "the same, or it stays so for too long"
+            )
     edges[(S.COMPLETED, S.REVERSED)] = "the one exit from a final status: the trade was undone"
     for target, reason in _FORWARD_AT_PROVIDER.items():
         edges[(S.NEEDS_REVIEW, target)] = f"adopted or resolved: {reason}"

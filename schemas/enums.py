@@ -57,6 +57,7 @@ class EntryKind(StrEnum):
     SETTLE = "settle"
     RELEASE = "release"
     REFUND = "refund"
+    ADJUST = "adjust"  # the charge was told anew: what is added to it, or less than zero
 
 
 class FailureCode(StrEnum):

@@ -87,7 +87,8 @@ class OrderReport:
     `reported_at` is the provider's own time of the state where it gives one. `is_settled` says
     that a delivered order can be undone no more; `is_held` whether it is protected now, where "not
     held" may also mean: not yet. `alarm` is what a person is to look at although the report stands.
-    `item_id` and `item_name` say what was bought, as far as the provider tells.
+    `item_id` and `item_name` say what was bought, and `partner` for whom (the number in a trade
+    URL), as far as the provider tells.
     """
 
     external_id: str
@@ -106,6 +107,7 @@ class OrderReport:
     alarm: str | None = None
     item_id: str | None = None
     item_name: str | None = None
+    partner: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,6 +175,14 @@ class OrderRow(SQLModel, table=True):
     overdue: bool = False
     completed_at: datetime | None = _time(nullable=True)
     reversible_until: datetime | None = _time(nullable=True)
+    #: How far the provider said it was where `status` does not tell: while a person decides, and
+    #: after an end that was ours. At an end of the provider's own, that end.
+    told_status: str | None = Field(default=None, max_length=32)
+    #: What the provider told that is not what was asked of it; once the order goes on, what a
+    #: person took for right.
+    contradictions: list[str] = Field(
+        default_factory=list, sa_column=Column(JSONB, nullable=False, server_default="[]")
+    )
 
     #: We must act: dispatch, submit or resolve.
     next_attempt_at: datetime | None = _time(nullable=True)
@@ -280,7 +288,7 @@ class OrderEventRow(SQLModel, table=True):
 
 
 class WalletEntryRow(SQLModel, table=True):
-    """The append-only money log; an attempt has each kind of entry at most once."""
+    """The append-only money log; an attempt has each kind at most once, but for `adjust`."""
 
     __tablename__ = "wallet_entries"
     __table_args__ = (
@@ -291,7 +299,8 @@ class WalletEntryRow(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
     account: str = Field(max_length=32)
     order_id: int = Field(sa_type=BigInteger)
-    attempt_id: int = Field(foreign_key="attempts.id", sa_type=BigInteger)
+    #: None for `adjust`, of which there may be several: they are their order's at the account.
+    attempt_id: int | None = Field(default=None, foreign_key="attempts.id", sa_type=BigInteger)
     kind: EntryKind = Field(sa_column=Column(_words(EntryKind, "entry_kind"), nullable=False))
     amount_mills: int = Field(sa_type=BigInteger)
     at: datetime = _time()

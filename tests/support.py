@@ -207,6 +207,7 @@ def some_order(**overrides: Any) -> Order:
         "external_id": "order_1",
         "account": "main",
         "fallbacks": (),
+        "contradictions": (),
         "between_attempts": False,
         "fingerprint": "k:0",
         "catalog_item_id": ITEM,

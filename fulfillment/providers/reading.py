@@ -16,13 +16,14 @@ from fulfillment.providers.http import Unusable, read_json
 from schemas.checkout import trade_url_parts
 from schemas.enums import FailureCode
 from schemas.money import InexactMoney, mills_from_dollars
-from schemas.provider import Want
+from schemas.provider import OrderReport, ReportState, Want
 
 STEAM = re.compile(r"(?i)steamcommunity\.com")
 WORD = re.compile(r"\S+")
 #: Steam's are eight characters long: also one that only stands behind the word.
 TOKEN = re.compile(r"(?i)\btoken(\s?(=|:|%3D)\s?\S+|\W{1,3}[A-Z0-9_-]{8}\b)")
 HIDDEN = "[removed]"
+UNREADABLE = " (unreadable)"
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 WORD_LENGTH = 64
 ITEM_LENGTH = 300
@@ -173,6 +174,31 @@ def recipient(trade_url: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return {"partner": partner, "token": token}
+
+
+def partner_of_link(trade_url: object) -> int | None:
+    """Give the recipient's number of a trade link as a provider writes it; nothing else of it."""
+    match = re.search(r"[?&]partner=([0-9]{1,10})(?![0-9])", str(trade_url))
+    return _partner(int(match[1])) if match else None
+
+
+def partner_of_steam_id(steam_id: object) -> int | None:
+    """Give the recipient's number of a SteamID64; None for a JSON number, which may be rounded."""
+    is_id = isinstance(steam_id, str) and re.fullmatch(r"[0-9]{17}", steam_id)
+    return _partner(int(str(steam_id)) - STEAM_ID_BASE) if is_id else None
+
+
+def _partner(number: int) -> int | None:
+    return number if 0 < number < 2**32 else None
+
+
+def unreadable(external_id: str, word: object, why: str) -> OrderReport:
+    """Tell of an order that the provider has and that cannot be read: nothing is concluded from it.
+
+    Its word is marked, so that it is news also where the same word was read before.
+    """
+    raw = f"{clean(word, WORD_LENGTH - len(UNREADABLE)) or ''}{UNREADABLE}".lstrip()
+    return OrderReport(external_id, ReportState.UNKNOWN, raw, alarm=why)
 
 
 def bad_trade_url(why: str) -> ProviderRefused:

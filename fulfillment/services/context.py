@@ -73,6 +73,11 @@ class Context:
     def wallet_lag(self) -> timedelta:
         return timedelta(seconds=self.settings.wallet_lag_s)
 
+    @cached_property
+    def stalled_after(self) -> timedelta:
+        """How long a provider may leave an order as it is, before its offer is out."""
+        return timedelta(seconds=self.settings.stalled_after_s)
+
     def longest_call(self, account: str) -> timedelta:
         """Say how long after its intent a purchase may still be under way.
 

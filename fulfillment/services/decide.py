@@ -5,11 +5,12 @@ news are recorded and alarmed, never applied.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+from fulfillment.services import contradictions
 from fulfillment.states import FINAL, FOLLOWED, RANK, UNFULFILLED, is_legal
 from fulfillment.store.models import Order
 from schemas.enums import FailedBy, FailureCode, OrderStatus
@@ -30,6 +31,7 @@ class Money(StrEnum):
     SETTLE = "settle"  # delivered: the charge is booked
     END = "end"  # ended without the item: a later figure releases the hold
     REFUND = "refund"  # delivered and undone, and the provider gave the money back
+    ADJUST = "adjust"  # the charge was told anew: the difference is booked
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +49,85 @@ NOTHING = Decision()
 
 
 def decide(
-    order: Order, report: OrderReport, now: datetime, window: timedelta, cap_mills: int
+    order: Order,
+    report: OrderReport,
+    now: datetime,
+    window: timedelta,
+    cap_mills: int,
+    *,
+    partner: int | None = None,
+    is_by_a_person: bool = False,
 ) -> Decision:
     """Say what a report means for the order as it is now.
 
-    `window` is the account's trade window, `cap_mills` the most that may be charged.
+    `window` is the account's trade window, `cap_mills` the most that may be charged, `partner` the
+    recipient's number that was asked for. What a person has looked at is not held against it.
     """
+    if report.charged_mills == 0:
+        report = replace(report, charged_mills=None)  # nothing is free: it is not told yet
+    if is_by_a_person:
+        return _adopted(order, report, now, window, cap_mills, partner)
+    contradicted = _contradicted(order, report, partner)
+    return contradicted or _apply(order, report, now, window, cap_mills)
+
+
+def _adopted(
+    order: Order,
+    report: OrderReport,
+    now: datetime,
+    window: timedelta,
+    cap_mills: int,
+    partner: int | None,
+) -> Decision:
+    """Apply what a person found: the purchase that is told of is the order's, as it is."""
+    told = contradictions.told_by(order, report, partner)
+    told += contradictions.left_open(order, report, partner)
+    taken = [each for each in dict.fromkeys(told) if not each.startswith(contradictions.PURCHASE)]
+    if report.provider_reference is not None:
+        order = replace(order, provider_reference=None)  # it is called so from now on
+    decision = _apply(order, report, now, window, cap_mills, is_by_a_person=True)
+    if decision.target in (None, order.status) or not (taken or order.contradictions):
+        return decision
+    return replace(decision, changes={**decision.changes, "contradictions": taken})
+
+
+def _contradicted(order: Order, report: OrderReport, partner: int | None) -> Decision | None:
+    """Keep away what is about something else than was asked for; a person is told once.
+
+    Of a delivered order it is told, and no more: there is nothing left to stop.
+    """
+    if order.status not in FOLLOWED | UNCONFIRMED | {OrderStatus.COMPLETED}:
+        return None
+    is_open = order.status is OrderStatus.NEEDS_REVIEW
+    found = contradictions.told_by(order, report, partner)
+    fresh = [each for each in found if each not in order.contradictions]
+    if not fresh and not (is_open and (found or contradictions.left_open(order, report, partner))):
+        return None
+    known = {"provider_status": report.raw_status}
+    if not fresh:
+        is_news = order.provider_status != report.raw_status
+        note = f"{report.raw_status!r} is not applied: a person is to look first"
+        return Decision(order.status, note, known) if is_news else NOTHING
+    note = f"{contradictions.why(order, fresh)}; its {report.raw_status!r} is not applied"
+    changes: dict[str, Any] = {"contradictions": [*order.contradictions, *fresh]}
+    if order.status is OrderStatus.COMPLETED:
+        return Decision(order.status, note, changes, is_alarm=True)
+    if order.status in FOLLOWED:
+        changes["told_status"] = order.status.value
+    return Decision(OrderStatus.NEEDS_REVIEW, note, known | changes, is_alarm=True)
+
+
+def _apply(
+    order: Order,
+    report: OrderReport,
+    now: datetime,
+    window: timedelta,
+    cap_mills: int,
+    *,
+    is_by_a_person: bool = False,
+) -> Decision:
     target = report.state.order_status()
     news = _news(order, report)
-    if order.status in UNCONFIRMED and _is_of_another_item(order, report):
-        told = report.item_name or report.item_id
-        wanted = order.market_hash_name or order.catalog_item_id
-        why = f"the provider has another item under this id: {told!r}, not {wanted!r}"
-        return _quarantine(order, report, f"{why}; its {report.raw_status!r} is not applied")
     if target is None:
         note = f"unknown provider status {report.raw_status!r}: nothing is concluded from it"
         note += f"; {report.alarm}" if report.alarm else ""
@@ -77,6 +145,13 @@ def decide(
         return _late(order, report)  # cached answers may be older than what is known (K6)
     if RANK.get(order.status) == RANK[target] and _is_older(order, report, target):
         return _late(order, report)
+    if order.status is OrderStatus.NEEDS_REVIEW and order.told_status is not None:
+        if RANK[target] < RANK[order.told_status]:
+            return _late(order, report)
+        is_settled = is_by_a_person or order.contradictions
+        if RANK[target] == RANK[order.told_status] and not is_settled:
+            # It was no news that brought it to a person, and this is none either.
+            return _same(order, report, news, now, cap_mills)
     if target is order.status:
         return _same(order, report, news, now, cap_mills)
     assert is_legal(order.status, target)
@@ -94,20 +169,9 @@ def _quarantine(order: Order, report: OrderReport, note: str) -> Decision:
         return Decision(OrderStatus.NEEDS_REVIEW, note, changes, is_alarm=True)
     if order.provider_status == report.raw_status:
         return NOTHING
+    if _is_refused(order):
+        changes["told_status"] = OrderStatus.ACCEPTED.value  # it has it, whatever that word means
     return Decision(order.status, note, changes, is_alarm=True)
-
-
-def _is_of_another_item(order: Order, report: OrderReport) -> bool:
-    """Say whether what was bought has neither the order's id nor its name.
-
-    An order may be of a name or of an id, so that either one alone proves nothing by differing,
-    but for a name where the order's is known.
-    """
-    told = {report.item_id, report.item_name} - {None}
-    if told & {order.catalog_item_id, order.quoted_item_id, order.market_hash_name}:
-        return False
-    is_judged_by = report.item_id or order.market_hash_name
-    return report.item_name is not None and is_judged_by is not None
 
 
 def _late(order: Order, report: OrderReport) -> Decision:
@@ -181,10 +245,13 @@ def _after_the_end(
         return Decision(None, money=(Money.REFUND,) if report.refunded_at else ())
     if target is order.status is OrderStatus.COMPLETED:
         return _after_delivery(order, report, cap_mills)
-    # An older word that comes late is ignored, unless we ended the order and the provider has it:
-    # then money is attached to an order that we believe free.
-    if RANK[target] < RANK[order.status] and order.failed_by != FailedBy.US:
+    if order.status in UNFULFILLED and target not in FINAL:
+        return _life_after_the_end(order, report, target)
+    if RANK[target] < RANK[order.status]:
         return _late(order, report)
+    if order.lives_on and target in UNFULFILLED:
+        ended = {"provider_status": report.raw_status, "told_status": target.value}
+        return Decision(order.status, "the provider ended it too, without the item", ended)
     is_charge_news = (
         target is OrderStatus.COMPLETED
         and report.charged_mills is not None
@@ -196,6 +263,8 @@ def _after_the_end(
             f"the provider says {report.raw_status!r} after the end ({order.status}): not applied"
         )
         changes: dict[str, Any] = {"provider_status": report.raw_status}
+        if order.status in UNFULFILLED:
+            changes["told_status"] = target.value
         if target is OrderStatus.COMPLETED and report.charged_mills is not None:
             # The status stays, but the money was spent on this order and on no other.
             changes["charged_mills"] = report.charged_mills
@@ -207,10 +276,35 @@ def _after_the_end(
     return NOTHING
 
 
+def _is_refused(order: Order) -> bool:
+    """Say whether it ended by a no of ours, or of a provider that was not heard to have it."""
+    if order.status not in UNFULFILLED or order.told_status is not None:
+        return False
+    return order.provider_status is None or order.failed_by == FailedBy.US
+
+
+def _life_after_the_end(order: Order, report: OrderReport, target: OrderStatus) -> Decision:
+    """Tell once that the provider has what is over for us, and see how it goes on there.
+
+    Money is attached to an order that we believe free. Of one that the provider has ended itself,
+    its older words only come late.
+    """
+    changes = {"provider_status": report.raw_status, "told_status": target.value}
+    if _is_refused(order):
+        note = f"the provider says {report.raw_status!r} after the end ({order.status})"
+        note += ": not applied; it is asked how that ends"
+        return Decision(order.status, note, changes, is_alarm=True)
+    if not order.lives_on or order.told_status is None:
+        return _late(order, report)
+    if RANK[target] > RANK[order.told_status]:
+        return Decision(order.status, f"it goes on at the provider: {report.raw_status!r}", changes)
+    return NOTHING
+
+
 def _after_delivery(order: Order, report: OrderReport, cap_mills: int) -> Decision:
     """Take note of what is told after the delivery: its charge, and how long it can be undone.
 
-    A charge that was not told before is booked now; one that was booked is not rewritten.
+    A charge that was not told before is booked now; of one that was booked, the difference.
     """
     changes: dict[str, Any] = {}
     notes: list[str] = []
@@ -226,7 +320,7 @@ def _after_delivery(order: Order, report: OrderReport, cap_mills: int) -> Decisi
             is_alarm = bool(worry)
             notes += [worry] if worry else []
         else:
-            is_alarm = True
+            money, is_alarm = (Money.ADJUST,), True
             notes.append(f"booked were {charge_in_cents(order.charged_mills)}")
     if _is_settled(order, report) and order.reversible_until is not None:
         changes |= {"reversible_until": None, "provider_status": report.raw_status}
@@ -259,6 +353,10 @@ def _forward(
     cap_mills: int,
 ) -> Decision:
     changes = dict(news)
+    if order.told_status is not None:
+        changes["told_status"] = None
+    if order.contradictions and order.status is OrderStatus.NEEDS_REVIEW:
+        changes["contradictions"] = []  # set right, or taken for right by a person
     if report.reported_at is not None:
         changes["reported_at"] = report.reported_at
     confirm = order.status not in FOLLOWED
@@ -267,7 +365,8 @@ def _forward(
     # A provider's clock may be wrong: nothing has happened later than now, or before the order.
     reported = min(max(report.reported_at or now, order.created_at), now)
     if target is OrderStatus.SENT:
-        changes |= {"sent_at": reported, "trade_deadline_at": reported + window}
+        sent_at = order.sent_at or reported  # of one that was under review: when it went out
+        changes |= {"sent_at": sent_at, "trade_deadline_at": sent_at + window}
         note = "the Steam offer is out"
     elif target is OrderStatus.COMPLETED:
         until = None if report.is_settled else report.reversible_until or reported + REVERSAL_WATCH
@@ -284,6 +383,7 @@ def _forward(
     elif target in UNFULFILLED:
         money += (Money.END,)
         changes |= _failure(report, target) | {"charged_mills": None, "overdue": False}
+        changes["told_status"] = target.value
         note = f"ended without the item: {changes['failure_code']}"
     if worry := _worry(report, changes, cap_mills):
         note, is_alarm = f"{note}; {worry}" if note else worry, True

@@ -39,6 +39,7 @@ def _parameters(context: Context) -> dict[str, Any]:
         "patience": _PATIENCE,
         "wallet_lag": context.wallet_lag,
         "review_after": unknowns.REVIEW_AFTER,
+        "stalled_after": context.stalled_after,
         "overdue_grace": schedule.OVERDUE_GRACE,
         "erase_after": timedelta(days=context.settings.erase_after_days),
         "erase_patience": _ERASE_PATIENCE,

@@ -161,6 +161,7 @@ def _end(
             "failure_message": reason,
             "failed_by": FailedBy.US.value,
             "charged_mills": None,
+            "told_status": None,
         },
         NOTHING_DUE,
     )

@@ -197,7 +197,7 @@ def _next(context: Context, order: Order, now: datetime, flows: bool) -> datetim
             return schedule.next_poll(context, order, now, webhooks_flow=flows)
         completed_at = order.completed_at or now
         return until and schedule.next_reversal_poll(context, completed_at, now, until)
-    if order.status in FINAL:
+    if order.status in FINAL and not order.lives_on:
         return None
     return schedule.next_poll(context, order, now, webhooks_flow=flows)
 

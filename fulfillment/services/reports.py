@@ -1,20 +1,23 @@
 """Apply what providers report to many orders at once: events, hold ledger and next due times."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from fulfillment.crash import crash_point
+from fulfillment.errors import ConfigurationError
 from fulfillment.log import get_logger
 from fulfillment.services import brakes, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.decide import Decision, Money, decide
-from fulfillment.states import FINAL, FOLLOWED, UNFULFILLED
+from fulfillment.states import FINAL, FOLLOWED, RANK, UNFULFILLED
 from fulfillment.store import ledger, orders
 from fulfillment.store.engine import Session
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Move, Order
+from schemas.checkout import trade_url_parts
 from schemas.enums import OrderStatus, Source
 from schemas.messages import NEEDS_REVIEW
 from schemas.money import cents_to_mills
@@ -29,15 +32,18 @@ class _Money:
 
     confirmed: list[int] = field(default_factory=list)
     settled: list[Posting] = field(default_factory=list)
+    adjusted: list[Posting] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
     refunded: list[Posting] = field(default_factory=list)
 
-    def add(self, order: Order, decision: Decision, report: OrderReport) -> None:
+    def add(self, order: Order, decision: Decision) -> None:
         if Money.CONFIRM in decision.money:
             self.confirmed.append(order.id)
+        charged = decision.changes.get("charged_mills", order.charged_mills)
         if Money.SETTLE in decision.money:
-            charged = order.charged_mills if report.charged_mills is None else report.charged_mills
             self.settled.append(Posting(order.id, "delivered", charged))
+        if Money.ADJUST in decision.money:
+            self.adjusted.append(Posting(order.id, "the provider tells another charge", charged))
         if Money.END in decision.money:
             self.ended.append(order.id)
         if Money.REFUND in decision.money:
@@ -47,6 +53,8 @@ class _Money:
         if self.confirmed:
             ledger.confirm(session, self.confirmed, now)
         ledger.settle(session, self.settled, now)
+        if self.adjusted:
+            ledger.adjust(session, self.adjusted, now)
         if self.ended:
             ledger.end(session, self.ended, now)
         if self.refunded:
@@ -75,9 +83,6 @@ def apply_reports(
         if order.account != account:
             moves.append(stray(order, account, report, by))
             continue
-        if by is Source.OPERATOR:
-            # A person looked at the item, which a quarantined order's alarm names.
-            report = replace(report, item_id=None, item_name=None)
         settings = context.account(account)
         decision = decide(
             order,
@@ -85,6 +90,8 @@ def apply_reports(
             now,
             timedelta(seconds=settings.trade_window_s),
             cents_to_mills(settings.price_limit_cents(order.expected_price_cents)),
+            partner=_partner(context, order) if report.partner is not None else None,
+            is_by_a_person=by is Source.OPERATOR,
         )
         if by is Source.SUBMIT and decision.target is None:
             # A webhook was faster; the log still has an outcome for every request of ours.
@@ -94,7 +101,7 @@ def apply_reports(
             log.warning("order.alarm", order_id=order.external_id, note=decision.note)
         if decision.target is not None:
             moves.append(_move(context, order, decision, by, now))
-        money.add(order, decision, report)
+        money.add(order, decision)
     moved = orders.apply(session, moves, now)
     crash_point("report.moved", moved)
     money.post(session, now)
@@ -102,6 +109,15 @@ def apply_reports(
         brakes.watch_reversals(context, session, account)
     changed = {move.order_id for move in moves if move.changes or move.source is not move.target}
     return {order_id: order for order_id, order in moved.items() if order_id in changed}
+
+
+def _partner(context: Context, order: Order) -> int | None:
+    """Give the number of the recipient that was asked for; None where nobody can read it now."""
+    if order.trade_url_sealed is None:
+        return None
+    with suppress(ConfigurationError, ValueError):
+        return trade_url_parts(context.seal.open(order.trade_url_sealed).decode())[0]
+    return None
 
 
 def stray(order: Order, account: str, report: OrderReport | None, by: Source) -> Move:
@@ -125,6 +141,8 @@ def _move(context: Context, order: Order, decision: Decision, by: Source, now: d
     due: dict[str, Any] = {}
     if decision.target is not order.status:
         due = _due(context, order, decision, now)
+    elif "told_status" in decision.changes:
+        due = {"next_poll_at": _next_after_the_end(context, order, decision, now)}
     return Move(
         order_id=order.id,
         source=order.status,
@@ -137,8 +155,23 @@ def _move(context: Context, order: Order, decision: Decision, by: Source, now: d
     )
 
 
+def _next_after_the_end(
+    context: Context, order: Order, decision: Decision, now: datetime
+) -> datetime | None:
+    """Give the next poll of an ended order that the provider has, until its end is known there."""
+    after = replace(
+        order,
+        told_status=OrderStatus(decision.changes["told_status"]),
+        charged_mills=decision.changes.get("charged_mills", order.charged_mills),
+    )
+    if not after.lives_on:
+        return None
+    return order.next_poll_at or schedule.first_poll(context, now)
+
+
 def _due(context: Context, order: Order, decision: Decision, now: datetime) -> dict[str, Any]:
     target = decision.target
+    assert target is not None
     if target is OrderStatus.COMPLETED:
         until = decision.changes["reversible_until"]
         at = until and schedule.next_reversal_poll(context, now, now, until)
@@ -155,4 +188,8 @@ def _due(context: Context, order: Order, decision: Decision, now: datetime) -> d
         # Of a window that was over before we heard of it, the watchdog is to tell at once.
         at = schedule.next_watch(now, decision.changes["sent_at"], deadline)
         due["next_watch_at"] = at or now
+    elif target is OrderStatus.NEEDS_REVIEW:
+        due["next_watch_at"] = None
+    elif RANK.get(order.status) != RANK[target]:
+        due["next_watch_at"] = now + context.stalled_after
     return due

@@ -1,6 +1,7 @@
 """Watch the Steam trade windows: remind before the end, ask at the end, alarm after it.
 
-The provider's word wins: nothing here ever declares an offer expired.
+Before the offer is out, watch that the order comes on at all. The provider's word wins: nothing
+here ever declares an order failed or an offer expired.
 """
 
 from datetime import datetime, timedelta
@@ -10,6 +11,7 @@ from fulfillment.log import get_logger
 from fulfillment.services import pulse, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
+from fulfillment.states import FOLLOWED
 from fulfillment.store import due, leases, ledger, orders
 from fulfillment.store.engine import repeated
 from fulfillment.store.ledger import Posting
@@ -33,6 +35,10 @@ def watch_trade_windows(context: Context) -> list[str]:
         watched = due.claim_watches(session, now, now + timedelta(minutes=1), _LIMIT)
         moves, over = [], []
         for order in watched:
+            if order.status in FOLLOWED and order.status is not OrderStatus.SENT:
+                acted.append(order.external_id)
+                moves.append(_stalled(context, order))
+                continue
             if order.status is not OrderStatus.SENT or order.trade_deadline_at is None:
                 orders.set_due(session, [order.id], next_watch_at=None)
                 continue
@@ -48,6 +54,23 @@ def watch_trade_windows(context: Context) -> list[str]:
         crash_point("watchdog.before_commit", watched)
     crash_point("watchdog.after_commit", watched)
     return acted
+
+
+def _stalled(context: Context, order: Order) -> Move:
+    """Hand an order that does not come on to a person; its hold stays, and it is still followed."""
+    log.warning("watchdog.stalled", order_id=order.external_id, status=order.status)
+    hours = context.stalled_after.total_seconds() / 3600
+    note = f"still {order.status} after {hours:g} hours; a person may ask the provider"
+    return Move(
+        order.id,
+        order.status,
+        OrderStatus.NEEDS_REVIEW,
+        Source.WATCHDOG,
+        note,
+        {"told_status": order.status.value},
+        {"next_watch_at": None, "next_poll_at": order.next_poll_at or context.now()},
+        tell=(NEEDS_REVIEW,),
+    )
 
 
 def _look(order: Order, now: datetime, deadline: datetime) -> Move:

@@ -316,7 +316,8 @@ def wallets(session: Session, now: datetime) -> list[WalletView]:
                      WHERE t.account = a.name AND t.hold_closed_at IS NULL) AS held,
                    (SELECT coalesce(sum(hold_mills), 0) FROM attempts t
                      WHERE t.account = a.name AND t.absorbed_at IS NULL) AS unabsorbed,
-                   coalesce(sum(e.amount_mills) FILTER (WHERE e.kind = 'settle'), 0) AS settled,
+                   coalesce(sum(e.amount_mills) FILTER (WHERE e.kind IN ('settle', 'adjust')), 0)
+                       AS settled,
                    coalesce(sum(e.amount_mills) FILTER (WHERE e.kind = 'refund'), 0) AS refunded
               FROM accounts a
               LEFT JOIN wallets w ON w.account = a.name

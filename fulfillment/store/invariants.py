@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from fulfillment.states import FINAL, FOLLOWED, TRANSITIONS, WAITING
+from fulfillment.states import FINAL, FOLLOWED, RANK, TRANSITIONS, UNFULFILLED, WAITING
 from fulfillment.store.engine import Session
 from schemas.enums import AttemptState as A
 from schemas.enums import OrderStatus as S
@@ -32,7 +32,7 @@ LOGGED = frozenset(
         *("quoted_item_id", "charged_mills", "funds_deadline_at", "status", "provider_status"),
         *("provider_reference", "reported_at", "steam_offer_id", "sent_at", "trade_deadline_at"),
         *("overdue", "completed_at", "reversible_until", "failure_code", "failure_message"),
-        *("failed_by", "sequence"),
+        *("failed_by", "told_status", "contradictions", "sequence"),
     }
 )
 #: What `$name` stands for in a statement.
@@ -40,6 +40,9 @@ _WORDS = {
     "final": _words(FINAL),
     "waiting": _words([*WAITING, S.RESERVED]),
     "followed": _words([*FOLLOWED, S.NEEDS_REVIEW]),
+    "early": _words(FOLLOWED - {S.SENT}),
+    "one_rank": _words(status for status in FOLLOWED if RANK[status] == RANK[S.ACCEPTED]),
+    "unfulfilled": _words(UNFULFILLED),
     "live": _words([A.RESERVED, A.SENDING, A.ACCEPTED]),
     "edges": _words(f"{source}>{target}" for source, target in TRANSITIONS),
     # Delivered, and the provider is still asked what it charged.
@@ -131,6 +134,13 @@ INVARIANTS = (
            AND o.trade_deadline_at + %(overdue_grace)s + %(patience)s <= %(now)s
         UNION ALL
         SELECT o.external_id FROM orders o WHERE o.next_poll_at <= %(now)s - %(patience)s
+        UNION ALL
+        SELECT o.external_id FROM orders o
+         WHERE o.status IN ($early) AND o.created_at + %(stalled_after)s + %(patience)s <= %(now)s
+           AND (SELECT max(e.at) FROM order_events e
+                 WHERE e.order_id = o.id AND e.from_status IS DISTINCT FROM e.to_status
+                   AND NOT (e.from_status IN ($one_rank) AND e.to_status IN ($one_rank)))
+               + %(stalled_after)s + %(patience)s <= %(now)s
         """,
     ),
     Invariant(
@@ -182,10 +192,12 @@ INVARIANTS = (
     ),
     Invariant(
         "delivery_not_watched",
-        "a delivered order is asked about for as long as it can be undone",
+        "a delivered order is asked about for as long as it can be undone; one that ended and that "
+        "the provider has all the same, until it ends there",
         """
-        SELECT o.external_id FROM orders o WHERE o.id = ANY(%(ids)s) AND o.status = 'completed'
-           AND o.reversible_until > %(now)s AND o.next_poll_at IS NULL
+        SELECT o.external_id FROM orders o WHERE o.id = ANY(%(ids)s) AND o.next_poll_at IS NULL
+           AND (o.status = 'completed' AND o.reversible_until > %(now)s
+                OR o.status IN ($unfulfilled) AND o.told_status IN ('sent', $early))
         """,
     ),
     Invariant(
@@ -228,6 +240,19 @@ INVARIANTS = (
         """,
     ),
     Invariant(
+        "booked_is_charged",
+        "what is booked for a delivered order is what its provider says that it charged",
+        """
+        SELECT o.external_id FROM orders o
+          JOIN attempts a ON a.account = o.account AND a.external_id = o.external_id
+         WHERE o.id = ANY(%(ids)s) AND o.status IN ('completed', 'reversed')
+           AND a.state = 'completed' AND o.charged_mills <> (
+               SELECT coalesce(sum(e.amount_mills), 0) FROM wallet_entries e
+                WHERE e.order_id = o.id AND e.account = a.account
+                  AND e.kind IN ('settle', 'adjust'))
+        """,
+    ),
+    Invariant(
         "money_is_explained",
         "the ledger's entries say of every attempt what became of its money",
         """
@@ -239,7 +264,10 @@ INVARIANTS = (
                                          AND amount_mills = a.hold_mills) AS released,
                       count(*) FILTER (WHERE kind = 'refund') AS refunded,
                       coalesce(sum(amount_mills) FILTER (WHERE kind = 'refund'), 0)
-                      - coalesce(sum(amount_mills) FILTER (WHERE kind = 'settle'), 0) AS too_much,
+                      - coalesce(sum(amount_mills) FILTER (WHERE kind = 'settle'), 0)
+                      - (SELECT coalesce(sum(j.amount_mills), 0) FROM wallet_entries j
+                          WHERE j.order_id = o.id AND j.account = a.account
+                            AND j.kind = 'adjust') AS too_much,
                       count(*) FILTER (WHERE e.account <> a.account OR e.order_id <> a.order_id
                                           OR amount_mills < 0) AS foreign_ones
                  FROM wallet_entries e WHERE e.attempt_id = a.id) e

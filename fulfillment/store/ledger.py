@@ -76,7 +76,10 @@ def lock_spending(session: Session) -> None:
 
 
 _SPENT = """
-    SELECT coalesce(sum(greatest(a.hold_mills, coalesce(e.amount_mills, 0))), 0)
+    SELECT coalesce(sum(greatest(a.hold_mills, coalesce(e.amount_mills, 0) + (
+               SELECT coalesce(sum(j.amount_mills), 0) FROM wallet_entries j
+                WHERE a.state = 'completed' AND j.order_id = a.order_id
+                  AND j.account = a.account AND j.kind = 'adjust'))), 0)
       FROM attempts a
       LEFT JOIN wallet_entries e ON e.attempt_id = a.id AND e.kind = 'settle'
      WHERE a.account = {of} AND a.state <> 'refused'
@@ -375,24 +378,59 @@ def release_ended(session: Session, postings: Sequence[Posting], now: datetime) 
     _close(session, postings, now, state=AttemptState.ENDED, kind="release", was="ended")
 
 
-def refund(session: Session, postings: Sequence[Posting], now: datetime) -> None:
-    """Book money that came back after it was settled."""
+#: What is booked as spent for an attempt `a`: what was settled, and what was adjusted later.
+_BOOKED = """
+    (SELECT sum(e.amount_mills) FROM wallet_entries e
+      WHERE e.order_id = a.order_id AND e.account = a.account AND e.kind IN ('settle', 'adjust'))"""
+
+
+def adjust(session: Session, postings: Sequence[Posting], now: datetime) -> None:
+    """Book that settled charges were other ones (mills): the difference to what is booked."""
     session.execute(
-        """
+        f"""
+            WITH other AS (
+                SELECT a.id, a.account, a.order_id, p.amount - {_BOOKED} AS more, p.reason
+                  FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(amounts)s AS bigint[]),
+                              CAST(%(reasons)s AS text[])) AS p(order_id, amount, reason)
+                  JOIN orders o ON o.id = p.order_id
+                  JOIN attempts a ON a.account = o.account AND a.external_id = o.external_id
+                 WHERE a.state = 'completed'
+            ), adjusted AS (
+                INSERT INTO wallet_entries (account, order_id, kind, amount_mills, at, reason)
+                SELECT account, order_id, 'adjust', more, %(now)s, reason FROM other WHERE more <> 0
+                RETURNING order_id, account
+            )
+            UPDATE attempts a SET unbooked = unbooked + 1
+              FROM adjusted j WHERE a.order_id = j.order_id AND a.account = j.account
+            """,  # noqa: S608 - the part is a constant
+        {
+            "ids": [p.order_id for p in postings],
+            "amounts": [p.amount_mills for p in postings],
+            "reasons": [p.reason for p in postings],
+            "now": now,
+        },
+    )
+
+
+def refund(session: Session, postings: Sequence[Posting], now: datetime) -> None:
+    """Book money that came back after it was settled: all that is booked, where no sum is told."""
+    session.execute(
+        f"""
             WITH refunded AS (
                 INSERT INTO wallet_entries
                        (account, order_id, attempt_id, kind, amount_mills, at, reason)
-                SELECT s.account, s.order_id, s.attempt_id, 'refund',
-                       coalesce(p.amount, s.amount_mills), %(now)s, p.reason
+                SELECT a.account, a.order_id, a.id, 'refund',
+                       coalesce(p.amount, {_BOOKED}), %(now)s, p.reason
                   FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(amounts)s AS bigint[]),
                               CAST(%(reasons)s AS text[])) AS p(order_id, amount, reason)
                   JOIN wallet_entries s ON s.order_id = p.order_id AND s.kind = 'settle'
+                  JOIN attempts a ON a.id = s.attempt_id
                 ON CONFLICT (attempt_id, kind) DO NOTHING
                 RETURNING attempt_id
             )
             UPDATE attempts SET unbooked = unbooked + 1
              WHERE id IN (SELECT attempt_id FROM refunded)
-            """,
+            """,  # noqa: S608 - the part is a constant
         {
             "ids": [p.order_id for p in postings],
             "amounts": [p.amount_mills for p in postings],

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Self
 
-from fulfillment.states import WAITING
+from fulfillment.states import FINAL, UNFULFILLED, WAITING
 from schemas.enums import AttemptState, OrderStatus, Source
 
 
@@ -41,6 +41,8 @@ class Order:
     overdue: bool
     completed_at: datetime | None
     reversible_until: datetime | None
+    told_status: OrderStatus | None
+    contradictions: tuple[str, ...]
     next_attempt_at: datetime | None
     next_poll_at: datetime | None
     polled_at: datetime | None
@@ -60,11 +62,24 @@ class Order:
         values = list(row[: len(ORDER_COLUMNS)])
         values[_STATUS] = OrderStatus(values[_STATUS])
         values[_FALLBACKS] = tuple(values[_FALLBACKS])
+        values[_TOLD] = values[_TOLD] and OrderStatus(values[_TOLD])
+        values[_CONTRADICTIONS] = tuple(values[_CONTRADICTIONS])
         return cls(*values)
 
     def was_searched(self, since: datetime | None) -> bool:
         """Say whether it was looked for at its accounts since then; None: it need not be."""
         return since is None or (self.searched_at is not None and self.searched_at >= since)
+
+    @property
+    def lives_on(self) -> bool:
+        """Say whether it ended without the item and the provider has it all the same.
+
+        Until the provider's own end of it, or what that cost, is known.
+        """
+        if self.status not in UNFULFILLED or self.told_status is None:
+            return False
+        is_uncharged = self.told_status is OrderStatus.COMPLETED and self.charged_mills is None
+        return is_uncharged or self.told_status not in FINAL
 
     @property
     def is_unsent(self) -> bool:
@@ -118,6 +133,8 @@ class Attempt:
 ORDER_COLUMNS = tuple(each.name for each in fields(Order))
 ATTEMPT_COLUMNS = tuple(each.name for each in fields(Attempt))
 _STATUS, _FALLBACKS = ORDER_COLUMNS.index("status"), ORDER_COLUMNS.index("fallbacks")
+_TOLD = ORDER_COLUMNS.index("told_status")
+_CONTRADICTIONS = ORDER_COLUMNS.index("contradictions")
 _STATE = ATTEMPT_COLUMNS.index("state")
 
 

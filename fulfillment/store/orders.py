@@ -42,6 +42,8 @@ _SETTABLE = (
     "overdue",
     "completed_at",
     "reversible_until",
+    "told_status",
+    "contradictions",
     "next_attempt_at",
     "next_poll_at",
     "polled_at",

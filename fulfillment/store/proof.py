@@ -54,20 +54,30 @@ _ABSORB = """
     """
 
 # `unbooked` counts what has happened to an attempt's money: a row that changes while it is booked
-# is booked by the next figure. A refund is expected to be seen `lag` after it was told of.
+# is booked by the next figure. A refund is expected to be seen `lag` after it was told of, and so
+# is a charge that was told anew: until then a figure may tell of it or not.
 _PROVE = """
     WITH followed AS (
         SELECT a.id, a.state, a.booked_mills, a.unbooked, a.absorbed_at, a.hold_closed_at,
                greatest(a.hold_mills, coalesce(o.charged_mills, 0)) AS most,
                CASE WHEN a.absorbed_at IS NULL OR a.state = 'refused'
                       OR (a.state = 'ended' AND a.hold_closed_at IS NOT NULL) THEN 0
-                    ELSE coalesce(s.amount_mills, a.hold_mills)
+                    ELSE coalesce(s.amount_mills, a.hold_mills) + j.booked
                          - CASE WHEN r.at + %(lag)s <= %(at)s THEN r.amount_mills ELSE 0 END
                     END AS cost,
-               CASE WHEN r.at + %(lag)s > %(at)s THEN r.amount_mills ELSE 0 END AS awaited
+               CASE WHEN r.at + %(lag)s > %(at)s THEN r.amount_mills ELSE 0 END + j.awaited
+                    AS awaited
           FROM attempts a JOIN orders o ON o.id = a.order_id
           LEFT JOIN wallet_entries s ON s.attempt_id = a.id AND s.kind = 'settle'
           LEFT JOIN wallet_entries r ON r.attempt_id = a.id AND r.kind = 'refund'
+         CROSS JOIN LATERAL (
+               SELECT coalesce(sum(e.amount_mills) FILTER (
+                          WHERE e.amount_mills > 0 OR e.at + %(lag)s <= %(at)s), 0) AS booked,
+                      coalesce(sum(abs(e.amount_mills)) FILTER (
+                          WHERE e.at + %(lag)s > %(at)s), 0) AS awaited
+                 FROM wallet_entries e
+                WHERE a.state = 'completed' AND e.order_id = a.order_id
+                  AND e.account = a.account AND e.kind = 'adjust') j
          WHERE a.account = %(account)s
            AND (a.absorbed_at IS NULL OR a.hold_closed_at IS NULL OR a.unbooked > 0)
     ), booked AS (

@@ -24,6 +24,7 @@ from fulfillment.errors import (
     ProviderRefused,
 )
 from fulfillment.providers.base import AfterUnknown, Provider
+from schemas.checkout import trade_url_parts
 from schemas.enums import ProviderName
 from schemas.provider import OrderReport, PurchaseCommand, ReportState, Want
 from tests.contract.conftest import (
@@ -216,6 +217,8 @@ def test_pc08_an_unusable_answer_to_a_read_is_an_outage(
         asked.remove(wallet)  # what is left may be the balance
         if provider_name is ProviderName.SKINSNODE:
             asked.append(wallet)
+            asked.remove(report)  # what is left names the order, which is therefore there
+            assert report_of(provider, command).state is ReportState.UNKNOWN
     for read in asked:
         with pytest.raises(ProviderNotReached):
             read()
@@ -481,8 +484,9 @@ def test_pc24_amounts_that_are_not_exact_are_refused(
 
     with pytest.raises(ProviderNotReached):
         provider.wallet_mills()
-    with pytest.raises(ProviderNotReached):
-        provider.reports([command.external_id])
+    report = report_of(provider, command)
+    assert (report.state, report.charged_mills) == (ReportState.UNKNOWN, None)
+    assert report.alarm
 
 
 def test_pc25_what_was_charged_is_told_not_what_was_expected(
@@ -723,3 +727,16 @@ def test_pc37_thousandths_are_kept(
 
     simulator.ask("PUT", f"/items/{item['id']}", priceMills=item["priceMills"])
     assert (quoted, report.charged_mills) == (mills, mills)
+
+
+def test_pc40_a_poll_tells_for_whom_it_was_bought_by_a_number_that_is_no_secret(
+    provider: Provider, simulator: Simulator, order: Order
+) -> None:
+    command = order("delivered")
+    buy(provider, command)
+    simulator.jump(31)
+
+    report = report_of(provider, command)
+
+    assert report.partner == trade_url_parts(command.trade_url)[0]
+    assert TOKEN not in str(report)

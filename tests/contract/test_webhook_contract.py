@@ -43,7 +43,7 @@ def always(notice: WebhookNotice) -> bool:
 
 def without_item(report: OrderReport) -> OrderReport:
     """Leave out what a webhook does not tell (skinsnode.md 9)."""
-    return replace(report, item_id=None, item_name=None)
+    return replace(report, item_id=None, item_name=None, partner=None)
 
 
 def test_pc07_an_unknown_status_in_a_webhook_is_kept(

@@ -24,7 +24,7 @@ RANK = {
     "processing": 4,
     "pending": 5,
     "sent": 6,
-    "needs_review": 3,
+    "needs_review": 0,
     "completed": 7,
     "failed": 7,
     "cancelled": 7,
@@ -43,7 +43,7 @@ REBUILT = (
     *("account", "market_hash_name", "provider_status", "provider_reference", "reported_at"),
     *("quoted_mills", "charged_mills", "steam_offer_id", "failure_code", "failure_message"),
     *("failed_by", "funds_deadline_at", "sent_at", "trade_deadline_at", "overdue"),
-    *("completed_at", "reversible_until"),
+    *("completed_at", "reversible_until", "told_status", "contradictions"),
     *("route", "fallbacks", "between_attempts", "quoted_item_id"),
 )
 MOST_POSTS = 90
@@ -171,10 +171,16 @@ def overcommitted(account: str, judge: Judge, attempts: Sequence[Row]) -> Iterat
 def moves_forward(history: History) -> Iterator[str]:
     """I4: the log never goes back in rank, and no end is left but by completed -> reversed."""
     for order, events in _by_order(history.events):
+        reached = 0
         for event in events:
             source, target = event["from_status"], event["to_status"]
             if source is None or source == target:
                 continue
+            if target == "needs_review" and source not in ENDS:
+                reached = RANK[source]  # a review is no rank: whoever leaves it is no lower than it
+                continue
+            if source == "needs_review":
+                source = next(word for word, rank in RANK.items() if rank == reached)
             # Waiting for money is no rank: it ends with a fresh quote.
             is_requote = (source, target) == ("awaiting_funds", "quoted")
             if RANK[target] < RANK[source] and not is_requote:
@@ -191,6 +197,8 @@ def is_explained(history: History) -> Iterator[str]:
     yield from (f"I5 {name} was posted without an intent" for name in history.unintended)
     by_attempt: dict[int, dict[str, int]] = defaultdict(dict)
     for entry in history.entries:
+        if entry["kind"] == "adjust":
+            continue  # of an order, and as many as there were other charges
         kinds = by_attempt[entry["attempt_id"]]
         if entry["kind"] in kinds:
             yield f"I5 attempt {entry['attempt_id']} has two entries {entry['kind']}"
@@ -217,7 +225,7 @@ def _rebuild(order: Row, events: Sequence[Row]) -> Iterator[str]:
     if [event["sequence"] for event in events] != list(range(1, order["sequence"] + 1)):
         yield f"I5 the log of {name} has gaps"
         return
-    row: dict[str, Any] = dict.fromkeys(REBUILT) | {"overdue": False}
+    row: dict[str, Any] = dict.fromkeys(REBUILT) | {"overdue": False, "contradictions": []}
     status = None
     for event in events:
         if event["from_status"] != status:
@@ -282,9 +290,10 @@ def is_ended(history: History) -> Iterator[str]:
 def agrees(history: History) -> Iterator[str]:
     """I7: our view of every order and of every mill is the judge's."""
     entries: dict[str, Counter[str]] = defaultdict(Counter)
-    names = {attempt["id"]: attempt["external_id"] for attempt in history.attempts}
+    names = {attempt["order_id"]: attempt["external_id"] for attempt in history.attempts}
     for entry in history.entries:
-        entries[names.get(entry["attempt_id"], "?")][entry["kind"]] += entry["amount_mills"]
+        kind = "settle" if entry["kind"] == "adjust" else entry["kind"]
+        entries[names.get(entry["order_id"], "?")][kind] += entry["amount_mills"]
     for order in history.orders:
         name, status = order["external_id"], order["status"]
         purchase = history.judges[order["account"]].purchases.get(name)
@@ -343,11 +352,11 @@ def proves_its_wallets(history: History) -> Iterator[str]:
             yield f"I7 {account}: the proof of its wallet does not add up"
         if is_open or wallet["figure_mills"] != judge.balance_mills:
             continue  # a later figure tells
-        names = {attempt["id"]: attempt["external_id"] for attempt in attempts}
+        signs = {"settle": 1, "adjust": 1, "refund": -1}
         spent = sum(
-            entry["amount_mills"] * {"settle": 1, "refund": -1}.get(entry["kind"], 0)
+            entry["amount_mills"] * signs.get(entry["kind"], 0)
             for entry in history.entries
-            if entry["attempt_id"] in names
+            if entry["account"] == account
         )
         truth = judge.balance_mills - wallet["opening_mills"] + spent
         if told != truth:

@@ -352,9 +352,37 @@ MUTANTS = (
     Mutant(
         "another_item_is_adopted", "I7", "a purchase of another item under our id is ours",
         SERVICES + "decide.py",
-        "    if order.status in UNCONFIRMED and _is_of_another_item(order, report):",
-        "    if order.status in FINAL and _is_of_another_item(order, report):",
+        "    if order.status not in FOLLOWED | UNCONFIRMED | {OrderStatus.COMPLETED}:",
+        "    if order.status is not OrderStatus.COMPLETED:",
         _in(UNIT, "decide_item") + _integration("unknown_policies"),
+    ),
+    Mutant(
+        "quarantine_is_forgotten", "I7", "news that tell of no item let another item pass",
+        SERVICES + "contradictions.py",
+        "    return [each for each in order.contradictions if not set_right[each.split()[0]]]",
+        "    return []",
+        _in(UNIT, "decide_item"),
+    ),
+    Mutant(
+        "refused_is_forgotten", "I7", "nobody asks how a refused order ends that was bought",
+        SERVICES + "reconciliation.py",
+        "    if order.status in FINAL and not order.lives_on:",
+        "    if order.status in FINAL:",
+        _integration("news_of_orders"),
+    ),
+    Mutant(
+        "stalled_is_followed_for_ever", "I2", "an order that never ends is brought to nobody",
+        SERVICES + "reports.py",
+        "        due[\"next_watch_at\"] = now + context.stalled_after",
+        "        due[\"next_watch_at\"] = None",
+        _integration("news_of_orders"),
+    ),
+    Mutant(
+        "other_charge_is_not_booked", "I7", "a charge that is told anew stays as it was booked",
+        SERVICES + "reports.py",
+        "        if self.adjusted:\n",
+        "        if not self.adjusted:\n",
+        _integration("news_of_orders", "reconciliation"),
     ),
     # The store hears everything
     Mutant(

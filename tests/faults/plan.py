@@ -92,6 +92,7 @@ def draw(seed: int, kinds: tuple[str, ...] | None = None, orders: int | None = N
             "batch_limit": source.choice((4, 16, 64)),
             "claim_lease_s": source.choice((10, 30)),
             "await_funds_s": source.choice((60, 120, 300)),
+            "stalled_after_s": 7200,  # no fault lasts as long; a run does
             "routes": {ROUTE: tuple(accounts)} if len(accounts) > 1 else {},
         },
         faults_until=span_s + source.uniform(60, 180),

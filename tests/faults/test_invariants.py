@@ -27,7 +27,8 @@ def message(sequence: int) -> dict[str, Any]:
 
 
 def entry(kind: str, mills: int = 5000, attempt: int = 1) -> dict[str, Any]:
-    return {"attempt_id": attempt, "kind": kind, "amount_mills": mills, "reason": "because"}
+    made = {"order_id": attempt, "account": "main", "attempt_id": attempt, "kind": kind}
+    return made | {"amount_mills": mills, "reason": "because"}
 
 
 def attempt(**changes: Any) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def wallet(**changes: Any) -> dict[str, Any]:
 def order(**changes: Any) -> dict[str, Any]:
     made = dict.fromkeys(REBUILT) | {"id": 1, "external_id": "order-1", "account": "main"}
     made |= {"status": "completed", "overdue": False, "quoted_mills": 5000, "sequence": 7}
+    made |= {"contradictions": []}
     return made | changes
 
 
@@ -95,6 +97,12 @@ LOOKED = [
 ]
 BACK = [*EVENTS[:6], event(7, "sent", "queued"), event(8, "queued", "completed")]
 LEFT = [*EVENTS, event(8, "completed", "failed")]
+REVIEWED = [
+    *EVENTS[:6],
+    event(7, "sent", "needs_review"),
+    event(8, "needs_review", "queued"),
+    event(9, "queued", "completed"),
+]
 
 WRONG: dict[str, tuple[str, History]] = {
     "bought at two accounts": ("I1", replace(RIGHT, judges={"main": judge(), "b": ELSEWHERE})),
@@ -130,6 +138,7 @@ WRONG: dict[str, tuple[str, History]] = {
         replace(RIGHT, orders=[order(failure_code="insufficient_funds", failed_by="provider")]),
     ),
     "went back": ("I4", replace(RIGHT, events=BACK)),
+    "went back by way of a review": ("I4", replace(RIGHT, events=REVIEWED)),
     "left its end": ("I4", replace(RIGHT, events=LEFT)),
     "a gap in the log": ("I5", replace(RIGHT, events=[*EVENTS[:3], *EVENTS[4:]])),
     "a row that the log does not explain": (

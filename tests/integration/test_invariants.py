@@ -44,6 +44,7 @@ def ends(context: Context, provider: FakeProvider, clock: FakeClock) -> dict[str
         "completed": R.COMPLETED,
         "failed": R.FAILED,
         "sent": R.SENT,
+        "pending": R.PENDING,
         "reversed": R.REVERSED,
         "expired": R.EXPIRED,
     }
@@ -127,6 +128,12 @@ WRONG: list[tuple[str, str, str]] = [
         "UPDATE orders SET trade_deadline_at = now() - interval '1 day' WHERE id = %(id)s",
     ),
     (
+        "past_its_time",
+        "pending",
+        "WITH e AS (UPDATE order_events SET at = at - interval '2 days' WHERE order_id = %(id)s) "
+        "UPDATE orders SET created_at = created_at - interval '2 days' WHERE id = %(id)s",
+    ),
+    (
         "inbox_waits",
         "completed",
         "INSERT INTO webhook_deliveries "
@@ -149,6 +156,11 @@ WRONG: list[tuple[str, str, str]] = [
         "delivery_not_watched",
         "completed",
         "UPDATE orders SET next_poll_at = NULL WHERE id = %(id)s",
+    ),
+    (
+        "delivery_not_watched",
+        "failed",
+        "UPDATE orders SET told_status = 'pending' WHERE id = %(id)s",
     ),
     (
         "log_is_whole",
@@ -181,6 +193,17 @@ WRONG: list[tuple[str, str, str]] = [
         "log_rebuilds_row",
         "refused",
         "UPDATE order_events SET changes = '{}' WHERE order_id = %(id)s AND sequence = 1",
+    ),
+    (
+        "booked_is_charged",
+        "completed",
+        "UPDATE wallet_entries SET amount_mills = 1 WHERE order_id = %(id)s AND kind = 'settle'",
+    ),
+    (
+        "booked_is_charged",
+        "reversed",
+        f"{BOOK.replace('attempt_id, ', '').replace(', id', '')} 'adjust', -1, now(), '' "
+        "FROM attempts WHERE order_id = %(id)s",
     ),
     (
         "money_is_explained",

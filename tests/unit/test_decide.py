@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fulfillment.services.decide import REVERSAL_WATCH, Decision, Money, decide
-from fulfillment.states import FINAL, FOLLOWED, LOCAL, RANK, is_legal
+from fulfillment.states import FINAL, FOLLOWED, LOCAL, RANK, UNFULFILLED, is_legal
 from schemas.enums import OrderStatus as S
 from schemas.provider import OrderReport
 from schemas.provider import ReportState as R
@@ -141,10 +141,12 @@ def test_a_provider_that_has_an_order_that_we_refused_is_an_alarm(word: R) -> No
 
 
 @pytest.mark.parametrize("status", sorted(FINAL))
-def test_an_older_word_after_the_end_is_recorded_and_ignored(status: S) -> None:
+def test_an_older_word_after_the_providers_end_is_recorded_and_ignored(status: S) -> None:
     older = [w for w in WORDS if RANK[S(w.value)] < RANK[status]]
+    told = status if status in UNFULFILLED else None
+    order: dict[str, Any] = {"status": status, "failed_by": "provider", "told_status": told}
 
-    decisions = [decided(report(word), status=status, failed_by="provider") for word in older]
+    decisions = [decided(report(word), **order) for word in older]
 
     assert all(is_recorded_and_ignored(d, status) for d in decisions)
 
@@ -260,11 +262,20 @@ def test_a_charge_above_the_agreed_price_is_booked_and_alarmed() -> None:
     assert "613 cents" in decision.note
 
 
-@pytest.mark.parametrize("charged", [CAP_MILLS, CAP_MILLS - 1, 0])
+@pytest.mark.parametrize("charged", [CAP_MILLS, CAP_MILLS - 1])
 def test_a_charge_up_to_the_agreed_price_is_no_alarm(charged: int) -> None:
     decision = decided(report(R.COMPLETED, charged_mills=charged), status=S.SENT)
 
     assert not decision.is_alarm
+
+
+@pytest.mark.parametrize("status", [*sorted(FOLLOWED), S.COMPLETED])
+def test_a_charge_of_nothing_is_a_charge_that_is_not_told_yet(status: S) -> None:
+    known: dict[str, Any] = {"status": status, "provider_status": "completed"}
+
+    decision = decided(report(R.COMPLETED, charged_mills=0), **known)
+
+    assert decision == decided(report(R.COMPLETED), **known)
 
 
 @pytest.mark.parametrize("status", sorted(FOLLOWED))

@@ -92,8 +92,6 @@ def test_an_undocumented_refusal_is_not_definite_by_itself_and_no_absence(status
         {},
         {**TAKEN, "externalId": "order.2"},
         {**TAKEN, "externalId": None},
-        {**TAKEN, "status": None},
-        {**TAKEN, "pricing": {"amount": "1.5", "currency": "USD"}},
         {"data": TAKEN},
     ],
 )
@@ -102,6 +100,29 @@ def test_an_answer_that_does_not_confirm_this_order_is_unknown(content: Any) -> 
         buy(provider(202, content))
     with pytest.raises(ProviderNotReached):
         provider(200, content).reports(["order.1"])
+
+
+@pytest.mark.parametrize(
+    ("odd", "word"),
+    [
+        ({"status": None}, "(unreadable)"),
+        ({"pricing": {"amount": "1.5", "currency": "USD"}}, "accepted (unreadable)"),
+        ({"pricing": {"amount": "612", "currency": "EUR"}}, "accepted (unreadable)"),
+        ({"status": "on AbCdEfGh", "item": 7, "amount": "x"}, "on [removed] (unreadable)"),
+    ],
+)
+def test_an_order_that_is_there_and_cannot_be_read_is_told_of_as_such(
+    odd: dict[str, Any], word: str
+) -> None:
+    content = {**TAKEN, "tradeUrl": COMMAND.trade_url, **odd}
+
+    report = provider(200, content).reports(["order.1"])["order.1"]
+
+    assert (report.state, report.raw_status) == (ReportState.UNKNOWN, word)
+    assert report.charged_mills is None
+    assert report.alarm
+    with pytest.raises(ProviderOutcomeUnknown):
+        buy(provider(202, content))
 
 
 def test_a_purchase_in_an_outage_is_unknown_and_a_read_is_not() -> None:

@@ -242,6 +242,7 @@ def test_the_contracts_order_is_read() -> None:
         refunded_at=ended,
         item_id="0b0f",
         item_name="AWP",
+        partner=123456789,
     )
 
 

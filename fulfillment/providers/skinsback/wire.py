@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from fulfillment.providers import reading
 from fulfillment.providers.http import BOM, Unusable, read_json
 from fulfillment.providers.reading import (
     WORD_LENGTH,
@@ -26,6 +27,7 @@ from fulfillment.providers.reading import (
     item_told,
     number,
     order_id,
+    partner_of_steam_id,
     price_of,
     recipient,
     sensible,
@@ -368,6 +370,7 @@ def read_purchase(row: Any) -> Purchase:
         is_held=_flag(row.get("in_hold")),
         alarm=alarm,
         **item_told(item),
+        partner=partner_of_steam_id(row.get("steamid")),
     )
     if state in UNFULFILLED:
         report = _with_failure(report, word, row.get("error_reason"))
@@ -425,8 +428,8 @@ def _flag(value: object) -> bool | None:
 
 def unreadable(row: Any, custom_id: str, why: str) -> OrderReport:
     """Tell of a purchase that exists and cannot be read: nothing is concluded, a person is told."""
-    word = clean(row.get("offer_status"), WORD_LENGTH) if isinstance(row, dict) else None
-    return OrderReport(custom_id, ReportState.UNKNOWN, word or "unreadable", alarm=why)
+    word = row.get("offer_status") if isinstance(row, dict) else None
+    return reading.unreadable(custom_id, word, why)
 
 
 def custom_id_of(row: Any) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from fulfillment.providers import reading
 from fulfillment.providers.http import BOM, Unusable, read_json
 from fulfillment.providers.reading import (
     WORD_LENGTH,
@@ -22,6 +23,7 @@ from fulfillment.providers.reading import (
     item_told,
     number,
     order_id,
+    partner_of_steam_id,
     price_of,
     recipient,
 )
@@ -215,6 +217,7 @@ def read_purchase(data: Mapping[str, Any], external_id: str) -> OrderReport:
         provider_reference=number(data.get("id")),
         is_settled=word == SETTLED,
         **item_told(data.get("item")),
+        partner=partner_of_steam_id(data.get("steam_id")),
     )
     return _with_failure(report, data.get("fail_reason")) if word == FAILED else report
 
@@ -234,5 +237,4 @@ def unreadable(data: Mapping[str, Any], external_id: str, why: str) -> OrderRepo
     """Tell of this order's purchase that cannot be read; None where it is about another order."""
     if order_id(data.get("merchant_tx_id")) != external_id:
         return None
-    word = clean(data.get("status"), WORD_LENGTH)
-    return OrderReport(external_id, ReportState.UNKNOWN, word or "unreadable", alarm=why)
+    return reading.unreadable(external_id, data.get("status"), why)

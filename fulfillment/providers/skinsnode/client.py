@@ -98,7 +98,11 @@ class SkinsNode:
         if 400 <= answer.status < 500 and answer.status != httpx.codes.REQUEST_TIMEOUT:
             message = f"POST /v1/orders: HTTP {answer.status}, which the contract does not know"
             raise ProviderRefused(FailureCode.REFUSED, message, is_documented=False)
-        return _order(answer, external_id, "POST /v1/orders", ProviderOutcomeUnknown)
+        try:
+            return _order(read_json(_success(answer)), external_id)
+        except Unusable as error:
+            message = f"POST /v1/orders: {error}"
+            raise ProviderOutcomeUnknown(message, is_outage=error.is_outage) from error
 
     def reports(self, external_ids: Sequence[str]) -> dict[str, OrderReport]:
         """Ask for each order by itself: there is no bulk lookup. A state may be 30 s old."""
@@ -109,8 +113,7 @@ class SkinsNode:
             path = f"/v1/orders/{quote(external_id, safe='')}"
             answer = self._http.request("GET", path, headers=self._auth)
             if answer.status != 404:
-                what = f"GET {path}"
-                reports[external_id] = _order(answer, external_id, what, ProviderNotReached)
+                reports[external_id] = _report(answer, external_id, f"GET {path}")
         return reports
 
     def read_webhook(self, headers: Mapping[str, str], body: bytes) -> WebhookNotice:
@@ -138,15 +141,27 @@ class SkinsNode:
             raise ProviderNotReached(f"GET {path}: {error}") from error
 
 
-def _order(answer: Answer, external_id: str, what: str, doubt: type[ProviderError]) -> OrderReport:
-    """Read what must be about the order that was asked for."""
-    try:
-        report = wire.read_order(read_json(_success(answer)))
-        if report.external_id != external_id:
-            raise Unusable("expected this order, found another externalId")
-    except Unusable as error:
-        raise doubt(f"{what}: {error}", is_outage=error.is_outage) from error
+def _order(document: Any, external_id: str) -> OrderReport:
+    """Read what must be about the order that was asked for. Raises Unusable."""
+    report = wire.read_order(document)
+    if report.external_id != external_id:
+        raise Unusable("expected this order, found another externalId")
     return report
+
+
+def _report(answer: Answer, external_id: str, what: str) -> OrderReport:
+    """Read an order's state; of an order that cannot be read tell that it is there."""
+    try:
+        document = read_json(_success(answer))
+    except Unusable as error:
+        raise ProviderNotReached(f"{what}: {error}", is_outage=error.is_outage) from error
+    try:
+        return _order(document, external_id)
+    except Unusable as error:
+        told = wire.unreadable(document, external_id, str(error))
+        if told is None:
+            raise ProviderNotReached(f"{what}: {error}") from error
+        return told
 
 
 def _success(answer: Answer) -> bytes:

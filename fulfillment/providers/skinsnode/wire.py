@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from fulfillment.providers import reading
 from fulfillment.providers.http import BOM, Unusable, read_json
 from fulfillment.providers.reading import (
     LISTED_TWICE,
@@ -21,6 +22,7 @@ from fulfillment.providers.reading import (
     item_told,
     not_exact,
     number,
+    partner_of_link,
 )
 from schemas.money import MAX_MILLS, MILLS_PER_CENT, InexactMoney, mills_from_cents
 from schemas.provider import OrderReport, PurchaseCommand, ReportState
@@ -204,8 +206,7 @@ def read_order(document: Any) -> OrderReport:
     failure = order.failure if order.failure is not None else order.error
     if not isinstance(failure, dict):  # the webhook's shape is not documented
         failure = {"message": failure}
-    match = re.search(r"[?&]token=([\w-]+)", str(order.trade_url))
-    token = match and match.group(1)
+    token = _token_of(order.trade_url)
     return OrderReport(
         external_id=order.external_id,
         state=state,
@@ -217,7 +218,21 @@ def read_order(document: Any) -> OrderReport:
         reported_at=reported_at,
         refunded_at=instant(times.get("refundedAt")),
         **item_told(order.item, "marketHashName"),
+        partner=partner_of_link(order.trade_url),
     )
+
+
+def unreadable(document: Any, external_id: str, why: str) -> OrderReport | None:
+    """Tell of this order that cannot be read; None where it is about another order, or none."""
+    if not isinstance(document, dict) or document.get("externalId") != external_id:
+        return None
+    token = _token_of(document.get("tradeUrl"))
+    return reading.unreadable(external_id, clean(document.get("status"), WORD_LENGTH, token), why)
+
+
+def _token_of(trade_url: object) -> str | None:
+    match = re.search(r"[?&]token=([\w-]+)", str(trade_url))
+    return match and match.group(1)
 
 
 def _typed(document: Any, kind: type[T]) -> T:
