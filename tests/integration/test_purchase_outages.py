@@ -117,13 +117,15 @@ def test_all_else_goes_on_while_purchases_rest(
     run_chain(context)
     fail_all(provider)
     waiting = receive_one(context)
-    pass_time(context, clock, 60, step_s=5)
+    shown = set()
+    for _ in range(12):
+        pass_time(context, clock, 5, step_s=5)
+        shown.add(operations.wallets(context)[0].pause_reason)
 
     assert again(context, followed).status is S.COMPLETED
     assert again(context, lost).status is S.ACCEPTED
     assert again(context, waiting).status in (S.RECEIVED, S.RESERVED, S.SUBMITTING)
-    (wallet,) = operations.wallets(context)
-    assert wallet.pause_reason == "purchases: HTTP 503"
+    assert "purchases: HTTP 503" in shown <= {None, "purchases: HTTP 503"}
     assert rows(context, "SELECT paused_until FROM accounts") == [{"paused_until": None}]
 
 
