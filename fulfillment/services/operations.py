@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from fulfillment.crash import crash_point
 from fulfillment.errors import FulfillmentError, InvalidInput, NotAllowedNow, OrderNotFound
-from fulfillment.services import pulse
+from fulfillment.services import invariants, pulse
 from fulfillment.services.context import Context
 from fulfillment.services.reports import apply_reports
 from fulfillment.states import FOLLOWED
@@ -26,6 +26,10 @@ from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, Move, Order
 from schemas.enums import FailedBy, FailureCode, OrderStatus, Source
 from schemas.orders import OrderView, WalletView
+
+
+#: The invariants are looked at every minute.
+_CHECK_PATIENCE = timedelta(minutes=5)
 
 
 class Resolution(StrEnum):
@@ -168,10 +172,12 @@ class Check:
     name: str
     is_ok: bool
     detail: str = ""
+    #: Without it no order can be worked on; the others are for people to look at.
+    is_needed: bool = True
 
 
 def check_readiness(context: Context) -> list[Check]:
-    """Look at the database, its schema and the periodic ticks."""
+    """Look at the database, its schema and the periodic ticks; and at the checks of our rows."""
     try:
         context.database.ping()
         is_current = schema.is_current(context.database)
@@ -185,7 +191,19 @@ def check_readiness(context: Context) -> list[Check]:
         return checks
     with context.database.transaction() as session:
         beats = leases.heartbeats(session)
-    return [*checks, *(_check_pulse(context, beats, part) for part in _TURNING)]
+    checks += [_check_pulse(context, beats, part) for part in _TURNING]
+    return [*checks, _check_checks(context)]
+
+
+def _check_checks(context: Context) -> Check:
+    """Say whether the invariants were looked at lately.
+
+    Nobody is taken out of service for it: orders go on, and somebody else is to be told.
+    """
+    age = invariants.age(context)
+    is_ok = age <= _CHECK_PATIENCE
+    detail = f"{round(age.total_seconds())} s ago or never: nobody would notice a broken promise"
+    return Check("invariants checked", is_ok, "" if is_ok else detail, is_needed=False)
 
 
 @dataclass(frozen=True, slots=True)
