@@ -28,10 +28,6 @@ from schemas.enums import FailedBy, FailureCode, OrderStatus, Source
 from schemas.orders import OrderView, WalletView
 
 
-#: The invariants are looked at every minute.
-_CHECK_PATIENCE = timedelta(minutes=5)
-
-
 class Resolution(StrEnum):
     """What a person found out about an order that needs review."""
 
@@ -163,6 +159,10 @@ def wallets(context: Context) -> list[WalletView]:
         else view
         for view in views
     ]
+
+
+#: The invariants are looked at every minute.
+_CHECK_PATIENCE = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
