@@ -6,7 +6,8 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from fulfillment.errors import ProviderRefused
+from fulfillment.errors import ProviderOutcomeUnknown, ProviderRefused
+from fulfillment.providers.base import AfterUnknown
 from fulfillment.services import diagnosis, invariants, operations, pulse, webhooks
 from fulfillment.services.context import Context
 from fulfillment.store import leases
@@ -35,6 +36,7 @@ from tests.support import (
     rows,
     run_chain,
     run_polls,
+    run_ticks,
     submit,
 )
 
@@ -189,7 +191,10 @@ def test_an_order_that_goes_on_to_its_next_account_breaks_nothing(
     context = make_context(provider, accounts=accounts, routes={"both": names})
     provider.fail_purchase(ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "sold"))
     order = receive_one(context, account="both", marketHashName=NAME)
-    run_chain(context)
+    reserved = gather(context)
+    assert_invariants(context)
+    assert reserved is not None
+    submit(context, reserved)
     assert again(context, order).between_attempts
     assert_invariants(context)
 
@@ -199,6 +204,27 @@ def test_an_order_that_goes_on_to_its_next_account_breaks_nothing(
     submit(context, batch)
 
     assert again(context, order).status is S.ACCEPTED
+    assert_invariants(context)
+
+    tell(context, provider, order, R.COMPLETED, charged_mills=6120)
+    tell(context, provider, order, R.REVERSED, refunded_at=context.now())
+
+    assert again(context, order).status is S.REVERSED
+    assert_invariants(context)
+
+
+def test_an_order_that_waits_for_a_person_breaks_nothing(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    provider.after_unknown = AfterUnknown.LOOKUP_ONLY
+    order = receive_one(context)
+    provider.fail_purchase(ProviderOutcomeUnknown("timeout"))
+    run_chain(context)
+    for _ in range(15):
+        clock.advance(60)
+        run_ticks(context)
+
+    assert again(context, order).status is S.NEEDS_REVIEW
     assert_invariants(context)
 
 
@@ -214,7 +240,7 @@ def test_charges_that_come_late_or_are_too_high_are_the_providers_and_break_noth
     run_polls(context)
     assert_invariants(context)
 
-    tell(context, provider, clock, ended, R.COMPLETED, charged_mills=6120)
+    tell(context, provider, ended, R.COMPLETED, charged_mills=6120)
 
     assert again(context, ended).charged_mills == 6120
     assert again(context, dear).charged_mills == 999_999
@@ -222,12 +248,12 @@ def test_charges_that_come_late_or_are_too_high_are_the_providers_and_break_noth
 
 
 def test_a_refund_that_a_webhook_told_of_is_missed(
-    context: Context, provider: FakeProvider, clock: FakeClock
+    context: Context, provider: FakeProvider
 ) -> None:
     order = receive_one(context)
     run_chain(context)
-    tell(context, provider, clock, order, R.COMPLETED, charged_mills=6120)
-    tell(context, provider, clock, order, R.REVERSED, refunded_at=clock.now())
+    tell(context, provider, order, R.COMPLETED, charged_mills=6120)
+    tell(context, provider, order, R.REVERSED, refunded_at=context.now())
     assert_invariants(context)
 
     falsify(context, "DELETE FROM wallet_entries WHERE kind = 'refund'")
@@ -238,13 +264,14 @@ def test_a_refund_that_a_webhook_told_of_is_missed(
 def tell(
     context: Context,
     provider: FakeProvider,
-    clock: FakeClock,
     order: Order,
     state: R,
     **details: object,
 ) -> None:
     """Bring news of an order by webhook."""
     said = report(state, order.external_id, **details)
-    provider.notice = WebhookNotice(order.external_id, clock.now(), said)
-    webhooks.take(context, "main", {}, f"{order.external_id} {state}".encode())
+    provider.notice = WebhookNotice(order.external_id, context.now(), said)
+    webhooks.take(
+        context, again(context, order).account, {}, f"{order.external_id} {state}".encode()
+    )
     webhooks.apply_deliveries(context)

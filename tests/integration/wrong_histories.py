@@ -1,5 +1,7 @@
 """Wrong histories, one for each clause of an invariant: what it breaks, and how it is written.
 
+And right ones that only a clause tells from wrong ones: what they do not break.
+
 They are written into the orders of `test_invariants.ends`; an order's own number is put in as `id`.
 """
 
@@ -7,6 +9,19 @@ BOOK = (
     "INSERT INTO wallet_entries (account, order_id, attempt_id, kind, amount_mills, at, reason) "
     "SELECT account, order_id, id,"
 )
+_TOLD = (
+    "INSERT INTO webhook_deliveries "
+    "(account, order_id, digest, received_at, applied_at, outcome, report) "
+    "VALUES (%(account)s, %(id)s, 'd', now(), now(), %(outcome)s, "
+    """jsonb_build_object('state', CAST(%(state)s AS text), 'refunded_at', '2026-11-28'))"""
+)
+
+
+def _told(account: str = "main", outcome: str = "nothing new", state: str = "reversed") -> str:
+    words = {"account": account, "outcome": outcome, "state": state}
+    return _TOLD % ({name: f"'{word}'" for name, word in words.items()} | {"id": "%(id)s"})
+
+
 #: The invariant, the order's name, the statement.
 MORE: list[tuple[str, str, str]] = [
     (
@@ -50,6 +65,12 @@ MORE: list[tuple[str, str, str]] = [
         "completed",
         "UPDATE order_events e SET sequence = e.sequence + 10 FROM orders o "
         "WHERE o.id = %(id)s AND e.order_id = o.id AND e.sequence = o.sequence",
+    ),
+    (
+        "log_is_whole",
+        "completed",
+        "UPDATE order_events SET from_status = 'sent' "
+        "WHERE order_id = %(id)s AND to_status = 'completed' AND from_status = 'accepted'",
     ),
     (
         "money_is_explained",
@@ -253,14 +274,7 @@ MORE: list[tuple[str, str, str]] = [
         "completed",
         f"{BOOK} 'refund', 10, now(), '' FROM attempts WHERE order_id = %(id)s",
     ),
-    (
-        "money_fits_the_end",
-        "reversed",
-        "INSERT INTO webhook_deliveries "
-        "(account, order_id, digest, received_at, applied_at, outcome, report) "
-        "VALUES ('main', %(id)s, 'd', now(), now(), 'nothing new', "
-        """ '{"state": "reversed", "refunded_at": "2026-11-28T12:00:00Z"}')""",
-    ),
+    ("money_fits_the_end", "reversed", _told()),
     (
         "charged_above_cap",
         "completed",
@@ -293,3 +307,82 @@ WRONG_WALLETS = [
     ("overcommitted", "UPDATE attempts SET sending_at = now() + interval '1 day', "
      "absorbed_at = NULL WHERE hold_closed_at IS NULL"),
 ]  # fmt: skip
+_UNCHARGED = (
+    "WITH a AS (UPDATE attempts SET state = 'accepted', hold_closed_at = NULL, "
+    "ended_at = now() - interval '1 day' WHERE order_id = %(id)s) "
+    "UPDATE orders SET charged_mills = NULL WHERE id = %(id)s"
+)
+RIGHT: list[tuple[str, str, str]] = [
+    (
+        "final_order_open_hold",
+        "sent",
+        "UPDATE orders SET updated_at = now() - interval '1 day' WHERE id = %(id)s",
+    ),
+    ("final_order_open_hold", "completed", _UNCHARGED),
+    ("final_order_open_attempt", "completed", _UNCHARGED),
+    ("attempt_of_its_end", "completed", _UNCHARGED),
+    (
+        "under_way_without_hold",
+        "unknown",
+        "WITH a AS (UPDATE attempts SET state = 'refused' WHERE order_id = %(id)s) "
+        "UPDATE orders SET between_attempts = true WHERE id = %(id)s",
+    ),
+    (
+        "nothing_due",
+        "sent",
+        "UPDATE orders SET overdue = true, next_watch_at = NULL WHERE id = %(id)s",
+    ),
+    (
+        "past_its_time",
+        "waiting",
+        "UPDATE orders SET submit_by = now() - interval '1 hour', "
+        "claimed_until = now() + interval '10 minutes' WHERE id = %(id)s",
+    ),
+    (
+        "past_its_time",
+        "sent",
+        "UPDATE orders SET trade_deadline_at = now() - interval '1 day', overdue = true "
+        "WHERE id = %(id)s",
+    ),
+    (
+        "not_erased",
+        "sent",
+        "UPDATE orders SET updated_at = now() - interval '32 days', next_poll_at = NULL "
+        "WHERE id = %(id)s",
+    ),
+    (
+        "not_erased",
+        "completed",
+        "UPDATE orders SET updated_at = now() - interval '32 days', "
+        "reversible_until = now() - interval '32 days' WHERE id = %(id)s",
+    ),
+    (
+        "not_erased",
+        "completed",
+        "UPDATE orders SET updated_at = now() - interval '32 days', next_poll_at = NULL "
+        "WHERE id = %(id)s",
+    ),
+    (
+        "delivery_not_watched",
+        "reversed",
+        "UPDATE orders SET reversible_until = now() + interval '1 day' WHERE id = %(id)s",
+    ),
+    ("money_fits_the_end", "reversed", _told(account="other")),
+    ("money_fits_the_end", "reversed", _told(outcome="not applied")),
+    ("money_fits_the_end", "reversed", _told(state="failed")),
+    (
+        "overcommitted",
+        "sent",
+        "UPDATE attempts SET sending_at = NULL, absorbed_at = now() WHERE hold_closed_at IS NULL",
+    ),
+    (
+        "overcommitted",
+        "sent",
+        "UPDATE attempts SET sending_at = NULL, absorbed_at = NULL, hold_closed_at = now()",
+    ),
+    (
+        "overcommitted",
+        "sent",
+        "UPDATE attempts SET absorbed_at = NULL, sending_at = now() - interval '1 hour'",
+    ),
+]
