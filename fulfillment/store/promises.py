@@ -150,8 +150,9 @@ _MONEY = (
                o.status NOT IN ('failed', 'cancelled', 'expired')
                AND (e.settled > 0 AND e.released > 0
                     OR e.refunded > 0 AND o.status <> 'reversed')
-            OR o.status = 'reversed' AND e.settled > 0 AND e.refunded = 0 AND EXISTS (
-               SELECT 1 FROM webhook_deliveries d
+            -- A count, and not EXISTS: that is answered by reading the whole inbox.
+            OR o.status = 'reversed' AND e.settled > 0 AND e.refunded = 0 AND 0 < (
+               SELECT count(*) FROM webhook_deliveries d
                 WHERE d.order_id = o.id AND d.account = o.account
                   AND d.outcome IN ('applied', 'nothing new')
                   AND d.report ->> 'state' = 'reversed'
