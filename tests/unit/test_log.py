@@ -229,10 +229,12 @@ def test_json_lines_can_be_read_by_a_machine(lines: Callable[[], str]) -> None:
 def test_celery_writes_down_no_message_also_when_everything_is_logged(
     lines: Callable[[], str],
 ) -> None:
-    pool = TaskPool()
-    pool.on_apply = lambda *args, **kwargs: None
+    request = ("task", "id", {"argsrepr": "canaryTk", "headers": "canaryTk"})
+    done: list[object] = []
+    TaskPool().apply_async(
+        lambda *args: args, request, {}, callback=done.append, accept_callback=lambda *args: None
+    )
 
-    pool.apply_async(print, args=("task", "id", {"argsrepr": "canaryTk", "headers": "canaryTk"}))
-
+    assert done == [request]
     assert logging.getLogger().isEnabledFor(logging.DEBUG)
     assert "canaryTk" not in lines()
