@@ -119,8 +119,9 @@ def configure(level: str = "INFO", style: str = "text") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # These tell of every request, with its whole address.
-    for noisy in ("httpx", "httpcore", "uvicorn.access", "amqp"):
+    # These tell of every request, with its whole address; and of each message, with all that its
+    # sender put in.
+    for noisy in ("httpx", "httpcore", "uvicorn.access", "amqp", "celery.pool", "kombu.pidbox"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # These tell of every tick, several a second; Flower shows the same.
     if level != "DEBUG":

@@ -1,6 +1,8 @@
 """Names of queues, routing keys and tasks: what Flower and foreign senders see (DESIGN 7)."""
 
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
+
+from msgspec import Meta
 
 STORE_EXCHANGE = "store.events"
 CHECKOUT_KEY = "checkout.completed"
@@ -27,16 +29,39 @@ CHECK_INVARIANTS = "invariants.check"
 ERASE = "erasure.erase_due"
 
 
+Account = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9_-]{0,31}\Z")]
+ExternalId = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._-]{1,64}\Z")]
+OrderId = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+Token = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{0,64}\Z")]
+
+
 class Batch(TypedDict):
     """The argument of every step of the chain: which claimed orders it is about, never their state.
 
     `names` are the orders' external ids, for people who watch Flower.
     """
 
-    account: str
-    token: str
-    ids: list[int]
-    names: list[str]
+    account: Account
+    token: Token
+    ids: list[OrderId]
+    names: list[ExternalId]
+
+
+#: What a hint's arguments must be, by task. What a store sends is judged by intake instead.
+HINTS: dict[str, Any] = {
+    DISPATCH: tuple[Account, ...],
+    REFRESH_CATALOG: tuple[Batch],
+    CHECK_WALLET: tuple[Batch],
+    SUBMIT_ORDERS: tuple[Batch],
+    SCHEDULE_RECONCILIATION: tuple[Batch],
+    POLL_DUE: tuple[()],
+    POLL_ORDERS: tuple[Batch],
+    WATCH_TRADE_WINDOWS: tuple[()],
+    APPLY_WEBHOOK: tuple[ExternalId, ...],
+    RESUME_STUCK: Annotated[tuple[bool, ...], Meta(max_length=1)],
+    CHECK_INVARIANTS: tuple[()],
+    ERASE: tuple[()],
+}
 
 
 class OrderMessage(TypedDict):

@@ -3,8 +3,10 @@
 import re
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import structlog
 from celery import Task
 from celery.exceptions import Reject
@@ -15,7 +17,7 @@ from fulfillment.errors import FulfillmentError
 from fulfillment.log import get_logger, masked
 from fulfillment.services.context import Context, build_context, register_accounts
 from fulfillment.settings import load_settings
-from schemas.messages import RECEIVE
+from schemas.messages import HINTS, RECEIVE
 
 log = get_logger(__name__)
 
@@ -69,6 +71,17 @@ def _shown(arg: Any) -> str:
     return "***"
 
 
+def is_hint(task: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Say whether a task can be run with these arguments; of what a store sends intake says so."""
+    if task not in HINTS:
+        return True
+    try:
+        msgspec.convert(args, HINTS[task])
+    except msgspec.ValidationError:
+        return False
+    return not kwargs
+
+
 class ShownRequest(Request):
     """A request whose arguments are shown in events, logs and `inspect` only as `shown` says.
 
@@ -109,8 +122,13 @@ class FulfillmentTask(Task[..., Any]):
     Request = "tasks.base:ShownRequest"
     abstract = True
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         with structlog.contextvars.bound_contextvars(task=self.name, task_id=self.request.id):
+            if not is_hint(self.name, args, kwargs):
+                # Nothing is lost: what is due is found by the sweep.
+                log.warning("task.dropped", reason="its arguments are none of this task's")
+                self.stop_chain()
+                return {"failed": "arguments"}
             try:
                 crash_point("task.begun")
                 result = self.run(*args, **kwargs)

@@ -1,7 +1,8 @@
 """One order that nobody can deal with must not stop those beside it."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from fulfillment.errors import FulfillmentError
 from fulfillment.log import get_logger
@@ -28,6 +29,54 @@ def apart(
             set_aside(name(members[0]), error)
             return []
     return [result for member in members for result in apart(act, [member], name)]
+
+
+@dataclass
+class Halves(Generic[T, R]):
+    """What came of acting on all, on halves, and so on; `failed` are those that fail alone.
+
+    With an `error` and nobody who failed, no member is to blame.
+    """
+
+    results: list[R] = field(default_factory=list)
+    failed: list[T] = field(default_factory=list)
+    error: Exception | None = None
+
+
+def halved(act: Callable[[Sequence[T]], R], members: Sequence[T]) -> Halves[T, R]:
+    """Act on all at once; where that fails as nobody expects, find out who makes it fail.
+
+    What is acted on again must do nothing but look. Our own errors are raised.
+    """
+    whole = _tried(act, members)
+    if whole.error is None or _tried(act, []).error is not None:
+        return Halves(whole.results, error=whole.error)
+    return _apart_by_halves(act, members, whole)
+
+
+def _apart_by_halves(
+    act: Callable[[Sequence[T]], R], members: Sequence[T], whole: Halves[T, R]
+) -> Halves[T, R]:
+    if whole.error is None:
+        return whole
+    if len(members) == 1:
+        return Halves(failed=list(members), error=whole.error)
+    middle = len(members) // 2
+    halves = Halves[T, R](error=whole.error)
+    for half in (members[:middle], members[middle:]):
+        found = _apart_by_halves(act, half, _tried(act, half))
+        halves.results += found.results
+        halves.failed += found.failed
+    return halves
+
+
+def _tried(act: Callable[[Sequence[T]], R], members: Sequence[T]) -> Halves[T, R]:
+    try:
+        return Halves([act(members)])
+    except FulfillmentError:
+        raise
+    except Exception as error:
+        return Halves(error=error)
 
 
 def alone(act: Callable[[], R], order: str, otherwise: Callable[[str], R]) -> R:

@@ -1,16 +1,19 @@
 """Look whether what must always hold does hold, and raise an alert with ids where it does not."""
 
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from fulfillment.errors import ServerUnreachable
 from fulfillment.log import get_logger
-from fulfillment.services import pulse, schedule, unknowns
+from fulfillment.providers.http import LONGEST_PAUSE
+from fulfillment.services import backstop, pulse, schedule, unknowns
 from fulfillment.services.context import Context
 from fulfillment.store import invariants, leases
-from fulfillment.store.invariants import INVARIANTS
+from fulfillment.store.invariants import INVARIANTS, Finding
+from fulfillment.store.promises import Invariant
 
 log = get_logger(__name__)
 
@@ -22,18 +25,44 @@ _SLICE = 500
 _MOST_NAMES = 100
 #: A check is no use to a second beat's tick this soon after.
 _GAP = timedelta(seconds=30)
+#: So often a statement is asked that reads a whole table.
+_DEAR_GAP = timedelta(hours=1)
+#: Behind the last order there may be rows of one that is gone.
+_LAST_ID = 2**63 - 1
+#: How a charge above the cap is told of in an order's log (services/decide.py).
+_ABOVE_CAP = "above the agreed price"
+#: An order at which a statement fails; or the invariant's name, where no order is to blame.
+UNCHECKED = "cannot_be_checked"
+_PROMISES = {each.name: each.promise for each in INVARIANTS} | {
+    UNCHECKED: "whatever is kept of an order can be read by these checks"
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """An invariant that does not hold; `subjects` are orders' external ids or accounts."""
+    """An invariant that does not hold; `subjects` are orders' external ids or accounts.
+
+    Of rows without an order its number stands, as `#17`.
+    """
 
     invariant: str
     promise: str
     subjects: tuple[str, ...]
 
 
+@dataclass
+class _Found:
+    """What breaks each invariant that was looked at, and why some could not be."""
+
+    subjects: dict[str, set[str]] = field(default_factory=lambda: {UNCHECKED: set()})
+    reasons: set[str] = field(default_factory=set)
+
+    def violations(self) -> list[Violation]:
+        return _violations({name: sorted(found) for name, found in self.subjects.items()})
+
+
 def _parameters(context: Context) -> dict[str, Any]:
+    accounts = context.settings.accounts
     return {
         "now": context.now(),
         "patience": _PATIENCE,
@@ -43,32 +72,71 @@ def _parameters(context: Context) -> dict[str, Any]:
         "overdue_grace": schedule.OVERDUE_GRACE,
         "erase_after": timedelta(days=context.settings.erase_after_days),
         "erase_patience": _ERASE_PATIENCE,
+        "lease": context.lease,
+        # An account's pause, or until a cached answer is too old to count.
+        "longest_pause": 2 * LONGEST_PAUSE + context.cache_time,
+        "longest_poll_gap": schedule.longest_poll_gap(context),
+        "longest_watch_gap": schedule.longest_watch_gap(context),
+        "accounts": list(accounts),
+        "slippage_bps": [account.slippage_bps for account in accounts.values()],
+        "slippage_cents": [account.slippage_cents for account in accounts.values()],
+        "above_cap": _ABOVE_CAP,
     }
 
 
 def violations(context: Context) -> list[Violation]:
     """Check everything, all orders included: for tests and for a quiet hour, not for every tick."""
-    parameters = _parameters(context)
-    found: dict[str, set[str]] = {invariant.name: set() for invariant in INVARIANTS}
+    found = _Found()
     after_id, ids = 0, [0]
     while ids:
         with context.database.transaction() as session:
             ids = invariants.ids_after(session, after_id, _SLICE)
-            for invariant in INVARIANTS:
-                if invariant.is_about_ids or after_id == 0:
-                    parameters["ids"] = ids
-                    found[invariant.name] |= set(
-                        invariants.broken(session, invariant, parameters, _SLICE)
-                    )
+        asked = [each for each in INVARIANTS if each.is_about_ids or after_id == 0]
+        parameters = _parameters(context) | {"after": after_id, "to": ids[-1] if ids else _LAST_ID}
+        for invariant in asked:
+            _look(context, invariant, parameters, ids, _SLICE, found)
         after_id = ids[-1] if ids else after_id
-    return _violations({name: sorted(subjects) for name, subjects in found.items()})
+    return found.violations()
 
 
-def _violations(found: Mapping[str, list[str]]) -> list[Violation]:
+def _look(
+    context: Context,
+    invariant: Invariant,
+    parameters: Mapping[str, Any],
+    ids: Sequence[int],
+    limit: int,
+    found: _Found,
+) -> None:
+    """Add what breaks one invariant; where it cannot be looked at, who is to blame for that.
+
+    Then what was found of it before is left as it is. Raises ServerUnreachable where nothing can
+    be looked at.
+    """
+
+    def ask(members: Sequence[int]) -> list[str]:
+        with context.database.transaction() as session:
+            return invariants.broken(session, invariant, {**parameters, "ids": members}, limit)
+
+    try:
+        halves = backstop.halved(ask, ids if invariant.is_about_ids else [])
+    except ServerUnreachable as error:
+        context.database.ping()  # it is there: this one statement takes too long
+        halves = backstop.Halves(error=error)
+    if halves.error is not None:
+        found.reasons.add(f"{invariant.name}: {type(halves.error).__name__}")
+        with context.database.transaction() as session:
+            names = invariants.names_of(session, halves.failed)
+        found.subjects[UNCHECKED] |= set(names) or {invariant.name}
+    if halves.results:
+        subjects = found.subjects.setdefault(invariant.name, set())
+        subjects |= {name for result in halves.results for name in result}
+
+
+def _violations(found: Mapping[str, Iterable[str]]) -> list[Violation]:
     return [
-        Violation(each.name, each.promise, tuple(found[each.name]))
-        for each in INVARIANTS
-        if found.get(each.name)
+        Violation(name, promise, tuple(subjects))
+        for name, promise in _PROMISES.items()
+        if (subjects := found.get(name))
     ]
 
 
@@ -82,26 +150,40 @@ def check(context: Context) -> list[Violation]:
     with context.database.transaction() as session:
         if not leases.acquire(session, "invariants", uuid.uuid4().hex, now, now + _GAP):
             return []
-        leases.beat(session, pulse.INVARIANTS, now)
         before = invariants.found_before(session)
-        turn = invariants.ids_after(
-            session, max((row.after_id for row in before.values()), default=0), _SLICE
-        )
+        last = max(before.values(), key=lambda row: row.checked_at, default=None)
+        after_id = last.after_id if last else 0
+        turn = invariants.ids_after(session, after_id, _SLICE)
         known = [name for row in before.values() for name in row.violations]
-        ids = {*turn, *invariants.ids_beside(session, known, _SLICE)}
-    parameters = _parameters(context) | {"ids": sorted(ids)}
-    found: dict[str, list[str]] = {}
+        ids = sorted({*turn, *invariants.ids_beside(session, known, _SLICE)})
+    # Behind the last one it goes on with the first.
+    is_last = len(turn) < _SLICE
+    parameters = _parameters(context) | {"after": after_id, "to": _LAST_ID if is_last else turn[-1]}
+    found = _Found()
     for invariant in INVARIANTS:
-        with context.database.transaction() as session:
-            found[invariant.name] = invariants.broken(session, invariant, parameters, _MOST_NAMES)
+        if not invariant.is_dear or _is_asked_again(before.get(invariant.name), now):
+            _look(context, invariant, parameters, ids, _MOST_NAMES, found)
     with context.database.transaction() as session:
-        # Behind the last one it goes on with the first.
-        invariants.keep(session, found, turn[-1] if len(turn) == _SLICE else 0, now)
-    for each in _violations(found):
+        subjects = {name: sorted(each) for name, each in found.subjects.items()}
+        invariants.keep(session, subjects, 0 if is_last else turn[-1], now)
+        leases.beat(session, pulse.INVARIANTS, now)
+    _alert(found, before)
+    return found.violations()
+
+
+def _is_asked_again(last: Finding | None, now: datetime) -> bool:
+    """Say whether a dear statement is due: what it found is looked at again until it is gone."""
+    return last is None or bool(last.violations) or now - last.checked_at >= _DEAR_GAP
+
+
+def _alert(found: _Found, before: Mapping[str, Finding]) -> None:
+    for each in found.violations():
         told = before[each.invariant].violations if each.invariant in before else []
         if new := sorted(set(each.subjects) - set(told)):
-            log.error("invariant.violated", invariant=each.invariant, why=each.promise, ids=new)
-    return _violations(found)
+            why = each.promise
+            if each.invariant == UNCHECKED:
+                why += f"; it fails at {', '.join(sorted(found.reasons))}"
+            log.error("invariant.violated", invariant=each.invariant, why=why, ids=new)
 
 
 def last_findings(context: Context) -> tuple[list[Violation], datetime | None]:
@@ -118,5 +200,14 @@ def last_findings(context: Context) -> tuple[list[Violation], datetime | None]:
 def last_counts(context: Context) -> dict[str, int]:
     """Count what breaks each invariant, by the last check."""
     found, _ = last_findings(context)
-    none = dict.fromkeys((each.name for each in INVARIANTS), 0)
-    return none | {each.invariant: len(each.subjects) for each in found}
+    return dict.fromkeys(_PROMISES, 0) | {each.invariant: len(each.subjects) for each in found}
+
+
+def age(context: Context) -> timedelta:
+    """Say how long ago a check was last completed; where none was, since when one is missing."""
+    now = context.now()
+    with context.database.transaction() as session:
+        kept = invariants.found_before(session)
+        since = max((row.checked_at for row in kept.values()), default=None)
+        since = since or invariants.oldest_order_at(session) or now
+    return max(now - since, timedelta())

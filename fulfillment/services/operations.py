@@ -13,7 +13,7 @@ from fulfillment.errors import (
     OrderNotFound,
     ProviderError,
 )
-from fulfillment.services import pulse
+from fulfillment.services import invariants, pulse
 from fulfillment.services.context import Context
 from fulfillment.services.merchants import why_strange
 from fulfillment.services.reports import apply_reports
@@ -246,6 +246,10 @@ def wallets(context: Context) -> list[WalletView]:
     ]
 
 
+#: The invariants are looked at every minute.
+_CHECK_PATIENCE = timedelta(minutes=5)
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One thing that must work, and what is wrong with it if it does not."""
@@ -253,10 +257,12 @@ class Check:
     name: str
     is_ok: bool
     detail: str = ""
+    #: Without it no order can be worked on; the others are for people to look at.
+    is_needed: bool = True
 
 
 def check_readiness(context: Context) -> list[Check]:
-    """Look at the database, its schema and the periodic ticks."""
+    """Look at the database, its schema and the periodic ticks; and at the checks of our rows."""
     try:
         context.database.ping()
         is_current = schema.is_current(context.database)
@@ -270,7 +276,19 @@ def check_readiness(context: Context) -> list[Check]:
         return checks
     with context.database.transaction() as session:
         beats = leases.heartbeats(session)
-    return [*checks, *(_check_pulse(context, beats, part) for part in _TURNING)]
+    checks += [_check_pulse(context, beats, part) for part in _TURNING]
+    return [*checks, _check_checks(context)]
+
+
+def _check_checks(context: Context) -> Check:
+    """Say whether the invariants were looked at lately.
+
+    Nobody is taken out of service for it: orders go on, and somebody else is to be told.
+    """
+    age = invariants.age(context)
+    is_ok = age <= _CHECK_PATIENCE
+    detail = f"{round(age.total_seconds())} s ago or never: nobody would notice a broken promise"
+    return Check("invariants checked", is_ok, "" if is_ok else detail, is_needed=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,10 @@ _MOST_BACKOFF = 10  # times the smallest interval: 5 minutes
 _QUIET_BACKOFF = 20  # while webhooks flow, polls are only a safety net
 _SLOWEST_WATCH = timedelta(hours=6)
 _AFTER_PROTECTION = timedelta(minutes=5)
+_SPREAD = 0.2
 
 
-def _jittered(context: Context, seconds: float, spread: float = 0.2) -> timedelta:
+def _jittered(context: Context, seconds: float, spread: float = _SPREAD) -> timedelta:
     """Lengthen by up to `spread`: never shorter, since the smallest interval is a promise."""
     return timedelta(seconds=seconds * (1 + spread * context.jitter()))
 
@@ -37,6 +38,19 @@ def next_poll(context: Context, order: Order, now: datetime, *, webhooks_flow: b
     if order.status is OrderStatus.SENT and deadline is not None and now < deadline < at:
         at = max(deadline, now + timedelta(seconds=smallest))
     return at
+
+
+def longest_poll_gap(context: Context) -> timedelta:
+    """Give the longest that `next_poll` may wait."""
+    smallest = timedelta(seconds=context.settings.poll_min_interval_s)
+    return smallest * _QUIET_BACKOFF * (1 + _SPREAD)
+
+
+def longest_watch_gap(context: Context) -> timedelta:
+    """Give the longest that any poll may wait, those of delivered orders included."""
+    smallest = timedelta(seconds=context.settings.poll_min_interval_s)
+    slowest = max(_SLOWEST_WATCH, 4 * smallest) * (1 + _SPREAD)
+    return max(slowest, longest_poll_gap(context))
 
 
 def next_reversal_poll(

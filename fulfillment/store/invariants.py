@@ -2,8 +2,9 @@
 
 A statement sees the database at one instant, and whoever changes an order changes its log, its
 attempt and its money in the same transaction: what is found is broken, not under way. Beside
-`:now` statements take the patience that the promise of a time allows. Those about `:ids` look at
-these orders alone, since nothing but the whole table would find every one that is broken.
+`now` statements take the patience that the promise of a time allows. Those about `ids` look at
+these orders alone, since nothing but the whole table would find every one that is broken; rows
+without an order are looked for between the ids `after` and `to`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ import msgspec
 
 from fulfillment.states import FINAL, FOLLOWED, RANK, TRANSITIONS, UNFULFILLED, WAITING
 from fulfillment.store.engine import Session
+from fulfillment.store.promises import PROMISES, Invariant
 from schemas.enums import AttemptState as A
 from schemas.enums import OrderStatus as S
 
@@ -54,20 +56,8 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Invariant:
-    """A promise, and the statement that gives the orders or accounts for which it is broken."""
-
-    name: str
-    promise: str
-    statement: str
-
-    @property
-    def is_about_ids(self) -> bool:
-        return ":ids" in self.statement
-
-
 INVARIANTS = (
+    *PROMISES,
     Invariant(
         "final_order_open_hold",
         "the money of a final order is settled or released when the wallet tells of it",
@@ -301,14 +291,28 @@ def ids_after(session: Session, after_id: int, limit: int) -> list[int]:
     return [row.id for row in rows]
 
 
-def ids_beside(session: Session, external_ids: Sequence[str], limit: int) -> list[int]:
-    """Give the newest orders and the named ones by our own ids."""
+def ids_beside(session: Session, subjects: Sequence[str], limit: int) -> list[int]:
+    """Give the newest orders and the named ones by our own ids, `#ID` that of no order included."""
     rows = session.execute(
         "(SELECT id FROM orders ORDER BY id DESC LIMIT %(limit)s) "
         "UNION SELECT id FROM orders WHERE external_id = ANY(%(names)s)",
-        {"limit": limit, "names": list(external_ids)},
+        {"limit": limit, "names": list(subjects)},
     )
-    return [row.id for row in rows]
+    return [row.id for row in rows] + [int(name[1:]) for name in subjects if name.startswith("#")]
+
+
+def names_of(session: Session, ids: Sequence[int]) -> list[str]:
+    """Give the store's ids of orders."""
+    rows = session.execute(
+        "SELECT external_id FROM orders WHERE id = ANY(%(ids)s)", {"ids": list(ids)}
+    )
+    return [row.external_id for row in rows]
+
+
+def oldest_order_at(session: Session) -> datetime | None:
+    """Say when the first order came; None where there is none."""
+    at: datetime | None = session.scalar("SELECT created_at FROM orders ORDER BY id LIMIT 1")
+    return at
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ class DatabaseCollector(Collector):
             found = operations.gauges(self._context)
             brakes_now = brakes.show_accounts(self._context)
             broken = invariants.last_counts(self._context)
+            unchecked_for = invariants.age(self._context)
         except DATABASE_ERRORS as error:
             log.warning("metrics.database_error", reason=reason_of(error))
             yield _gauge("database_up", "Whether the database answers", [((), 0)])
@@ -75,6 +76,8 @@ class DatabaseCollector(Collector):
         yield _gauge("tick_age_seconds", "Since a periodic activity last ran", ticks, "name")
         about = "What breaks an invariant, by the last check"
         yield _gauge("invariant_violations", about, _by_one(broken), "invariant")
+        about = "Since the invariants were last looked at, or since the first order where never"
+        yield _gauge("invariants_age_seconds", about, [((), unchecked_for.total_seconds())])
         stopped = {view.account: float(view.stopped_at is not None) for view in brakes_now}
         yield _gauge("account_stopped", "Stopped by an operator", _by_one(stopped), "account")
         spent = {view.account: view.spent_last_hour for view in brakes_now if view.spend_cap}

@@ -170,7 +170,10 @@ def test_hints_that_nobody_understands_are_dropped(shop: Driver, broker: redis.R
     odd = json.dumps([[{"a": TOKEN}, [TOKEN]], {TOKEN: 1}, {}])
 
     with Connection(_url(shop)) as connection:
-        for task in ("checkout.dispatch", "inbox.apply_webhook", "of.a.newer.version"):
+        for task in (
+            *("checkout.dispatch", "checkout.submit_orders", "reconcile.poll_orders"),
+            *("inbox.apply_webhook", "of.a.newer.version"),
+        ):
             connection.Producer().publish(
                 odd,
                 routing_key="fulfillment.follow",

@@ -12,8 +12,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,9 +35,9 @@ FAILED = 1
 
 
 @contextmanager
-def planted(mutant: Mutant) -> Iterator[Path]:
-    """Give a copy of the tree with the bug in it."""
-    home = Path(tempfile.mkdtemp(prefix=f"mutant-{mutant.name}-"))
+def planted(mutant: Mutant | None) -> Iterator[Path]:
+    """Give a copy of the tree with the bug in it; without one, where None is given."""
+    home = Path(tempfile.mkdtemp(prefix=f"mutant-{mutant.name if mutant else 'none'}-"))
     try:
         names = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],  # noqa: S607
@@ -46,35 +47,73 @@ def planted(mutant: Mutant) -> Iterator[Path]:
             if (ROOT / name).is_file():
                 (home / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, home / name)
-        target = home / mutant.path
-        target.write_text(mutant.applied(target.read_text()))
+        if mutant is not None:
+            target = home / mutant.path
+            target.write_text(mutant.applied(target.read_text()))
         yield home
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
 
 def catch(mutant: Mutant, *, wider: bool = True) -> str | None:
-    """Name the test that finds the bug out; None where it survives. Raises RuntimeError."""
-    with planted(mutant) as home:
-        for tests in (mutant.tests, WIDER) if wider else (mutant.tests,):
+    """Name the test that finds the bug out; None where it survives.
+
+    Raises RuntimeError where the tests cannot be run, or fail without the bug too.
+    """
+    for tests in (mutant.tests, WIDER) if wider else (mutant.tests,):
+        check_sound(tests)
+        with planted(mutant) as home:
             caught = _run(home, tests)
-            if caught is not None:
-                return caught
+        if caught is not None:
+            return caught
     return None
 
 
+#: Bugs of one file share their tests, which are tried without any bug once.
+_sound: dict[tuple[str, ...], Future[str | None]] = {}
+_sound_lock = threading.Lock()
+
+
+def check_sound(tests: tuple[str, ...]) -> None:
+    """Run tests on a copy of the tree without a bug. Raises RuntimeError where one fails."""
+    with _sound_lock:
+        is_first = tests not in _sound
+        tried = _sound.setdefault(tests, Future())
+    if is_first:
+        try:
+            with planted(None) as home:
+                tried.set_result(_run(home, tests))
+        except Exception as error:  # for all who wait for it
+            tried.set_exception(error)
+    if (failed := tried.result()) is not None:
+        raise RuntimeError(f"{failed} fails without any bug: it cannot tell of one")
+
+
 def _run(home: Path, tests: Iterable[str]) -> str | None:
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    done = subprocess.run(
+    """Name a test that fails; None where none does. Raises RuntimeError.
+
+    A test that does not even come to its question, because something before it fails, has found
+    nothing out.
+    """
+    done = _pytest(home, "-x", *tests)
+    if done.returncode == FAILED and _failed(done) is None:
+        done = _pytest(home, *tests)  # there may be one that fails behind the one that is no test
+    if done.returncode not in (0, FAILED):
+        raise RuntimeError(f"pytest could not run {tests}:\n{done.stdout[-2000:]}{done.stderr}")
+    return _failed(done)
+
+
+def _failed(done: subprocess.CompletedProcess[str]) -> str | None:
+    found = re.search(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
+    return found and found[1]
+
+
+def _pytest(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(
         command, cwd=home, env=os.environ | {"PYTHONPATH": str(home)} | _FEW, check=False,
         capture_output=True, text=True, timeout=LONGEST_S,
     )  # fmt: skip
-    if done.returncode == 0:
-        return None
-    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-    if done.returncode != FAILED or found is None:
-        raise RuntimeError(f"pytest could not run {tests}:\n{done.stdout[-2000:]}{done.stderr}")
-    return found[1]
 
 
 def _known() -> dict[str, str | None]:

@@ -26,9 +26,9 @@ def message(sequence: int) -> dict[str, Any]:
     return {"order_id": 1, "sequence": sequence, "name": f"order-1:{sequence}"}
 
 
-def entry(kind: str, mills: int = 5000, attempt: int = 1) -> dict[str, Any]:
-    made = {"order_id": attempt, "account": "main", "attempt_id": attempt, "kind": kind}
-    return made | {"amount_mills": mills, "reason": "because"}
+def entry(kind: str, mills: int = 5000, attempt: int = 1, **changes: Any) -> dict[str, Any]:
+    made = {"attempt_id": attempt, "kind": kind, "amount_mills": mills, "reason": "because"}
+    return made | {"account": "main", "order_id": 1} | changes
 
 
 def attempt(**changes: Any) -> dict[str, Any]:
@@ -169,6 +169,10 @@ WRONG: dict[str, tuple[str, History]] = {
         replace(RIGHT, entries=[entry("hold"), entry("settle", 4999)]),
     ),
     "a hold that stays": ("I7", replace(RIGHT, attempts=[attempt(hold_closed_at=None)])),
+    "booked at another account": (
+        "I7",
+        replace(RIGHT, entries=[entry("hold"), entry("settle", account="b")]),
+    ),
     "a cent that nobody explains": (
         "I7",
         replace(RIGHT, judges={"main": judge(balance_mills=14_990)}),

@@ -13,9 +13,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from fulfillment.services import erasure, operations, webhooks
+from fulfillment.services import erasure, invariants, operations, webhooks
 from fulfillment.services.context import Context
 from fulfillment.store.engine import Database, Session
+from fulfillment.store.invariants import INVARIANTS
 from schemas.money import cents_to_mills
 from schemas.provider import ReportState, WebhookNotice
 from tests.support import (
@@ -172,3 +173,23 @@ def test_no_statement_of_the_pipeline_looks_at_what_is_over(
     assert plans.scans == []
     assert {s: n for s, n in plans.touched.items() if n > EACH * FEW} == {}
     assert len(plans.seen) >= 40
+
+
+def test_the_checks_of_every_minute_read_no_large_table_as_a_whole(
+    crowded: Context, plans: Plans, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of these tables a slice is to be as small a part as it is of those of years.
+    monkeypatch.setattr(invariants, "_SLICE", FEW)
+    receive(crowded, *(checkout() for _ in range(FEW)))
+    run_chain(crowded)
+    invariants.check(crowded)  # what is dear is asked now, and not again for an hour
+    dear = [scan for scan in plans.scans if "booked_mills" in scan]
+    plans.scans.clear()
+    plans.seen.clear()
+    clock.advance(60)
+
+    invariants.check(crowded)
+
+    assert dear
+    assert plans.scans == []
+    assert len(plans.seen) >= len(INVARIANTS)

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import pytest
 import structlog
+from celery.concurrency.solo import TaskPool
 
 from fulfillment import log
 from tests.support import TOKEN, TRADE_URL
@@ -223,3 +224,17 @@ def test_json_lines_can_be_read_by_a_machine(lines: Callable[[], str]) -> None:
     assert line["event"] == "order.transition"
     assert line["order_id"] == "order_1"
     assert line["level"] == "info"
+
+
+def test_celery_writes_down_no_message_also_when_everything_is_logged(
+    lines: Callable[[], str],
+) -> None:
+    request = ("task", "id", {"argsrepr": "canaryTk", "headers": "canaryTk"})
+    done: list[object] = []
+    TaskPool().apply_async(
+        lambda *args: args, request, {}, callback=done.append, accept_callback=lambda *args: None
+    )
+
+    assert done == [request]
+    assert logging.getLogger().isEnabledFor(logging.DEBUG)
+    assert "canaryTk" not in lines()

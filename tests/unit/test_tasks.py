@@ -1,6 +1,14 @@
 """What Flower and logs get to see of a task's arguments."""
 
-from tasks.base import shown
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from fulfillment.broker import app
+from schemas import messages
+from schemas.messages import HINTS
+from tasks.base import is_hint, shown
 
 EVENT = {"externalId": "order_1", "tradeUrl": "https://steamcommunity.com/?token=canaryTk"}
 
@@ -17,3 +25,58 @@ def test_a_foreign_event_shows_its_id_and_nothing_else() -> None:
     assert shown(["canaryTk"], is_foreign=True) == "***"
     assert shown([EVENT | {"externalId": "x canaryTk"}], is_foreign=True) == "***"
     assert shown({"any": "canaryTk"}, is_foreign=True) == "***"
+
+
+BATCH = {"account": "main", "token": "0f", "ids": [1, 2], "names": ["a.1", "b-2"]}
+GOOD: list[tuple[str, tuple[Any, ...]]] = [
+    (messages.DISPATCH, ("main", "second")),
+    (messages.SUBMIT_ORDERS, (BATCH,)),
+    (messages.POLL_ORDERS, (BATCH | {"token": ""},)),
+    (messages.POLL_DUE, ()),
+    (messages.APPLY_WEBHOOK, ("a.1",)),
+    (messages.RESUME_STUCK, ()),
+    (messages.RESUME_STUCK, (True,)),
+]
+BAD: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+    (messages.DISPATCH, ({"a": "canaryTk"},), {}),
+    (messages.DISPATCH, ("canaryTk",), {}),  # no account has such a name
+    (messages.DISPATCH, ("main\n",), {}),
+    (messages.SUBMIT_ORDERS, ({"account": "main", "names": ["canaryTk"]},), {}),
+    (messages.SUBMIT_ORDERS, (BATCH | {"ids": ["canaryTk"]},), {}),
+    (messages.SUBMIT_ORDERS, (BATCH | {"ids": [2**63]},), {}),
+    (messages.SUBMIT_ORDERS, (BATCH | {"token": "canaryTk\0"},), {}),
+    (messages.SUBMIT_ORDERS, (BATCH, BATCH), {}),
+    (messages.SUBMIT_ORDERS, (), {}),
+    (messages.POLL_ORDERS, ("canaryTk", ["canaryTk"]), {}),
+    (messages.POLL_DUE, ("canaryTk",), {}),
+    (messages.POLL_DUE, (), {"canaryTk": 1}),
+    (messages.POLL_DUE, (), {"self": "canaryTk"}),
+    (messages.APPLY_WEBHOOK, (["canaryTk"],), {}),
+    (messages.RESUME_STUCK, ("canaryTk",), {}),
+    (messages.RESUME_STUCK, (True, True), {}),
+]
+
+
+def test_every_task_but_the_stores_own_says_what_its_arguments_are() -> None:
+    app.loader.import_default_modules()
+    ours = {name for name in app.tasks if not name.startswith("celery.")}
+
+    assert {messages.RECEIVE, *HINTS} == ours
+
+
+@pytest.mark.parametrize(("task", "args"), GOOD)
+def test_what_we_send_is_a_hint(task: str, args: tuple[Any, ...]) -> None:
+    assert is_hint(task, args, {})
+
+
+@pytest.mark.parametrize(("task", "args", "kwargs"), BAD)
+def test_a_hint_with_wrong_arguments_is_dropped_in_one_line_without_them(
+    task: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    app.loader.import_default_modules()
+
+    with capture_logs() as logs:
+        app.tasks[task](*args, **kwargs)
+
+    assert [each["event"] for each in logs] == ["task.dropped"]
+    assert "canaryTk" not in str(logs)
