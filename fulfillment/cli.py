@@ -12,8 +12,7 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from fulfillment import log
-from fulfillment.account_commands import commands
+from fulfillment import account_commands, log, update_commands
 from fulfillment.errors import FulfillmentError, InvalidInput
 from fulfillment.settings import Settings, load_settings
 from fulfillment.terminal import AsJSON, dollars, err, make_context, out, print_json
@@ -27,7 +26,8 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-cli.add_typer(commands, name="accounts")
+cli.add_typer(account_commands.commands, name="accounts")
+cli.add_typer(update_commands.commands, name="updates")
 
 
 def _settings() -> Settings:

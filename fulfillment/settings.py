@@ -195,6 +195,7 @@ class Settings(BaseSettings):
     batch_limit: int = Field(64, ge=1, le=1000)
     worker_threads: int = Field(16, ge=1, le=256)
     erase_after_days: int = Field(30, ge=0, le=36_500)
+    replay_hours: float = Field(24.0, ge=0, le=8760, allow_inf_nan=False)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["text", "json"] = "text"
     #: "id:key" pairs separated by commas, newest first; key = 32 bytes as urlsafe base64.
@@ -290,6 +291,10 @@ class Settings(BaseSettings):
     @property
     def is_amqp(self) -> bool:
         return self.broker_url.get_secret_value().startswith(("amqp", "pyamqp"))
+
+    @property
+    def broker_name(self) -> str:
+        return "rabbitmq" if self.is_amqp else "redis"
 
     def account(self, name: str) -> AccountSettings:
         """Give an account's settings. Raises ConfigurationError for a name that is not set."""

@@ -285,6 +285,8 @@ class OrderEventRow(SQLModel, table=True):
     to_status: str
     note: str = Field(default="", sa_type=Text)
     changes: dict[str, Any] = Field(default_factory=dict, sa_type=JSONB)
+    #: On which routing keys beside `order.updated` the store was told; null: on none.
+    told: list[str] | None = Field(default=None, sa_type=JSONB)
 
 
 class WalletEntryRow(SQLModel, table=True):
@@ -341,6 +343,43 @@ class OutboxMessageRow(SQLModel, table=True):
     #: JSON, kept as the text that is signed and sent.
     body: str = Field(sa_type=Text)
     created_at: datetime = _time()
+
+
+class StoreBindingRow(SQLModel, table=True):
+    """Where a queue of the store is bound, or was when somebody last listened.
+
+    RabbitMQ tells nobody where queues are bound: there it is a routing key that reached one.
+    """
+
+    __tablename__ = "store_bindings"
+
+    broker: str = Field(primary_key=True, max_length=16)
+    routing_key: str = Field(primary_key=True, sa_type=Text)
+    pattern: str = Field(primary_key=True, sa_type=Text)
+    queue: str = Field(primary_key=True, sa_type=Text)
+    #: Set while messages wait because no queue is bound any more.
+    missing_since: datetime | None = _time(nullable=True)
+
+
+class ReplayRow(SQLModel, table=True):
+    """A wish that the store be told again what the log says, and how far it is done."""
+
+    __tablename__ = "replays"
+    __table_args__ = (Index("ix_replays_open", "id", postgresql_where="finished_at IS NULL"),)
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)
+    reason: str = Field(sa_type=Text)
+    #: Events from here on are told.
+    since: datetime = _time()
+    #: The only order that it is about; null: all.
+    order_id: int | None = Field(default=None, sa_type=BigInteger)
+    #: Orders below this id are still to be told of: the newest come first.
+    before_id: int = Field(sa_type=BigInteger)
+    #: How often it was begun anew, since the broker was wiped.
+    rounds: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    messages: int = Field(sa_type=BigInteger, sa_column_kwargs={"server_default": "0"})
+    requested_at: datetime = _time()
+    finished_at: datetime | None = _time(nullable=True)
 
 
 class LeaseRow(SQLModel, table=True):

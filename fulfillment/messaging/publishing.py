@@ -2,6 +2,9 @@
 
 kombu's producer makes each message a round trip of its own on RabbitMQ, and costs 0.1 ms of CPU a
 message on Redis. What leaves here is what it would have written.
+
+As with every topic exchange, what no queue is bound for is dropped; but not where a queue of the
+store was bound before and none is any more: then nothing is confirmed (docs/decisions/0019).
 """
 
 import base64
@@ -15,29 +18,42 @@ from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from fulfillment.broker import store_exchange
-from fulfillment.log import get_logger
-
-log = get_logger(__name__)
+from fulfillment.store.bindings import Binding
+from schemas.messages import CHECKOUT_QUEUE
 
 _TYPE, _ENCODING = "application/json", "utf-8"
 _PERSISTENT = 2
-#: Stands in Redis as long as nobody wipes it.
-_MARK = "fulfillment.relay"
+#: Stands among the bindings in Redis as long as nobody wipes them; nothing is sent to it.
+_MARK = ("fulfillment.relay", r"^fulfillment\.relay$", "fulfillment.relay")
 
 #: A routing key, a body in JSON, headers.
 Outgoing = tuple[str, bytes, dict[str, str]]
 
 
 class Publisher(Protocol):
-    """`confirmed` counts what the broker surely has of the group last published, from its start."""
+    """Publishes for the one relay that has the lease.
 
+    `confirmed` counts what the broker surely has of the group last published, from its start.
+    `known` is where queues of the store are bound, or were when one was; who has the lease sets it
+    to what was known before. `is_unheard` says that none of them was there for the last group.
+    """
+
+    broker: str
     confirmed: int
+    known: frozenset[Binding]
+    is_unheard: bool
 
     def publish(self, group: Sequence[Outgoing], within_s: float) -> None:
         """Publish in order. Raises what `broker.PUBLISH_ERRORS` names."""
 
-    def look(self) -> None:
-        """See, now and then, where the store's queues are bound. Raises the same."""
+    def look(self) -> bool:
+        """See where queues are bound; say whether the broker has forgotten it. Raises the same."""
+
+    def bind_again(self) -> None:
+        """Tell a broker that has forgotten it where queues were bound. Raises the same."""
+
+    def backlog(self) -> int:
+        """Count what waits in the store's shortest queue; 0 where nobody tells. Raises the same."""
 
 
 def make_publisher(connection: Connection) -> Publisher:
@@ -50,21 +66,32 @@ def make_publisher(connection: Connection) -> Publisher:
 
 
 class _Confirming:
-    """RabbitMQ: all messages first, then the confirms of all."""
+    """RabbitMQ: all messages first, then the confirms of all.
+
+    What it can bring to no queue it gives back. Where queues are bound it does not tell: known is
+    which routing keys have reached one.
+    """
+
+    broker = "rabbitmq"
 
     def __init__(self, connection: Connection, channel: Any) -> None:
         self.confirmed = 0
+        self.known: frozenset[Binding] = frozenset()
+        self.is_unheard = False
         self._connection = connection
         self._channel = channel
         self._last_tag = 0  # RabbitMQ counts what is published on a channel, from 1
         self._unconfirmed: set[int] = set()
         self._is_refused = False
+        self._returned: set[tuple[str, bytes]] = set()
         channel.confirm_select()
+        channel.events["basic_return"].add(self._on_return)
         channel.events["basic_ack"].add(self._on_ack)
         channel.events["basic_nack"].add(self._on_nack)
 
     def publish(self, group: Sequence[Outgoing], within_s: float) -> None:
         self.confirmed = 0
+        self._returned.clear()
         first = self._last_tag + 1
         deadline = time.monotonic() + within_s
         try:
@@ -76,18 +103,47 @@ class _Confirming:
                 )
                 self._last_tag += 1
                 self._unconfirmed.add(self._last_tag)
-                self._channel.basic_publish(message, store_exchange.name, key)
+                self._channel.basic_publish(message, store_exchange.name, key, mandatory=True)
             while self._unconfirmed and not self._is_refused:
                 # Raises TimeoutError: a broker that is blocked confirms nothing.
                 self._connection.drain_events(timeout=max(deadline - time.monotonic(), 0.001))
         finally:
             # A message behind one that is lost is published again with it: the order is kept.
             self.confirmed = min(self._unconfirmed, default=self._last_tag + 1) - first
+            self._judge(group[: self.confirmed])
         if self._is_refused:
             raise OperationalError("the broker refused a message to the store")
 
-    def look(self) -> None:
-        """Do nothing: RabbitMQ tells its consumers what it has lost."""
+    def look(self) -> bool:
+        return False  # RabbitMQ tells its consumers what it has lost
+
+    def bind_again(self) -> None:
+        """Do nothing: its queues are the store's to declare."""
+
+    def backlog(self) -> int:
+        return 0  # what lies on RabbitMQ's disk is in nobody's way
+
+    def _judge(self, group: Sequence[Outgoing]) -> None:
+        """Do not confirm what reached no queue although its routing key did before."""
+        if not group:
+            return
+        came_back = [(key, body) in self._returned for key, body, _ in group]
+        heard = {m[0] for m, is_back in zip(group, came_back, strict=True) if not is_back}
+        unheard = {m[0] for m, is_back in zip(group, came_back, strict=True) if is_back}
+        known = {key for key, _, _ in self.known}
+        # A queue came or went meanwhile; or no key has a queue any more.
+        lost = heard & unheard or (set() if heard else unheard & known)
+        self.is_unheard = not heard and bool(lost)
+        if lost:
+            places = enumerate(zip(group, came_back, strict=True))
+            self.confirmed = next(i for i, (m, is_back) in places if is_back and m[0] in lost)
+        elif heard:  # other keys reach queues: whoever listens does not want these any more
+            known -= unheard
+        self.known = frozenset((key, "", "") for key in known | heard)
+
+    def _on_return(self, _error: Any, _exchange: str, key: str, message: Any) -> None:
+        body = message.body
+        self._returned.add((key, body.encode() if isinstance(body, str) else bytes(body)))
 
     def _on_ack(self, tag: int, multiple: bool) -> None:
         if multiple:
@@ -103,22 +159,30 @@ class _Pushing:
     """Redis: one LPUSH for each queue that is bound, in the form that kombu's consumers read.
 
     A consumer whose connection lives does not see that Redis was wiped, and binds its queue never
-    again: what was bound is known here, and is bound again.
+    again: it is bound for it. Among the bindings stands a mark: where it is missing, all of them
+    were lost; where it stands, a binding that is missing was taken away by its owner.
     """
+
+    broker = "redis"
 
     def __init__(self, channel: Any) -> None:
         self.confirmed = 0
+        self.known: frozenset[Binding] = frozenset()
+        self.is_unheard = False
         self._channel = channel
-        self._bound: list[tuple[str, str, str]] = []
+        self._bound: list[Binding] = []
 
     def publish(self, group: Sequence[Outgoing], within_s: float) -> None:
+        """Publish to the queues that were bound at the last look."""
         del within_s  # the socket's own timeout is shorter
         self.confirmed = 0
+        self.is_unheard = bool(self.known) and not self._bound
+        if self.is_unheard:
+            return
         exchange = store_exchange.name
         # Asked once for the group, where kombu asks for each message.
-        table = self._table(exchange)
         matching = self._channel.typeof(exchange).lookup
-        queues = {key: matching(table, exchange, key, None) for key in {m[0] for m in group}}
+        queues = {key: matching(self._bound, exchange, key, None) for key in {m[0] for m in group}}
         waiting: dict[str, list[bytes]] = {}
         for message in group:
             if bound := queues[message[0]]:
@@ -130,19 +194,23 @@ class _Pushing:
                 client.lpush(queue, *envelopes)
         self.confirmed = len(group)
 
-    def look(self) -> None:
-        self._table(store_exchange.name)
+    def look(self) -> bool:
+        table = [tuple(row) for row in self._channel.get_table(store_exchange.name)]
+        if _MARK not in table:
+            return True
+        # The checkouts' queue is ours, and its consumer binds it.
+        self._bound = [row for row in table if row != _MARK and row[2] != CHECKOUT_QUEUE]
+        if self._bound:
+            self.known, self.is_unheard = frozenset(self._bound), False
+        return False
 
-    def _table(self, exchange: str) -> list[tuple[str, str, str]]:
-        """Give what is bound: routing key, pattern, queue; after a wipe, what was so before it."""
+    def bind_again(self) -> None:
+        for binding in (*self.known, _MARK):  # the mark last: who dies before it begins anew
+            self._channel._queue_bind(store_exchange.name, *binding)
+
+    def backlog(self) -> int:
         with self._channel.conn_or_acquire() as client:
-            is_wiped = bool(client.set(_MARK, "1", nx=True)) and bool(self._bound)
-        if is_wiped:
-            for binding in self._bound:
-                self._channel._queue_bind(exchange, *binding)
-            log.warning("relay.bound_again", queues=sorted({queue for _, _, queue in self._bound}))
-        self._bound = [tuple(row) for row in self._channel.get_table(exchange)]
-        return self._bound
+            return min((client.llen(queue) for _, _, queue in self._bound), default=0)
 
 
 def _envelope(key: str, body: bytes, headers: dict[str, str]) -> bytes:

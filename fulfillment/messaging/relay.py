@@ -6,19 +6,24 @@ Any number of relays may run; the one that has the lease publishes, the others w
 import hmac
 import threading
 import uuid
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from kombu import Connection
 
 from fulfillment.broker import PUBLISH_ERRORS, connect
 from fulfillment.crash import crash_point
-from fulfillment.errors import ServerUnreachable
+from fulfillment.errors import SchemaOutdated, ServerUnreachable
 from fulfillment.log import get_logger
-from fulfillment.messaging.publishing import Publisher, make_publisher
+from fulfillment.messaging.publishing import Outgoing, Publisher, make_publisher
+from fulfillment.services import updates
 from fulfillment.services.context import Context
 from fulfillment.services.pulse import RELAY, Pulse
-from fulfillment.store import leases, outbox
+from fulfillment.store import bindings, leases, outbox, replays
+from fulfillment.store.bindings import Audience
+from fulfillment.store.engine import Session
+from fulfillment.store.replays import Replay, Slice
 
 log = get_logger(__name__)
 
@@ -32,6 +37,10 @@ _GATHER_S = 0.05
 _IDLE_S = 0.2
 _RETRY_S = 1.0
 _LOOK_S = 1.0
+#: What is told again must not fill the broker where the store does not take it.
+_MOST_WAITING = 10_000
+#: Who waits for the store's queue to come back tries so often.
+_UNHEARD_S = 2.0
 
 
 def signature(secret: str, body: bytes) -> str:
@@ -49,27 +58,31 @@ class OutboxRelay:
         self._pulse = Pulse(context, RELAY)
         self._leased_until = context.now()
         self._secret = context.settings.api_token.get_secret_value()
+        self._look_at = 0.0
+        #: Both as the database has them; read anew with each renewal of the lease.
+        self._audience = Audience()
+        self._replays: list[Replay] = []
+        #: What is read of the first of them and not told yet.
+        self._slice: Slice | None = None
+        self._is_replays_turn = False
+        self._waits_for_store = False
 
     def run(self) -> None:
         while not self._stop.is_set():
             try:
                 with connect(self._context.settings) as connection:
                     self._relay(connection)
-            except (*PUBLISH_ERRORS, ServerUnreachable) as error:
+            except (*PUBLISH_ERRORS, ServerUnreachable, SchemaOutdated) as error:
                 log.warning("relay.waiting", reason=type(error).__name__)
                 self._stop.wait(_RETRY_S)
 
     def _relay(self, connection: Connection) -> None:
         publisher = make_publisher(connection)
-        look_at = 0.0
+        self._leased_until = self._context.now()  # what it must know is read with the lease
+        self._look_at = 0.0
         while not self._stop.is_set():
             self._pulse.beat()
-            published = self._publish_some(publisher)
-            if not published and self._context.clock.monotonic() >= look_at:
-                publisher.look()
-                look_at = self._context.clock.monotonic() + _LOOK_S
-            # A group costs two transactions, whatever its size: let the next one grow a little.
-            pause_s = 0 if published == _GROUP else _GATHER_S if published else _IDLE_S
+            pause_s = self._turn(publisher)
             if not connection.supports_heartbeats:
                 self._stop.wait(pause_s)
                 continue
@@ -80,22 +93,62 @@ class OutboxRelay:
         with self._context.database.transaction() as session:
             leases.give_up(session, _LEASE, self._holder)
 
-    def _publish_some(self, publisher: Publisher) -> int:
-        """Publish one group; give its size, 0 also where another relay has the lease."""
+    def _turn(self, publisher: Publisher) -> float:
+        """Publish something; say how long to wait then, in seconds.
+
+        What is told again and what is new take turns, so that neither waits for all of the other.
+        """
+        self._is_replays_turn = bool(self._replays) and not self._is_replays_turn
+        publish = self._tell_again if self._is_replays_turn else self._publish_some
+        published = publish(publisher)
+        self._note_audience(publisher)
+        if publisher.is_unheard:
+            return _UNHEARD_S
+        if published == _GROUP or (self._replays and not self._waits_for_store):
+            return 0
+        # A group costs two transactions, whatever its size: let the next one grow a little.
+        return _GATHER_S if published else _IDLE_S
+
+    @contextmanager
+    def _leased(self, publisher: Publisher) -> Iterator[Session | None]:
+        """Begin a transaction of who has the lease; give None where another relay has it.
+
+        Where little of the lease is left it is renewed, and what others may change is read.
+        """
         now = self._context.now()
         until = self._leased_until
         with self._context.database.transaction() as session:
+            has_lease = True
             if until < now + _PUBLISH_TIME:
                 until = now + _LEASE_TIME
-                if not leases.acquire(session, _LEASE, self._holder, now, until):
-                    return 0
-            waiting = outbox.unpublished(session, _GROUP)
-        self._leased_until = until
+                has_lease = leases.acquire(session, _LEASE, self._holder, now, until)
+                self._read(session if has_lease else None, publisher)
+            yield session if has_lease else None
+        if has_lease:
+            self._leased_until = until
+
+    def _read(self, session: Session | None, publisher: Publisher) -> None:
+        self._audience = bindings.read(session, publisher.broker) if session else Audience()
+        self._take_replays(replays.unfinished(session) if session else [])
+        publisher.known = self._audience.known
+        publisher.is_unheard = self._audience.missing_since is not None
+
+    def _take_replays(self, wishes: list[Replay]) -> None:
+        if wishes[:1] != self._replays[:1]:  # another one, or begun anew
+            self._slice = None
+        self._replays = wishes
+
+    def _publish_some(self, publisher: Publisher) -> int:
+        """Publish one group; give its size, 0 also where another relay has the lease."""
+        with self._leased(publisher) as session:
+            if session is None:
+                return 0
+            behind = [(wish.before_id, wish.order_id) for wish in self._replays]
+            waiting = outbox.unpublished(session, _GROUP, behind)
         crash_point("relay.leased", waiting)
-        if not waiting:
+        if self._is_wiped(publisher, bool(waiting)) or not waiting:
             return 0
-        bodies = [(key, body.encode()) for _, key, body in waiting]
-        group = [(k, b, {SIGNATURE_HEADER: signature(self._secret, b)}) for k, b in bodies]
+        group = self._signed((key, body.encode()) for _, key, body in waiting)
         try:
             publisher.publish(group, _PUBLISH_TIME.total_seconds())
             crash_point("relay.published", group)
@@ -105,3 +158,67 @@ class OutboxRelay:
                     outbox.remove_published(session, confirmed)
         crash_point("relay.marked", group)
         return len(group)
+
+    def _signed(self, messages: Iterable[tuple[str, bytes]]) -> list[Outgoing]:
+        return [(k, b, {SIGNATURE_HEADER: signature(self._secret, b)}) for k, b in messages]
+
+    def _tell_again(self, publisher: Publisher) -> int:
+        """Publish one group of what the store is to be told again; give its size."""
+        with self._leased(publisher) as session:
+            if session is None or not self._replays:
+                return 0
+            wish = self._replays[0]
+            told = self._slice or replays.read_slice(session, wish)
+        self._slice = told
+        group = self._signed(told.messages[:_GROUP])
+        if group and self._is_wiped(publisher, is_urgent=True):
+            return 0
+        self._waits_for_store = bool(group) and publisher.backlog() >= _MOST_WAITING
+        if self._waits_for_store:
+            return 0
+        try:
+            if group:
+                publisher.publish(group, _PUBLISH_TIME.total_seconds())
+        finally:
+            confirmed = publisher.confirmed if group else 0
+            self._slice = told.after(confirmed)
+        if not self._slice.messages:
+            with self._context.database.transaction() as session:
+                replays.move_on(session, wish, self._slice, self._context.now())
+                wishes = replays.unfinished(session)
+            self._take_replays(wishes)
+        return len(group)
+
+    def _is_wiped(self, publisher: Publisher, is_urgent: bool) -> bool:
+        """Look, now and then or at once, whether the broker has lost all; begin anew where so."""
+        now_s = self._context.clock.monotonic()
+        if not is_urgent and now_s < self._look_at:
+            return False
+        self._look_at = now_s + _LOOK_S
+        if not publisher.look():
+            return False
+        if publisher.known:
+            with self._context.database.transaction() as session:
+                updates.tell_again_after_wipe(self._context, session)
+                wishes = replays.unfinished(session)
+            self._take_replays(wishes)
+            self._slice = None
+        publisher.bind_again()
+        if publisher.known:
+            log.warning("relay.bound_again", queues=self._audience.names)
+        return True
+
+    def _note_audience(self, publisher: Publisher) -> None:
+        """Keep where the store listens, where that has changed, and say so when nobody does."""
+        was_unheard = self._audience.missing_since is not None
+        if publisher.known == self._audience.known and publisher.is_unheard == was_unheard:
+            return
+        missing_since = self._context.now() if publisher.is_unheard else None
+        with self._context.database.transaction() as session:
+            bindings.keep(session, publisher.broker, publisher.known, missing_since)
+            audience = bindings.read(session, publisher.broker)
+        self._audience = audience
+        if publisher.is_unheard and not was_unheard:
+            log.warning("relay.unheard", queues=audience.names, act=updates.UNHEARD)
+        elif was_unheard and not publisher.is_unheard:
+            log.info("relay.heard_again", queues=audience.names)

@@ -3,7 +3,7 @@
 from urllib.parse import urlsplit
 
 from fulfillment.errors import FulfillmentError
-from fulfillment.services import invariants
+from fulfillment.services import invariants, updates
 from fulfillment.services.context import Context, build_context
 from fulfillment.services.merchants import why_strange
 from fulfillment.services.operations import Check, check_readiness
@@ -29,6 +29,7 @@ def examine(settings: Settings) -> list[Check]:
     except FulfillmentError as error:
         return [*checks, Check("context", is_ok=False, detail=str(error))]
     checks += check_readiness(context)
+    checks += _check_updates(context)
     checks += _check_data(context)
     checks += _check_followed(context)
     checks += [_check_account(context, name) for name in settings.accounts]
@@ -73,6 +74,20 @@ def _check_followed(context: Context) -> list[Check]:
             detail = f"nobody follows {counts}: {why}"
             checks.append(Check(f"orders at {account}", is_ok=False, detail=detail))
     return checks
+
+
+def _check_updates(context: Context) -> list[Check]:
+    """Say whether the store still listens where it did."""
+    try:
+        audience = updates.audience(context)
+    except FulfillmentError:
+        return []  # the database or its schema has failed above
+    queues = ", ".join(audience.names)
+    if audience.missing_since is None:
+        return [Check("updates", is_ok=True, detail=queues or "no queue of the store was seen yet")]
+    since = audience.missing_since.isoformat(timespec="seconds")
+    detail = f"wait since {since}: {queues} is bound no more; {updates.UNHEARD}"
+    return [Check("updates", is_ok=False, detail=detail)]
 
 
 def _check_public_url(settings: Settings, name: str) -> Check:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from psycopg.errors import LockNotAvailable
+from psycopg.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
@@ -63,7 +63,8 @@ def _go_to(connection: Connection, revision: str) -> None:
             connection.commit()
         except OperationalError as error:
             connection.rollback()
-            if is_last or not isinstance(error.orig, LockNotAvailable):
+            # Of several tables traffic may have locked the last before it wants the first.
+            if is_last or not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
                 raise
             time.sleep(_PAUSE_S)
         else:

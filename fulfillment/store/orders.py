@@ -72,7 +72,7 @@ _APPLY = f"""
     WITH moves AS (
         SELECT * FROM jsonb_to_recordset(CAST(%(moves)s AS jsonb)) AS m(
             id bigint, source text, target text, by text, note text, claim text,
-            changes jsonb, due jsonb)
+            changes jsonb, due jsonb, tell jsonb)
     ), locked AS (
         SELECT o.id FROM orders o JOIN moves m ON m.id = o.id
          WHERE o.status = m.source AND (m.claim IS NULL OR o.claim = m.claim)
@@ -86,11 +86,11 @@ _APPLY = f"""
           FROM moves m
          WHERE o.id = m.id AND o.id IN (SELECT id FROM locked)
            AND o.status = m.source AND (m.claim IS NULL OR o.claim = m.claim)
-        RETURNING {columns(ORDER_COLUMNS, "o")}, m.by, m.note, m.source, m.changes
+        RETURNING {columns(ORDER_COLUMNS, "o")}, m.by, m.note, m.source, m.changes, m.tell
     ), logged AS (
         INSERT INTO order_events
-               (order_id, sequence, at, source, from_status, to_status, note, changes)
-        SELECT id, sequence, %(now)s, by, source, status, note, changes FROM moved
+               (order_id, sequence, at, source, from_status, to_status, note, changes, told)
+        SELECT id, sequence, %(now)s, by, source, status, note, changes, tell FROM moved
     )
     SELECT {columns(ORDER_COLUMNS)} FROM moved ORDER BY id
     """  # noqa: S608 - the names are the constants above
@@ -204,11 +204,18 @@ def apply(session: Session, moves: Sequence[Move], now: datetime) -> dict[int, O
     for order in moved.values():
         move = by_id[order.id]
         entry = timeline_entry(now, move.by, move.source, move.target, move.note)
-        is_news = move.source is not move.target or not _VISIBLE.isdisjoint(move.changes)
-        keys = (ORDER_UPDATED, *move.tell) if is_news else move.tell
+        keys = heard_on(move.source, move.target, move.changes, move.tell)
         messages += [(order, key, order_fields(order, [entry])) for key in keys]
     outbox.add(session, messages, now)
     return moved
+
+
+def heard_on(
+    source: OrderStatus | None, target: OrderStatus, changes: Iterable[str], tell: Sequence[str]
+) -> Sequence[str]:
+    """Say on which routing keys the store hears of an event, of which `tell` are its own."""
+    is_news = source is not target or not _VISIBLE.isdisjoint(changes)
+    return (ORDER_UPDATED, *tell) if is_news else tell
 
 
 def _log(carried_out: Iterable[tuple[Move, Order]]) -> None:
@@ -238,6 +245,7 @@ def _encode(moves: Iterable[Move]) -> str:
                 "claim": move.claim,
                 "changes": move.changes,
                 "due": move.due,
+                "tell": move.tell or None,
             }
             for move in moves
         ]

@@ -23,6 +23,15 @@ _ADD = """
                       string_to_table(CAST(%(bodies)s AS text), chr(10)))
            AS m(order_id, routing_key, body)
     """
+_UNPUBLISHED = "SELECT id, routing_key, body FROM outbox_messages ORDER BY id LIMIT %(limit)s"
+_UNPUBLISHED_BUT = """
+    SELECT id, routing_key, body FROM outbox_messages m
+     WHERE NOT EXISTS (
+           SELECT 1 FROM unnest(CAST(%(before_ids)s AS bigint[]), CAST(%(order_ids)s AS bigint[]))
+                         AS r(before_id, order_id)
+            WHERE m.order_id < r.before_id AND m.order_id = coalesce(r.order_id, m.order_id))
+     ORDER BY id LIMIT %(limit)s
+    """
 
 
 def add(
@@ -31,17 +40,7 @@ def add(
     """Add messages about orders as they are now: a routing key and what is shown of the order."""
     if not messages:
         return
-    bodies = [
-        OrderMessage(
-            eventId=f"{order.external_id}:{order.sequence}:{key}",
-            externalId=order.external_id,
-            sequence=order.sequence,
-            type=key,
-            occurredAt=now.isoformat(),
-            order=fields,
-        )
-        for order, key, fields in messages
-    ]
+    bodies = [message(order, key, fields, now) for order, key, fields in messages]
     session.execute(
         _ADD,
         {
@@ -53,13 +52,41 @@ def add(
     )
 
 
-def unpublished(session: Session, limit: int) -> list[tuple[int, str, str]]:
-    """Give the oldest messages that wait: id, routing key, body as JSON."""
+def message(order: Order, key: str, fields: dict[str, Any], at: datetime) -> OrderMessage:
+    """Write a message's body: what is shown of an order as it is, or was at that time."""
+    return OrderMessage(
+        eventId=f"{order.external_id}:{order.sequence}:{key}",
+        externalId=order.external_id,
+        sequence=order.sequence,
+        type=key,
+        occurredAt=at.isoformat(),
+        order=fields,
+    )
+
+
+def unpublished(
+    session: Session, limit: int, behind: Sequence[tuple[int, int | None]] = ()
+) -> list[tuple[int, str, str]]:
+    """Give the oldest messages that wait: id, routing key, body as JSON.
+
+    Not those of orders that are to be told of again first: `behind` names them as an id that is
+    above all of them, and the only one where it is one.
+    """
     rows = session.execute(
-        "SELECT id, routing_key, body FROM outbox_messages ORDER BY id LIMIT %(limit)s",
-        {"limit": limit},
+        _UNPUBLISHED_BUT if behind else _UNPUBLISHED,
+        {
+            "limit": limit,
+            "before_ids": [before_id for before_id, _ in behind],
+            "order_ids": [order_id for _, order_id in behind],
+        },
     )
     return [tuple(row) for row in rows]
+
+
+def oldest_at(session: Session) -> datetime | None:
+    """Say since when messages wait."""
+    at: datetime | None = session.scalar("SELECT min(created_at) FROM outbox_messages")
+    return at
 
 
 def remove_published(session: Session, message_ids: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fulfillment.clock import Clock
 from fulfillment.log import get_logger
-from fulfillment.services import brakes, invariants, operations
+from fulfillment.services import brakes, invariants, operations, updates
 from fulfillment.services.context import Context
 from fulfillment.web.errors import DATABASE_ERRORS, UNEXPECTED, reason_of, refusal
 from schemas.money import charge_in_cents
@@ -66,6 +66,7 @@ class DatabaseCollector(Collector):
             brakes_now = brakes.show_accounts(self._context)
             broken = invariants.last_counts(self._context)
             unchecked_for = invariants.age(self._context)
+            unheard = float(updates.audience(self._context).missing_since is not None)
         except DATABASE_ERRORS as error:
             log.warning("metrics.database_error", reason=reason_of(error))
             yield _gauge("database_up", "Whether the database answers", [((), 0)])
@@ -97,6 +98,7 @@ class DatabaseCollector(Collector):
             ("oldest_poll_age_seconds", "Longest wait to be polled", found.oldest_poll_age_s),
             ("outbox_waiting", "Messages that the store has not got yet", found.outbox_waiting),
             ("outbox_age_seconds", "Age of the oldest of them", found.outbox_age_s),
+            ("updates_unheard", "Whether they wait for a queue that the store had", unheard),
         ):
             yield _gauge(name, about, [((), value)])
 

@@ -26,6 +26,7 @@ from fulfillment.messaging import consumer, relay
 from fulfillment.messaging.publishing import Outgoing
 from fulfillment.services import operations, recovery
 from fulfillment.services.context import register_accounts
+from fulfillment.store.bindings import Binding
 from schemas import messages
 from schemas.messages import CHECKOUT_KEY, CHECKOUT_QUEUE
 from tests.faults.bus import Bus
@@ -304,12 +305,22 @@ class CrashWorld(World):
 class _ToStore:
     """Publishes straight to the store; the real publishers are tried on real brokers."""
 
+    broker = "redis"
+
     def __init__(self, world: CrashWorld) -> None:
         self.confirmed = 0
+        self.known: frozenset[Binding] = frozenset()
+        self.is_unheard = False
         self._world = world
 
-    def look(self) -> None:
+    def look(self) -> bool:
+        return False
+
+    def bind_again(self) -> None:
         pass
+
+    def backlog(self) -> int:
+        return 0
 
     def publish(self, group: Sequence[Outgoing], within_s: float) -> None:
         del within_s

@@ -293,8 +293,8 @@ MUTANTS = (
     Mutant(
         "event_without_changes", "I5", "the log no longer rebuilds the row",
         STORE + "orders.py",
-        "by, source, status, note, changes FROM moved",
-        "by, source, status, note, jsonb_build_object() FROM moved",
+        "by, source, status, note, changes, tell FROM moved",
+        "by, source, status, note, jsonb_build_object(), tell FROM moved",
         _integration("orders_store", "invariants"),
     ),
     Mutant(
@@ -395,8 +395,8 @@ MUTANTS = (
     Mutant(
         "moves_without_news", "I8", "the store does not hear of changes of status",
         STORE + "orders.py",
-        "        is_news = move.source is not move.target or not",
-        "        is_news = not",
+        "    is_news = source is not target or not",
+        "    is_news = not",
         _integration("orders_store"),
     ),
     Mutant(

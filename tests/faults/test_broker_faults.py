@@ -1,11 +1,15 @@
 """The broker is wiped, restarted, cut off and filled under running processes; the books agree."""
 
 import pickle
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from json import loads
 from pathlib import Path
 from typing import Any
 
+import kombu
 import pytest
 
 from schemas import messages
@@ -65,6 +69,115 @@ def test_a_wiped_redis_knows_soon_again_where_checkouts_go(ground: Ground, broke
     server.send_checkout(event)
 
     assert ground.driver.wait_final([event["externalId"]]).popitem()[1] == "completed"
+
+
+class Store:
+    """A store's queue of updates, and what was heard of each order: sequences, each once."""
+
+    def __init__(self, url: str) -> None:
+        exchange = kombu.Exchange(messages.STORE_EXCHANGE, type="topic", durable=True)
+        self._queue = kombu.Queue("store.updates", exchange, routing_key="order.#", durable=True)
+        self._url = url
+        self._stop = threading.Event()
+        self._heard: dict[str, list[int]] = {}
+        self.connections = 0
+
+    def declare(self) -> None:
+        with kombu.Connection(self._url) as connection:
+            self._queue(connection.default_channel).declare()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Consume beside the block, on one connection for as long as it lives."""
+        self._stop.clear()
+        thread = threading.Thread(target=self._listen, daemon=True)
+        thread.start()
+        try:
+            until("a store that listens", lambda: self.connections)
+            yield
+        finally:
+            self._stop.set()
+            thread.join(10)
+
+    def heard(self, external_ids: Iterable[str]) -> dict[str, list[int]]:
+        return {name: list(self._heard.get(name, [])) for name in external_ids}
+
+    def _listen(self) -> None:
+        with (
+            kombu.Connection(self._url) as connection,
+            connection.Consumer([self._queue], on_message=self._take),
+        ):
+            self.connections += 1
+            while not self._stop.is_set():
+                with suppress(TimeoutError):
+                    connection.drain_events(timeout=0.2)
+
+    def _take(self, message: kombu.Message) -> None:
+        update = loads(str(message.body))
+        known = self._heard.setdefault(update["externalId"], [])
+        if update["sequence"] not in known:
+            known.append(update["sequence"])
+        message.ack()
+
+
+def told(ground: Ground, ids: Iterable[str]) -> dict[str, list[int]]:
+    """Give what the store must hear of these orders: the events of their logs that are news."""
+    rows = ground.sql(
+        "SELECT external_id, e.sequence FROM orders o JOIN order_events e ON e.order_id = o.id "
+        "WHERE external_id = ANY(%(ids)s) AND from_status IS DISTINCT FROM to_status "
+        "ORDER BY o.id, e.sequence",
+        ids=list(ids),
+    )
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        found.setdefault(row["external_id"], []).append(row["sequence"])
+    return found
+
+
+def has_heard(store: Store, ground: Ground, ids: Iterable[str]) -> bool:
+    heard, news = store.heard(ids), told(ground, ids)
+    return all(set(news[name]) <= set(heard[name]) for name in news)
+
+
+def test_a_store_whose_connection_lives_hears_of_orders_after_a_wipe_and_a_new_intake(
+    ground: Ground, broker: Broker
+) -> None:
+    server = on_redis(broker)
+    store = Store(ground.broker_url)
+    with store.listening():
+        first = ground.send(2)
+        ground.assert_settled()
+        until("the first updates", lambda: has_heard(store, ground, first))
+
+        ground.kill("intake")
+        server.wipe()
+        second = ground.send(2)
+        ground.assert_settled()
+        until("the other updates", lambda: has_heard(store, ground, second))
+
+    assert store.connections == 1
+    for name, heard in store.heard(first + second).items():
+        assert heard == sorted(heard), name
+
+
+def test_updates_that_waited_in_a_redis_that_is_wiped_reach_the_store_all_the_same(
+    ground: Ground, broker: Broker
+) -> None:
+    server = on_redis(broker)
+    store = Store(ground.broker_url)
+    store.declare()
+    bound = "SELECT count(*) FROM store_bindings WHERE queue = 'store.updates'"
+    until("the binding is known", lambda: ground.one(bound))
+    ids = ground.send(3)
+    ground.assert_settled()
+    assert server.client.llen("store.updates")
+
+    server.wipe()
+    with store.listening():
+        until("all that was lost", lambda: has_heard(store, ground, ids))
+
+    for name, heard in store.heard(ids).items():
+        assert heard == sorted(heard), name
 
 
 @pytest.mark.long

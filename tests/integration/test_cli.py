@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from psycopg import sql
 from sqlalchemy.engine import make_url
 
 from fulfillment.services.context import Context
+from fulfillment.store import bindings
 from tests.conftest import CLIENT_ID, ENCRYPTION_KEYS, SECRET
 from tests.support import checkout, receive, receive_one, rows
 
@@ -145,3 +147,40 @@ def test_a_database_that_may_only_be_read_is_told_in_one_line(
     assert done.returncode == 1
     assert done.stderr.startswith("error: PostgreSQL cannot be used")
     assert rows(context, "SELECT 1 FROM orders") == []
+
+
+def test_updates_are_shown_told_again_and_forgotten(
+    context: Context, environment: dict[str, str]
+) -> None:
+    placed = receive(context, checkout(), checkout())
+    with context.database.transaction() as session:
+        queue = "order.#", r"^order\..*?$", "store.updates"
+        bindings.keep(session, "redis", {queue}, context.now())
+
+    since = (placed[0].created_at - timedelta(hours=1)).isoformat()
+    asked = run(environment, "updates", "replay", "--since", since)
+    of_one = run(environment, "updates", "replay", "--order", placed[1].external_id)
+    shown = run(environment, "updates", "--json")
+    forgotten = run(environment, "updates", "forget")
+
+    assert asked.stderr.startswith("2 orders will")
+    assert of_one.stderr.startswith("1 order will")
+    facts = json.loads(shown.stdout)
+    assert (facts["queues"], facts["waiting"]) == (["store.updates"], 2)
+    assert facts["missingSince"]
+    assert [told["finishedAt"] for told in facts["replays"]] == [None, None]
+    assert forgotten.stderr.startswith("forgotten: store.updates")
+    assert run(environment, "updates").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [((), 2), (("--since", "yesterday"), 2), (("--order", "nobody"), 1)],
+    ids=["neither", "no time", "no order"],
+)
+def test_what_cannot_be_told_again_is_refused(
+    context: Context, environment: dict[str, str], options: tuple[str, ...], code: int
+) -> None:
+    assert run(environment, "updates", "replay", *options).returncode == code
+    assert rows(context, "SELECT 1 FROM replays") == []
+    assert run(environment, "updates", "forget").returncode == 1

@@ -126,6 +126,7 @@ def test_metrics_count_by_route_and_never_by_what_the_client_made_up(store: Stor
         "fulfillment_database_up 1.0",
         "fulfillment_orders_overdue 0.0",
         "fulfillment_outbox_waiting 1.0",
+        "fulfillment_updates_unheard 0.0",
     ):
         assert line in text
     assert "made-up" not in text

@@ -1,0 +1,89 @@
+"""What the store hears of its orders: where it listens, and what it is told again."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from fulfillment.errors import NotAllowedNow, OrderNotFound
+from fulfillment.services.context import Context
+from fulfillment.store import bindings, orders, outbox, replays
+from fulfillment.store.bindings import Audience
+from fulfillment.store.engine import Session, repeated
+from fulfillment.store.replays import Replay
+
+#: What an operator does where the store does not listen any more.
+UNHEARD = (
+    "have the store declare its queue again, then `fulfillment updates replay`; "
+    "or `fulfillment updates forget`, if it is not to hear of orders any more"
+)
+_WIPED = "the broker was wiped"
+_ASKED = "asked for"
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Updates:
+    """How it stands with the messages to the store."""
+
+    audience: Audience
+    waiting: int
+    age: timedelta
+    replays: list[Replay]
+
+
+def show(context: Context) -> Updates:
+    """Say where the store listens, what waits, and what was told again of late."""
+    with context.database.transaction() as session:
+        audience = bindings.read(session, context.settings.broker_name)
+        waiting, age = outbox.lag(session, context.now())
+        return Updates(audience, waiting, age, replays.newest(session, _SHOWN))
+
+
+def audience(context: Context) -> Audience:
+    """Say where the store listens, or last did."""
+    with context.database.transaction() as session:
+        return bindings.read(session, context.settings.broker_name)
+
+
+@repeated
+def replay(context: Context, since: datetime | None, external_id: str | None = None) -> int:
+    """Have the relay tell the store again what happened since then, or ever, to one order or all.
+
+    Gives how many orders that is about. Raises OrderNotFound.
+    """
+    since = since or datetime(1970, 1, 1, tzinfo=UTC)
+    with context.database.transaction() as session:
+        if external_id is None:
+            replays.request(session, _ASKED, since, context.now())
+            return replays.count_orders(session, since)
+        order = orders.find(session, [external_id]).get(external_id)
+        if order is None:
+            raise OrderNotFound(external_id)
+        replays.request(session, _ASKED, since, context.now(), order.id)
+        return int(order.updated_at >= since)
+
+
+def tell_again_after_wipe(context: Context, session: Session) -> None:
+    """Have the store told again what may have lain in a broker that was wiped, once a wipe."""
+    # What was told again before it lay there as well.
+    replays.begin_anew(session)
+    length = timedelta(hours=context.settings.replay_hours)
+    is_wished = any(wish.reason == _WIPED for wish in replays.unfinished(session))
+    if is_wished or not length:
+        return
+    now = context.now()
+    # Nothing was published since the oldest message began to wait.
+    published_until = min(now, outbox.oldest_at(session) or now)
+    replays.request(session, _WIPED, published_until - length, now)
+
+
+@repeated
+def forget(context: Context) -> list[str]:
+    """Wait no longer for the store's queues that are missing; give their names.
+
+    What waits for them is dropped. Raises NotAllowedNow where none is missing.
+    """
+    with context.database.transaction() as session:
+        names = bindings.forget_missing(session, context.settings.broker_name)
+    if not names:
+        raise NotAllowedNow("no queue of the store is missing")
+    return names

@@ -1,0 +1,79 @@
+"""Where the store's queues are bound, kept for when the broker does not know it any more."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+
+from fulfillment.store.engine import Session
+
+#: A routing key, its pattern, a queue. RabbitMQ does not tell the last two: "".
+Binding = tuple[str, str, str]
+
+_FORGET = """
+    DELETE FROM store_bindings
+     WHERE broker = %(broker)s AND (routing_key, pattern, queue) NOT IN (
+           SELECT * FROM unnest(CAST(%(keys)s AS text[]), CAST(%(patterns)s AS text[]),
+                                CAST(%(queues)s AS text[])))
+    """
+_KEEP = """
+    INSERT INTO store_bindings AS b (broker, routing_key, pattern, queue, missing_since)
+    SELECT %(broker)s, n.routing_key, n.pattern, n.queue, CAST(%(missing_since)s AS timestamptz)
+      FROM unnest(CAST(%(keys)s AS text[]), CAST(%(patterns)s AS text[]),
+                  CAST(%(queues)s AS text[])) AS n(routing_key, pattern, queue)
+    ON CONFLICT (broker, routing_key, pattern, queue) DO UPDATE
+       SET missing_since = CASE WHEN excluded.missing_since IS NOT NULL
+                                THEN coalesce(b.missing_since, excluded.missing_since) END
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """Where the store's queues are bound, or last were.
+
+    `missing_since` is set while messages wait because none of them is bound any more.
+    """
+
+    known: frozenset[Binding] = frozenset()
+    missing_since: datetime | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Name the queues; where their names are not known, the routing keys."""
+        return sorted({queue or key for key, _, queue in self.known})
+
+
+def read(session: Session, broker: str) -> Audience:
+    """Give what is known of the broker's bindings."""
+    rows = session.rows(
+        "SELECT routing_key, pattern, queue, missing_since FROM store_bindings "
+        "WHERE broker = %(broker)s",
+        {"broker": broker},
+    )
+    known = frozenset((key, pattern, queue) for key, pattern, queue, _ in rows)
+    return Audience(known, min((row[3] for row in rows if row[3]), default=None))
+
+
+def keep(
+    session: Session, broker: str, known: Collection[Binding], missing_since: datetime | None
+) -> None:
+    """Keep these bindings and no others; a time since which they are missing stays the first."""
+    ordered = sorted(known)
+    parameters = {
+        "broker": broker,
+        "keys": [key for key, _, _ in ordered],
+        "patterns": [pattern for _, pattern, _ in ordered],
+        "queues": [queue for _, _, queue in ordered],
+        "missing_since": missing_since,
+    }
+    session.execute(_FORGET, parameters)
+    session.execute(_KEEP, parameters)
+
+
+def forget_missing(session: Session, broker: str) -> list[str]:
+    """Wait for the queues that are missing no longer; give their names."""
+    rows = session.rows(
+        "DELETE FROM store_bindings WHERE broker = %(broker)s AND missing_since IS NOT NULL "
+        "RETURNING routing_key, queue",
+        {"broker": broker},
+    )
+    return sorted({queue or key for key, queue in rows})

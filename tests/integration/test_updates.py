@@ -1,0 +1,226 @@
+"""What the store is told again is what it was told, byte for byte, from the log alone."""
+
+import pytest
+
+from fulfillment.errors import NotAllowedNow, OrderNotFound, ProviderOutcomeUnknown
+from fulfillment.services import diagnosis, updates
+from fulfillment.services.context import Context
+from fulfillment.store import bindings, outbox, replays
+from fulfillment.store.bindings import Binding
+from fulfillment.store.models import Order
+from schemas.messages import NEEDS_REVIEW, ORDER_UPDATED, TRADE_REMINDER
+from schemas.provider import ReportState as R
+from tests.conftest import MakeContext
+from tests.support import (
+    FakeClock,
+    FakeProvider,
+    checkout,
+    receive,
+    receive_one,
+    rows,
+    run_chain,
+    run_polls,
+    run_ticks,
+)
+
+Told = dict[int, list[tuple[str, str]]]
+QUEUE: Binding = ("order.#", r"^order\..*?$", "store.updates")
+
+
+def told_before(context: Context) -> Told:
+    """Give what waits for the store: routing keys and bodies by order, oldest first."""
+    found: Told = {}
+    for row in rows(context, "SELECT * FROM outbox_messages ORDER BY id"):
+        found.setdefault(row["order_id"], []).append((row["routing_key"], row["body"]))
+    return found
+
+
+def tell_again(context: Context) -> list[tuple[str, str]]:
+    """Do with the oldest wish what the relay does; give routing keys and bodies."""
+    told: list[tuple[str, str]] = []
+    with context.database.transaction() as session:
+        wish = replays.unfinished(session)[0]
+        while wish.finished_at is None:
+            written = replays.read_slice(session, wish)
+            told += [(key, body.decode()) for key, body in written.messages]
+            replays.move_on(session, wish, written.after(len(written.messages)), context.now())
+            (wish,) = [each for each in replays.newest(session, 100) if each.id == wish.id]
+    return told
+
+
+@pytest.fixture
+def history(context: Context, provider: FakeProvider, clock: FakeClock) -> list[Order]:
+    """Let happen to orders all that the store hears of, by the ordinary ways."""
+    names = ("delivered", "failed", "reviewed", "slow", "reversed")
+    placed = dict(zip(names, receive(context, *(checkout() for _ in names)), strict=True))
+    run_chain(context)
+    provider.says(placed["delivered"].external_id, R.COMPLETED, charged_mills=6125)
+    provider.says(
+        placed["failed"].external_id, R.FAILED, failure_code="no_stock", failure_message="\u2605"
+    )
+    provider.says(placed["reviewed"].external_id, R.UNKNOWN, raw_status="odd", alarm="look")
+    provider.says(placed["slow"].external_id, R.SENT, steam_offer_id="77", charged_mills=6120)
+    provider.says(placed["reversed"].external_id, R.REVERSED, charged_mills=6120)
+    placed["unknown"] = receive_one(context)
+    provider.fail_purchase(ProviderOutcomeUnknown("timeout"))
+    run_chain(context)
+    for _ in range(40):
+        clock.advance(40)
+        run_ticks(context)
+    provider.balance_mills = 0
+    placed["waiting"] = receive_one(context)
+    run_chain(context)
+    provider.prices.clear()
+    placed["refused"] = receive_one(context)
+    run_chain(context)
+    return list(placed.values())
+
+
+def test_the_log_tells_every_message_again_as_it_was(
+    context: Context, history: list[Order]
+) -> None:
+    before = told_before(context)
+    keys = {key for messages in before.values() for key, _ in messages}
+    assert keys == {ORDER_UPDATED, TRADE_REMINDER, NEEDS_REVIEW}
+
+    assert updates.replay(context, history[0].created_at) == len(history)
+    told = tell_again(context)
+
+    newest_first = sorted(before, reverse=True)
+    assert told == [message for order_id in newest_first for message in before[order_id]]
+    (row,) = rows(context, "SELECT messages, finished_at FROM replays")
+    assert row["messages"] == len(told)
+    assert row["finished_at"] is not None
+
+
+def test_only_what_happened_since_is_told_again_with_all_that_was_known_by_then(
+    context: Context, history: list[Order], clock: FakeClock
+) -> None:
+    clock.advance(1)
+    since = clock.now()
+    slow = history[3]
+    before = len(told_before(context)[slow.id])
+    provider = context.provider("main")
+    assert isinstance(provider, FakeProvider)
+    provider.says(slow.external_id, R.COMPLETED, charged_mills=6120)
+    clock.advance(40)
+    run_polls(context)
+
+    assert updates.replay(context, since) == 1
+
+    assert tell_again(context) == told_before(context)[slow.id][before:]
+
+
+def test_one_order_can_be_told_of_again_from_its_beginning(
+    context: Context, history: list[Order]
+) -> None:
+    order = history[2]
+
+    assert updates.replay(context, None, order.external_id) == 1
+
+    assert tell_again(context) == told_before(context)[order.id]
+    with pytest.raises(OrderNotFound):
+        updates.replay(context, None, "nobody")
+
+
+def test_slices_are_bounded_and_tell_everything_once(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replays, "_SCAN", 3)
+    monkeypatch.setattr(replays, "_EVENTS", 2)
+    receive(context, *(checkout() for _ in range(10)))
+    run_chain(context)
+    before = told_before(context)
+
+    updates.replay(context, rows(context, "SELECT min(at) AS at FROM order_events")[0]["at"])
+
+    newest_first = sorted(before, reverse=True)
+    assert tell_again(context) == [m for order_id in newest_first for m in before[order_id]]
+
+
+def test_news_of_an_order_waits_behind_what_is_told_of_it_again_and_of_no_other(
+    context: Context,
+) -> None:
+    old, told = receive(context, checkout(), checkout())
+    fresh = receive_one(context)
+
+    with context.database.transaction() as session:
+        waiting = outbox.unpublished(session, 10, [(told.id + 1, told.id), (old.id, None)])
+        all_held = outbox.unpublished(session, 10, [(fresh.id, None)])
+
+    bodies = [body for _, _, body in waiting]
+    assert [fresh.external_id in body for body in bodies] == [False, True]
+    assert old.external_id in bodies[0]
+    assert [fresh.external_id in body for _, _, body in all_held] == [True]
+
+
+def test_a_log_that_cannot_be_read_keeps_no_other_from_being_told(context: Context) -> None:
+    good, bad = receive(context, checkout(), checkout())
+    with context.database.transaction() as session:
+        session.execute("SET LOCAL session_replication_role = replica")
+        session.execute(
+            "UPDATE order_events SET to_status = 'odd' WHERE order_id = %(id)s", {"id": bad.id}
+        )
+
+    updates.replay(context, good.created_at)
+
+    assert tell_again(context) == told_before(context)[good.id]
+
+
+def test_a_wipe_is_told_again_once_and_begins_all_others_anew(
+    context: Context, clock: FakeClock
+) -> None:
+    placed = receive(context, checkout(), checkout())
+    updates.replay(context, placed[0].created_at)
+    with context.database.transaction() as session:
+        asked = replays.unfinished(session)[0]
+        written = replays.read_slice(session, asked)
+        half = replays.Slice([], placed[1].id, len(written.messages))
+        replays.move_on(session, asked, half, clock.now())
+
+        clock.advance(60)
+        for _ in range(2):
+            updates.tell_again_after_wipe(context, session)
+        wishes = replays.unfinished(session)
+        replays.move_on(session, asked, written, clock.now())  # of before the wipe: void
+
+        assert replays.unfinished(session) == wishes
+    assert [wish.before_id for wish in wishes] == [placed[1].id + 1] * 2
+    oldest = min(order.created_at for order in placed)
+    hours = context.settings.replay_hours
+    assert (oldest - wishes[1].since).total_seconds() == hours * 3600
+
+
+def test_telling_again_after_a_wipe_can_be_turned_off(
+    make_context: MakeContext, provider: FakeProvider
+) -> None:
+    context = make_context(provider, replay_hours=0)
+
+    with context.database.transaction() as session:
+        updates.tell_again_after_wipe(context, session)
+
+        assert replays.unfinished(session) == []
+
+
+def test_bindings_are_kept_as_they_are_and_doctor_tells_when_they_are_missing(
+    context: Context, clock: FakeClock
+) -> None:
+    other: Binding = ("trade.reminder", r"^trade\.reminder$", "reminders")
+    broker, began = context.settings.broker_name, clock.now()
+    with context.database.transaction() as session:
+        bindings.keep(session, broker, {QUEUE, other}, None)
+        bindings.keep(session, broker, {QUEUE}, None)
+        assert bindings.read(session, broker).known == {QUEUE}
+        bindings.keep(session, broker, {QUEUE}, began)
+        clock.advance(5)
+        bindings.keep(session, broker, {QUEUE}, clock.now())
+        assert bindings.read(session, broker).missing_since == began
+
+    (check,) = [c for c in diagnosis.examine(context.settings) if c.name == "updates"]
+    assert not check.is_ok
+    assert "store.updates" in check.detail
+
+    assert updates.forget(context) == ["store.updates"]
+    assert updates.audience(context) == bindings.Audience()
+    with pytest.raises(NotAllowedNow):
+        updates.forget(context)
