@@ -458,6 +458,8 @@ class World:
         return _hold(*args)
 
     def _check_held(self) -> None:
+        if "clock_jumped" in self.plan.kinds:
+            return  # the age of a balance may be told wrong, see docs/reliability.md
         attempts = self.rows("SELECT * FROM attempts WHERE state IN ('reserved', 'sending')")
         for name in self.accounts:
             self.overcommitted += overcommitted(name, self.judge_of(name), attempts)
