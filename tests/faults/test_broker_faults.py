@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from json import loads
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,7 @@ class Store:
                     connection.drain_events(timeout=0.2)
 
     def _take(self, message: kombu.Message) -> None:
-        update = loads(str(message.body))
+        update: Any = message.payload
         known = self._heard.setdefault(update["externalId"], [])
         if update["sequence"] not in known:
             known.append(update["sequence"])
