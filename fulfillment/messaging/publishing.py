@@ -4,7 +4,7 @@ kombu's producer makes each message a round trip of its own on RabbitMQ, and cos
 message on Redis. What leaves here is what it would have written.
 
 As with every topic exchange, what no queue is bound for is dropped; but not where a queue of the
-store was bound before and none is any more: then nothing is confirmed (docs/decisions/0019).
+store was bound before and none is any more: then nothing is confirmed (docs/decisions/0018).
 """
 
 import base64

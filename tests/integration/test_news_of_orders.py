@@ -257,7 +257,9 @@ def test_a_person_ends_a_stalled_order_and_hears_of_it_should_it_live_on(
     order = accepted(context)
     provider.says(order.external_id, R.PROCESSING)
     let_pass(context, clock, 25)
-    operations.resolve(context, order.external_id, Resolution.CANCELLED, "refunded")
+    operations.resolve(
+        context, order.external_id, Resolution.CANCELLED, "refunded", is_insisted=True
+    )
     let_pass(context, clock, 1)
     resolved = alarms(context, order), entries(context, order)[-1]
 

@@ -30,7 +30,10 @@ CLIENT_SECRET = "canary-client-secret"
 BEARER = {"Authorization": f"Bearer {API_TOKEN}"}
 ACCOUNT = {"client_id": "cid", "client_secret": CLIENT_SECRET}
 #: What `make_settings` is told, for a store with two accounts.
-TWO_ACCOUNTS = {"api_token": API_TOKEN, "accounts": {"main": ACCOUNT, "second": ACCOUNT}}
+TWO_ACCOUNTS = {
+    "api_token": API_TOKEN,
+    "accounts": {"main": ACCOUNT, "second": {**ACCOUNT, "client_id": "merchant-2"}},
+}
 SECRETS = (API_TOKEN, CLIENT_SECRET, TOKEN)
 #: So many examples does Hypothesis explore: always the same ones, unless more are asked for.
 EXAMPLES = int(os.environ.get(f"{TEST_PREFIX}EXAMPLES", "20"))
