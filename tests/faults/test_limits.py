@@ -41,6 +41,7 @@ def _files(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "trace"),
     [(resource.RLIMIT_AS, "can't start new thread"), (resource.RLIMIT_NOFILE, "Too many open")],
@@ -49,7 +50,12 @@ def _files(pid: int) -> int:
 def test_workers_that_get_no_more_of_something_lose_and_double_nothing(
     ground: Ground, kind: int, trace: str
 ) -> None:
+    # Workers that have just begun have neither all their threads nor all their connections.
+    for name in ("worker-1", "worker-2"):
+        ground.kill(name)
+        ground.driver.wait_revived(name)
     ground.send(2)
+    ground.assert_settled()
     pids = [pid for name, pid in ground.pids.items() if name.startswith("worker")]
     before = ground.driver.logs().count(trace)
 
