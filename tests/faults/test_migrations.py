@@ -56,6 +56,7 @@ def test_a_migration_that_adds_disturbs_no_process_of_the_code_before_it(ground:
     assert "task.crashed" not in ground.driver.logs()
 
 
+@pytest.mark.long
 def test_processes_that_are_newer_than_the_schema_refuse_and_go_on_once_it_is_migrated(
     ground: Ground,
 ) -> None:
@@ -71,6 +72,7 @@ def test_processes_that_are_newer_than_the_schema_refuse_and_go_on_once_it_is_mi
     assert flow.answers.keys() <= {200, 202, 503}
 
 
+@pytest.mark.long
 def test_a_migration_that_waits_for_a_lock_lets_traffic_pass(ground: Ground) -> None:
     with (
         database(ground) as owned,
