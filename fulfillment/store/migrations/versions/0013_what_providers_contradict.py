@@ -28,9 +28,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    _allow(*_KINDS)
     for name in ("contradictions", "told_status"):
         op.drop_column("orders", name)
+    _allow(*_KINDS)
 
 
 def _allow(*kinds: str) -> None:
