@@ -3,6 +3,7 @@
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,9 @@ def _no_more(pids: list[int], kind: int, more: int) -> Iterator[None]:
 
 
 def _files(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    """Give the lowest number that no open file has: the next one would get it."""
+    taken = {int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    return next(number for number in count() if number not in taken)
 
 
 @pytest.mark.long
