@@ -63,9 +63,24 @@ def point_of(place: str) -> str:
     return place.partition(" ")[0]
 
 
-def singles(reports: Mapping[str, CrashReport]) -> list[Job]:
-    """Give every place of every path."""
-    return [Job(name, (place,)) for name, report in reports.items() for place in report.passed]
+def singles(reports: Mapping[str, CrashReport], *, once: bool = False) -> list[Job]:
+    """Give every place of every path.
+
+    `once` leaves a path's other places of a point out that were tried on a path before it.
+    """
+    if not once:
+        return [Job(name, (place,)) for name, report in reports.items() for place in report.passed]
+    jobs: list[Job] = []
+    seen: set[str] = set()
+    for name, report in reports.items():
+        places: dict[str, list[str]] = {}
+        for place in report.passed:
+            places.setdefault(point_of(place), []).append(place)
+        for each in places.values():
+            chosen = [place for place in each if place not in seen] or each[:1]
+            seen.update(chosen)
+            jobs += [Job(name, (place,)) for place in chosen]
+    return jobs
 
 
 def _points(report: CrashReport) -> set[str]:

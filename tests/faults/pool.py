@@ -12,7 +12,7 @@ from uuid import uuid4
 import psycopg
 import structlog
 from psycopg import sql
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Engine, make_url
 
 from fulfillment.settings import PREFIX
@@ -58,7 +58,14 @@ def database_on(server_url: str) -> Iterator[Engine]:
 
 def _connecting(url: URL | str) -> Engine:
     """Plan each statement at its first use: planning takes longer than these small tables do."""
-    return create_engine(url, hide_parameters=True, connect_args={"prepare_threshold": 0})
+    engine = create_engine(url, hide_parameters=True, connect_args={"prepare_threshold": 0})
+    event.listen(engine, "connect", _keep_all_plans)
+    return engine
+
+
+def _keep_all_plans(connection: Any, record: Any) -> None:
+    del record
+    connection.prepared_max = None
 
 
 def run_seeds(

@@ -39,6 +39,8 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "code_.py").write_text("ANSWER = 42\n")
     monkeypatch.setattr(mutate, "ROOT", tmp_path)
     monkeypatch.setattr(mutate, "_sound", {})
+    # No use for it here, and half of what pytest needs to begin.
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:schemathesis")
     return tmp_path
 
 
