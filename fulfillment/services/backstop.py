@@ -48,8 +48,8 @@ def halved(act: Callable[[Sequence[T]], R], members: Sequence[T]) -> Halves[T, R
 
     What is acted on again must do nothing but look. Our own errors are raised.
     """
-    whole = _tried(act, members)
-    if whole.error is None or _tried(act, []).error is not None:
+    whole = tried(act, members)
+    if whole.error is None or tried(act, []).error is not None:
         return Halves(whole.results, error=whole.error)
     return _apart_by_halves(act, members, whole)
 
@@ -64,13 +64,14 @@ def _apart_by_halves(
     middle = len(members) // 2
     halves = Halves[T, R](error=whole.error)
     for half in (members[:middle], members[middle:]):
-        found = _apart_by_halves(act, half, _tried(act, half))
+        found = _apart_by_halves(act, half, tried(act, half))
         halves.results += found.results
         halves.failed += found.failed
     return halves
 
 
-def _tried(act: Callable[[Sequence[T]], R], members: Sequence[T]) -> Halves[T, R]:
+def tried(act: Callable[[Sequence[T]], R], members: Sequence[T]) -> Halves[T, R]:
+    """Act on all at once, and give what came of it. Our own errors are raised."""
     try:
         return Halves([act(members)])
     except FulfillmentError:

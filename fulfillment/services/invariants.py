@@ -110,16 +110,20 @@ def _look_at_all(
     found: _Found,
 ) -> None:
     """Add what breaks these invariants, in one transaction; where that fails, one by one."""
-    try:
+
+    def ask(members: Sequence[int]) -> dict[str, list[str]]:
+        values = {**parameters, "ids": members}
         with context.database.transaction() as session:
-            broken = {
-                each.name: invariants.broken(session, each, {**parameters, "ids": ids}, limit)
-                for each in asked
-            }
-    except Exception:
-        for each in asked:
-            _look(context, each, parameters, ids, limit, found)
-    else:
+            return {i.name: invariants.broken(session, i, values, limit) for i in asked}
+
+    try:
+        whole = backstop.tried(ask, ids)
+    except ServerUnreachable as error:
+        whole = backstop.Halves(error=error)
+    if whole.error is not None:
+        for invariant in asked:
+            _look(context, invariant, parameters, ids, limit, found)
+    for broken in whole.results:
         for name, subjects in broken.items():
             found.subjects.setdefault(name, set()).update(subjects)
 

@@ -264,6 +264,8 @@ def set_due(session: Session, order_ids: Sequence[int], **due: Any) -> None:
 
 def get(session: Session, order_ids: Sequence[int]) -> list[Order]:
     """Read orders by our own ids, oldest first."""
+    if not order_ids:
+        return []
     return [Order.of(row) for row in session.rows(_GET, {"ids": list(order_ids)})]
 
 
