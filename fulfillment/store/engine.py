@@ -118,7 +118,7 @@ class Database:
                 **_MISSED,
             },
         )
-        event.listen(self.engine, "connect", _read_json_fast)
+        event.listen(self.engine, "connect", _set_up)
         event.listen(self.engine, "checkin", _note_use)
         event.listen(self.engine, "checkout", _look_after_idling)
 
@@ -166,9 +166,11 @@ class Database:
         self.engine.dispose()
 
 
-def _read_json_fast(connection: Any, record: ConnectionPoolEntry) -> None:
+def _set_up(connection: Any, record: ConnectionPoolEntry) -> None:
+    """Read JSON fast; keep the plans of all our statements, which are more than psycopg's hundred."""
     del record
     set_json_loads(msgspec.json.decode, connection)
+    connection.prepared_max = None
 
 
 def _note_use(connection: Any, record: ConnectionPoolEntry) -> None:

@@ -8,7 +8,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as File
 
@@ -63,24 +63,23 @@ def point_of(place: str) -> str:
     return place.partition(" ")[0]
 
 
-def singles(reports: Mapping[str, CrashReport], *, once: bool = False) -> list[Job]:
-    """Give every place of every path.
+def singles(reports: Mapping[str, CrashReport]) -> list[Job]:
+    """Give every place of every path."""
+    return [Job(name, (place,)) for name, report in reports.items() for place in report.passed]
 
-    `once` leaves a path's other places of a point out that were tried on a path before it.
+
+def share_of(day: int, work: Sequence[Job], days: int) -> list[Job]:
+    """Give one of these jobs of each place, and of the rest what is tried on this day.
+
+    After so many days in a row all of them were tried.
     """
-    if not once:
-        return [Job(name, (place,)) for name, report in reports.items() for place in report.passed]
-    jobs: list[Job] = []
-    seen: set[str] = set()
-    for name, report in reports.items():
-        places: dict[str, list[str]] = {}
-        for place in report.passed:
-            places.setdefault(point_of(place), []).append(place)
-        for each in places.values():
-            chosen = [place for place in each if place not in seen] or each[:1]
-            seen.update(chosen)
-            jobs += [Job(name, (place,)) for place in chosen]
-    return jobs
+    seen: set[tuple[str, ...]] = set()
+    chosen = []
+    for number, job in enumerate(work):
+        if number % days == day % days or job.points not in seen:
+            chosen.append(job)
+        seen.add(job.points)
+    return chosen
 
 
 def _points(report: CrashReport) -> set[str]:

@@ -1,9 +1,10 @@
 """A process dies at each named crash point, and everything ends as without that.
 
-`make crashes` tries every place of a point on every path, `ARGS=--pairs` every ordered pair.
+`make crashes` tries every place of every path, `ARGS=--pairs` every ordered pair of points.
 """
 
 import os
+from datetime import UTC, datetime
 from unittest import mock
 
 import pytest
@@ -20,9 +21,14 @@ from tests.faults.matrix import (
     point_of,
     run_job,
     run_jobs,
+    share_of,
     singles,
     unreached,
 )
+
+TODAY = datetime.now(tz=UTC).toordinal()
+#: In so many days every place of every path is tried.
+DAYS = 4
 
 
 @pytest.fixture(autouse=True)
@@ -32,12 +38,14 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_a_death_at_every_point_of_every_path_changes_no_end(database_url: str) -> None:
+def test_a_death_at_every_place_and_at_todays_of_every_path_changes_no_end(
+    database_url: str,
+) -> None:
     jobs = min(os.cpu_count() or 1, 4)
     tally = Tally()
 
     reports = baselines(database_url, jobs)
-    work = singles(reports, once=True)
+    work = share_of(TODAY, singles(reports), DAYS)
     run_jobs(database_url, work, jobs, tally, Console(quiet=True))
 
     assert {n: r.violations for n, r in reports.items() if r.violations} == {}
@@ -77,6 +85,17 @@ def test_the_pairs_are_all_ordered_pairs_of_each_path_and_always_in_the_same_ord
     points = {name: {point_of(place) for place in r.passed} for name, r in reports.items()}
     assert len(set(work)) == len(work) == sum(len(each) ** 2 for each in points.values())
     assert pairs(reports) == work
+
+
+def test_the_days_together_try_every_place_of_every_path_and_each_tries_every_place() -> None:
+    places = ("a", "b", "c", "d in e", "d in f")
+    work = [Job(path, (place,)) for path in ("left", "right", "up") for place in places]
+
+    shares = [share_of(day, work, DAYS) for day in range(DAYS)]
+
+    assert set().union(*shares) == set(work)
+    assert all({job.points[0] for job in share} == set(places) for share in shares)
+    assert all(len(share) < len(work) for share in shares)
 
 
 def test_a_purchase_posted_again_after_a_death_where_it_may_be_two_is_found_out(
