@@ -167,10 +167,10 @@ class Database:
 
 
 def _set_up(connection: Any, record: ConnectionPoolEntry) -> None:
-    """Read JSON fast; keep the plans of all our statements, which are more than psycopg's hundred."""
+    """Read JSON fast, and keep the plans of all our statements: more than psycopg's hundred."""
     del record
     set_json_loads(msgspec.json.decode, connection)
-    connection.prepared_max = None
+    connection.prepared_max = 500
 
 
 def _note_use(connection: Any, record: ConnectionPoolEntry) -> None:
