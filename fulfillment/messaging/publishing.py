@@ -69,7 +69,8 @@ class _Confirming:
     """RabbitMQ: all messages first, then the confirms of all.
 
     What it can bring to no queue it gives back. Where queues are bound it does not tell: known is
-    which routing keys have reached one.
+    which routing keys have reached one. Of the others one of a group is asked about: to be given
+    all of them back would cost a store that does not listen, and us, three times a message's price.
     """
 
     broker = "rabbitmq"
@@ -94,6 +95,8 @@ class _Confirming:
         self._returned.clear()
         first = self._last_tag + 1
         deadline = time.monotonic() + within_s
+        asked_about: set[str] = set()
+        must_arrive = self._known_keys
         try:
             for key, body, headers in group:
                 if time.monotonic() > deadline:
@@ -103,7 +106,9 @@ class _Confirming:
                 )
                 self._last_tag += 1
                 self._unconfirmed.add(self._last_tag)
-                self._channel.basic_publish(message, store_exchange.name, key, mandatory=True)
+                is_asked = key in must_arrive or key not in asked_about
+                asked_about.add(key)
+                self._channel.basic_publish(message, store_exchange.name, key, mandatory=is_asked)
             while self._unconfirmed and not self._is_refused:
                 # Raises TimeoutError: a broker that is blocked confirms nothing.
                 self._connection.drain_events(timeout=max(deadline - time.monotonic(), 0.001))
@@ -113,6 +118,10 @@ class _Confirming:
             self._judge(group[: self.confirmed])
         if self._is_refused:
             raise OperationalError("the broker refused a message to the store")
+
+    @property
+    def _known_keys(self) -> set[str]:
+        return {key for key, _, _ in self.known}
 
     def look(self) -> bool:
         return False  # RabbitMQ tells its consumers what it has lost
@@ -127,10 +136,11 @@ class _Confirming:
         """Do not confirm what reached no queue although its routing key did before."""
         if not group:
             return
-        came_back = [(key, body) in self._returned for key, body, _ in group]
+        known = self._known_keys
+        keys_back = {key for key, body, _ in group if (key, body) in self._returned} - known
+        came_back = [m[0] in keys_back or (m[0], m[1]) in self._returned for m in group]
         heard = {m[0] for m, is_back in zip(group, came_back, strict=True) if not is_back}
         unheard = {m[0] for m, is_back in zip(group, came_back, strict=True) if is_back}
-        known = {key for key, _, _ in self.known}
         # A queue came or went meanwhile; or no key has a queue any more.
         lost = heard & unheard or (set() if heard else unheard & known)
         self.is_unheard = not heard and bool(lost)
