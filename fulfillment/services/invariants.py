@@ -57,6 +57,10 @@ class _Found:
     subjects: dict[str, set[str]] = field(default_factory=lambda: {UNCHECKED: set()})
     reasons: set[str] = field(default_factory=set)
 
+    def add(self, broken: Mapping[str, Iterable[str]]) -> None:
+        for name, subjects in broken.items():
+            self.subjects.setdefault(name, set()).update(subjects)
+
     def violations(self) -> list[Violation]:
         return _violations({name: sorted(found) for name, found in self.subjects.items()})
 
@@ -96,69 +100,64 @@ def violations(context: Context) -> list[Violation]:
         asked = [each for each in INVARIANTS if each.is_about_ids or after_id == 0]
         to_id = _LAST_ID if is_last else ids[-1]
         parameters = _parameters(context) | {"after": after_id, "to": to_id}
-        _look_at_all(context, asked, parameters, ids, _SLICE, found)
+        _look_at_all(_Reader(context, parameters, _SLICE), asked, ids, found)
         after_id = to_id
     return found.violations()
 
 
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Asks the statements, each for up to `limit` names."""
+
+    context: Context
+    parameters: Mapping[str, Any]
+    limit: int
+    #: Worth its time where tables are large and little of them is asked about.
+    by_values: bool = False
+
+    def broken(self, asked: Sequence[Invariant], ids: Sequence[int]) -> dict[str, list[str]]:
+        """Give what breaks each of these, all in one transaction."""
+        values = {**self.parameters, "ids": ids}
+        with self.context.database.transaction() as session:
+            if self.by_values:
+                invariants.plan_by_values(session)
+            return {i.name: invariants.broken(session, i, values, self.limit) for i in asked}
+
+
 def _look_at_all(
-    context: Context,
-    asked: Sequence[Invariant],
-    parameters: Mapping[str, Any],
-    ids: Sequence[int],
-    limit: int,
-    found: _Found,
+    reader: _Reader, asked: Sequence[Invariant], ids: Sequence[int], found: _Found
 ) -> None:
     """Add what breaks these invariants, in one transaction; where that fails, one by one."""
-
-    def ask(members: Sequence[int]) -> dict[str, list[str]]:
-        values = {**parameters, "ids": members}
-        with context.database.transaction() as session:
-            return {i.name: invariants.broken(session, i, values, limit) for i in asked}
-
     try:
-        whole = backstop.tried(ask, ids)
+        whole = backstop.tried(lambda members: reader.broken(asked, members), ids)
     except ServerUnreachable as error:
         whole = backstop.Halves(error=error)
     if whole.error is not None:
         for invariant in asked:
-            _look(context, invariant, parameters, ids, limit, found)
+            _look(reader, invariant, ids, found)
     for broken in whole.results:
-        for name, subjects in broken.items():
-            found.subjects.setdefault(name, set()).update(subjects)
+        found.add(broken)
 
 
-def _look(
-    context: Context,
-    invariant: Invariant,
-    parameters: Mapping[str, Any],
-    ids: Sequence[int],
-    limit: int,
-    found: _Found,
-) -> None:
+def _look(reader: _Reader, invariant: Invariant, ids: Sequence[int], found: _Found) -> None:
     """Add what breaks one invariant; where it cannot be looked at, who is to blame for that.
 
     Then what was found of it before is left as it is. Raises ServerUnreachable where nothing can
     be looked at.
     """
-
-    def ask(members: Sequence[int]) -> list[str]:
-        with context.database.transaction() as session:
-            return invariants.broken(session, invariant, {**parameters, "ids": members}, limit)
-
+    members = ids if invariant.is_about_ids else []
     try:
-        halves = backstop.halved(ask, ids if invariant.is_about_ids else [])
+        halves = backstop.halved(lambda part: reader.broken([invariant], part), members)
     except ServerUnreachable as error:
-        context.database.ping()  # it is there: this one statement takes too long
+        reader.context.database.ping()  # it is there: this one statement takes too long
         halves = backstop.Halves(error=error)
     if halves.error is not None:
         found.reasons.add(f"{invariant.name}: {type(halves.error).__name__}")
-        with context.database.transaction() as session:
+        with reader.context.database.transaction() as session:
             names = invariants.names_of(session, halves.failed)
         found.subjects[UNCHECKED] |= set(names) or {invariant.name}
-    if halves.results:
-        subjects = found.subjects.setdefault(invariant.name, set())
-        subjects |= {name for result in halves.results for name in result}
+    for broken in halves.results:
+        found.add(broken)
 
 
 def _violations(found: Mapping[str, Iterable[str]]) -> list[Violation]:
@@ -194,7 +193,7 @@ def check(context: Context) -> list[Violation]:
         for each in INVARIANTS
         if not each.is_dear or _is_asked_again(before.get(each.name), now)
     ]
-    _look_at_all(context, asked, parameters, ids, _MOST_NAMES, found)
+    _look_at_all(_Reader(context, parameters, _MOST_NAMES, by_values=True), asked, ids, found)
     with context.database.transaction() as session:
         subjects = {name: sorted(each) for name, each in found.subjects.items()}
         invariants.keep(session, subjects, 0 if is_last else turn[-1], now)

@@ -101,6 +101,9 @@ class Database:
         options = {
             "statement_timeout": round(statement_timeout_s * 1000),
             "idle_in_transaction_session_timeout": 30_000,
+            # Planning takes longer than most of our statements do, and none of their plans depends
+            # on the values: tests/integration/test_query_plans.py.
+            "plan_cache_mode": "force_generic_plan",
             "timezone": "UTC",
         }
         self.engine: Engine = create_engine(
@@ -115,6 +118,7 @@ class Database:
             connect_args={
                 "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
                 "connect_timeout": 5,
+                "prepare_threshold": 1,  # at the second use: a migration is used once
                 **_MISSED,
             },
         )

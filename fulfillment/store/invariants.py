@@ -273,6 +273,14 @@ INVARIANTS = (
 )
 
 
+def plan_by_values(session: Session) -> None:
+    """Have this transaction's statements planned for their values.
+
+    Without them nobody would guess that hardly a row is that late.
+    """
+    session.execute("SET LOCAL plan_cache_mode = force_custom_plan")
+
+
 def broken(
     session: Session, invariant: Invariant, parameters: Mapping[str, Any], limit: int
 ) -> list[str]:

@@ -58,8 +58,7 @@ _ABSORB = """
 # is a charge that was told anew: until then a figure may tell of it or not.
 _PROVE = """
     WITH followed AS (
-        SELECT a.id, a.state, a.booked_mills, a.unbooked, a.absorbed_at, a.hold_closed_at,
-               greatest(a.hold_mills, coalesce(o.charged_mills, 0)) AS most,
+        SELECT a.id, a.booked_mills, a.unbooked, a.absorbed_at, a.hold_closed_at,
                CASE WHEN a.absorbed_at IS NULL OR a.state = 'refused'
                       OR (a.state = 'ended' AND a.hold_closed_at IS NOT NULL) THEN 0
                     ELSE coalesce(s.amount_mills, a.hold_mills) + j.booked
@@ -67,7 +66,7 @@ _PROVE = """
                     END AS cost,
                CASE WHEN r.at + %(lag)s > %(at)s THEN r.amount_mills ELSE 0 END + j.awaited
                     AS awaited
-          FROM attempts a JOIN orders o ON o.id = a.order_id
+          FROM attempts a
           LEFT JOIN wallet_entries s ON s.attempt_id = a.id AND s.kind = 'settle'
           LEFT JOIN wallet_entries r ON r.attempt_id = a.id AND r.kind = 'refund'
          CROSS JOIN LATERAL (
@@ -78,8 +77,7 @@ _PROVE = """
                  FROM wallet_entries e
                 WHERE a.state = 'completed' AND e.order_id = a.order_id
                   AND e.account = a.account AND e.kind = 'adjust') j
-         WHERE a.account = %(account)s
-           AND (a.absorbed_at IS NULL OR a.hold_closed_at IS NULL OR a.unbooked > 0)
+         WHERE a.account = %(account)s AND a.unbooked > 0
     ), booked AS (
         UPDATE attempts a SET booked_mills = f.cost,
                unbooked = CASE WHEN f.awaited > 0 THEN a.unbooked ELSE 0 END
@@ -91,13 +89,22 @@ _PROVE = """
                coalesce(sum(greatest(change, 0)) FILTER (WHERE NOT is_new), 0) AS late,
                coalesce(sum(greatest(-change, 0)) FILTER (WHERE NOT is_new), 0) AS back
           FROM booked
+    ), open AS (
+        -- What was booked of the others stands as it is: nothing has happened to them since.
+        SELECT coalesce(sum(greatest(a.hold_mills, coalesce(o.charged_mills, 0))) FILTER (
+                            WHERE a.absorbed_at IS NULL AND a.state <> 'reserved'), 0) AS most,
+               coalesce(sum(a.booked_mills) FILTER (
+                            WHERE a.absorbed_at IS NOT NULL AND a.unbooked = 0), 0) AS booked
+          FROM attempts a JOIN orders o ON o.id = a.order_id
+         WHERE a.account = %(account)s
+           AND (a.absorbed_at IS NULL OR a.unbooked = 0 AND a.hold_closed_at IS NULL)
     ), bounds AS (
-        SELECT coalesce(sum(most) FILTER (WHERE absorbed_at IS NULL AND state <> 'reserved'), 0)
-                   AS open,
-               coalesce(sum(cost) FILTER (WHERE absorbed_at IS NOT NULL
-                                            AND hold_closed_at IS NULL), 0)
-                   + coalesce(sum(awaited), 0) AS may_return
-          FROM followed
+        SELECT o.most AS open,
+               o.booked + coalesce(sum(f.cost) FILTER (WHERE f.absorbed_at IS NOT NULL
+                                                         AND f.hold_closed_at IS NULL), 0)
+                   + coalesce(sum(f.awaited), 0) AS may_return
+          FROM open o LEFT JOIN followed f ON true
+         GROUP BY o.most, o.booked
     ), expected AS (
         -- What is learned later than its money was seen was taken for unexplained: it is no more.
         SELECT w.account, w.opening_mills IS NULL AS is_first,

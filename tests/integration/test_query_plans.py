@@ -1,13 +1,15 @@
 """With many finished orders in the tables, every statement of the pipeline goes by an index.
 
 Each statement that the services run is explained, with its rows counted, and undone before it is
-run in earnest; so what a new statement costs at size is found out without a test of its own. Left
+run in earnest; what is explained is the plan that a connection keeps for it, which knows no values; so what a new statement costs at size is found out without a test of its own. Left
 out are the sums of `/v1/wallets` and `/metrics`, which are over all there is.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -101,15 +103,47 @@ class ExplainingSession(Session):
     def execute(
         self, statement: str, parameters: Mapping[str, Any] | None = None
     ) -> psycopg.Cursor[Any]:
+        self._explain(statement, parameters)
+        return super().execute(statement, parameters)
+
+    def rows(
+        self, statement: str, parameters: Mapping[str, Any] | None = None
+    ) -> list[tuple[Any, ...]]:
+        self._explain(statement, parameters)
+        return super().rows(statement, parameters)
+
+    def _explain(self, statement: str, parameters: Mapping[str, Any] | None) -> None:
         words = " ".join(statement.split())
         if words.startswith(("SELECT", "UPDATE", "INSERT", "DELETE", "WITH")):
-            super().execute("SAVEPOINT before")
-            explained = super().execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
-            plan = explained.fetchall()[0][0][0]
-            super().execute("ROLLBACK TO SAVEPOINT before")
             self._plans.seen.add(words)
-            self._plans.note(words, plan["Plan"])
-        return super().execute(statement, parameters)
+            self._plans.note(words, self._plan(statement, parameters or {}))
+
+    def _plan(self, statement: str, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Give the plan that is kept for a prepared statement: it knows no values."""
+        names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", statement)))
+        numbered = re.sub(
+            r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", statement
+        ).replace("%%", "%")
+        values = [parameters[name] for name in names]
+        types = f"({', '.join(map(_type, values))})" if values else ""
+        places = f"({', '.join(['%s'] * len(values))})" if values else ""
+        cursor = psycopg.ClientCursor(self.connection)
+        cursor.execute("SAVEPOINT before")
+        cursor.execute(f"PREPARE explained{types} AS {numbered}")
+        cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE explained{places}", values)
+        ((((plan,),),)) = cursor.fetchall()
+        cursor.execute("ROLLBACK TO SAVEPOINT before")
+        cursor.execute("DEALLOCATE explained")
+        return dict(plan["Plan"])
+
+
+def _type(value: Any) -> str:
+    """Give the type under which psycopg sends a value."""
+    if isinstance(value, list) and value:
+        of = next((_type(each) for each in value if each is not None), "unknown")
+        return "text[]" if of == "unknown" else f"{of}[]"
+    names = {bool: "boolean", int: "bigint", datetime: "timestamptz", timedelta: "interval"}
+    return names.get(type(value), "unknown")
 
 
 class ExplainingDatabase(Database):
