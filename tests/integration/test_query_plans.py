@@ -1,8 +1,9 @@
 """With many finished orders in the tables, every statement of the pipeline goes by an index.
 
 Each statement that the services run is explained, with its rows counted, and undone before it is
-run in earnest; what is explained is the plan that a connection keeps for it, which knows no values; so what a new statement costs at size is found out without a test of its own. Left
-out are the sums of `/v1/wallets` and `/metrics`, which are over all there is.
+run in earnest; so what a new statement costs at size is found out without a test of its own. The
+plan is the one that a connection keeps for it, which knows no values. Left out are the sums of
+`/v1/wallets` and `/metrics`, which are over all there is.
 """
 
 import re
