@@ -19,7 +19,7 @@ from fulfillment.services.context import Context
 from fulfillment.services.lookups import look_up, look_up_alone
 from fulfillment.services.reports import apply_reports
 from fulfillment.states import UNFULFILLED
-from fulfillment.store import claims, doubts, ledger, orders
+from fulfillment.store import accounts, claims, doubts, ledger, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Posting
@@ -70,27 +70,69 @@ class _Found:
 def search_first(context: Context, claim: KeptClaim, members: Sequence[Order]) -> list[Order]:
     """Give the orders that surely nobody has bought; those that are bought are adopted.
 
-    An order of which not every account of its route could be asked is given back, to be looked for
-    again soon.
+    An order that it is too early to ask for is given back until then, and one of which not every
+    account could be asked for a moment.
     """
     fresh = [order for order in members if not order.was_searched(claim.doubted_since)]
-    if not fresh:
+    if claim.doubted_since is None or not fresh:
         return list(members)
     began = context.now()
-    found = _search(context, fresh)
-    crash_point("recovery.answered")
-    _write(context, claim, fresh, found, began)
-    gone = found.unasked | found.reports.keys()
+    places = {order.id: _places(context, order) for order in fresh}
+    early: dict[datetime, list[int]] = {}
+    for order in fresh:
+        settled_at = _settled_at(context, claim.doubted_since, places[order.id])
+        if began < settled_at:
+            early.setdefault(settled_at, []).append(order.id)
+    put_off = {order_id for ids in early.values() for order_id in ids}
+    if early:
+        _put_off(context, claim, early)
+    ripe = [order for order in fresh if order.id not in put_off]
+    gone = set(put_off)
+    if ripe:
+        found = _search(context, ripe, places)
+        crash_point("recovery.answered")
+        _write(context, claim, ripe, found, began)
+        gone |= found.unasked | found.reports.keys()
     return [order for order in members if order.id not in gone]
 
 
-def _search(context: Context, members: Sequence[Order]) -> _Found:
+def _places(context: Context, order: Order) -> list[str]:
+    """Name the accounts at which the order may have been bought, those of its route first.
+
+    A route may have named any account when it was bought; a checkout that names an account is
+    bought there and nowhere else.
+    """
+    configured = context.settings.accounts
+    named = [name for name in (order.account, *order.fallbacks) if name in configured]
+    if order.route is None:
+        return named
+    return list(dict.fromkeys([*named, *configured]))
+
+
+def _settled_at(context: Context, since: datetime, places: Sequence[str]) -> datetime:
+    """Say when a purchase that was begun before `since` is over, and no older answer is kept.
+
+    Asked earlier, an account that knows nothing proves nothing.
+    """
+    longest = max((context.longest_call(name) for name in places), default=timedelta())
+    return since + longest + context.cache_time
+
+
+@repeated
+def _put_off(context: Context, claim: KeptClaim, early: Mapping[datetime, Sequence[int]]) -> None:
+    with context.database.transaction() as session:
+        for settled_at, ids in early.items():
+            claims.release(session, ids, claim.name, settled_at)
+
+
+def _search(
+    context: Context, members: Sequence[Order], places: Mapping[int, Sequence[str]]
+) -> _Found:
     found = _Found()
     by_account: dict[str, list[Order]] = {}
     for order in members:
-        for account in (order.account, *order.fallbacks):
-            if account in context.settings.accounts:
-                by_account.setdefault(account, []).append(order)
+        for account in places[order.id]:
+            by_account.setdefault(account, []).append(order)
     with context.threads.pool(_THREADS, "search") as executor:
         for account, group in by_account.items():
             _ask(context, executor, account, group, found)
@@ -192,9 +234,10 @@ def _adopt(
 
 def _chosen(order: Order, told: Mapping[str, OrderReport]) -> str:
     """Choose the account whose purchase is the order's: one that lives, in the route's order."""
-    accounts = [name for name in (order.account, *order.fallbacks) if name in told]
-    living = [name for name in accounts if _is_alive(told[name])]
-    return (living or accounts)[0]
+    named = [name for name in (order.account, *order.fallbacks) if name in told]
+    places = list(dict.fromkeys([*named, *told]))
+    living = [name for name in places if _is_alive(told[name])]
+    return (living or places)[0]
 
 
 def _is_alive(report: OrderReport) -> bool:
@@ -217,13 +260,17 @@ def _moved(
         "funds_deadline_at": None,
     }
     if account != order.account:
-        later = order.fallbacks[order.fallbacks.index(account) + 1 :]
+        is_named = account in order.fallbacks
+        later = order.fallbacks[order.fallbacks.index(account) + 1 :] if is_named else ()
         changes |= {"account": account, "fallbacks": list(later)}
     note = f"found at {account}, bought before the database was restored"
     living = [name for name in told if _is_alive(told[name])]
     tell: tuple[str, ...] = ()
     if len(living) > 1:
-        note, tell = f"{note}; and also at {', '.join(set(living) - {account})}", (NEEDS_REVIEW,)
+        note, tell = (
+            f"{note}; and also at {', '.join(sorted(set(living) - {account}))}",
+            (NEEDS_REVIEW,),
+        )
     return Move(
         order.id, order.status, order.status, Source.SWEEP, note, changes, tell=tell,
         claim=claim.name,
@@ -234,6 +281,9 @@ def doubt(context: Context, length: timedelta) -> datetime:
     """Say that the database was restored: until the time given, nothing is bought unsearched."""
     now = context.now()
     with context.database.transaction() as session:
+        accounts.ensure(session, context.settings.accounts, now)
         doubts.doubt(session, now, now + length)
-    log.error("database.is_restored", doubted_for_h=length.total_seconds() / 3600)
+    if length:
+        hours = length.total_seconds() / 3600
+        log.error("database.is_restored", doubted_for_h=hours, act=doubts.ACT)
     return now + length

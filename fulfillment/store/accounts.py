@@ -88,15 +88,18 @@ class _Levels:
         self.shared -= count - own
 
 
-def ensure(session: Session, names: Iterable[str]) -> None:
-    """Have a row for every configured account."""
-    session.execute(
+def ensure(session: Session, names: Iterable[str], now: datetime) -> None:
+    """Have a row for every configured account; what the others' rows are doubted for, a new one
+    is as well."""
+    added = session.rows(
         "INSERT INTO accounts (name, failures, budget, submit_budget, poll_budget) "
         "SELECT name, 0, 0, 0, 0 FROM unnest(CAST(%(names)s AS text[])) AS n(name) "
-        "ON CONFLICT DO NOTHING",
+        "ON CONFLICT DO NOTHING RETURNING name",
         {"names": list(names)},
     )
-    doubts.note_server(session)
+    doubts.notice(session, now)
+    if added:
+        doubts.inherit(session, [name for (name,) in added])
 
 
 def note_configured(session: Session, names: Iterable[str], now: datetime) -> None:

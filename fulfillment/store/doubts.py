@@ -1,12 +1,14 @@
 """Whether this database may lack what was last done: it was restored, or another server took over.
 
 Then a purchase may have been made that no row tells of. For a while each order is looked for at the
-accounts of its route before anything is bought or concluded for it (services/recovery.py).
+accounts that may have bought it before anything is bought or concluded for it
+(services/recovery.py).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from fulfillment.log import get_logger
 from fulfillment.store.engine import Session
@@ -16,6 +18,11 @@ log = get_logger(__name__)
 
 #: How long after a restore the store may still send again what it had sent before it.
 DOUBTED_FOR = timedelta(hours=24)
+#: What a person has to see to: a stop is a row, and is lost with the others.
+ACT = (
+    "stops that were made after the backup are missing: see `fulfillment accounts`, "
+    "and pause again what must not buy"
+)
 
 # The cluster, its timeline (each promotion and each recovery to a point in time begins another) and
 # the database in it: a dump that is read back into another one, or anew, brings the old name along.
@@ -41,28 +48,26 @@ class Condition:
     purchases: Purchases
 
 
-def note_server(session: Session) -> None:
-    """Write down which server this is where nobody has yet."""
-    session.execute(
-        f"UPDATE accounts SET server = {_SERVER} WHERE server IS NULL"  # noqa: S608 - a constant
-    )
-
-
 def condition(session: Session, account: str, now: datetime) -> Condition:
     """Say how an account stands; notes on the way that the server is another one than before."""
-    row = session.one(
+    row = _condition(session, account)
+    if row.server != row.present:
+        # Also where another process notes it at the same time: then its doubt is read.
+        _note_server(session, row.present, now)
+        row = _condition(session, account)
+    is_doubted = row.doubted_until is not None and row.doubted_until > now
+    since = row.doubted_since if is_doubted else None
+    told = row.purchases_unanswered, row.purchase_pauses, row.purchases_paused_until
+    return Condition(row.failures, since, Purchases(*told))
+
+
+def _condition(session: Session, account: str) -> Any:
+    return session.one(
         f"SELECT failures, doubted_since, doubted_until, server, {_SERVER} AS present, "  # noqa: S608
         "purchases_unanswered, purchase_pauses, purchases_paused_until "
         "FROM accounts WHERE name = %(account)s",
         {"account": account},
     )
-    if row.server != row.present and _is_other(session, row.present, now):
-        since: datetime | None = now
-    else:
-        is_doubted = row.doubted_until is not None and row.doubted_until > now
-        since = row.doubted_since if is_doubted else None
-    told = row.purchases_unanswered, row.purchase_pauses, row.purchases_paused_until
-    return Condition(row.failures, since, Purchases(*told))
 
 
 def notice(session: Session, now: datetime) -> None:
@@ -70,22 +75,53 @@ def notice(session: Session, now: datetime) -> None:
     rows = session.rows(f"SELECT server, {_SERVER} FROM accounts")  # noqa: S608 - a constant
     present = next((present for server, present in rows if server != present), None)
     if present is not None:
-        _is_other(session, present, now)
+        _note_server(session, present, now)
 
 
-def _is_other(session: Session, present: str, now: datetime) -> bool:
-    """Write down which server this is; say whether it is not the one that was known."""
+def _note_server(session: Session, present: str, now: datetime) -> None:
+    """Write down which server this is; where another one was known to any account, doubt all.
+
+    An account that is new to this database may have bought all the same, after the backup.
+    """
     moved = session.rows(
         "UPDATE accounts SET server = %(present)s, "
-        "doubted_since = CASE WHEN server IS NULL THEN doubted_since ELSE %(now)s END, "
-        "doubted_until = CASE WHEN server IS NULL THEN doubted_until ELSE %(until)s END "
-        "WHERE server IS DISTINCT FROM %(present)s RETURNING doubted_since = %(now)s",
+        "doubted_since = CASE WHEN known.is_other THEN %(now)s ELSE doubted_since END, "
+        "doubted_until = CASE WHEN known.is_other THEN %(until)s ELSE doubted_until END "
+        "FROM (SELECT bool_or(server <> %(present)s) AS is_other FROM accounts) AS known "
+        "WHERE server IS DISTINCT FROM %(present)s RETURNING known.is_other",
         {"present": present, "now": now, "until": now + DOUBTED_FOR},
     )
-    is_other = any(is_doubted for (is_doubted,) in moved)
-    if is_other:
-        log.error("database.is_another", doubted_for_h=DOUBTED_FOR.total_seconds() / 3600)
-    return is_other
+    if any(is_other for (is_other,) in moved):
+        hours = DOUBTED_FOR.total_seconds() / 3600
+        log.error("database.is_another", doubted_for_h=hours, act=ACT)
+
+
+def inherit(session: Session, names: Sequence[str]) -> None:
+    """Doubt accounts that are new to this database as long as the others are doubted."""
+    session.execute(
+        "UPDATE accounts SET doubted_since = known.since, doubted_until = known.until "
+        "FROM (SELECT max(doubted_since) AS since, max(doubted_until) AS until FROM accounts) "
+        "AS known WHERE name = ANY(%(names)s)",
+        {"names": list(names)},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Since when and until when our rows are doubted."""
+
+    since: datetime
+    until: datetime
+
+
+def standing(session: Session, now: datetime) -> Doubt | None:
+    """Say whether our rows are doubted now, at any account."""
+    row = session.one(
+        "SELECT max(doubted_since) AS since, max(doubted_until) AS until FROM accounts "
+        "WHERE doubted_until > %(now)s",
+        {"now": now},
+    )
+    return Doubt(row.since, row.until) if row.until is not None else None
 
 
 def doubt(session: Session, now: datetime, until: datetime) -> None:
