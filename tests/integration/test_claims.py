@@ -70,9 +70,9 @@ def test_orders_that_come_up_again_and_again_are_in_nobodys_way(
     clock.advance(1)
     newer = receive_one(context)
     claim(context, "first", limit=3)
+    clock.advance(1)
     with context.database.transaction() as session:
         claims.release(session, [order.id for order in older], "first", clock.now())
-    clock.advance(1)
 
     assert claim(context, "second", limit=1) == [newer.id]
 
