@@ -32,7 +32,8 @@ def left_open(order: Order, report: OrderReport, partner: int | None) -> list[st
     """Give what was contradicted before and the report does not set right, by telling the same
     thing as it was asked for."""
     set_right = {
-        ITEM: bool(_told_items(report) & _own_items(order)),
+        ITEM: bool(_told_items(report) & _own_items(order))
+        and not _is_of_another_item(order, report),
         PURCHASE: report.provider_reference is not None,
         RECIPIENT: None not in (partner, report.partner),
     }
@@ -58,11 +59,13 @@ def _differ(asked: object, told: object) -> bool:
 
 
 def _is_of_another_item(order: Order, report: OrderReport) -> bool:
-    """Say whether what was bought has neither the order's id nor its name.
+    """Say whether what was bought has another name than the order, or neither its id nor its name.
 
     An order may be of a name or of an id, so that either one alone proves nothing by differing,
     but for a name where the order's is known.
     """
+    if report.item_name and order.market_hash_name:
+        return _plain(report.item_name) != _plain(order.market_hash_name)
     if _told_items(report) & _own_items(order):
         return False
     is_judged_by = report.item_id or order.market_hash_name

@@ -32,13 +32,16 @@ _BUYING = "coalesce(greatest(a.paused_until, a.purchases_paused_until) <= %(now)
 def claim_waiting(
     session: Session, account: str, claim: str, now: datetime, until: datetime, limit: int
 ) -> list[Order]:
-    """Claim the oldest orders of an account that wait for a catalog and a wallet answer."""
+    """Claim orders of an account that wait for a catalog and a wallet answer.
+
+    The longest due first: those that come up again and again are in nobody's way.
+    """
     rows = session.execute(
         f"""
             UPDATE orders SET claim = %(claim)s, claimed_until = %(until)s WHERE id = ANY(ARRAY(
                 SELECT o.id FROM orders o
                  WHERE o.account = %(account)s AND {_FREE} AND {_WAITING}
-                 ORDER BY o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+                 ORDER BY o.next_attempt_at, o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
             RETURNING {columns(ORDER_COLUMNS)}
             """,  # noqa: S608 - constants
         {"account": account, "claim": claim, "now": now, "until": until, "limit": limit},

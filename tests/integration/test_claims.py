@@ -63,6 +63,20 @@ def test_one_dispatcher_of_many_gathers_at_a_time(context: Context) -> None:
     assert len(found[0]["ids"]) == 5
 
 
+def test_orders_that_come_up_again_and_again_are_in_nobodys_way(
+    context: Context, clock: FakeClock
+) -> None:
+    older = receive(context, *(checkout() for _ in range(3)))
+    clock.advance(1)
+    newer = receive_one(context)
+    claim(context, "first", limit=3)
+    clock.advance(1)
+    with context.database.transaction() as session:
+        claims.release(session, [order.id for order in older], "first", clock.now())
+
+    assert claim(context, "second", limit=1) == [newer.id]
+
+
 def test_eight_workers_on_the_same_orders_buy_each_once(
     context: Context, provider: FakeProvider
 ) -> None:

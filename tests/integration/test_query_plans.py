@@ -133,8 +133,8 @@ class ExplainingSession(Session):
         cursor.execute(f"PREPARE explained{types} AS {numbered}")
         cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE explained{places}", values)
         ((((plan,),),)) = cursor.fetchall()
+        cursor.execute("DEALLOCATE explained")  # psycopg deallocates all after a ROLLBACK
         cursor.execute("ROLLBACK TO SAVEPOINT before")
-        cursor.execute("DEALLOCATE explained")
         return dict(plan["Plan"])
 
 

@@ -25,6 +25,7 @@ WANTED: dict[str, Any] = {
 #: What is told instead of what was asked for, and what of it is kept.
 ODD: list[tuple[dict[str, Any], str]] = [
     (OTHER, "item Sticker | Other"),
+    ({"item_id": "7", "item_name": "Sticker | Other"}, "item Sticker | Other"),
     ({"provider_reference": "9999"}, "purchase 9999"),
     ({"partner": 666}, "recipient"),
 ]

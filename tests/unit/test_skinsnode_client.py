@@ -144,6 +144,7 @@ def test_an_odd_time_of_acceptance_does_not_undo_the_acceptance(accepted_at: Any
     ("external_id", "path"),
     [
         ("order-1.a_b", b"/v1/orders/order-1.a_b"),
+        ("...", b"/v1/orders/..."),
         ("a/b", b"/v1/orders/a%2Fb"),
         ("../wallet", b"/v1/orders/..%2Fwallet"),
         ("a?b#c", b"/v1/orders/a%3Fb%23c"),
