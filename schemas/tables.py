@@ -196,6 +196,8 @@ class OrderRow(SQLModel, table=True):
     claimed_until: datetime | None = _time(nullable=True)
     #: When it was last looked for at all accounts of its route, and found nowhere.
     searched_at: datetime | None = _time(nullable=True)
+    #: When a provider told of a purchase of it although nothing had been sent.
+    told_early_at: datetime | None = _time(nullable=True)
 
     #: The sequence number of the last event in `order_events`.
     sequence: int = 0

@@ -135,10 +135,11 @@ def _apply(
     if order.status in FINAL:
         return _after_the_end(order, report, target, cap_mills)
     if order.status not in FOLLOWED | UNCONFIRMED:
-        # Only a foreign use of our ids explains a report of what we never sent.
+        # Somebody else uses our ids, or our rows were lost: it is looked for before it is bought.
         return Decision(
             order.status,
             f"the provider reports {report.raw_status!r} for an order that was never submitted",
+            {"told_early_at": now},
             is_alarm=True,
         )
     if order.status is not OrderStatus.NEEDS_REVIEW and RANK[target] < RANK[order.status]:

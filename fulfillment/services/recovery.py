@@ -34,6 +34,8 @@ log = get_logger(__name__)
 
 #: How soon to look again where an account could not be asked.
 _AGAIN = timedelta(seconds=10)
+#: How soon where one was asked that had refused the order and has it all the same.
+_REFUSED_AGAIN = timedelta(minutes=1)
 _THREADS = 16
 #: The way of an order that turns out to be bought, from where our rows have it.
 _WAY = {
@@ -74,13 +76,14 @@ def search_first(context: Context, claim: KeptClaim, members: Sequence[Order]) -
     account could be asked for a moment.
     """
     fresh = [order for order in members if not order.was_searched(claim.doubted_since)]
-    if claim.doubted_since is None or not fresh:
+    if not fresh:
         return list(members)
     began = context.now()
     places = {order.id: _places(context, order) for order in fresh}
     early: dict[datetime, list[int]] = {}
     for order in fresh:
-        settled_at = _settled_at(context, claim.doubted_since, places[order.id])
+        since = order.doubted_since(claim.doubted_since) or began
+        settled_at = _settled_at(context, since, places[order.id])
         if began < settled_at:
             early.setdefault(settled_at, []).append(order.id)
     put_off = {order_id for ids in early.values() for order_id in ids}
@@ -207,6 +210,12 @@ def _adopt(
         ledger.lock_wallet(session, account)
     locked = [o for o in orders.lock(session, list(reports)) if o.claim == claim.name]
     where = {order.id: _chosen(order, reports[order.id]) for order in locked}
+    refused = [o for o in locked if _was_refused(session, o, where[o.id])]
+    if refused:
+        # What that account refused once is not made good again: a person was told, nothing more is
+        # bought, and the order ends when its time is over.
+        claims.release(session, [order.id for order in refused], claim.name, now + _REFUSED_AGAIN)
+        locked = [order for order in locked if order not in refused]
     left = [order for order in locked if where[order.id] != order.account]
     postings = [Posting(order.id, "found elsewhere", account=order.account) for order in left]
     ledger.refuse(session, postings, now)
@@ -230,6 +239,10 @@ def _adopt(
         apply_reports(context, session, account, told, Source.SWEEP)
     for order in present.values():
         log.error("order.found_bought", order_id=order.external_id, account=order.account)
+
+
+def _was_refused(session: Session, order: Order, account: str) -> bool:
+    return account != order.account and ledger.is_tried(session, account, order.external_id)
 
 
 def _chosen(order: Order, told: Mapping[str, OrderReport]) -> str:

@@ -81,7 +81,7 @@ def apply_reports(
     for order in before:
         report = reports[order.id]
         if order.account != account:
-            moves.append(stray(order, account, report, by))
+            moves.append(stray(order, account, report, by, now))
             continue
         settings = context.account(account)
         decision = decide(
@@ -120,20 +120,25 @@ def _partner(context: Context, order: Order) -> int | None:
     return None
 
 
-def stray(order: Order, account: str, report: OrderReport | None, by: Source) -> Move:
+def stray(
+    order: Order, account: str, report: OrderReport | None, by: Source, now: datetime
+) -> Move:
     """Note what an account says of an order that went on from it to another one.
 
     Nothing is concluded from it; but where it does not say that nothing was bought, money may have
-    been spent twice, and a person is told. `report` None: what it says is not known.
+    been spent twice, and a person is told. Where nothing has been sent to the other one yet,
+    nothing is, unless the first turns out to know nothing of it. `report` None: what it says is not
+    known.
     """
     word = f"reports {report.raw_status!r} of" if report else "has news of"
     note = f"{account} {word} this order, which went on from there to {order.account}: not applied"
     is_alarm = report is None or report.state.order_status() not in UNFULFILLED
     if is_alarm:
-        note += "; it may have been bought twice"
+        note += "; it may have been bought " + ("there" if order.is_unsent else "twice")
         log.warning("order.alarm", order_id=order.external_id, note=note)
+    changes = {"told_early_at": now} if is_alarm and order.is_unsent else {}
     tell = (NEEDS_REVIEW,) if is_alarm else ()
-    return Move(order.id, order.status, order.status, by, note, tell=tell)
+    return Move(order.id, order.status, order.status, by, note, changes, tell=tell)
 
 
 def _move(context: Context, order: Order, decision: Decision, by: Source, now: datetime) -> Move:

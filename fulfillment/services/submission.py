@@ -167,7 +167,10 @@ def _begin_at_once(context: Context, session: Session, claim: KeptClaim, free: i
     fresh = [
         order
         for order in _to_submit(claim.orders)
-        if order.submit_by > now and (a := attempts.get(order.id)) and a.unknown_since is None
+        if order.submit_by > now
+        and (a := attempts.get(order.id))
+        and a.unknown_since is None
+        and order.was_searched(None)
     ]
     return _begin_within(context, session, claim, fresh[:free], now) if fresh[:free] else []
 

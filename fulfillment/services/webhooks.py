@@ -179,7 +179,7 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
         locked = orders.lock(session, list(by_order))
         strays = [order for order in locked if order.account != by_order[order.id].account]
         moves = [
-            stray(order, by_order[order.id].account, by_order[order.id].report, Source.WEBHOOK)
+            stray(order, by_order[order.id].account, by_order[order.id].report, Source.WEBHOOK, now)
             for order in strays
         ]
         orders.apply(session, moves, now)

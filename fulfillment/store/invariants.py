@@ -34,7 +34,7 @@ LOGGED = frozenset(
         *("quoted_item_id", "charged_mills", "funds_deadline_at", "status", "provider_status"),
         *("provider_reference", "reported_at", "steam_offer_id", "sent_at", "trade_deadline_at"),
         *("overdue", "completed_at", "reversible_until", "failure_code", "failure_message"),
-        *("failed_by", "told_status", "contradictions", "sequence"),
+        *("failed_by", "told_status", "told_early_at", "contradictions", "sequence"),
     }
 )
 #: What `$name` stands for in a statement.

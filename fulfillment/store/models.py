@@ -51,6 +51,7 @@ class Order:
     claim: str | None
     claimed_until: datetime | None
     searched_at: datetime | None
+    told_early_at: datetime | None
     sequence: int
     created_at: datetime
     updated_at: datetime
@@ -67,8 +68,19 @@ class Order:
         return cls(*values)
 
     def was_searched(self, since: datetime | None) -> bool:
-        """Say whether it was looked for at its accounts since then; None: it need not be."""
-        return since is None or (self.searched_at is not None and self.searched_at >= since)
+        """Say whether it was looked for at its accounts since then; None: it need not be.
+
+        Nor since a provider told of it too early.
+        """
+        wanted = self.doubted_since(since)
+        return wanted is None or (self.searched_at is not None and self.searched_at >= wanted)
+
+    def doubted_since(self, since: datetime | None) -> datetime | None:
+        """Say since when a purchase may be made of which its row does not tell.
+
+        `since` is since when all rows are doubted.
+        """
+        return max(filter(None, (since, self.told_early_at)), default=None)
 
     @property
     def lives_on(self) -> bool:

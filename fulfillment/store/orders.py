@@ -23,6 +23,7 @@ log = get_logger(__name__)
 # Columns that a move may set; `jsonb_populate_record` keeps the row's own value for the others.
 _SETTABLE = (
     "account",
+    "told_early_at",
     "fallbacks",
     "between_attempts",
     "market_hash_name",

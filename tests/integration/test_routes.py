@@ -426,7 +426,7 @@ def webhook(mall: Mall, order: Order, status: str) -> webhooks.Taken:
     return webhooks.take(mall.context, "node", headers, body.encode())
 
 
-def test_a_late_webhook_of_the_first_is_alarmed_once_and_changes_nothing(mall: Mall) -> None:
+def test_a_late_webhook_of_the_first_is_alarmed_once_and_looked_into(mall: Mall) -> None:
     order = mall.order("node-back", {"node": "item_gone"})
     run_chain(mall.context, "node")
     before_second = again(mall.context, order)
@@ -440,6 +440,8 @@ def test_a_late_webhook_of_the_first_is_alarmed_once_and_changes_nothing(mall: M
     assert (taken.verdict, repeated.verdict) == (Verdict.STORED, Verdict.KNOWN)
     assert (after.status, after.account) == (before_second.status, "back")
     assert after.next_attempt_at == before_second.next_attempt_at
+    assert mall.bought_at(order) == []
+    mall.pass_time(120, step=31)
     assert again(mall.context, order).status is S.COMPLETED
     assert mall.bought_at(order) == ["back"]
     types = [message["type"] for message in messages_of(mall.context, order)]

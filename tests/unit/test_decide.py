@@ -80,14 +80,14 @@ def test_an_unknown_word_is_alarmed_once(status: S) -> None:
 
 
 @pytest.mark.parametrize(("status", "word"), list(product(sorted(NEVER_SENT), WORDS)))
-def test_a_report_of_what_was_never_sent_is_an_alarm_that_changes_nothing(
+def test_a_report_of_what_was_never_sent_is_an_alarm_and_has_it_looked_for(
     status: S, word: R
 ) -> None:
     decision = decided(report(word, charged_mills=CAP_MILLS), status=status)
 
     assert decision.target is status
     assert decision.is_alarm
-    assert decision.changes == {}
+    assert decision.changes == {"told_early_at": NOW}
     assert decision.money == ()
 
 
