@@ -39,6 +39,7 @@ from tests.faults.scheduler import Killed, Process
 from tests.faults.world import World
 
 SEED = 1
+_LOOKS_FOR_LOSS_S = 0.25
 #: A person looks at what is left to him so often.
 _LOOKS_EVERY_S = 20.0
 _MOST_STEPS = 6000
@@ -116,6 +117,8 @@ class CrashWorld(World):
         self.armed = list(points)
         self.died: list[str] = []
         self.passed: Counter[str] = Counter()
+        #: How many purchases each account had when our rows were lost.
+        self.lost: dict[str, int] = {}
         self._armed_at = 0.0
         self._relayed_at = -1
 
@@ -136,8 +139,8 @@ class CrashWorld(World):
         for account, scenario in zip(self.accounts.values(), scenarios, strict=False):
             for order in self.plan.orders:
                 account.market.scenario_of_id[order.external_id] = scenario
-        if path.is_item_gone:
-            for item in main.market.items.values():
+        if path.gone_from is not None:
+            for item in list(main.market.items.values())[path.gone_from :]:
                 main.market.change_item(item, available=False)
         if path.is_down:
             main.down["outage"] = began + _WITHIN_S
@@ -161,7 +164,14 @@ class CrashWorld(World):
         self.scheduler.at(self.scheduler.now + seconds, again)
 
     def _lose_everything(self) -> None:
-        """Put an empty database in the place of ours, as a restore from before all this would."""
+        """Put an empty database in the place of ours, as a restore from before all this would.
+
+        Where nothing was bought yet it would prove nothing: then a little later.
+        """
+        if not all(account.market.orders for account in self.accounts.values()):
+            self.scheduler.at(self.scheduler.now + _LOOKS_FOR_LOSS_S, self._lose_everything)
+            return
+        self.lost = {name: len(each.market.orders) for name, each in self.accounts.items()}
         for process in [*self.workers, self.web]:
             self.replace(process, 0.0)
         self._clear()
@@ -297,6 +307,8 @@ class CrashWorld(World):
         over = [order for order in orders if order["status"] != "needs_review"]
         if self.path.is_erased and any(order["trade_url_sealed"] for order in over):
             found.append("a trade URL is not erased")
+        if self.path.restored_after_s is not None and not self.lost:
+            found.append("no rows were lost after each account had sold something")
         if self.path.is_relayed and self.rows("SELECT 1 FROM outbox_messages LIMIT 1"):
             found.append("a message to the store is not published")
         return found
@@ -341,6 +353,7 @@ class CrashReport:
     violations: list[str] = field(default_factory=list)
     steps: int = 0
     virtual_s: float = 0.0
+    lost: dict[str, int] = field(default_factory=dict)
     real_s: float = 0.0
     trace: list[str] = field(default_factory=list, repr=False)
 
@@ -363,6 +376,7 @@ def run_path(
     with CrashWorld(path, path.plan(seed), engine, points) as world:
         _run(world, report)
         report.died, report.passed = tuple(world.died), world.passed
+        report.lost = world.lost
         report.virtual_s = world.scheduler.now - 1000
         report.trace = world.scheduler.trace
     report.real_s = time.perf_counter() - began

@@ -354,13 +354,13 @@ def proves_its_wallets(history: History) -> Iterator[str]:
     for wallet in history.wallets:
         account, judge = wallet["account"], history.judges[wallet["account"]]
         attempts = [a for a in history.attempts if a["account"] == account]
+        if wallet["expected_mills"] is None:
+            continue  # nobody has read it yet
         is_open = any(
             a["unbooked"]
             or (a["hold_closed_at"] or wallet["requested_at"]) >= wallet["requested_at"]
             for a in attempts
         )
-        if wallet["expected_mills"] is None:
-            continue
         told = wallet["credited_mills"] - wallet["unexplained_mills"]
         booked = sum(attempt["booked_mills"] for attempt in attempts)
         if wallet["opening_mills"] - booked + told != wallet["expected_mills"]:

@@ -38,8 +38,10 @@ class Path:
     balance_cents: int = 1_000_000
     #: So long after an order its price is put into the wallet.
     top_up_after_s: float | None = None
-    is_item_gone: bool = False
-    #: So long after the beginning all our rows are lost, and the store sends its checkouts again.
+    #: From this order on the first account lacks the item.
+    gone_from: int | None = None
+    #: So long after the beginning, and once each account has sold something, all our rows are lost;
+    #: the store sends its checkouts again. What was bought is there no more.
     restored_after_s: float | None = None
     #: The provider's first account is away all the time.
     is_down: bool = False
@@ -120,7 +122,7 @@ class Path:
             client_secret=SECRET,
             api_key=API_KEY,
             items=ITEMS,
-            reusable_items=True,
+            reusable_items=self.restored_after_s is None,
             seed=seed,
             balance_cents=self.balance_cents,
             hold_s=0.0 if provider is NODE else 300.0,
@@ -136,6 +138,14 @@ def _said(name: str, **changes: Any) -> tuple[Scenario, ...]:
 _LOST_AFTER = {"timeout_after": 1}
 _LOST_BEFORE = {"timeout_before": 1}
 
+#: Two orders are bought at the first account and two at the next one.
+_RESTORED: Mapping[str, Any] = {
+    "orders": 4,
+    "apart_s": 1.0,
+    "gone_from": 2,
+    "restored_after_s": 5.0,
+}
+
 PATHS = {
     path.name: path
     for path in (
@@ -147,7 +157,7 @@ PATHS = {
         Path("end_told_first", (NODE,), DELIVERED, _said("completed_before_answer")),
         # Ends without the item
         Path("price_changed", (NODE,), FAILED, slack_cents=-1),
-        Path("item_gone", (BACK,), FAILED, is_item_gone=True),
+        Path("item_gone", (BACK,), FAILED, gone_from=0),
         Path("refused", (LINK,), FAILED, _said("refused_item")),
         Path("fails_after_accept", (NODE,), FAILED, _said("fails_after_accept")),
         Path("cancelled", (BACK,), frozenset({"cancelled", "failed"}), _said("cancelled")),
@@ -212,8 +222,15 @@ PATHS = {
         ),
         Path("failover_down", (BACK, NODE), DELIVERED, is_down=True, orders=4, apart_s=1.0),
         Path("failover_paused", (NODE, BACK), DELIVERED, strikes={"denied": 1}),
-        Path("failover_item", (BACK, LINK), DELIVERED, is_item_gone=True),
-        Path("restored", (LINK, NODE), DELIVERED, orders=4, apart_s=1.0, restored_after_s=3.5),
+        Path("failover_item", (BACK, LINK), DELIVERED, gone_from=0),
+        Path("restored", (LINK, NODE), DELIVERED, **_RESTORED),
+        Path(
+            "restored_untold",
+            (NODE, BACK),
+            DELIVERED,
+            _said("delivered", hidden_s=25.0),
+            **_RESTORED,
+        ),
         Path("not_reached", (NODE,), DELIVERED, strikes={"not_reached": 1}),
     )
 }

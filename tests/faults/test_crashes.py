@@ -25,6 +25,7 @@ from tests.faults.matrix import (
     singles,
     unreached,
 )
+from tests.faults.paths import PATHS
 
 TODAY = datetime.now(tz=UTC).toordinal()
 #: In so many days every place of every path is tried.
@@ -106,6 +107,35 @@ def test_a_purchase_posted_again_after_a_death_where_it_may_be_two_is_found_out(
 
     with mock.patch("fulfillment.services.submission.next_step", return_value=Step.POST):
         report = run_job(job, engine)
+
+    assert any(violation.startswith("I1 ") for violation in report.violations)
+
+
+@pytest.mark.parametrize("path", ["restored", "restored_untold"])
+def test_purchases_that_a_lost_database_knew_are_looked_for(engine: Engine, path: str) -> None:
+    report = run_job(Job(path), engine)
+
+    assert report.violations == []
+    assert len(report.lost) == len(PATHS[path].providers)
+    assert all(report.lost.values())
+
+
+@pytest.mark.parametrize("path", ["restored", "restored_untold"])
+def test_purchases_that_nobody_looks_for_after_a_loss_are_found_out(
+    engine: Engine, path: str
+) -> None:
+    with mock.patch("fulfillment.store.models.Order.was_searched", return_value=True):
+        report = run_job(Job(path), engine)
+
+    assert any(violation.startswith("I1 ") for violation in report.violations)
+
+
+def test_an_absence_that_is_believed_at_once_after_a_loss_is_found_out(engine: Engine) -> None:
+    at_once = mock.patch(
+        "fulfillment.services.recovery._settled_at", side_effect=lambda _, since, __: since
+    )
+    with at_once:
+        report = run_job(Job("restored_untold"), engine)
 
     assert any(violation.startswith("I1 ") for violation in report.violations)
 

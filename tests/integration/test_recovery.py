@@ -2,23 +2,28 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fulfillment.devstack.postgres import EmbeddedPostgres
 from fulfillment.errors import ProviderNotReached
-from fulfillment.providers.base import AfterUnknown
+from fulfillment.providers.base import AfterUnknown, BeforeSend
 from fulfillment.services import recovery, watchdog
 from fulfillment.services.context import Context, register_accounts
+from fulfillment.store import doubts
+from fulfillment.store.doubts import Condition
 from fulfillment.store.engine import Database
 from fulfillment.store.migrate import migrate
 from fulfillment.store.models import Order
 from fulfillment.store.sealing import Seal
 from schemas.enums import OrderStatus as S
+from schemas.provider import OrderReport
 from schemas.provider import ReportState as R
 from tests.conftest import MakeContext, MakeSettings, empty_tables
 from tests.support import (
@@ -78,14 +83,90 @@ def again_after_loss(context: Context, event: dict[str, object]) -> Order:
     return again(context, order)
 
 
+def settle(context: Context, clock: FakeClock, less_s: float = 0.0) -> None:
+    """Let as much time pass as a purchase from before the loss may go untold of."""
+    longest = max(context.longest_call(name) for name in context.settings.accounts)
+    clock.advance((longest + context.cache_time).total_seconds() - less_s)
+
+
+class SlowToTell(FakeProvider):
+    """Knows nothing of an order for a while after it was bought.
+
+    A lookup is answered out of a cache, or the purchase is worked on still.
+    """
+
+    def __init__(self, clock: FakeClock, hidden_s: float) -> None:
+        super().__init__()
+        self._clock = clock
+        self._hidden = timedelta(seconds=hidden_s)
+        self._bought_at: dict[str, datetime] = {}
+
+    def purchase(self, body: bytes, before_send: BeforeSend | None = None) -> OrderReport:
+        made = super().purchase(body, before_send)
+        self._bought_at.setdefault(made.external_id, self._clock.now())
+        return made
+
+    def reports(self, external_ids: Sequence[str]) -> dict[str, OrderReport]:
+        now = self._clock.now()
+        found = super().reports(external_ids)
+        return {n: r for n, r in found.items() if now - self._bought_at[n] >= self._hidden}
+
+
+@pytest.mark.parametrize("after_s", [0, 2, 20, 40])
+@pytest.mark.parametrize("policy", list(AfterUnknown))
+def test_an_account_that_does_not_tell_of_a_purchase_yet_is_not_believed(
+    make_context: MakeContext,
+    backup: FakeProvider,
+    clock: FakeClock,
+    policy: AfterUnknown,
+    after_s: float,
+) -> None:
+    slow = SlowToTell(clock, hidden_s=60)
+    slow.after_unknown = policy
+    context = make_context(
+        slow,
+        accounts={"main": ACCOUNT, "backup": ACCOUNT},
+        routes={"both": ["main", "backup"]},
+    )
+    context._providers["backup"] = backup
+    event = checkout(account="both", marketHashName=NAME)
+    again_after_loss(context, event)
+    lose_everything(context)
+    del slow.prices[ITEM]  # we bought the last one there
+    clock.advance(after_s)
+
+    order = again_after_loss(context, event)
+    for _ in range(15):
+        clock.advance(10)
+        run_sweep(context)
+
+    assert (len(slow.bodies), backup.bodies) == (1, [])
+    assert (again(context, order).account, again(context, order).status) == ("main", S.ACCEPTED)
+
+
+@pytest.mark.parametrize("less_s", [1, 0])
+def test_an_absence_counts_when_the_longest_call_and_the_cache_are_over(
+    context: Context, provider: FakeProvider, clock: FakeClock, less_s: float
+) -> None:
+    lose_everything(context)
+    settle(context, clock, less_s)
+
+    order = again_after_loss(context, checkout(account="main"))
+
+    is_early = less_s > 0
+    assert order.status is (S.RECEIVED if is_early else S.ACCEPTED)
+    assert provider.reads.count(f"order {order.external_id}") == (0 if is_early else 1)
+
+
 @pytest.mark.parametrize("policy", list(AfterUnknown))
 def test_a_checkout_that_was_bought_before_the_restore_is_adopted(
-    context: Context, provider: FakeProvider, policy: AfterUnknown
+    context: Context, provider: FakeProvider, clock: FakeClock, policy: AfterUnknown
 ) -> None:
     provider.after_unknown = policy
     event = checkout(account="main")
     again_after_loss(context, event)
     lose_everything(context)
+    settle(context, clock)
     del provider.prices[ITEM]  # we bought the last one
 
     order = again_after_loss(context, event)
@@ -98,7 +179,7 @@ def test_a_checkout_that_was_bought_before_the_restore_is_adopted(
 
 
 def test_an_order_that_was_bought_at_a_later_account_is_not_bought_at_the_first(
-    context: Context, provider: FakeProvider, backup: FakeProvider
+    context: Context, provider: FakeProvider, backup: FakeProvider, clock: FakeClock
 ) -> None:
     price = provider.prices.pop(ITEM)
     event = checkout(account="both", marketHashName=NAME)
@@ -107,6 +188,7 @@ def test_an_order_that_was_bought_at_a_later_account_is_not_bought_at_the_first(
         run_chain(context, account)
     bought_at = again(context, first).account
     lose_everything(context)
+    settle(context, clock)
     provider.prices[ITEM] = price
 
     order = again_after_loss(context, event)
@@ -118,11 +200,15 @@ def test_an_order_that_was_bought_at_a_later_account_is_not_bought_at_the_first(
 
 
 def test_what_was_not_bought_is_bought_after_one_look_at_each_account(
-    context: Context, provider: FakeProvider, backup: FakeProvider
+    context: Context, provider: FakeProvider, backup: FakeProvider, clock: FakeClock
 ) -> None:
     lose_everything(context)
-
     order = again_after_loss(context, checkout(account="both", marketHashName=NAME))
+    assert (order.status, provider.reads, backup.reads) == (S.RECEIVED, [], [])
+
+    settle(context, clock)
+    run_sweep(context)
+    order = again(context, order)
 
     assert order.status is S.ACCEPTED
     assert len(provider.bodies) == 1
@@ -154,6 +240,7 @@ def test_what_a_lookup_of_many_leaves_out_is_bought_nowhere_before_it_was_asked_
     del provider.prices[ITEM]
 
     placed = receive(context, *events, fresh)
+    settle(context, clock)
     for _ in range(12):
         run_sweep(context)
         clock.advance(11)
@@ -170,6 +257,7 @@ def test_an_account_that_cannot_be_asked_keeps_the_order_until_it_can(
     context: Context, provider: FakeProvider, backup: FakeProvider, clock: FakeClock
 ) -> None:
     lose_everything(context)
+    settle(context, clock)
     backup.reads_fail(ProviderNotReached("timeout"))
     order = again_after_loss(context, checkout(account="both", marketHashName=NAME))
     waiting = (order.status, len(provider.bodies))
@@ -201,7 +289,7 @@ def test_an_order_whose_submit_the_backup_lacks_is_looked_for_before_it_is_sent(
             "body_sealed = NULL, last_post_at = NULL, unknown_since = NULL"
         )
     recovery.doubt(context, timedelta(hours=24))
-    clock.advance(31)
+    settle(context, clock)
 
     run_sweep(context)
 
@@ -227,24 +315,26 @@ def test_no_order_is_ended_as_late_before_it_was_looked_for(
 
 
 def test_a_purchase_that_failed_at_the_provider_ends_the_order(
-    context: Context, provider: FakeProvider
+    context: Context, provider: FakeProvider, clock: FakeClock
 ) -> None:
     event = checkout(account="main")
     order = again_after_loss(context, event)
     provider.says(order.external_id, R.FAILED)
     lose_everything(context)
+    settle(context, clock)
 
     assert again_after_loss(context, event).status is S.FAILED
     assert_invariants(context)
 
 
 def test_an_order_that_was_bought_twice_already_is_brought_to_a_person(
-    context: Context, provider: FakeProvider, backup: FakeProvider
+    context: Context, provider: FakeProvider, backup: FakeProvider, clock: FakeClock
 ) -> None:
     event = checkout(account="both", marketHashName=NAME)
     order = again_after_loss(context, event)
     backup.orders[order.external_id] = provider.orders[order.external_id]
     lose_everything(context)
+    settle(context, clock)
 
     order = again_after_loss(context, event)
 
@@ -263,9 +353,12 @@ def test_another_server_in_the_place_of_ours_is_noticed_by_the_next_step(
         session.execute("UPDATE accounts SET server = '1:00000001:1'")
 
     order = again_after_loss(context, checkout(account="main"))
-    clock.advance(1)
+    is_put_off = order.status is S.RECEIVED
+    settle(context, clock)
     run_sweep(context)
 
+    assert is_put_off
+    order = again(context, order)
     after = rows(context, "SELECT DISTINCT server, doubted_until IS NOT NULL AS d FROM accounts")
     assert [row["doubted_until"] for row in before] == [None]
     assert after == [{"server": known[0]["server"], "d": True}]
@@ -273,28 +366,142 @@ def test_another_server_in_the_place_of_ours_is_noticed_by_the_next_step(
     assert order.status is S.ACCEPTED
 
 
+def test_an_account_that_is_newer_than_the_backup_is_doubted_with_the_others(
+    make_context: MakeContext, provider: FakeProvider, backup: FakeProvider, clock: FakeClock
+) -> None:
+    backup.after_unknown = AfterUnknown.LOOKUP_ONLY
+    context = make_context(provider, accounts={"main": ACCOUNT, "backup": ACCOUNT})
+    context._providers["backup"] = backup
+    event = checkout(account="backup")
+    receive(context, event)
+    run_chain(context, "backup")
+    empty_tables(context.database)  # as the backup has it: `backup` is not configured yet
+    register_accounts(context, ["main"])
+    rows(context, "UPDATE accounts SET server = '1:00000001:1' RETURNING 1")
+
+    register_accounts(context)
+    (order,) = receive(context, event)
+    settle(context, clock)
+    run_sweep(context)
+
+    assert len(backup.bodies) == 1
+    assert again(context, order).status is S.ACCEPTED
+
+
+def test_an_account_that_is_added_while_others_are_doubted_is_doubted_as_long(
+    context: Context, clock: FakeClock
+) -> None:
+    recovery.doubt(context, timedelta(hours=24))
+    clock.advance(60)
+
+    register_accounts(context, ["another"])
+
+    known = rows(context, "SELECT DISTINCT doubted_since, doubted_until FROM accounts")
+    assert len(known) == 1
+
+
+def test_a_doubt_that_is_said_before_any_process_ran_holds(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    event = checkout(account="main")
+    again_after_loss(context, event)
+    empty_tables(context.database)
+    recovery.doubt(context, timedelta(hours=24))
+
+    again_after_loss(context, event)
+    settle(context, clock)
+    run_sweep(context)
+
+    assert len(provider.bodies) == 1
+
+
+def test_who_finds_that_another_noticed_the_server_first_doubts_as_well(
+    context: Context, clock: FakeClock
+) -> None:
+    rows(context, "UPDATE accounts SET server = '1:00000001:1' RETURNING 1")
+    seen: list[Condition] = []
+
+    def look() -> None:
+        with context.database.transaction() as session:
+            seen.append(doubts.condition(session, "main", clock.now()))
+
+    with context.database.transaction() as session:
+        first = doubts.condition(session, "main", clock.now())
+        second = threading.Thread(target=look)
+        second.start()
+        until(lambda: bool(waiting_for_locks(context)))
+    second.join()
+
+    assert first.doubted_since == seen[0].doubted_since == clock.now()
+
+
+def waiting_for_locks(context: Context) -> list[dict[str, Any]]:
+    return rows(context, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+
+
+@pytest.mark.parametrize("left", [["backup"], ["main", "third"]])
+def test_a_route_that_was_changed_since_buys_nothing_again(
+    make_context: MakeContext,
+    provider: FakeProvider,
+    backup: FakeProvider,
+    clock: FakeClock,
+    left: list[str],
+) -> None:
+    accounts = dict.fromkeys(("main", "backup", "third"), ACCOUNT)
+    before = make_context(provider, accounts=accounts, routes={"both": ["main", "backup"]})
+    after = make_context(provider, accounts=accounts, routes={"both": left})
+    (bought_at,) = {"main", "backup"} - set(left)
+    elsewhere = FakeProvider()
+    for context in (before, after):
+        context._providers |= dict.fromkeys(accounts, elsewhere) | {bought_at: backup}
+    event = checkout(account="both", marketHashName=NAME)
+    if bought_at == "backup":
+        elsewhere.prices, sold = {}, elsewhere.prices
+    receive(before, event)
+    for account in ("main", "backup"):
+        run_chain(before, account)
+    if bought_at == "backup":
+        elsewhere.prices = sold
+    lose_everything(after)
+
+    (order,) = receive(after, event)
+    settle(after, clock)
+    for _ in range(3):
+        run_sweep(after)
+        clock.advance(11)
+
+    assert (len(backup.bodies), elsewhere.bodies) == (1, [])
+    assert (again(after, order).account, again(after, order).fallbacks) == (bought_at, ())
+    assert again(after, order).status is S.ACCEPTED
+    assert_invariants(after)
+
+
 def test_a_server_that_lacks_the_last_commits_is_known_by_its_timeline(
-    tmp_path: Path, make_settings: MakeSettings, provider: FakeProvider
+    tmp_path: Path, make_settings: MakeSettings, provider: FakeProvider, clock: FakeClock
 ) -> None:
     """A copy of the cluster from before the purchase is promoted, as a lagging standby would be."""
     provider.after_unknown = AfterUnknown.LOOKUP_ONLY
     event = checkout(account="main")
     first = EmbeddedPostgres(tmp_path / "first")
-    with context_on(first, make_settings, provider):
+    with context_on(first, make_settings, provider, clock):
         pass  # its tables are made, and its accounts have seen the server
     (original,) = (tmp_path / "first").glob("*/cluster")
     cluster = tmp_path / "second" / original.relative_to(tmp_path / "first")
     copy(original, cluster)
-    with context_on(first, make_settings, provider) as context:
+    with context_on(first, make_settings, provider, clock) as context:
         order = again_after_loss(context, event)
     assert order.status is S.ACCEPTED
 
     with (cluster / "postgresql.auto.conf").open("a") as file:
         file.write("restore_command = 'false'\n")
     (cluster / "recovery.signal").touch()
-    with context_on(EmbeddedPostgres(tmp_path / "second"), make_settings, provider) as context:
+    with context_on(
+        EmbeddedPostgres(tmp_path / "second"), make_settings, provider, clock
+    ) as context:
         order = again_after_loss(context, event)
-        assert order.status is S.ACCEPTED
+        settle(context, clock)
+        run_sweep(context)
+        assert again(context, order).status is S.ACCEPTED
         assert rows(context, "SELECT 1 FROM accounts WHERE doubted_until > now()")
 
     assert len(provider.bodies) == 1
@@ -302,7 +509,7 @@ def test_a_server_that_lacks_the_last_commits_is_known_by_its_timeline(
 
 @contextmanager
 def context_on(
-    server: EmbeddedPostgres, make_settings: MakeSettings, provider: FakeProvider
+    server: EmbeddedPostgres, make_settings: MakeSettings, provider: FakeProvider, clock: FakeClock
 ) -> Iterator[Context]:
     url = server.start()
     database = Database(url)
@@ -311,7 +518,7 @@ def context_on(
         migrate(database)
         settings = make_settings(database_url=url)
         seal = Seal(settings.encryption_keys.get_secret_value())
-        context = Context(settings, database, seal, _providers={"main": provider})
+        context = Context(settings, database, seal, clock, _providers={"main": provider})
         register_accounts(context)
         yield context
     finally:
