@@ -79,7 +79,7 @@ def search_first(context: Context, claim: KeptClaim, members: Sequence[Order]) -
     if not fresh:
         return list(members)
     began = context.now()
-    places = {order.id: _places(context, order) for order in fresh}
+    places = _places(context, claim, fresh)
     early: dict[datetime, list[int]] = {}
     for order in fresh:
         since = order.doubted_since(claim.doubted_since) or began
@@ -94,22 +94,47 @@ def search_first(context: Context, claim: KeptClaim, members: Sequence[Order]) -
     if ripe:
         found = _search(context, ripe, places)
         crash_point("recovery.answered")
+        _leave_refusals(context, ripe, found)
         _write(context, claim, ripe, found, began)
         gone |= found.unasked | found.reports.keys()
     return [order for order in members if order.id not in gone]
 
 
-def _places(context: Context, order: Order) -> list[str]:
-    """Name the accounts at which the order may have been bought, those of its route first.
+def _leave_refusals(context: Context, members: Sequence[Order], found: _Found) -> None:
+    """Forget purchases that ended at an account which had refused them: that is known already."""
+    ended = [
+        (order, account)
+        for order in members
+        for account, report in found.reports.get(order.id, {}).items()
+        if account != order.account and not _is_alive(report)
+    ]
+    if not ended:
+        return
+    with context.database.transaction() as session:
+        known = [(o, account) for o, account in ended if _was_refused(session, o, account)]
+    for order, account in known:
+        del found.reports[order.id][account]
+        if not found.reports[order.id]:
+            del found.reports[order.id]
 
-    A route may have named any account when it was bought; a checkout that names an account is
-    bought there and nowhere else.
+
+def _places(context: Context, claim: KeptClaim, members: Sequence[Order]) -> dict[int, list[str]]:
+    """Name the accounts at which each order may have been bought, those of its route first.
+
+    Where our rows are doubted a route may have named any account when it was bought; where one
+    provider told of it too early, it is one that the order's attempts tell of. A checkout that
+    names an account is bought there and nowhere else.
     """
     configured = context.settings.accounts
-    named = [name for name in (order.account, *order.fallbacks) if name in configured]
-    if order.route is None:
-        return named
-    return list(dict.fromkeys([*named, *configured]))
+    with context.database.transaction() as session:
+        tried = ledger.tried_at(session, [order.id for order in members])
+    places = {}
+    for order in members:
+        named = [order.account, *order.fallbacks, *tried.get(order.id, ())]
+        if order.route is not None and claim.doubted_since is not None:
+            named += configured
+        places[order.id] = [name for name in dict.fromkeys(named) if name in configured]
+    return places
 
 
 def _settled_at(context: Context, since: datetime, places: Sequence[str]) -> datetime:

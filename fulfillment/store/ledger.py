@@ -158,6 +158,16 @@ def attempts_of(session: Session, order_ids: Sequence[int]) -> dict[int, Attempt
     return {attempt.order_id: attempt for attempt in map(Attempt.of, rows)}
 
 
+def tried_at(session: Session, order_ids: Sequence[int]) -> dict[int, list[str]]:
+    """Name the accounts at which orders have, or had, an attempt."""
+    rows = session.rows(
+        "SELECT order_id, array_agg(account ORDER BY id) FROM attempts "
+        "WHERE order_id = ANY(%(ids)s) GROUP BY order_id",
+        {"ids": list(order_ids)},
+    )
+    return {order_id: list(accounts) for order_id, accounts in rows}
+
+
 def is_tried(session: Session, account: str, external_id: str) -> bool:
     """Say whether the order has, or had, an attempt at the account."""
     row = session.one(
