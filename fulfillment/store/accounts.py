@@ -37,6 +37,8 @@ _URGENT_SHARE = 0.3
 # For how long an account counts as configured after a process was last seen that has it.
 _CONFIGURED_FOR = timedelta(minutes=5)
 _CONFIGURED = "configured:"
+#: Clocks that agree are no farther apart.
+_WRONG = timedelta(seconds=5)
 
 
 @dataclass
@@ -244,13 +246,14 @@ def take(
     limit_per_minute: int,
     purpose: Purpose,
     wanted: int,
-    now: datetime,
+    now: datetime | None,
     *,
     leaving: int = 0,
 ) -> int:
     """Take requests out of the account's budget; give how many may be sent now (0 to wanted).
 
-    At least `leaving` stay behind for the same purpose, so that what has to follow can.
+    At least `leaving` stay behind for the same purpose, so that what has to follow can. `now` None
+    is the database's time.
     """
     with _levels(session, account, limit_per_minute, now) as levels:
         granted = min(wanted, max(levels.left(purpose) - leaving, 0))
@@ -264,7 +267,7 @@ def give_back(
     limit_per_minute: int,
     purpose: Purpose,
     count: int,
-    now: datetime,
+    now: datetime | None,
 ) -> None:
     """Put back requests that were taken and not sent."""
     with _levels(session, account, limit_per_minute, now) as levels:
@@ -273,7 +276,7 @@ def give_back(
 
 
 def left(
-    session: Session, account: str, limit_per_minute: int, purpose: Purpose, now: datetime
+    session: Session, account: str, limit_per_minute: int, purpose: Purpose, now: datetime | None
 ) -> int:
     """Say how many requests could be taken now."""
     with _levels(session, account, limit_per_minute, now) as levels:
@@ -282,27 +285,30 @@ def left(
 
 @contextmanager
 def _levels(
-    session: Session, account: str, limit_per_minute: int, now: datetime
+    session: Session, account: str, limit_per_minute: int, now: datetime | None
 ) -> Iterator[_Levels]:
     """Lock the budget and bring it up to date; keep what the block makes of it."""
     row = session.one(
-        "SELECT budget, submit_budget, poll_budget, budget_at FROM accounts "
-        "WHERE name = %(account)s FOR UPDATE",
+        "SELECT budget, submit_budget, poll_budget, budget_at, clock_timestamp() AS present "
+        "FROM accounts WHERE name = %(account)s FOR UPDATE",
         {"account": account},
     )
+    at = now or row.present
+    last = row.budget_at
+    if last is not None and last > at + _WRONG:
+        last = at  # that clock was wrong; nothing is gained by it, and nobody waits for it
     levels = _Levels(limit_per_minute, row.budget, row.submit_budget, row.poll_budget)
-    levels.refill(max((now - row.budget_at).total_seconds(), 0.0) if row.budget_at else 3600.0)
+    levels.refill(max((at - last).total_seconds(), 0.0) if last else 3600.0)
     yield levels
     session.execute(
         "UPDATE accounts SET budget = %(shared)s, submit_budget = %(submit)s, "
-        "poll_budget = %(poll)s, "
-        "budget_at = greatest(coalesce(budget_at, %(now)s), %(now)s) WHERE name = %(account)s",
+        "poll_budget = %(poll)s, budget_at = %(at)s WHERE name = %(account)s",
         {
             "account": account,
             "shared": levels.shared,
             "submit": levels.submit,
             "poll": levels.poll,
-            "now": now,
+            "at": max(last or at, at),
         },
     )
 

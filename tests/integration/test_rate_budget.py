@@ -3,12 +3,13 @@
 import random
 from bisect import bisect_right
 from collections import Counter
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
 import msgspec
 import pytest
 
+from fulfillment.clock import SystemClock
 from fulfillment.errors import (
     OverBudget,
     ProviderNotReached,
@@ -16,6 +17,7 @@ from fulfillment.errors import (
 )
 from fulfillment.providers.base import AfterUnknown
 from fulfillment.services import outages
+from fulfillment.services.budget import RateBudget
 from fulfillment.services.context import Context
 from fulfillment.simulator.app import SimulatorOptions, running
 from fulfillment.store import accounts, claims
@@ -210,6 +212,29 @@ def test_what_was_taken_long_ago_is_taken_anew(make_context: MakeContext, clock:
 
     with grant, pytest.raises(OverBudget):
         budget.spend()
+
+
+class AheadClock(SystemClock):
+    """A machine's clock that is ten minutes ahead."""
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(minutes=10)
+
+
+def test_a_process_whose_clock_is_wrong_neither_empties_nor_fills_the_budget_of_all(
+    context: Context,
+) -> None:
+    right, ahead = (
+        RateBudget("main", 600, context.database, clock) for clock in (SystemClock(), AheadClock())
+    )
+
+    taken = [budget.take(Purpose.URGENT, 600).size for budget in (ahead, right, ahead, right)]
+
+    assert taken[0] > 20
+    assert sum(taken[1:]) < 20
+    with context.database.transaction() as session:
+        at = session.scalar("SELECT budget_at FROM accounts WHERE name = 'main'")
+    assert at < SystemClock().now() + timedelta(minutes=1)
 
 
 def test_a_budget_that_is_used_up_is_no_failure_of_the_account(context: Context) -> None:
