@@ -21,6 +21,7 @@ from fulfillment.services.reports import apply_reports
 from fulfillment.states import UNFULFILLED
 from fulfillment.store import accounts, claims, doubts, ledger, orders
 from fulfillment.store.accounts import Purpose
+from fulfillment.store.doubts import ACT
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import Move, Order
@@ -277,6 +278,14 @@ def _moved(
     )  # fmt: skip
 
 
+def describe(since: datetime, until: datetime) -> str:
+    """Say what a doubt means, and what a person has to see to."""
+    return (
+        f"since {since:%Y-%m-%d %H:%M:%S} this is another server or a restored database: until "
+        f"{until:%Y-%m-%d %H:%M:%S} UTC each order is looked for before it is bought; {ACT}"
+    )
+
+
 def doubt(context: Context, length: timedelta) -> datetime:
     """Say that the database was restored: until the time given, nothing is bought unsearched."""
     now = context.now()
@@ -285,5 +294,5 @@ def doubt(context: Context, length: timedelta) -> datetime:
         doubts.doubt(session, now, now + length)
     if length:
         hours = length.total_seconds() / 3600
-        log.error("database.is_restored", doubted_for_h=hours, act=doubts.ACT)
+        log.error("database.is_restored", doubted_for_h=hours, act=ACT)
     return now + length
