@@ -86,7 +86,16 @@ def _check_doubt(context: Context) -> list[Check]:
         return []  # the database or its schema has failed above
     if doubt is None:
         return []
-    return [Check("database in doubt", True, recovery.describe(doubt.since, doubt.until))]
+    told = Check(
+        "database in doubt", is_ok=True, detail=recovery.describe(doubt.since, doubt.until)
+    )
+    return [
+        told,
+        *(
+            Check(f"orders of {name} in doubt", False, f"wait: {why}; {recovery.MUTE_ACT}")
+            for name, why in recovery.mute_accounts(context).items()
+        ),
+    ]
 
 
 def _check_updates(context: Context) -> list[Check]:

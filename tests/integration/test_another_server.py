@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from fulfillment.devstack.postgres import EmbeddedPostgres
 from fulfillment.providers.base import AfterUnknown
-from fulfillment.services import brakes, diagnosis, recovery
+from fulfillment.services import brakes, diagnosis, merchants, recovery
 from fulfillment.services.context import Context, register_accounts
 from fulfillment.store import doubts
 from fulfillment.store.doubts import Condition
@@ -92,12 +92,15 @@ def test_an_account_that_is_newer_than_the_backup_is_doubted_with_the_others(
 
 
 def test_an_account_that_is_added_while_others_are_doubted_is_doubted_as_long(
-    context: Context, clock: FakeClock
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
 ) -> None:
-    recovery.doubt(context, timedelta(hours=24))
+    context = make_context(provider, accounts={"main": ACCOUNT, "backup": ACCOUNT})
+    rows(context, "DELETE FROM accounts WHERE name = 'backup' RETURNING 1")
+    with context.database.transaction() as session:
+        doubts.doubt(session, clock.now(), clock.now() + timedelta(hours=24))
     clock.advance(60)
 
-    register_accounts(context, ["another"])
+    register_accounts(context)
 
     known = rows(context, "SELECT DISTINCT doubted_since, doubted_until FROM accounts")
     assert len(known) == 1
@@ -175,6 +178,83 @@ def test_a_doubt_that_is_over_is_told_of_no_more(
     (view,) = brakes.show_accounts(context)
 
     assert view.doubted_since is None
+
+
+@pytest.fixture
+def former(make_context: MakeContext, provider: FakeProvider) -> Context:
+    """Give the account as its settings had it when the order was bought, and when it was saved."""
+    return make_context(provider, accounts={"main": ACCOUNT})
+
+
+@pytest.fixture
+def changed(make_context: MakeContext, former: Context) -> tuple[Context, FakeProvider]:
+    """Give the account as another merchant's, on the database of a backup."""
+    become_another_server(former)
+    other = FakeProvider()
+    return make_context(other, accounts={"main": {**ACCOUNT, "client_id": "another"}}), other
+
+
+def test_an_order_of_an_account_that_was_changed_after_the_backup_waits_for_a_person(
+    former: Context, provider: FakeProvider, make_context: MakeContext, clock: FakeClock
+) -> None:
+    event = checkout(account="main")
+    again_after_loss(former, event)
+    empty_tables(former.database)  # as the backup has it: the account is there, the order is not
+    register_accounts(former)
+    become_another_server(former)
+    other = FakeProvider()
+    after = make_context(other, accounts={"main": {**ACCOUNT, "client_id": "another"}})
+    (order,) = receive(after, event)
+    settle(after, clock)
+
+    with capture_logs() as logs:
+        for _ in range(3):
+            run_sweep(after)
+            clock.advance(61)
+
+    assert (len(provider.bodies), other.bodies) == (1, [])
+    assert again(after, order).status is S.RECEIVED
+    (told, *_) = [line for line in logs if line["event"] == "order.not_searchable"]
+    assert "CLIENT_ID of the account main changed" in told["orders"][order.external_id]
+    checks = {c.name: c for c in diagnosis.examine(after.settings)}
+    assert not checks["orders of main in doubt"].is_ok
+    back = make_context(provider, accounts={"main": ACCOUNT})
+    run_sweep(back)
+    assert len(provider.bodies) == 1
+    assert again(back, order).status is S.ACCEPTED
+
+
+def test_an_account_that_a_person_knows_to_be_the_same_goes_on(
+    changed: tuple[Context, FakeProvider], clock: FakeClock
+) -> None:
+    context, other = changed
+    (order,) = receive(context, checkout(account="main"))
+    settle(context, clock)
+    run_sweep(context)
+    waited = other.bodies == []
+
+    merchants.is_same(context, "main", "they renamed our client id", "me")
+    clock.advance(61)
+    run_sweep(context)
+
+    assert waited
+    assert again(context, order).status is S.ACCEPTED
+
+
+def test_an_account_that_was_changed_before_the_backup_is_asked_as_it_is(
+    former: Context, make_context: MakeContext, clock: FakeClock
+) -> None:
+    other = FakeProvider()
+    after = make_context(other, accounts={"main": {**ACCOUNT, "client_id": "another"}})
+    clock.advance(60)
+    become_another_server(after)
+    run_sweep(after)
+    (order,) = receive(after, checkout(account="main"))
+    settle(after, clock)
+
+    run_sweep(after)
+
+    assert again(after, order).status is S.ACCEPTED
 
 
 def test_a_server_that_lacks_the_last_commits_is_known_by_its_timeline(
