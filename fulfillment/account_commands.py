@@ -38,6 +38,10 @@ def accounts(command: typer.Context, as_json: AsJSON = False) -> None:
         spent, cap = dollars(views[0].spent_last_hour_by_all), dollars(views[0].spend_cap_of_all)
         table.add_row("all together", "", "", "", spent, cap)
     out.print(table)
+    if views and views[0].doubted_since and views[0].doubted_until:
+        from fulfillment.services import recovery
+
+        err.print(recovery.describe(views[0].doubted_since, views[0].doubted_until))
 
 
 def _state(view: AccountView) -> str:
@@ -73,6 +77,8 @@ def doubt(
 
     until = recovery.doubt(make_context(), timedelta(hours=hours))
     err.print(f"until {until:%Y-%m-%d %H:%M:%S} UTC each order is looked for before it is bought")
+    if hours:
+        err.print(recovery.ACT)
 
 
 @commands.command()

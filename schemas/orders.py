@@ -101,6 +101,9 @@ class AccountView(ReadModel):
     spent_last_hour: int
     spend_cap_of_all: int | None = None
     spent_last_hour_by_all: int | None = None
+    #: Set while rows that are newer than the database's copy may be missing: stops too.
+    doubted_since: datetime | None = None
+    doubted_until: datetime | None = None
 
 
 class CheckoutResult(ReadModel):

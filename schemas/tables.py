@@ -72,6 +72,11 @@ class AccountRow(SQLModel, table=True):
     server: str | None = Field(default=None, sa_type=Text)
     doubted_since: datetime | None = _time(nullable=True)
     doubted_until: datetime | None = _time(nullable=True)
+    #: Whose account this is (provider, address, a hash of the client id), whose it was before, and
+    #: when that was noticed.
+    merchant: str | None = Field(default=None, sa_type=Text)
+    merchant_before: str | None = Field(default=None, sa_type=Text)
+    merchant_left_at: datetime | None = _time(nullable=True)
 
 
 class AccountSwitchRow(SQLModel, table=True):

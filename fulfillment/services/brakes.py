@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from fulfillment.errors import InvalidInput
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
-from fulfillment.store import accounts, due, ledger, proof, switches
+from fulfillment.store import accounts, doubts, due, ledger, proof, switches
 from fulfillment.store.engine import Session
 from fulfillment.store.switches import ALL
 from schemas.money import cap_in_cents, cents_to_mills, charge_in_cents
@@ -67,6 +67,7 @@ def show_accounts(context: Context) -> list[AccountView]:
     views = []
     with context.database.transaction() as session:
         pauses = accounts.pauses(session, context.now())
+        doubt = doubts.standing(session, context.now())
         cap = context.settings.spend_cap_cents_per_hour
         spent = None if cap is None else charge_in_cents(_spent_mills(context, session, None))
         for name, settings in context.settings.accounts.items():
@@ -86,6 +87,8 @@ def show_accounts(context: Context) -> list[AccountView]:
                     spent_last_hour=charge_in_cents(_spent_mills(context, session, name)),
                     spend_cap_of_all=cap,
                     spent_last_hour_by_all=spent,
+                    doubted_since=doubt and doubt.since,
+                    doubted_until=doubt and doubt.until,
                 )
             )
     return views

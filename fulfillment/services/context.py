@@ -169,5 +169,5 @@ def register_accounts(context: Context, names: Iterable[str] | None = None) -> N
     """Give every configured account its shared row, which the other services rely on."""
     chosen = list(names if names is not None else context.settings.accounts)
     with context.database.transaction() as session:
-        accounts.ensure(session, chosen, context.now())
+        accounts.ensure(session, {n: context.account(n).merchant for n in chosen}, context.now())
         accounts.note_configured(session, chosen, context.now())

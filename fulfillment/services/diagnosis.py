@@ -3,12 +3,12 @@
 from urllib.parse import urlsplit
 
 from fulfillment.errors import FulfillmentError
-from fulfillment.services import invariants, updates
+from fulfillment.services import invariants, recovery, updates
 from fulfillment.services.context import Context, build_context
 from fulfillment.services.merchants import why_strange
 from fulfillment.services.operations import Check, check_readiness
 from fulfillment.settings import PREFIX, Settings
-from fulfillment.store import accounts, erasure
+from fulfillment.store import accounts, doubts, erasure
 from fulfillment.store.accounts import Purpose
 from schemas.money import cap_in_cents
 
@@ -29,6 +29,7 @@ def examine(settings: Settings) -> list[Check]:
     except FulfillmentError as error:
         return [*checks, Check("context", is_ok=False, detail=str(error))]
     checks += check_readiness(context)
+    checks += _check_doubt(context)
     checks += _check_updates(context)
     checks += _check_data(context)
     checks += _check_followed(context)
@@ -74,6 +75,27 @@ def _check_followed(context: Context) -> list[Check]:
             detail = f"nobody follows {counts}: {why}"
             checks.append(Check(f"orders at {account}", is_ok=False, detail=detail))
     return checks
+
+
+def _check_doubt(context: Context) -> list[Check]:
+    """Tell while rows may be missing. That is no fault to be mended, since it ends by itself."""
+    try:
+        with context.database.transaction() as session:
+            doubt = doubts.standing(session, context.now())
+    except FulfillmentError:
+        return []  # the database or its schema has failed above
+    if doubt is None:
+        return []
+    told = Check(
+        "database in doubt", is_ok=True, detail=recovery.describe(doubt.since, doubt.until)
+    )
+    return [
+        told,
+        *(
+            Check(f"orders of {name} in doubt", False, f"wait: {why}; {recovery.MUTE_ACT}")
+            for name, why in recovery.mute_accounts(context).items()
+        ),
+    ]
 
 
 def _check_updates(context: Context) -> list[Check]:

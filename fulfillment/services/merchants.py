@@ -13,7 +13,7 @@ from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
 from fulfillment.states import FINAL, FOLLOWED
-from fulfillment.store import accounts, due, ledger, orders
+from fulfillment.store import accounts, doubts, due, ledger, orders
 from fulfillment.store.due import Polled
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Posting
@@ -203,6 +203,7 @@ def is_same(context: Context, account: str, reason: str, by: str) -> int:
         raise InvalidInput("reason", "expected why, for the orders' logs")
     note, count = f"{account} is still the same merchant, says {by}: {reason.strip()}", 0
     with context.database.transaction() as session:
+        doubts.trust(session, account)
         merchants = ledger.merchants_of(session, account)
     for merchant in merchants:
         if not settings.changed_since(merchant):

@@ -17,6 +17,7 @@ from fulfillment.services import outages
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.lookups import look_up, look_up_alone
+from fulfillment.services.merchants import why_strange
 from fulfillment.services.reports import apply_reports
 from fulfillment.states import UNFULFILLED
 from fulfillment.store import accounts, claims, doubts, ledger, orders
@@ -36,6 +37,14 @@ log = get_logger(__name__)
 _AGAIN = timedelta(seconds=10)
 #: How soon where one was asked that had refused the order and has it all the same.
 _REFUSED_AGAIN = timedelta(minutes=1)
+#: How soon where an account cannot tell, until somebody sees to it.
+_MUTE_GAP = timedelta(minutes=1)
+ACT = doubts.ACT
+MUTE_ACT = (
+    "put the account's settings back; or say `fulfillment accounts same` where it is the same "
+    "merchant; or end the doubt with `fulfillment accounts doubt --hours 0` once it is known "
+    "that the former one has none of the orders that wait"
+)
 _THREADS = 16
 #: The way of an order that turns out to be bought, from where our rows have it.
 _WAY = {
@@ -53,6 +62,8 @@ class _Found:
 
     reports: dict[int, dict[str, OrderReport]] = field(default_factory=dict)
     unasked: set[int] = field(default_factory=set)
+    #: Why nobody can be asked who may know an order.
+    mute: dict[int, str] = field(default_factory=dict)
 
     def note(
         self,
@@ -80,23 +91,23 @@ def search_first(context: Context, claim: KeptClaim, members: Sequence[Order]) -
         return list(members)
     began = context.now()
     places = _places(context, claim, fresh)
-    early: dict[datetime, list[int]] = {}
-    for order in fresh:
-        since = order.doubted_since(claim.doubted_since) or began
-        settled_at = _settled_at(context, since, places[order.id])
-        if began < settled_at:
-            early.setdefault(settled_at, []).append(order.id)
-    put_off = {order_id for ids in early.values() for order_id in ids}
+    settled = {
+        order.id: _settled_at(
+            context, order.doubted_since(claim.doubted_since) or began, places[order.id]
+        )
+        for order in fresh
+    }
+    early = {id_: at for id_, at in settled.items() if began < at}
     if early:
         _put_off(context, claim, early)
-    ripe = [order for order in fresh if order.id not in put_off]
-    gone = set(put_off)
+    ripe = [order for order in fresh if order.id not in early]
+    gone = set(early)
     if ripe:
         found = _search(context, ripe, places)
         crash_point("recovery.answered")
         _leave_refusals(context, ripe, found)
         _write(context, claim, ripe, found, began)
-        gone |= found.unasked | found.reports.keys()
+        gone |= found.unasked | found.reports.keys() | found.mute.keys()
     return [order for order in members if order.id not in gone]
 
 
@@ -137,6 +148,28 @@ def _places(context: Context, claim: KeptClaim, members: Sequence[Order]) -> dic
     return places
 
 
+def _mute(
+    context: Context, members: Sequence[Order], places: Mapping[int, Sequence[str]]
+) -> dict[int, str]:
+    """Say of which orders a place cannot tell whether they were bought there, and why."""
+    why = mute_accounts(context)
+    found = {}
+    for order in members:
+        named = dict.fromkeys((*places[order.id], order.account, *order.fallbacks))
+        reasons = [w for name in named if (w := why.get(name) or why_strange(context, name, None))]
+        if reasons:
+            found[order.id] = "; ".join(reasons)
+    return found
+
+
+def mute_accounts(context: Context) -> dict[str, str]:
+    """Say of which accounts the merchant was changed while our rows lack what was bought there."""
+    with context.database.transaction() as session:
+        left = doubts.left(session, context.now())
+    found = {name: why_strange(context, name, merchant) for name, merchant in left.items()}
+    return {name: why for name, why in found.items() if why and name in context.settings.accounts}
+
+
 def _settled_at(context: Context, since: datetime, places: Sequence[str]) -> datetime:
     """Say when a purchase that was begun before `since` is over, and no older answer is kept.
 
@@ -147,9 +180,10 @@ def _settled_at(context: Context, since: datetime, places: Sequence[str]) -> dat
 
 
 @repeated
-def _put_off(context: Context, claim: KeptClaim, early: Mapping[datetime, Sequence[int]]) -> None:
+def _put_off(context: Context, claim: KeptClaim, early: Mapping[int, datetime]) -> None:
     with context.database.transaction() as session:
-        for settled_at, ids in early.items():
+        for settled_at in sorted(set(early.values())):
+            ids = [order_id for order_id, at in early.items() if at == settled_at]
             claims.release(session, ids, claim.name, settled_at)
 
 
@@ -166,6 +200,11 @@ def _search(
             _ask(context, executor, account, group, found)
     for order_id in found.unasked:
         found.reports.pop(order_id, None)
+    found.mute = _mute(context, members, places)
+    for order_id in found.mute:
+        # A purchase that failed here may have been followed by one that lives there.
+        if not any(map(_is_alive, found.reports.get(order_id, {}).values())):
+            found.reports.pop(order_id, None)
     return found
 
 
@@ -212,6 +251,8 @@ def _write(
 ) -> None:
     now = context.now()
     absent = [o.id for o in members if o.id not in found.unasked and o.id not in found.reports]
+    mute = [order_id for order_id in absent if order_id in found.mute]
+    absent = [order_id for order_id in absent if order_id not in found.mute]
     with context.database.transaction() as session:
         if found.reports:
             _adopt(context, session, claim, found.reports, now)
@@ -219,8 +260,13 @@ def _write(
             doubts.note_searched(session, absent, began)
         if found.unasked:
             claims.release(session, sorted(found.unasked), claim.name, now + _AGAIN)
+        if mute:
+            claims.release(session, mute, claim.name, now + _MUTE_GAP)
         crash_point("recovery.before_commit")
     crash_point("recovery.after_commit")
+    if mute:
+        why = {o.external_id: found.mute[o.id] for o in members if o.id in mute}
+        log.error("order.not_searchable", account=claim.account, orders=why, act=MUTE_ACT)
 
 
 def _adopt(
@@ -315,13 +361,22 @@ def _moved(
     )  # fmt: skip
 
 
+def describe(since: datetime, until: datetime) -> str:
+    """Say what a doubt means, and what a person has to see to."""
+    return (
+        f"since {since:%Y-%m-%d %H:%M:%S} this is another server or a restored database: until "
+        f"{until:%Y-%m-%d %H:%M:%S} UTC each order is looked for before it is bought; {ACT}"
+    )
+
+
 def doubt(context: Context, length: timedelta) -> datetime:
     """Say that the database was restored: until the time given, nothing is bought unsearched."""
     now = context.now()
     with context.database.transaction() as session:
-        accounts.ensure(session, context.settings.accounts, now)
+        configured = context.settings.accounts.items()
+        accounts.ensure(session, {name: each.merchant for name, each in configured}, now)
         doubts.doubt(session, now, now + length)
     if length:
         hours = length.total_seconds() / 3600
-        log.error("database.is_restored", doubted_for_h=hours, act=doubts.ACT)
+        log.error("database.is_restored", doubted_for_h=hours, act=ACT)
     return now + length

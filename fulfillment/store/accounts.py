@@ -1,6 +1,6 @@
 """What all processes share about one provider account: its pause, its rate budget, its money."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -90,18 +90,21 @@ class _Levels:
         self.shared -= count - own
 
 
-def ensure(session: Session, names: Iterable[str], now: datetime) -> None:
-    """Have a row for every configured account; what the others' rows are doubted for, a new one
-    is as well."""
+def ensure(session: Session, merchants: Mapping[str, str], now: datetime) -> None:
+    """Have a row for every configured account, which is this merchant's.
+
+    While the others are doubted, a new one is as well.
+    """
     added = session.rows(
         "INSERT INTO accounts (name, failures, budget, submit_budget, poll_budget) "
         "SELECT name, 0, 0, 0, 0 FROM unnest(CAST(%(names)s AS text[])) AS n(name) "
         "ON CONFLICT DO NOTHING RETURNING name",
-        {"names": list(names)},
+        {"names": list(merchants)},
     )
     doubts.notice(session, now)
     if added:
         doubts.inherit(session, [name for (name,) in added])
+    doubts.note_merchants(session, merchants, now)
 
 
 def note_configured(session: Session, names: Iterable[str], now: datetime) -> None:

@@ -5,7 +5,7 @@ accounts that may have bought it before anything is bought or concluded for it
 (services/recovery.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -103,6 +103,42 @@ def inherit(session: Session, names: Sequence[str]) -> None:
         "FROM (SELECT max(doubted_since) AS since, max(doubted_until) AS until FROM accounts) "
         "AS known WHERE name = ANY(%(names)s)",
         {"names": list(names)},
+    )
+
+
+def note_merchants(session: Session, merchants: Mapping[str, str], now: datetime) -> None:
+    """Write down whose accounts these are; of a change, whose it was, while in doubt the first."""
+    is_kept = "a.merchant IS NULL OR a.merchant_left_at >= a.doubted_since"
+    session.execute(
+        "UPDATE accounts AS a SET merchant = n.merchant, "  # noqa: S608 - a constant
+        f"merchant_before = CASE WHEN {is_kept} THEN a.merchant_before ELSE a.merchant END, "
+        f"merchant_left_at = CASE WHEN {is_kept} THEN a.merchant_left_at ELSE %(now)s END "
+        "FROM unnest(CAST(%(names)s AS text[]), CAST(%(merchants)s AS text[])) "
+        "AS n(name, merchant) "
+        "WHERE a.name = n.name AND a.merchant IS DISTINCT FROM n.merchant",
+        {"names": list(merchants), "merchants": list(merchants.values()), "now": now},
+    )
+
+
+def left(session: Session, now: datetime) -> dict[str, str]:
+    """Give the accounts that became another merchant's after what our rows lack: whose they were.
+
+    What was bought there in between, only that merchant knows.
+    """
+    rows = session.rows(
+        "SELECT name, merchant_before FROM accounts WHERE doubted_until > %(now)s "
+        "AND merchant_left_at >= doubted_since AND merchant_before IS NOT NULL",
+        {"now": now},
+    )
+    return dict(rows)
+
+
+def trust(session: Session, account: str) -> None:
+    """Take the account for the merchant that it was, as a person knows."""
+    session.execute(
+        "UPDATE accounts SET merchant_before = NULL, merchant_left_at = NULL "
+        "WHERE name = %(account)s",
+        {"account": account},
     )
 
 

@@ -212,6 +212,12 @@ def test_a_right_history_passes() -> None:
     assert violations(RIGHT, SAFETY + LIVENESS) == []
 
 
+def test_a_wallet_that_nobody_has_read_yet_breaks_no_promise() -> None:
+    unread = wallet(opening_mills=None, figure_mills=None, expected_mills=None, requested_at=None)
+
+    assert violations(replace(RIGHT, wallets=[unread]), LIVENESS) == []
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_history_is_found_out(name: str) -> None:
     promise, history = WRONG[name]

@@ -1,31 +1,19 @@
 """A restored database, or another server that lacked the last commits: nothing is bought again."""
 
-import os
-import shutil
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from fulfillment.devstack.postgres import EmbeddedPostgres
 from fulfillment.errors import ProviderNotReached
 from fulfillment.providers.base import AfterUnknown, BeforeSend
 from fulfillment.services import recovery, watchdog
 from fulfillment.services.context import Context, register_accounts
-from fulfillment.store import doubts
-from fulfillment.store.doubts import Condition
-from fulfillment.store.engine import Database
-from fulfillment.store.migrate import migrate
 from fulfillment.store.models import Order
-from fulfillment.store.sealing import Seal
 from schemas.enums import OrderStatus as S
 from schemas.provider import OrderReport
 from schemas.provider import ReportState as R
-from tests.conftest import MakeContext, MakeSettings, empty_tables
+from tests.conftest import MakeContext, empty_tables
 from tests.support import (
     ITEM,
     NAME,
@@ -39,10 +27,8 @@ from tests.support import (
     messages_of,
     path_of,
     receive,
-    rows,
     run_chain,
     run_sweep,
-    until,
 )
 
 ACCOUNT = {
@@ -342,103 +328,6 @@ def test_an_order_that_was_bought_twice_already_is_brought_to_a_person(
     assert "order.needs_review" in [message["type"] for message in messages_of(context, order)]
 
 
-def test_another_server_in_the_place_of_ours_is_noticed_by_the_next_step(
-    context: Context, provider: FakeProvider, clock: FakeClock
-) -> None:
-    """A standby that was promoted has another timeline, a dump that was read back another oid."""
-    again_after_loss(context, checkout(account="main"))
-    known = rows(context, "SELECT DISTINCT server FROM accounts WHERE server IS NOT NULL")
-    before = rows(context, "SELECT doubted_until FROM accounts WHERE name = 'main'")
-    with context.database.transaction() as session:
-        session.execute("UPDATE accounts SET server = '1:00000001:1'")
-
-    order = again_after_loss(context, checkout(account="main"))
-    is_put_off = order.status is S.RECEIVED
-    settle(context, clock)
-    run_sweep(context)
-
-    assert is_put_off
-    order = again(context, order)
-    after = rows(context, "SELECT DISTINCT server, doubted_until IS NOT NULL AS d FROM accounts")
-    assert [row["doubted_until"] for row in before] == [None]
-    assert after == [{"server": known[0]["server"], "d": True}]
-    assert f"order {order.external_id}" in provider.reads
-    assert order.status is S.ACCEPTED
-
-
-def test_an_account_that_is_newer_than_the_backup_is_doubted_with_the_others(
-    make_context: MakeContext, provider: FakeProvider, backup: FakeProvider, clock: FakeClock
-) -> None:
-    backup.after_unknown = AfterUnknown.LOOKUP_ONLY
-    context = make_context(provider, accounts={"main": ACCOUNT, "backup": ACCOUNT})
-    context._providers["backup"] = backup
-    event = checkout(account="backup")
-    receive(context, event)
-    run_chain(context, "backup")
-    empty_tables(context.database)  # as the backup has it: `backup` is not configured yet
-    register_accounts(context, ["main"])
-    rows(context, "UPDATE accounts SET server = '1:00000001:1' RETURNING 1")
-
-    register_accounts(context)
-    (order,) = receive(context, event)
-    settle(context, clock)
-    run_sweep(context)
-
-    assert len(backup.bodies) == 1
-    assert again(context, order).status is S.ACCEPTED
-
-
-def test_an_account_that_is_added_while_others_are_doubted_is_doubted_as_long(
-    context: Context, clock: FakeClock
-) -> None:
-    recovery.doubt(context, timedelta(hours=24))
-    clock.advance(60)
-
-    register_accounts(context, ["another"])
-
-    known = rows(context, "SELECT DISTINCT doubted_since, doubted_until FROM accounts")
-    assert len(known) == 1
-
-
-def test_a_doubt_that_is_said_before_any_process_ran_holds(
-    context: Context, provider: FakeProvider, clock: FakeClock
-) -> None:
-    event = checkout(account="main")
-    again_after_loss(context, event)
-    empty_tables(context.database)
-    recovery.doubt(context, timedelta(hours=24))
-
-    again_after_loss(context, event)
-    settle(context, clock)
-    run_sweep(context)
-
-    assert len(provider.bodies) == 1
-
-
-def test_who_finds_that_another_noticed_the_server_first_doubts_as_well(
-    context: Context, clock: FakeClock
-) -> None:
-    rows(context, "UPDATE accounts SET server = '1:00000001:1' RETURNING 1")
-    seen: list[Condition] = []
-
-    def look() -> None:
-        with context.database.transaction() as session:
-            seen.append(doubts.condition(session, "main", clock.now()))
-
-    with context.database.transaction() as session:
-        first = doubts.condition(session, "main", clock.now())
-        second = threading.Thread(target=look)
-        second.start()
-        until(lambda: bool(waiting_for_locks(context)))
-    second.join()
-
-    assert first.doubted_since == seen[0].doubted_since == clock.now()
-
-
-def waiting_for_locks(context: Context) -> list[dict[str, Any]]:
-    return rows(context, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-
-
 @pytest.mark.parametrize("left", [["backup"], ["main", "third"]])
 def test_a_route_that_was_changed_since_buys_nothing_again(
     make_context: MakeContext,
@@ -474,66 +363,3 @@ def test_a_route_that_was_changed_since_buys_nothing_again(
     assert (again(after, order).account, again(after, order).fallbacks) == (bought_at, ())
     assert again(after, order).status is S.ACCEPTED
     assert_invariants(after)
-
-
-def test_a_server_that_lacks_the_last_commits_is_known_by_its_timeline(
-    tmp_path: Path, make_settings: MakeSettings, provider: FakeProvider, clock: FakeClock
-) -> None:
-    """A copy of the cluster from before the purchase is promoted, as a lagging standby would be."""
-    provider.after_unknown = AfterUnknown.LOOKUP_ONLY
-    event = checkout(account="main")
-    first = EmbeddedPostgres(tmp_path / "first")
-    with context_on(first, make_settings, provider, clock):
-        pass  # its tables are made, and its accounts have seen the server
-    (original,) = (tmp_path / "first").glob("*/cluster")
-    cluster = tmp_path / "second" / original.relative_to(tmp_path / "first")
-    copy(original, cluster)
-    with context_on(first, make_settings, provider, clock) as context:
-        order = again_after_loss(context, event)
-    assert order.status is S.ACCEPTED
-
-    with (cluster / "postgresql.auto.conf").open("a") as file:
-        file.write("restore_command = 'false'\n")
-    (cluster / "recovery.signal").touch()
-    with context_on(
-        EmbeddedPostgres(tmp_path / "second"), make_settings, provider, clock
-    ) as context:
-        order = again_after_loss(context, event)
-        settle(context, clock)
-        run_sweep(context)
-        assert again(context, order).status is S.ACCEPTED
-        assert rows(context, "SELECT 1 FROM accounts WHERE doubted_until > now()")
-
-    assert len(provider.bodies) == 1
-
-
-@contextmanager
-def context_on(
-    server: EmbeddedPostgres, make_settings: MakeSettings, provider: FakeProvider, clock: FakeClock
-) -> Iterator[Context]:
-    url = server.start()
-    database = Database(url)
-    try:
-        until(lambda: not is_in_recovery(database))
-        migrate(database)
-        settings = make_settings(database_url=url)
-        seal = Seal(settings.encryption_keys.get_secret_value())
-        context = Context(settings, database, seal, clock, _providers={"main": provider})
-        register_accounts(context)
-        yield context
-    finally:
-        database.close()
-        server.stop()
-
-
-def is_in_recovery(database: Database) -> bool:
-    with database.transaction() as session:
-        return bool(session.scalar("SELECT pg_is_in_recovery()"))
-
-
-def copy(cluster: Path, to: Path) -> None:
-    """Copy a cluster that is at rest, with its owner."""
-    shutil.copytree(cluster, to, ignore_dangling_symlinks=True)
-    owner = cluster.stat()
-    for path in (to, *to.rglob("*")):
-        os.chown(path, owner.st_uid, owner.st_gid)
