@@ -34,7 +34,7 @@ class Scale:
     webhooks: int = 300  # a round, at 100 a second
     memory: tuple[int, int] = (2_000, 10_000)
     scaling: tuple[int, ...] = (1, 2)
-    scaling_burst: int = 1200
+    scaling_burst: int = 1800
     profile: int = 3000
 
 
