@@ -73,6 +73,23 @@ def test_names_that_look_like_markup_are_shown_as_they_are(
     assert "[/oops] (us)" in listed.stdout
 
 
+def test_whoever_doubts_the_database_is_told_that_stops_may_be_missing(
+    context: Context, environment: dict[str, str]
+) -> None:
+    before = run(environment, "accounts")
+
+    said = run(environment, "accounts", "doubt")
+    shown = run(environment, "accounts")
+    as_json = run(environment, "accounts", "--json")
+    run(environment, "accounts", "doubt", "--hours", "0")
+    after = run(environment, "accounts")
+
+    lost = "stops that were made after the backup are missing"
+    told = [lost in " ".join(done.stderr.split()) for done in (before, said, shown, after)]
+    assert told == [False, True, True, False]
+    assert json.loads(as_json.stdout)[0]["doubtedUntil"] is not None
+
+
 def test_a_review_is_ended_against_a_provider_that_cannot_be_asked_only_by_force(
     context: Context, environment: dict[str, str]
 ) -> None:
