@@ -4,10 +4,11 @@ A stopped account buys nothing new: no batch is gathered and no request to buy i
 outcomes are still looked up, and orders that the provider has are followed to their ends.
 """
 
+import threading
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from fulfillment.errors import InvalidInput
+from fulfillment.errors import InvalidInput, ServerUnreachable
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
 from fulfillment.store import accounts, doubts, due, ledger, proof, switches
@@ -186,6 +187,38 @@ def _stop_by_itself(session: Session, account: str, by: str, reason: str, now: d
         reason = f"{reason}; stopped before that by {before.by}: {before.reason}"
     switches.turn(session, account, is_stopped=True, by=by, reason=reason, now=now)
     return True
+
+
+class LastLook:
+    """The account's switch, for threads that look at it right before their requests leave.
+
+    Those that come while one looks share the next look, which begins after they came.
+    """
+
+    def __init__(self, context: Context, account: str) -> None:
+        self._context = context
+        self._account = account
+        self._looking = threading.Lock()
+        self._begun = 0
+        self._why_not: str | None = None
+
+    def why_not(self) -> str | None:
+        """Say why nothing may be bought; None where it may."""
+        seen = self._begun
+        with self._looking:
+            if self._begun == seen:
+                self._begun += 1
+                self._why_not = "nobody knows whether the account is stopped"
+                self._why_not = self._look()
+            return self._why_not
+
+    def _look(self) -> str | None:
+        try:
+            with self._context.database.transaction() as session:
+                stopped = switches.stop_of(session, self._account)
+        except ServerUnreachable as error:
+            return f"nobody can say whether the account is stopped: {error}"
+        return None if stopped is None else f"the account was stopped by {stopped.by}"
 
 
 @dataclass(frozen=True, slots=True)
