@@ -3,12 +3,13 @@
 import getpass
 import os
 import socket
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from fulfillment.errors import NotAllowedNow
 from fulfillment.terminal import AsJSON, dollars, err, make_context, out, print_json
 from schemas.orders import AccountView
 
@@ -47,8 +48,7 @@ def accounts(command: typer.Context, as_json: AsJSON = False) -> None:
 def _state(view: AccountView) -> str:
     if view.stopped_at:
         scope = " with all" if view.is_stopped_with_all else ""
-        since = f"since {view.stopped_at:%Y-%m-%d %H:%M:%S} by {view.stopped_by}"
-        return f"paused{scope} {since}: {view.stop_reason}"
+        return f"paused{scope} {_told(view.stopped_at, view.stopped_by, view.stop_reason)}"
     if view.paused_until:
         return f"provider away until {view.paused_until:%H:%M:%S}: {view.pause_reason}"
     return "yes"
@@ -103,11 +103,22 @@ def resume(
     from fulfillment.services import brakes
 
     account, context = _chosen(name, is_all), make_context()
-    was_paused = brakes.resume(context, account, reason, _operator())
-    err.print(f"{account or 'all accounts'} {'resumed' if was_paused else 'had not been paused'}")
+    what = account or "all accounts"
+    ended = brakes.resume(context, account, reason, _operator())
+    if ended is not None:
+        err.print(f"{what} resumed; paused {_told(ended.at, ended.by, ended.reason)}")
+    elif anew := brakes.stop_now(context, account):
+        told = _told(anew.at, anew.by, anew.reason)
+        raise NotAllowedNow(f"{what} not resumed, but paused anew meanwhile {told}; look again")
+    else:
+        err.print(f"{what} had not been paused")
     for view in brakes.show_accounts(context) if is_all else ():
         if view.stopped_at:
             err.print(f"{view.account} stays {_state(view)}")
+
+
+def _told(at: datetime, by: str | None, reason: str | None) -> str:
+    return f"since {at:%Y-%m-%d %H:%M:%S} by {by}: {reason}"
 
 
 def _chosen(name: str | None, is_all: bool) -> str | None:

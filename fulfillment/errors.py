@@ -161,7 +161,8 @@ class OverBudget(ProviderNotReached):
 
 
 class NotLetGo(ProviderError):
-    """The request was stopped before its first byte: its claim or its time was over by then."""
+    """The request was stopped before its first byte: its claim or its time was over by then, or
+    its account stopped."""
 
 
 class ProviderOutcomeUnknown(ProviderError):

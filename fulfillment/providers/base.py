@@ -1,14 +1,23 @@
 """The interface every provider adapter fills. An adapter knows HTTP and words, never orders."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
 from schemas.provider import OrderReport, PurchaseCommand, Quotes, Want, WebhookNotice
 
-#: Called right before a purchase's first byte leaves; raises NotLetGo where it must not.
-BeforeSend = Callable[[], None]
+
+class BeforeSend(Protocol):
+    """Called before a purchase's first byte leaves; raises NotLetGo where it must not.
+
+    It may be called more than once: after whatever took its time, and last right before that byte.
+    """
+
+    def __call__(self, *, is_at_once: bool = False) -> None:
+        """Look; `is_at_once` says that nothing was waited for since the call before, or since the
+        purchase was asked for."""
+        ...
 
 
 class AfterUnknown(StrEnum):

@@ -27,6 +27,7 @@ from fulfillment.errors import (
     ProviderNotReached,
     ProviderOutcomeUnknown,
 )
+from fulfillment.providers.base import BeforeSend
 from fulfillment.providers.transport import KeptTransport
 
 ANSWER_LIMIT = 1024 * 1024
@@ -113,7 +114,7 @@ class HTTPClient:
         accept_gzip: bool = False,
         name: str = "",
         is_throttled_unacted: bool = False,
-        before_send: Callable[[], None] | None = None,
+        before_send: BeforeSend | None = None,
     ) -> Answer:
         """Send one request and read its whole answer.
 
@@ -159,7 +160,7 @@ class HTTPClient:
             if is_purchase:
                 crash_point("post.leaving")
             if before_send is not None:  # no need to connect for what may not leave
-                before_send()
+                before_send(is_at_once=True)
             response = self._transport.handle_request(request)
             if is_purchase:
                 crash_point("post.answered")

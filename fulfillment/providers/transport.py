@@ -124,7 +124,8 @@ class KeptTransport(httpx.BaseTransport):
 
     A request's `extensions` may hold `timeout` as httpx writes it, of which only `connect` counts,
     `time_left`, which says how many seconds the whole request has yet, `piece`: how many bytes
-    of the body to give at once, and `before_send`, which is called when the connection stands.
+    of the body to give at once, and `before_send`, which is called when the connection stands
+    and is told whether it stood before.
     """
 
     def __init__(self) -> None:
@@ -142,9 +143,10 @@ class KeptTransport(httpx.BaseTransport):
         if url.scheme not in ("http", "https"):
             raise httpx.UnsupportedProtocol("expected an http or https address")
         origin = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
-        connection = self._kept(origin) or self._connect(origin, request, time_left)
+        kept = self._kept(origin)
+        connection = kept or self._connect(origin, request, time_left)
         try:
-            request.extensions.get("before_send", _go)()
+            request.extensions.get("before_send", _go)(is_at_once=kept is not None)
             with _translated(httpx.WriteTimeout, httpx.WriteError):
                 connection.begin(time_left)
                 connection.send(data)
@@ -248,7 +250,7 @@ class _Body(httpx.SyncByteStream):
             self._connection.close()
 
 
-def _go() -> None:
+def _go(*, is_at_once: bool) -> None:
     """Let any request leave."""
 
 

@@ -20,6 +20,7 @@ from fulfillment.errors import (
     ProviderRefused,
 )
 from fulfillment.providers.base import AfterUnknown
+from fulfillment.services.brakes import STOPPED_GAP
 from fulfillment.services.context import Context
 from fulfillment.services.unknowns import Step
 from fulfillment.store.models import Attempt, Order
@@ -81,11 +82,13 @@ def ask(
     body: bytes,
     step: Step,
     is_held: Callable[[], bool],
+    why_stopped: Callable[[], str | None],
 ) -> Answer:
     """Take the step; after an earlier post of unknown outcome, a no needs a lookup to be sure.
 
     `attempt` is the attempt as it was before this step. No purchase leaves when `is_held` says no
-    at the last moment, or the order's time is over by then.
+    at the last moment, or the order's time is over by then. Where something was waited for since
+    the intent, `why_stopped` is asked too: it says why the account buys nothing, None if it does.
     """
     if step is Step.LOOK_UP:
         return _look_up(context, order, attempt)
@@ -97,7 +100,7 @@ def ask(
     if was_unknown:
         crash_point("replay.begins")
     try:
-        go = partial(_go_or_not, context, order, is_held)
+        go = partial(_go_or_not, context, order, is_held, why_stopped)
         report = context.provider(order.account).purchase(body, go)
         crash_point("post.read")
         return Answered(report, was_answered=True)
@@ -113,16 +116,26 @@ def ask(
         return replace(kept, was_answered=None if isinstance(error, OverBudget) else False)
     except NotLetGo as error:
         # That this request was not sent says nothing about an earlier one.
-        return Unknown(str(error)) if was_unknown else NotSent(str(error))
+        return Unknown(str(error)) if was_unknown else NotSent(str(error), error)
 
 
-def _go_or_not(context: Context, order: Order, is_held: Callable[[], bool]) -> None:
+def _go_or_not(
+    context: Context,
+    order: Order,
+    is_held: Callable[[], bool],
+    why_stopped: Callable[[], str | None],
+    *,
+    is_at_once: bool = False,
+) -> None:
     """Raise NotLetGo where the purchase must not leave any more.
 
     The last look before the byte that cannot be called back. It narrows the race with a taker of
     the claim to nothing but this process's standing still right here, and the rules for unknown
-    answers make what is left of it safe.
+    answers make what is left of it safe. The intent looked at the switch itself, so that what
+    leaves at once costs no look of its own; and that look takes time, so it comes first.
     """
+    if not is_at_once and (why := why_stopped()):
+        raise NotLetGo(f"{why}, before the request", retry_after=STOPPED_GAP)
     if not is_held():
         raise NotLetGo("the claim was lost before the request")
     if _is_late(context, order):

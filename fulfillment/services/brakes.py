@@ -4,15 +4,16 @@ A stopped account buys nothing new: no batch is gathered and no request to buy i
 outcomes are still looked up, and orders that the provider has are followed to their ends.
 """
 
+import threading
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from fulfillment.errors import InvalidInput
+from fulfillment.errors import InvalidInput, ServerUnreachable
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
 from fulfillment.store import accounts, doubts, due, ledger, proof, switches
 from fulfillment.store.engine import Session
-from fulfillment.store.switches import ALL
+from fulfillment.store.switches import ALL, Stop
 from schemas.money import cap_in_cents, cents_to_mills, charge_in_cents
 from schemas.orders import AccountView
 
@@ -35,31 +36,53 @@ def stop(context: Context, account: str | None, reason: str, by: str) -> None:
     """Stop an account, or all where none is named. Raises InvalidInput, ConfigurationError."""
     if not reason.strip():
         raise InvalidInput("reason", "expected why, for whoever finds the account stopped")
-    _turn(context, account, reason.strip(), by, is_stopped=True)
+    _turn(context, account, reason.strip(), by)
 
 
-def resume(context: Context, account: str | None, reason: str, by: str) -> bool:
-    """Turn the switch of an account, or of all, back; say whether it was turned.
+def stop_now(context: Context, account: str | None) -> Stop | None:
+    """Give what stops an account by its own switch, or all where none is named.
 
-    Accounts that are stopped by themselves stay so when all are resumed. Raises ConfigurationError.
+    Raises ConfigurationError.
     """
     with context.database.transaction() as session:
-        is_stopped = (account or ALL) in switches.stops(session)
-    if is_stopped:
-        _turn(context, account, reason.strip(), by, is_stopped=False)
-    return is_stopped
+        found = switches.stops(session)
+    return found.get(_name(context, account))
 
 
-def _turn(context: Context, account: str | None, reason: str, by: str, *, is_stopped: bool) -> None:
-    name = ALL
-    if account is not None:
-        context.account(account)
-        name = account
+def resume(context: Context, account: str | None, reason: str, by: str) -> Stop | None:
+    """Turn the switch of an account, or of all, back; give the stop that this has ended.
+
+    None where nothing was turned: it was not stopped, or was stopped anew meanwhile, which nobody
+    has looked at. Accounts that are stopped by themselves stay so when all are resumed. Raises
+    ConfigurationError.
+    """
+    seen = stop_now(context, account)
+    if seen is None or not _turn(context, account, reason.strip(), by, ends=seen):
+        return None
+    return seen
+
+
+def _turn(
+    context: Context, account: str | None, reason: str, by: str, *, ends: Stop | None = None
+) -> bool:
+    """Stop the account, or end that stop of it; False where it is not what stops it any more."""
+    name = _name(context, account)
     with context.database.transaction() as session:
+        switches.lock(session, name)
+        if ends is not None and switches.stops(session).get(name) != ends:
+            return False
         now = context.now()
-        switches.turn(session, name, is_stopped=is_stopped, by=by, reason=reason, now=now)
-    event = "account.stopped" if is_stopped else "account.resumed"
+        switches.turn(session, name, is_stopped=ends is None, by=by, reason=reason, now=now)
+    event = "account.stopped" if ends is None else "account.resumed"
     log.warning(event, account=name, by=by, reason=reason)
+    return True
+
+
+def _name(context: Context, account: str | None) -> str:
+    if account is None:
+        return ALL
+    context.account(account)
+    return account
 
 
 def show_accounts(context: Context) -> list[AccountView]:
@@ -102,21 +125,20 @@ def watch_reversals(context: Context, session: Session, account: str) -> None:
     """Stop the account, once, where many of its deliveries were undone within an hour.
 
     Whoever undoes many at a time would undo the next ones too. A person resumes; from then on the
-    count begins anew. Where a few were undone the others are asked about before their time: what
-    was undone in one act is to be found within the hour that is counted over.
+    count begins anew, while it goes on through stops for other reasons. Where a few were undone
+    the others are asked about before their time: what was undone in one act is to be found within
+    the hour that is counted over.
     """
     if _is_stopped_by(session, account, _REVERSALS):
         return
     now = context.now()
-    undone = switches.reversals_since_turn(session, account, now - _HOUR)
+    undone = switches.unjudged_reversals(session, account, now - _HOUR, _REVERSALS)
     limit = context.account(account).stop_at_reversals
     if undone >= min(limit, _SUSPICIOUS):
         _look_at_others(context, session, account, now)
-    if undone < limit or _is_stopped_by(session, account, _REVERSALS):
-        return
     reason = f"{undone} deliveries were undone within an hour"
-    _stop_by_itself(session, account, _REVERSALS, reason, now)
-    log.error("reversals.mass", account=account, undone=undone)
+    if undone >= limit and _stop_by_itself(session, account, _REVERSALS, reason, now):
+        log.error("reversals.mass", account=account, undone=undone)
 
 
 def _look_at_others(context: Context, session: Session, account: str, now: datetime) -> None:
@@ -140,12 +162,10 @@ def watch_unexplained(context: Context, session: Session, account: str) -> None:
     if limit is None:
         return
     cents = charge_in_cents(proof.unexplained_since_stop(session, account))
-    if cents < limit or _is_stopped_by(session, account, _WALLET):
-        return
     reason = f"{cents} cents went from the wallet without an order of ours"
-    _stop_by_itself(session, account, _WALLET, reason, context.now())
-    proof.note_stop(session, account)
-    log.error("wallet.stopped", account=account, unexplained_cents=cents)
+    if cents >= limit and _stop_by_itself(session, account, _WALLET, reason, context.now()):
+        proof.note_stop(session, account)
+        log.error("wallet.stopped", account=account, unexplained_cents=cents)
 
 
 def _is_stopped_by(session: Session, account: str, watch: str) -> bool:
@@ -155,11 +175,50 @@ def _is_stopped_by(session: Session, account: str, watch: str) -> bool:
     return stopped is not None and stopped.by == watch
 
 
-def _stop_by_itself(session: Session, account: str, by: str, reason: str, now: datetime) -> None:
-    """Turn the account's own switch; whoever resumes it is told what had stopped it before too."""
+def _stop_by_itself(session: Session, account: str, by: str, reason: str, now: datetime) -> bool:
+    """Turn the account's own switch; False where this watch has done so already.
+
+    Whoever resumes it is told what had stopped it before too.
+    """
+    switches.lock(session, account)
+    if _is_stopped_by(session, account, by):
+        return False
     if before := switches.stops(session).get(account):
         reason = f"{reason}; stopped before that by {before.by}: {before.reason}"
     switches.turn(session, account, is_stopped=True, by=by, reason=reason, now=now)
+    return True
+
+
+class LastLook:
+    """The account's switch, for threads that look at it right before their requests leave.
+
+    Those that come while one looks share the next look, which begins after they came.
+    """
+
+    def __init__(self, context: Context, account: str) -> None:
+        self._context = context
+        self._account = account
+        self._looking = threading.Lock()
+        self._begun = 0
+        self._why_not: str | None = None
+
+    def why_not(self) -> str | None:
+        """Say why nothing may be bought; None where it may."""
+        seen = self._begun
+        with self._looking:
+            if self._begun == seen:
+                self._begun += 1
+                self._why_not = "nobody knows whether the account is stopped"
+                self._why_not = self._look()
+            return self._why_not
+
+    def _look(self) -> str | None:
+        try:
+            with self._context.database.transaction() as session:
+                stopped = switches.stop_of(session, self._account)
+        except ServerUnreachable as error:
+            return f"nobody can say whether the account is stopped: {error}"
+        return None if stopped is None else f"the account was stopped by {stopped.by}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,10 @@ def resolve(
             _check_absence(context, order, attempt)
         changed = _end(context, order, resolution, reason, note)
     if changed is None:
-        raise NotAllowedNow(f"{external_id} changed meanwhile; look again")
+        raise NotAllowedNow(
+            f"{external_id} has changed meanwhile; nothing was done: look at it again, and resolve "
+            "it by what you find then"
+        )
     return changed
 
 
@@ -181,11 +184,17 @@ def _end(
 
 
 def _is_still_as_seen(session: Session, order: Order, note: str, now: datetime) -> bool:
-    """Lock the order, and note in its log where a person's finding comes too late."""
+    """Lock the order, and note in its log where a person's finding comes too late.
+
+    Any event since it was read may be news that the person does not know of.
+    """
     (present,) = orders.lock(session, [order.id])
-    if present.status is order.status:
+    if present.sequence == order.sequence:
         return True
-    late = f"{note}; not applied, since the order is {present.status} by now"
+    if present.status is order.status:
+        late = f"{note}; not applied, since there was news of the order meanwhile"
+    else:
+        late = f"{note}; not applied, since the order is {present.status} by now"
     status = present.status
     orders.apply(session, [Move(order.id, status, status, Source.OPERATOR, late)], now)
     return False

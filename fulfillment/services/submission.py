@@ -17,7 +17,7 @@ from fulfillment.log import get_logger
 from fulfillment.providers.base import Provider
 from fulfillment.services import backstop, outages
 from fulfillment.services.answers import Answer, Answered, NotSent, Unknown, ask
-from fulfillment.services.brakes import STOPPED_GAP
+from fulfillment.services.brakes import STOPPED_GAP, LastLook
 from fulfillment.services.budget import Grant
 from fulfillment.services.claiming import SUBMIT, KeptClaim, take_over
 from fulfillment.services.context import Context
@@ -268,13 +268,14 @@ def _run(
     limit = context.account(claim.account).max_submits_in_flight
     allowed = 1 if claim.has_failed or watch.is_ahead else limit
     flying: dict[Future[Answer], _Task] = {}
+    look = LastLook(context, claim.account)
     is_stopped = False
     with context.threads.pool(limit, "submit") as executor:
 
         def send(tasks: Sequence[_Task]) -> None:
             for task in tasks:
                 grant = grants[_purpose(task.attempt)]
-                future = executor.submit(_ask, context, claim, task, grant)
+                future = executor.submit(_ask, context, claim, task, grant, look)
                 future.add_done_callback(lambda _: slots.give_back())
                 flying[future] = task
 
@@ -309,7 +310,7 @@ def _collect(context: Context, flying: dict[Future[Answer], _Task]) -> list[tupl
     return [(flying.pop(future).order, future.result()) for future in done]
 
 
-def _ask(context: Context, claim: KeptClaim, task: _Task, grant: Grant) -> Answer:
+def _ask(context: Context, claim: KeptClaim, task: _Task, grant: Grant, look: LastLook) -> Answer:
     if not claim.is_held:
         reason = "the claim was lost before the request"
         # That this request was not sent says nothing about an earlier one.
@@ -318,7 +319,13 @@ def _ask(context: Context, claim: KeptClaim, task: _Task, grant: Grant) -> Answe
     def act() -> Answer:
         with grant:
             return ask(
-                context, task.order, task.attempt, task.body, task.step, lambda: claim.is_held
+                context,
+                task.order,
+                task.attempt,
+                task.body,
+                task.step,
+                lambda: claim.is_held,
+                look.why_not,
             )
 
     return backstop.alone(act, task.order.external_id, Unknown)

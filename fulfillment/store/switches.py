@@ -1,7 +1,8 @@
 """The operator's kill switch: an append-only log of which the newest row of an account counts.
 
 It is apart from the automatic pause of an account whose provider is away: nothing but a person
-turns it back.
+turns it back. Turns of one account wait for each other, so that the newest is also the last that
+was committed.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from fulfillment.store.engine import Session
 ALL = "*"
 
 _NEWEST = """
-    SELECT DISTINCT ON (account) account, is_stopped, at, by, reason
+    SELECT DISTINCT ON (account) id, account, is_stopped, at, by, reason
       FROM account_switches ORDER BY account, id DESC
 """
 #: Says whether the account `a` is stopped, by itself or with all.
@@ -24,8 +25,9 @@ STOPPED = f"""
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Since when an account (or ALL) is stopped, by whom and why."""
+    """Since when an account (or ALL) is stopped, by whom and why; `id` is the turn's."""
 
+    id: int
     account: str
     at: datetime
     by: str
@@ -35,7 +37,7 @@ class Stop:
 def stops(session: Session) -> dict[str, Stop]:
     """Give what is stopped now, by account or ALL."""
     rows = session.execute(f"SELECT * FROM ({_NEWEST}) s WHERE is_stopped")  # noqa: S608
-    return {row.account: Stop(row.account, row.at, row.by, row.reason) for row in rows}
+    return {row.account: Stop(row.id, row.account, row.at, row.by, row.reason) for row in rows}
 
 
 def stop_of(session: Session, account: str) -> Stop | None:
@@ -44,9 +46,24 @@ def stop_of(session: Session, account: str) -> Stop | None:
     return found.get(account) or found.get(ALL)
 
 
-def reversals_since_turn(session: Session, account: str, since: datetime) -> int:
-    """Count the account's deliveries undone after `since` and after the last turn of its switch.
+# The last stop by `watch`, and the first resume after it: that one was told of it.
+_JUDGED_AT = """
+    SELECT max(at) FROM account_switches
+     WHERE account = %(account)s AND id IN (
+         SELECT max(id) FROM account_switches WHERE account = %(account)s AND by = %(watch)s
+         UNION ALL
+         SELECT min(id) FROM account_switches
+          WHERE account = %(account)s AND NOT is_stopped AND id > (
+              SELECT max(id) FROM account_switches
+               WHERE account = %(account)s AND by = %(watch)s))
+"""
 
+
+def unjudged_reversals(session: Session, account: str, since: datetime, watch: str) -> int:
+    """Count the account's deliveries undone after `since` that have not stopped it yet.
+
+    A stop by `watch` is about those until then, and the resume after it about those until that;
+    any other turn of the switch is about something else.
     Locks until the transaction ends, so that of two that count at once the second sees the first.
     """
     session.execute(
@@ -54,22 +71,33 @@ def reversals_since_turn(session: Session, account: str, since: datetime) -> int
     )
     return int(
         session.scalar(
-            """
+            f"""
             SELECT count(DISTINCT o.id) FROM orders o JOIN order_events e ON e.order_id = o.id
              WHERE o.account = %(account)s AND o.status = 'reversed' AND o.updated_at > %(since)s
                AND e.to_status = 'reversed' AND e.from_status <> 'reversed' AND e.at > %(since)s
-               AND e.at > coalesce((SELECT max(at) FROM account_switches
-                                     WHERE account = %(account)s), '-infinity')
-            """,
-            {"account": account, "since": since},
+               AND e.at > coalesce(({_JUDGED_AT}), '-infinity')
+            """,  # noqa: S608 - a constant
+            {"account": account, "since": since, "watch": watch},
         )
+    )
+
+
+def lock(session: Session, account: str) -> None:
+    """Make this transaction the only one that turns the switch of the account (or ALL).
+
+    Only after the wallet's lock, and before the one of all spending (store/ledger.py): whoever
+    holds this one waits for no wallet.
+    """
+    session.execute(
+        "SELECT pg_advisory_xact_lock(hashtext(%(name)s))", {"name": f"switch:{account}"}
     )
 
 
 def turn(
     session: Session, account: str, *, is_stopped: bool, by: str, reason: str, now: datetime
 ) -> None:
-    """Write down a turn of the switch."""
+    """Write down a turn of the switch; who has to look at it before locks it before that."""
+    lock(session, account)
     session.execute(
         "INSERT INTO account_switches (account, is_stopped, at, by, reason) "
         "VALUES (%(account)s, %(is_stopped)s, %(at)s, %(by)s, %(reason)s)",

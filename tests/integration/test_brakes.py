@@ -16,6 +16,7 @@ from fulfillment.services import brakes, operations, submission
 from fulfillment.services.context import Context
 from fulfillment.store import ledger
 from fulfillment.store.models import Order
+from fulfillment.store.switches import Stop
 from fulfillment.web.metrics import DatabaseCollector
 from schemas.enums import OrderStatus as S
 from schemas.provider import ReportState as R
@@ -48,7 +49,7 @@ def stop(context: Context, account: str | None = "main") -> None:
     brakes.stop(context, account, "suspicious prices", "anna@host")
 
 
-def resume(context: Context, account: str | None = "main") -> bool:
+def resume(context: Context, account: str | None = "main") -> Stop | None:
     return brakes.resume(context, account, "prices are right", "anna@host")
 
 
@@ -238,13 +239,16 @@ def test_the_commands_stop_list_and_resume(context: Context, database_url: str) 
     assert run("pause", "main", "--all", "--reason", "drill").returncode == 2
     assert run("pause", "--all", "--reason", "drill").returncode == 0
     (listed,) = json.loads(run("--json").stdout)
-    assert run("resume", "--all").returncode == 0
+    resumed = run("resume", "--all")
     (after,) = brakes.show_accounts(context)
 
     assert listed["stopReason"] == "drill"
     assert listed["isStoppedWithAll"]
     assert listed["spendCap"] == 5000
     assert datetime.fromisoformat(listed["stoppedAt"]).tzinfo
+    assert resumed.returncode == 0
+    assert "all accounts resumed; paused since " in resumed.stderr
+    assert ": drill" in resumed.stderr
     assert after.stopped_at is None
 
 

@@ -14,7 +14,7 @@ from fulfillment.providers.http import HTTPClient
 from fulfillment.providers.signing import hmac_hex
 from fulfillment.providers.skinsback.client import SkinsBack
 from fulfillment.providers.transport import KeptTransport
-from fulfillment.services import operations, webhooks
+from fulfillment.services import brakes, operations, webhooks
 from fulfillment.services.context import Context
 from fulfillment.services.webhooks import Verdict
 from fulfillment.simulator.app import SimulatorOptions, running
@@ -323,18 +323,26 @@ class _Moment(KeptTransport):
         return response
 
 
-@pytest.mark.parametrize("seconds", [31, 6], ids=["the claim's time", "the order's time"])
+@pytest.mark.parametrize(
+    "seconds", [31, 6, None], ids=["the claim's time", "the order's time", "the kill switch"]
+)
 def test_what_passes_while_the_recipient_is_checked_stops_the_purchase(
-    shop: Shop, make_context: MakeContext, seconds: float
+    shop: Shop, make_context: MakeContext, seconds: float | None
 ) -> None:
+    def happens() -> None:
+        if seconds is None:
+            brakes.stop(context, "main", "odd prices", "anna@host")
+        else:
+            shop.clock.advance(seconds)
+
     if shop.name != "skinsback":
         pytest.skip("skinslink.md: nothing is asked before a purchase")
     main = {"provider": shop.name, "check_recipient": True}
     context = make_context(base_url=shop.simulator.url + PATHS[shop.name], main=main)
     (order,) = receive(context, shop.simulator.checkout("delivered"))
-    if seconds < 30:
+    if seconds == 6:
         rows(context, "UPDATE orders SET submit_by = created_at + interval '5 s' RETURNING 1")
-    moment = _Moment("user_inventory", lambda: shop.clock.advance(seconds))
+    moment = _Moment("user_inventory", happens)
     with closing(HTTPClient(context.account("main").url, transport=moment)) as wire:
         provider = SkinsBack(wire, CLIENT_ID, SECRET, [SECRET], is_checking_recipient=True)
         context._providers["main"] = provider

@@ -281,6 +281,39 @@ def test_of_a_person_and_the_provider_at_once_one_wins_and_the_log_tells_of_both
     assert_invariants(context)
 
 
+@pytest.mark.parametrize("resolution", Resolution)
+def test_news_between_the_question_and_the_finding_is_not_written_over(
+    context: Context, provider: FakeProvider, clock: FakeClock, resolution: Resolution
+) -> None:
+    """What the person is answered is older; the order's status stays as it was."""
+    order = in_review(context, provider, clock)
+    told = report(R.PENDING, order.external_id, item_name="Another | Item", item_id="another")
+    if resolution is Resolution.FOUND:
+        provider.says(order.external_id, R.PENDING)
+
+    def news(_: str) -> None:
+        with context.database.transaction() as session:
+            apply_reports(context, session, "main", {order.id: told}, Source.WEBHOOK)
+
+    provider.on_read = news
+    with pytest.raises(NotAllowedNow, match="has changed meanwhile; nothing was done: look at it"):
+        operations.resolve(context, order.external_id, resolution, "asked support")
+    provider.on_read = lambda what: None
+    after = again(context, order)
+
+    note = f"resolved as {resolution}: asked support; not applied, since there was news of the"
+    assert after.status is S.NEEDS_REVIEW
+    assert after.contradictions
+    assert after.next_poll_at is not None
+    assert notes_of(context, order)[-1].startswith(note)
+    assert entries(context, order) == [("hold", PRICE_MILLS)]
+
+    provider.orders[order.external_id] = told
+    operations.resolve(context, order.external_id, Resolution.FOUND, "another one is fine")
+    assert again(context, order).status is S.PENDING
+    assert_invariants(context)
+
+
 def waiters(context: Context) -> int:
     query = "SELECT count(DISTINCT pid) AS n FROM pg_locks WHERE NOT granted"
     return int(rows(context, query)[0]["n"])

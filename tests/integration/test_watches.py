@@ -2,11 +2,12 @@
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import pytest
 
-from fulfillment.services import brakes, operations
+from fulfillment.services import brakes, operations, reconciliation
 from fulfillment.services.context import Context
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
@@ -141,6 +142,75 @@ def test_a_few_deliveries_undone_stop_nothing_and_a_resumed_account_forgets_the_
     assert at_first == []
     assert turns(context) == [("main", "reversal watch"), ("main", "anna@host")]
     assert {again(context, order).status for order in placed} == {S.REVERSED}
+
+
+def undo(context: Context, provider: FakeProvider, clock: FakeClock, placed: list[Order]) -> None:
+    says(provider, placed, R.REVERSED)
+    reconciliation.reconcile_now(context, [order.external_id for order in placed])
+    clock.advance(31)
+    run_polls(context)
+    assert {again(context, order).status for order in placed} == {S.REVERSED}
+
+
+def stop_by_a_person(context: Context, provider: FakeProvider) -> None:
+    brakes.stop(context, "main", "a look at something else", "anna@host")
+
+
+def stop_by_the_wallet(context: Context, provider: FakeProvider) -> None:
+    provider.balance_mills -= 5_000_000
+    take_figure(context)
+
+
+Stops = Callable[[Context, FakeProvider], None]
+
+
+@pytest.mark.parametrize("is_resumed", [True, False])
+@pytest.mark.parametrize("stops", [stop_by_a_person, stop_by_the_wallet])
+def test_the_count_of_deliveries_undone_goes_on_through_stops_for_other_reasons(
+    make_context: MakeContext,
+    provider: FakeProvider,
+    clock: FakeClock,
+    stops: Stops,
+    is_resumed: bool,
+) -> None:
+    limits = {"stop_at_reversals": 10, "stop_at_unexplained_cents": 1000}
+    context = make_context(provider, main=limits)
+    placed = delivered(context, provider, clock, 18)
+    take_figure(context)
+    undo(context, provider, clock, placed[:9])
+    clock.advance(60)
+    stops(context, provider)
+    clock.advance(10)
+    if is_resumed:
+        assert brakes.resume(context, "main", "was nothing", "anna@host")
+    at_first = turns(context)
+
+    undo(context, provider, clock, placed[9:])
+
+    assert len(at_first) == 1 + is_resumed
+    assert turns(context)[len(at_first) :] == [("main", "reversal watch")]
+
+
+def test_who_resumes_two_stops_at_once_was_told_of_both(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    limits = {"stop_at_reversals": 6, "stop_at_unexplained_cents": 1000}
+    context = make_context(provider, main=limits)
+    placed = delivered(context, provider, clock, 14)
+    take_figure(context)
+    undo(context, provider, clock, placed[:6])
+    clock.advance(60)
+    stop_by_the_wallet(context, provider)
+    ended = brakes.resume(context, "main", "a known buyer", "anna@host")
+    before = turns(context)
+    undo(context, provider, clock, placed[6:10])
+    after = turns(context)
+    undo(context, provider, clock, placed[10:])
+
+    assert ended is not None
+    assert "stopped before that by reversal watch: 6 deliveries were undone" in ended.reason
+    assert after == before
+    assert turns(context) == [*before, ("main", "reversal watch")]
 
 
 @pytest.mark.parametrize("account", [None, "main"])

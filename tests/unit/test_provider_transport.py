@@ -204,7 +204,8 @@ def test_the_last_look_is_taken_when_the_connection_stands(transport: KeptTransp
         heard.append(connection.recv(1))
         is_over.set()
 
-    def refuse() -> None:
+    def refuse(*, is_at_once: bool) -> None:
+        assert not is_at_once
         raise NotLetGo("the claim was lost")
 
     with talking(hear) as (url, accepted):
@@ -213,6 +214,26 @@ def test_the_last_look_is_taken_when_the_connection_stands(transport: KeptTransp
         assert is_over.wait(PATIENCE_S)
 
     assert (accepted, heard) == ([0], [b""])
+
+
+def test_the_last_look_is_told_whether_the_connection_stood_before(
+    transport: KeptTransport,
+) -> None:
+    told: list[bool] = []
+
+    def act(connection: socket.socket, _: int) -> None:
+        while read_request(connection):
+            connection.sendall(GOOD)
+
+    def look(*, is_at_once: bool) -> None:
+        told.append(is_at_once)
+
+    with talking(act) as (url, _):
+        for _ in range(3):
+            ask(transport, url, "POST", extensions={"before_send": look})
+        transport.close()
+
+    assert told == [False, True, True]
 
 
 def test_other_schemes_are_not_spoken(transport: KeptTransport) -> None:

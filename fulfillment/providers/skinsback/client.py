@@ -99,6 +99,8 @@ class SkinsBack:
             raise bad_trade_url("expected a Steam trade URL with partner and token")
         if self._is_checking_recipient:
             self._check(int(asked["partner"]), asked["token"])
+            if before_send is not None:
+                before_send()  # the check may have lasted
         method = "market_buy"
         answer = self._send(body, method, is_purchase=True, before_send=before_send)
         try:
