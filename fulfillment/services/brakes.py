@@ -4,7 +4,6 @@ A stopped account buys nothing new: no batch is gathered and no request to buy i
 outcomes are still looked up, and orders that the provider has are followed to their ends.
 """
 
-import threading
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -198,7 +197,7 @@ class LastLook:
     def __init__(self, context: Context, account: str) -> None:
         self._context = context
         self._account = account
-        self._looking = threading.Lock()
+        self._looking = context.threads.lock()
         self._begun = 0
         self._why_not: str | None = None
 

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -95,6 +95,10 @@ class Threads:
     def __init__(self) -> None:
         self._idle: dict[tuple[str, int], list[ThreadPoolExecutor]] = {}
         self._slots: dict[str, Slots] = {}
+
+    def lock(self) -> AbstractContextManager[Any]:
+        """Give a lock for threads of one block."""
+        return threading.Lock()
 
     @contextmanager
     def share(self, name: str, size: int) -> Iterator[Share]:

@@ -220,12 +220,31 @@ class Scheduler:
             strand.error = error
 
 
+class _Lock:
+    """A lock for strands."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._is_held = False
+
+    def __enter__(self) -> None:
+        if self._is_held:
+            self._scheduler.pause(until=lambda: not self._is_held)
+        self._is_held = True
+
+    def __exit__(self, *error: object) -> None:
+        self._is_held = False
+
+
 class SimulatedThreads(Threads):
     """A service's threads as strands of the process that it runs in."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         super().__init__()
         self._scheduler = scheduler
+
+    def lock(self) -> _Lock:
+        return _Lock(self._scheduler)
 
     def slots(self, name: str, size: int) -> Slots:
         process = self._scheduler.process
