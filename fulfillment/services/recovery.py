@@ -122,11 +122,12 @@ def _leave_refusals(context: Context, members: Sequence[Order], found: _Found) -
     if not ended:
         return
     with context.database.transaction() as session:
-        known = [(o, account) for o, account in ended if _was_refused(session, o, account)]
-    for order, account in known:
-        del found.reports[order.id][account]
-        if not found.reports[order.id]:
-            del found.reports[order.id]
+        tried = ledger.tried_at(session, [order.id for order, _ in ended])
+    for order, account in ended:
+        if account in tried.get(order.id, ()):
+            del found.reports[order.id][account]
+            if not found.reports[order.id]:
+                del found.reports[order.id]
 
 
 def _places(context: Context, claim: KeptClaim, members: Sequence[Order]) -> dict[int, list[str]]:
@@ -281,7 +282,8 @@ def _adopt(
         ledger.lock_wallet(session, account)
     locked = [o for o in orders.lock(session, list(reports)) if o.claim == claim.name]
     where = {order.id: _chosen(order, reports[order.id]) for order in locked}
-    refused = [o for o in locked if _was_refused(session, o, where[o.id])]
+    tried = ledger.tried_at(session, [order.id for order in locked])
+    refused = [o for o in locked if where[o.id] != o.account and where[o.id] in tried.get(o.id, ())]
     if refused:
         # What that account refused once is not made good again: a person was told, nothing more is
         # bought, and the order ends when its time is over.
@@ -310,10 +312,6 @@ def _adopt(
         apply_reports(context, session, account, told, Source.SWEEP)
     for order in present.values():
         log.error("order.found_bought", order_id=order.external_id, account=order.account)
-
-
-def _was_refused(session: Session, order: Order, account: str) -> bool:
-    return account != order.account and ledger.is_tried(session, account, order.external_id)
 
 
 def _chosen(order: Order, told: Mapping[str, OrderReport]) -> str:
@@ -347,7 +345,7 @@ def _moved(
         is_named = account in order.fallbacks
         later = order.fallbacks[order.fallbacks.index(account) + 1 :] if is_named else ()
         changes |= {"account": account, "fallbacks": list(later)}
-    note = f"found at {account}, bought before the database was restored"
+    note = f"found at {account}: bought, and our rows did not tell of it"
     living = [name for name in told if _is_alive(told[name])]
     tell: tuple[str, ...] = ()
     if len(living) > 1:
