@@ -208,7 +208,7 @@ def context(make_context: MakeContext, provider: FakeProvider) -> Context:
 @pytest.fixture
 def simulated(make_context: MakeContext, simulator: Simulator) -> Context:
     """Give what services need, with the account `main` at the simulator."""
-    return make_context(base_url=simulator.url, main={"request_timeout_s": 0.5})
+    return make_context(base_url=simulator.url, main={"request_timeout_s": 1.5})
 
 
 @pytest.fixture(scope="session")

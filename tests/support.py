@@ -77,6 +77,11 @@ class FakeClock:
             self._now += timedelta(seconds=seconds)
             self._monotonic_s += seconds
 
+    def jump(self, seconds: float) -> None:
+        """Move the wall clock alone: it is set, or the machine was suspended."""
+        with self._lock:
+            self._now += timedelta(seconds=seconds)
+
 
 def fixed_jitter() -> float:
     """Take the shortest of every jittered time, so that tests can name it."""

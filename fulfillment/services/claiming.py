@@ -43,6 +43,20 @@ class StepOutcome:
     rerouted_to: tuple[str, ...] = ()
 
 
+class _Lapse:
+    """The end of a lease that begins now, by two clocks: one stands still with a suspended machine,
+    the other can be set back."""
+
+    def __init__(self, context: Context) -> None:
+        self._clock = context.clock
+        self._at = context.now() + context.lease
+        self._at_s = context.clock.monotonic() + context.lease.total_seconds()
+
+    @property
+    def is_over(self) -> bool:
+        return self._clock.monotonic() >= self._at_s or self._clock.now() >= self._at
+
+
 class KeptClaim:
     """A claim under which this step works; `is_held` says whether it still may."""
 
@@ -63,7 +77,7 @@ class KeptClaim:
         #: The orders' open attempts, where they are to be submitted.
         self.attempts: dict[int, Attempt] = {}
         self.order_ids = [order.id for order in orders]
-        self._valid_until = context.clock.monotonic() + context.lease.total_seconds()
+        self._lapses = _Lapse(context)
 
     def leave_only(self, orders: list[Order]) -> None:
         """Go on with these of the batch's orders; the others are dealt with."""
@@ -73,12 +87,12 @@ class KeptClaim:
     @property
     def is_held(self) -> bool:
         """Say whether the lease is known to run still; a frozen process finds that it does not."""
-        return self._context.clock.monotonic() < self._valid_until
+        return not self._lapses.is_over
 
     @repeated
     def renew(self) -> bool:
         """Lengthen the claim (and the gathering lease); say whether any order is still under it."""
-        began = self._context.clock.monotonic()
+        lapse = _Lapse(self._context)
         now = self._context.now()
         until = now + self._context.lease
         with self._context.database.transaction() as session:
@@ -88,7 +102,7 @@ class KeptClaim:
                 leases.acquire(session, lease, self._batch["token"], now, until)
         crash_point("claim.renewed")
         if held:
-            self._valid_until = began + self._context.lease.total_seconds()
+            self._lapses = lapse
         return held > 0
 
     def keep(self) -> bool:

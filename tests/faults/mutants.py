@@ -129,8 +129,7 @@ MUTANTS = (
     Mutant(
         "lapsed_lease_is_held", "I1", "a worker that slept past its lease sends its request",
         SERVICES + "claiming.py",
-        "        return self._context.clock.monotonic() < self._valid_until",
-        "        return self._valid_until > 0",
+        "        return not self._lapses.is_over", "        return self._lapses is not None",
         _integration("workers"),
     ),
     Mutant(

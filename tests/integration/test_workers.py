@@ -1,6 +1,7 @@
 """Workers that die, freeze, come twice or are turned away: each order is still bought once."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -100,12 +101,29 @@ def test_a_step_that_lost_its_claim_before_the_post_sends_nothing(
     assert again(context, order).status is S.RESERVED
 
 
+def _freeze(clock: FakeClock) -> None:
+    clock.advance(31)
+
+
+def _freeze_and_set_back(clock: FakeClock) -> None:
+    clock.advance(31)
+    clock.jump(-31)
+
+
+def _suspend_the_machine(clock: FakeClock) -> None:
+    clock.jump(31)
+
+
+@pytest.mark.parametrize("stop", [_freeze, _freeze_and_set_back, _suspend_the_machine])
 def test_a_frozen_worker_that_wakes_after_its_lease_sends_nothing_more(
-    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+    make_context: MakeContext,
+    provider: FakeProvider,
+    clock: FakeClock,
+    stop: Callable[[FakeClock], None],
 ) -> None:
     context = make_context(provider, main={"max_submits_in_flight": 1})
     placed = receive(context, *(checkout() for _ in range(3)))
-    provider.on_purchase = lambda fields: clock.advance(31)
+    provider.on_purchase = lambda fields: stop(clock)
 
     run_chain(context)
     sent = len(provider.bodies)
