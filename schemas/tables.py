@@ -294,6 +294,8 @@ class OrderEventRow(SQLModel, table=True):
     changes: dict[str, Any] = Field(default_factory=dict, sa_type=JSONB)
     #: On which routing keys beside `order.updated` the store was told; null: on none.
     told: list[str] | None = Field(default=None, sa_type=JSONB)
+    #: What `sequence` is added to in messages; null: to nothing (store/doubts.py).
+    told_from: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class WalletEntryRow(SQLModel, table=True):

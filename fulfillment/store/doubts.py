@@ -36,6 +36,15 @@ UNSEARCHED = """EXISTS (SELECT 1 FROM accounts d
       AND coalesce(orders.searched_at, '-infinity') < d.doubted_since)"""
 
 
+#: What the numbers of messages to the store begin at: the second of the last restore, and an hour
+#: more from when it is noted, so that another clock cannot have been ahead; null where there was
+#: none. The store may have had higher numbers of an order than our rows tell of, and drops what is
+#: not newer.
+TOLD_FROM = f"""(SELECT CAST(extract(epoch FROM max(
+    CASE WHEN server <> (SELECT {_SERVER}) THEN CAST(%(now)s AS timestamptz)
+         ELSE doubted_since + interval '1 hour' END)) AS bigint) FROM accounts)"""  # noqa: S608
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
     """How an account stands: requests that failed in a row, and since when our rows are doubted.

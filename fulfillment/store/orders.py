@@ -10,7 +10,7 @@ import msgspec
 from fulfillment import states
 from fulfillment.log import get_logger
 from fulfillment.store import outbox
-from fulfillment.store.doubts import UNSEARCHED
+from fulfillment.store.doubts import TOLD_FROM, UNSEARCHED
 from fulfillment.store.engine import Session
 from fulfillment.store.models import ORDER_COLUMNS, Move, Order, columns
 from fulfillment.store.views import Entry, order_fields, timeline_entry
@@ -78,6 +78,8 @@ _APPLY = f"""
         SELECT o.id FROM orders o JOIN moves m ON m.id = o.id
          WHERE o.status = m.source AND (m.claim IS NULL OR o.claim = m.claim)
          ORDER BY o.id FOR UPDATE OF o
+    ), restart AS (
+        SELECT {TOLD_FROM} AS told_from
     ), moved AS (
         UPDATE orders o
            SET status = m.target, sequence = o.sequence + 1, updated_at = %(now)s,
@@ -90,10 +92,12 @@ _APPLY = f"""
         RETURNING {columns(ORDER_COLUMNS, "o")}, m.by, m.note, m.source, m.changes, m.tell
     ), logged AS (
         INSERT INTO order_events
-               (order_id, sequence, at, source, from_status, to_status, note, changes, told)
-        SELECT id, sequence, %(now)s, by, source, status, note, changes, tell FROM moved
+               (order_id, sequence, at, source, from_status, to_status, note, changes, told,
+                told_from)
+        SELECT id, sequence, %(now)s, by, source, status, note, changes, tell, told_from
+          FROM moved, restart
     )
-    SELECT {columns(ORDER_COLUMNS)} FROM moved ORDER BY id
+    SELECT told_from, {columns(ORDER_COLUMNS)} FROM moved, restart ORDER BY id
     """  # noqa: S608 - the names are the constants above
 
 _READ = f"SELECT {columns(ORDER_COLUMNS)} FROM orders WHERE id = ANY(%(ids)s) ORDER BY id"  # noqa: S608
@@ -130,6 +134,8 @@ _INSERT = f"""
         ) WITH ORDINALITY AS n(
             external_id, account, route, fallbacks, fingerprint, catalog_item_id,
             market_hash_name, expected_price_cents, trade_url_sealed, submit_by, place)
+    ), restart AS (
+        SELECT {TOLD_FROM} AS told_from
     ), numbered AS (
         SELECT nextval(pg_get_serial_sequence('orders', 'id')) AS id, n.*
           FROM (SELECT * FROM new ORDER BY place) AS n
@@ -146,16 +152,17 @@ _INSERT = f"""
         RETURNING {columns(ORDER_COLUMNS)}
     ), logged AS (
         INSERT INTO order_events
-               (order_id, sequence, at, source, from_status, to_status, note, changes)
-        SELECT id, 1, %(now)s, 'intake', NULL, 'received', 'checkout received',
+               (order_id, sequence, at, source, from_status, to_status, note, told_from,
+                changes)
+        SELECT id, 1, %(now)s, 'intake', NULL, 'received', 'checkout received', told_from,
                jsonb_build_object(
                    'external_id', external_id, 'account', account,
                    'route', route, 'fallbacks', fallbacks, 'between_attempts', false,
                    'catalog_item_id', catalog_item_id, 'market_hash_name', market_hash_name,
                    'expected_price_cents', expected_price_cents, 'submit_by', submit_by)
-          FROM inserted
+          FROM inserted, restart
     )
-    SELECT {columns(ORDER_COLUMNS)} FROM inserted ORDER BY id
+    SELECT told_from, {columns(ORDER_COLUMNS)} FROM inserted, restart ORDER BY id
     """  # noqa: S608 - the names are constants
 
 
@@ -177,11 +184,10 @@ def insert(session: Session, new: Sequence[NewOrder], now: datetime) -> list[Ord
             "now": now,
         },
     )
-    orders = [Order.of(row) for row in rows]
+    orders = [Order.of(row) for _, *row in rows]
     first = timeline_entry(now, Source.INTAKE, None, OrderStatus.RECEIVED, "checkout received")
-    outbox.add(
-        session, [(order, ORDER_UPDATED, order_fields(order, [first])) for order in orders], now
-    )
+    messages = [(order, ORDER_UPDATED, order_fields(order, [first])) for order in orders]
+    outbox.add(session, messages, now, _told_from(rows))
     return orders
 
 
@@ -199,7 +205,7 @@ def apply(session: Session, moves: Sequence[Move], now: datetime) -> dict[int, O
             states.check(move.source, move.target)
     rows = session.rows(_APPLY, {"moves": _encode(moves), "now": now})
     by_id = {move.order_id: move for move in moves}
-    moved = {order.id: order for order in map(Order.of, rows)}
+    moved = {order.id: order for order in (Order.of(row) for _, *row in rows)}
     _log([(by_id[order.id], order) for order in moved.values()])
     messages = []
     for order in moved.values():
@@ -207,8 +213,13 @@ def apply(session: Session, moves: Sequence[Move], now: datetime) -> dict[int, O
         entry = timeline_entry(now, move.by, move.source, move.target, move.note)
         keys = heard_on(move.source, move.target, move.changes, move.tell)
         messages += [(order, key, order_fields(order, [entry])) for key in keys]
-    outbox.add(session, messages, now)
+    outbox.add(session, messages, now, _told_from(rows))
     return moved
+
+
+def _told_from(rows: Sequence[tuple[Any, ...]]) -> int | None:
+    """Give what a statement's events are numbered from: the same for all of them."""
+    return rows[0][0] if rows else None
 
 
 def heard_on(

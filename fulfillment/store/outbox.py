@@ -35,12 +35,18 @@ _UNPUBLISHED_BUT = """
 
 
 def add(
-    session: Session, messages: Sequence[tuple[Order, str, dict[str, Any]]], now: datetime
+    session: Session,
+    messages: Sequence[tuple[Order, str, dict[str, Any]]],
+    now: datetime,
+    told_from: int | None,
 ) -> None:
-    """Add messages about orders as they are now: a routing key and what is shown of the order."""
+    """Add messages about orders as they are now: a routing key and what is shown of the order.
+
+    They are numbered as the order's log is, from `told_from` on.
+    """
     if not messages:
         return
-    bodies = [message(order, key, fields, now) for order, key, fields in messages]
+    bodies = [message(order, key, fields, now, told_from) for order, key, fields in messages]
     session.execute(
         _ADD,
         {
@@ -52,12 +58,15 @@ def add(
     )
 
 
-def message(order: Order, key: str, fields: dict[str, Any], at: datetime) -> OrderMessage:
+def message(
+    order: Order, key: str, fields: dict[str, Any], at: datetime, told_from: int | None
+) -> OrderMessage:
     """Write a message's body: what is shown of an order as it is, or was at that time."""
+    sequence = (told_from or 0) + order.sequence
     return OrderMessage(
-        eventId=f"{order.external_id}:{order.sequence}:{key}",
+        eventId=f"{order.external_id}:{sequence}:{key}",
         externalId=order.external_id,
-        sequence=order.sequence,
+        sequence=sequence,
         type=key,
         occurredAt=at.isoformat(),
         order=fields,

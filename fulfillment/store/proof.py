@@ -56,7 +56,8 @@ _ABSORB = """
 # `unbooked` counts what has happened to an attempt's money: a row that changes while it is booked
 # is booked by the next figure. A refund is expected to be seen `lag` after it was told of, and so
 # is a charge that was told anew: until then a figure may tell of it or not.
-_PROVE = """
+# Nothing is booked by a figure that comes later than one that was asked for after it.
+_PROVE = f"""
     WITH followed AS (
         SELECT a.id, a.booked_mills, a.unbooked, a.absorbed_at, a.hold_closed_at,
                CASE WHEN a.absorbed_at IS NULL OR a.state = 'refused'
@@ -77,7 +78,7 @@ _PROVE = """
                  FROM wallet_entries e
                 WHERE a.state = 'completed' AND e.order_id = a.order_id
                   AND e.account = a.account AND e.kind = 'adjust') j
-         WHERE a.account = %(account)s AND a.unbooked > 0
+         WHERE a.account = %(account)s AND a.unbooked > 0 AND {_IS_NEWER}
     ), booked AS (
         UPDATE attempts a SET booked_mills = f.cost,
                unbooked = CASE WHEN f.awaited > 0 THEN a.unbooked ELSE 0 END
@@ -130,7 +131,7 @@ _PROVE = """
       FROM told t
      WHERE w.account = t.account AND (w.requested_at IS NULL OR w.requested_at < %(at)s)
     RETURNING t.missing, t.is_first AND w.opening_mills IS NOT NULL
-    """
+    """  # noqa: S608 - a constant
 # Orders that were bought before the first balance are in it: the opening balance is before them.
 _OPEN = """
     UPDATE wallets SET opening_mills = opening_mills + (

@@ -49,7 +49,7 @@ _NEXT = """
       FROM counted
     """
 _LOG = """
-    SELECT order_id, sequence, at, source, from_status, to_status, note, changes, told
+    SELECT order_id, sequence, at, source, from_status, to_status, note, changes, told, told_from
       FROM order_events WHERE order_id = ANY(%(ids)s) ORDER BY order_id DESC, sequence
     """
 _REQUEST = """
@@ -185,7 +185,8 @@ def _messages_of(order: Order, events: Iterable[Any], since: datetime) -> Iterat
         then = _as_it_was(order, shown, after, event.sequence, event.at)
         entry = timeline_entry(event.at, event.source, before, after, event.note)
         for key in orders.heard_on(before, after, event.changes, event.told or ()):
-            message = outbox.message(then, key, order_fields(then, [entry]), event.at)
+            fields = order_fields(then, [entry])
+            message = outbox.message(then, key, fields, event.at, event.told_from)
             yield key, msgspec.json.encode(message)
 
 

@@ -256,7 +256,11 @@ def is_told_of(history: History) -> Iterator[str]:
     for order, events in _by_order(history.events):
         if told[order] != sorted(told[order]):
             yield f"I8 the messages of order {order} are out of order"
-        changed = {e["sequence"] for e in events if e["from_status"] != e["to_status"]}
+        changed = {
+            (e["told_from"] or 0) + e["sequence"]
+            for e in events
+            if e["from_status"] != e["to_status"]
+        }
         if missing := changed - set(told[order]):
             yield f"I8 the store was not told of the events {sorted(missing)} of order {order}"
 

@@ -16,6 +16,7 @@ def event(sequence: int, source: str | None, target: str, **changes: Any) -> dic
     return {
         "order_id": 1,
         "sequence": sequence,
+        "told_from": None,
         "from_status": source,
         "to_status": target,
         "changes": changes,

@@ -14,24 +14,29 @@ from structlog.testing import capture_logs
 
 from fulfillment.devstack.postgres import EmbeddedPostgres
 from fulfillment.providers.base import AfterUnknown
-from fulfillment.services import brakes, diagnosis, merchants, recovery
+from fulfillment.services import brakes, diagnosis, merchants, recovery, updates
 from fulfillment.services.context import Context, register_accounts
 from fulfillment.store import doubts
 from fulfillment.store.doubts import Condition
 from fulfillment.store.engine import Database
 from fulfillment.store.migrate import migrate
+from fulfillment.store.models import Order
 from fulfillment.store.sealing import Seal
 from schemas.enums import OrderStatus as S
+from schemas.provider import ReportState
 from tests.conftest import MakeContext, MakeSettings, empty_tables
-from tests.integration.test_recovery import ACCOUNT, again_after_loss, settle
+from tests.integration.test_recovery import ACCOUNT, again_after_loss, lose_everything, settle
+from tests.integration.test_updates import tell_again, told_before
 from tests.support import (
     FakeClock,
     FakeProvider,
     again,
     checkout,
+    messages_of,
     receive,
     rows,
     run_chain,
+    run_polls,
     run_sweep,
     until,
 )
@@ -67,6 +72,67 @@ def test_another_server_in_the_place_of_ours_is_noticed_by_the_next_step(
     assert after == [{"server": known[0]["server"], "d": True}]
     assert f"order {order.external_id}" in provider.reads
     assert order.status is S.ACCEPTED
+
+
+def sequences(context: Context, order: Order) -> list[int]:
+    return [message["sequence"] for message in messages_of(context, order)]
+
+
+def test_a_store_that_drops_what_is_not_newer_hears_all_that_follows_a_loss(
+    context: Context, clock: FakeClock
+) -> None:
+    event = checkout(account="main")
+    before = messages_of(context, again_after_loss(context, event))
+    lose_everything(context)
+
+    order = again_after_loss(context, event)
+    settle(context, clock)
+    run_sweep(context)
+    after = messages_of(context, order)
+
+    assert after[-1]["order"]["status"] == "accepted"
+    assert {m["eventId"] for m in before}.isdisjoint(m["eventId"] for m in after)
+    told = [m["sequence"] for m in after]
+    assert told == sorted(set(told))
+    assert told[0] > max(m["sequence"] for m in before)
+
+
+def test_numbers_grow_when_another_server_is_met_and_again_when_it_is_noted(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    """A poll meets it and notes nothing; its clock is ahead of that of the step that notes it."""
+    order = again_after_loss(context, checkout(account="main"))
+    become_another_server(context)
+    provider.says(order.external_id, ReportState.SENT, steam_offer_id="7")
+    clock.advance(60)
+    run_polls(context)
+    met = sequences(context, order)
+    clock.jump(-600)
+    again_after_loss(context, checkout(account="main"))
+    clock.jump(600)
+    provider.says(order.external_id, ReportState.COMPLETED, charged_mills=6120)
+    clock.advance(60)
+    run_polls(context)
+    noted = sequences(context, order)[len(met) :]
+
+    assert met == sorted(set(met))
+    assert again(context, order).status is S.COMPLETED
+    assert min(noted) > max(met) > len(met)
+
+
+def test_what_was_told_before_and_after_a_loss_is_told_again_byte_for_byte(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = again_after_loss(context, checkout(account="main"))
+    with context.database.transaction() as session:
+        doubts.doubt(session, clock.now(), clock.now())
+    provider.says(order.external_id, ReportState.COMPLETED, charged_mills=6120)
+    clock.advance(60)
+    run_polls(context)
+    updates.replay(context, order.created_at)
+
+    assert again(context, order).status is S.COMPLETED
+    assert tell_again(context) == told_before(context)[order.id]
 
 
 def test_an_account_that_is_newer_than_the_backup_is_doubted_with_the_others(

@@ -152,6 +152,23 @@ def test_a_figure_asked_for_before_the_stored_one_changes_nothing(
     assert wallet.available == BALANCE
 
 
+def test_a_charge_is_proven_by_the_next_newer_figure_whatever_older_ones_come_between(
+    wallet: Wallet, clock: FakeClock
+) -> None:
+    """Less was charged than was held, and a figure from before the stored one comes late."""
+    wallet.figure(BALANCE)
+    order = wallet.accepted()
+    clock.advance(40)
+    wallet.figure(BALANCE - PRICE + 590)
+    wallet.settle(order, PRICE - 590)
+    wallet.figure(BALANCE - PRICE + 590, asked_s_ago=1)
+    clock.advance(1)
+    wallet.figure(BALANCE - PRICE + 590)
+
+    (proven,) = rows(wallet.context, "SELECT expected_mills, credited_mills FROM wallets")
+    assert proven == {"expected_mills": BALANCE - PRICE + 590, "credited_mills": 0}
+
+
 @pytest.mark.parametrize("steps", [("hold",), ("hold", "send")])
 def test_an_attempt_that_is_not_confirmed_is_subtracted_for_ever(
     wallet: Wallet, clock: FakeClock, steps: tuple[str, ...]
