@@ -15,6 +15,8 @@ from schemas.orders import AccountView
 
 commands = typer.Typer(help="List accounts and their brakes; stop and resume buying.")
 
+_MOST_HOURS = 24 * 365
+
 Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="The account.")]
 All = Annotated[bool, typer.Option("--all", help="The switch of all accounts instead.")]
 
@@ -70,7 +72,9 @@ def pause(
 
 @commands.command()
 def doubt(
-    hours: Annotated[float, typer.Option(min=0, help="For how long; 0 ends it.")] = 24.0,
+    hours: Annotated[
+        float, typer.Option(min=0, max=_MOST_HOURS, help="For how long; 0 ends it.")
+    ] = 24.0,
 ) -> None:
     """After the database was restored: look for each order at its providers before it is bought."""
     from fulfillment.services import recovery

@@ -15,7 +15,15 @@ from rich.text import Text
 from fulfillment import account_commands, log, update_commands
 from fulfillment.errors import FulfillmentError, InvalidInput
 from fulfillment.settings import Settings, load_settings
-from fulfillment.terminal import AsJSON, dollars, err, make_context, out, print_json
+from fulfillment.terminal import (
+    AsJSON,
+    dollars,
+    err,
+    make_context,
+    make_usable,
+    out,
+    print_json,
+)
 from schemas.enums import OrderStatus
 from schemas.orders import OrderView
 
@@ -236,7 +244,7 @@ def checkout(
     from schemas.messages import DISPATCH
 
     try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text()
+        text = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput("FILE", f"expected a readable text file: {error}") from None
     raws = _events(text)
@@ -460,6 +468,7 @@ def main() -> None:
     """Run the command line; an error that we know is one line, never a stack trace."""
     log.mask_crashes()
     try:
+        make_usable(sys.argv)
         cli()
     except FulfillmentError as error:
         err.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)

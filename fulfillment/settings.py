@@ -48,6 +48,7 @@ DEFAULT_URLS = {
 
 #: How much of a client id's hash tells merchants apart, and what stands where there is no id.
 _DIGITS, _UNTOLD = 16, "-"
+_USUAL_PORTS = {"https": ":443", "http": ":80"}
 
 TOKEN_PAIR = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}):[0-9a-f]{64}")
 AccountName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
@@ -140,7 +141,8 @@ class AccountSettings(BaseModel):
         No secret is part of it, so that each may be rotated.
         """
         address = urlsplit(self.url)
-        where = f"{address.scheme}://{address.netloc.lower()}{address.path}"
+        host = address.netloc.lower().removesuffix(_USUAL_PORTS.get(address.scheme, ""))
+        where = f"{address.scheme}://{host}{address.path}"
         digest = hashlib.sha256(self.client_id.encode()).hexdigest()[:_DIGITS]
         where = where.replace(" ", "%20")
         return f"{self.provider} {where} {digest if self.client_id else _UNTOLD}"

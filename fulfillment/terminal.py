@@ -1,13 +1,16 @@
 """What the commands share: consoles, the context of one command, and how values are printed."""
 
+import io
 import json
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from fulfillment import log
+from fulfillment.errors import InvalidInput
 from fulfillment.settings import load_settings
 
 if TYPE_CHECKING:
@@ -18,6 +21,20 @@ out = Console(markup=False, emoji=False)
 err = Console(markup=False, emoji=False, stderr=True)
 
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def make_usable(arguments: Sequence[str]) -> None:
+    """Make closed streams empty ones, and have others take any text. Raises InvalidInput for an
+    argument that is no text."""
+    sys.stdin = sys.stdin or io.StringIO()
+    sys.stdout = sys.stdout or io.StringIO()
+    sys.stderr = sys.stderr or io.StringIO()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    for place, argument in enumerate(arguments):
+        if any("\ud800" <= each <= "\udfff" for each in argument):
+            raise InvalidInput(f"argument {place}", "expected text in UTF-8")
 
 
 def make_context() -> "Context":
@@ -32,7 +49,8 @@ def make_context() -> "Context":
 
 
 def print_json(value: Any) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    is_any_text = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    text = json.dumps(value, indent=2, ensure_ascii=not is_any_text)
     # A refused id may hold half a surrogate pair, which is no text.
     sys.stdout.write(text.encode(errors="replace").decode() + "\n")
 

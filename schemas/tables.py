@@ -203,6 +203,8 @@ class OrderRow(SQLModel, table=True):
     searched_at: datetime | None = _time(nullable=True)
     #: When a provider told of a purchase of it although nothing had been sent.
     told_early_at: datetime | None = _time(nullable=True)
+    #: The provider's last word that was older than what is known, so that it is logged once.
+    late_status: str | None = None
 
     #: The sequence number of the last event in `order_events`.
     sequence: int = 0

@@ -47,7 +47,8 @@ def _store(raw: Any) -> list[intake.Received]:
 
 
 def _bury(raw: Any, reason: str) -> None:
-    bury(load_settings(), json.dumps(raw), "application/json", reason)
+    # Celery's own JSON brings times and other things back that plain JSON has no word for.
+    bury(load_settings(), json.dumps(raw, default=str), "application/json", reason)
 
 
 @app.task(bind=True, base=FulfillmentTask, name=messages.DISPATCH)

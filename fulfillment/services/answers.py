@@ -25,6 +25,7 @@ from fulfillment.services.context import Context
 from fulfillment.services.unknowns import Step
 from fulfillment.store.models import Attempt, Order
 from schemas.enums import FailureCode
+from schemas.money import cents_to_mills
 from schemas.provider import OrderReport
 
 # Of each, `was_answered` says whether a request to buy brought a documented yes or no; None where
@@ -86,9 +87,10 @@ def ask(
 ) -> Answer:
     """Take the step; after an earlier post of unknown outcome, a no needs a lookup to be sure.
 
-    `attempt` is the attempt as it was before this step. No purchase leaves when `is_held` says no
-    at the last moment, or the order's time is over by then. Where something was waited for since
-    the intent, `why_stopped` is asked too: it says why the account buys nothing, None if it does.
+    `attempt` is the attempt as it was before this step. No purchase leaves for more than may be
+    paid now, nor when `is_held` says no at the last moment or the order's time is over by then.
+    Where something was waited for since the intent, `why_stopped` is asked too: it says why the
+    account buys nothing, None if it does.
     """
     if step is Step.LOOK_UP:
         return _look_up(context, order, attempt)
@@ -97,6 +99,10 @@ def ask(
         # Too late to buy for this customer: find out what was sent, but do not ask again.
         too_late = ProviderRefused(FailureCode.TOO_LATE, "not submitted in time", is_ours=True)
         return _confirm(context, order, attempt, too_late) if was_unknown else Refused(too_late)
+    if attempt.hold_mills > cents_to_mills(_limit_cents(context, order)):
+        message = "the price is above what the account's settings allow now"
+        too_dear = ProviderRefused(FailureCode.PRICE_CHANGED, message, is_ours=True)
+        return _confirm(context, order, attempt, too_dear) if was_unknown else Refused(too_dear)
     if was_unknown:
         crash_point("replay.begins")
     try:
@@ -140,6 +146,10 @@ def _go_or_not(
         raise NotLetGo("the claim was lost before the request")
     if _is_late(context, order):
         raise NotLetGo("its time was over before the request")
+
+
+def _limit_cents(context: Context, order: Order) -> int:
+    return context.account(order.account).price_limit_cents(order.expected_price_cents)
 
 
 def _is_late(context: Context, order: Order) -> bool:

@@ -176,8 +176,11 @@ def _quarantine(order: Order, report: OrderReport, note: str) -> Decision:
 
 
 def _late(order: Order, report: OrderReport) -> Decision:
-    """Record an answer that is older than what is known, and ignore it."""
-    return Decision(order.status, f"{report.raw_status!r} comes late: ignored")
+    """Record an answer that is older than what is known, once, and ignore it."""
+    if order.late_status == report.raw_status:
+        return NOTHING
+    changes = {"late_status": report.raw_status}
+    return Decision(order.status, f"{report.raw_status!r} comes late: ignored", changes)
 
 
 def _is_older(order: Order, report: OrderReport, target: OrderStatus) -> bool:

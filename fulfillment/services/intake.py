@@ -97,6 +97,8 @@ def receive(context: Context, events: Sequence[CheckoutEvent]) -> list[Received]
         except InvalidInput as error:
             results[place] = Received(event.external_id, error=error)
     stored, known_before = _store(context, list(new.values())) if new else ({}, {})
+    if results:
+        results |= _known(context, events, list(results))
     if new:
         crash_point("intake.after_commit")
     fresh = set(stored)
@@ -106,6 +108,22 @@ def receive(context: Context, events: Sequence[CheckoutEvent]) -> list[Received]
         found = stored.get(order.external_id) or known_before[order.external_id]
         results[place] = _answer(context, events[place], found, is_new=is_new)
     return [results[place] for place in range(len(events))]
+
+
+def _known(
+    context: Context, events: Sequence[CheckoutEvent], places: Sequence[int]
+) -> dict[int, Received]:
+    """Answer repetitions of what was taken in while their account or route was configured."""
+    with context.database.transaction() as session:
+        found = orders.find(session, [events[place].external_id for place in places])
+    results = {}
+    for place in places:
+        order = found.get(events[place].external_id)
+        if order is not None:
+            answer = _answer(context, events[place], order, is_new=False)
+            if answer.error is None:
+                results[place] = answer
+    return results
 
 
 @repeated

@@ -72,6 +72,7 @@ def _parameters(context: Context) -> dict[str, Any]:
         "patience": _PATIENCE,
         "wallet_lag": context.wallet_lag,
         "review_after": unknowns.REVIEW_AFTER,
+        "longest_unknown": unknowns.LONGEST,
         "stalled_after": context.stalled_after,
         "overdue_grace": schedule.OVERDUE_GRACE,
         "erase_after": timedelta(days=context.settings.erase_after_days),

@@ -13,7 +13,8 @@ OVERDUE_GRACE = timedelta(minutes=10)
 _MOST_BACKOFF = 10  # times the smallest interval: 5 minutes
 _QUIET_BACKOFF = 20  # while webhooks flow, polls are only a safety net
 _SLOWEST_WATCH = timedelta(hours=6)
-_AFTER_PROTECTION = timedelta(minutes=5)
+#: Whatever the provider's clock says: ours may be ahead of it.
+_AFTER_PROTECTION = timedelta(minutes=30)
 _SPREAD = 0.2
 
 
@@ -30,7 +31,8 @@ def first_poll(context: Context, now: datetime) -> datetime:
 def next_poll(context: Context, order: Order, now: datetime, *, webhooks_flow: bool) -> datetime:
     """Give the next poll of an order that the provider has and that is not final."""
     smallest = context.settings.poll_min_interval_s
-    factor = min(1.5 ** max(order.polls, 0), _QUIET_BACKOFF if webhooks_flow else _MOST_BACKOFF)
+    most = _QUIET_BACKOFF if webhooks_flow else _MOST_BACKOFF
+    factor = min(1.5 ** min(max(order.polls, 0), most), most)  # of many polls it is no number
     if order.overdue:
         factor = 1.0
     at = now + _jittered(context, smallest * factor)
@@ -60,7 +62,7 @@ def next_reversal_poll(
 
     The gaps grow with the time since the delivery, up to six hours.
     """
-    last = until + _AFTER_PROTECTION
+    last = max(until, completed_at) + _AFTER_PROTECTION
     if now >= last:
         return None
     smallest = 4 * context.settings.poll_min_interval_s

@@ -16,6 +16,8 @@ LOOKUPS_APART = timedelta(seconds=60)
 LOOK_FOR = timedelta(minutes=10)
 #: How long after its last time of submission any other unknown outcome is left to machines.
 REVIEW_AFTER = timedelta(hours=1)
+#: So long an outcome may be unknown where the order may be submitted for longer.
+LONGEST = timedelta(days=1)
 _FIRST_RETRY_S = 1.0
 _SLOWEST_RETRY_S = 30.0
 
@@ -68,7 +70,8 @@ def is_for_a_person(
     if policy is AfterUnknown.LOOKUP_ONLY and is_empty:
         assert attempt.last_post_at is not None
         return now - (attempt.last_post_at + longest_call) >= LOOK_FOR
-    return now - max(attempt.unknown_since, order.submit_by) >= REVIEW_AFTER
+    since = attempt.unknown_since
+    return now - min(max(since, order.submit_by), since + LONGEST) >= REVIEW_AFTER
 
 
 def retry_gap(

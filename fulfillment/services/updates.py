@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from fulfillment.errors import NotAllowedNow, OrderNotFound
+from fulfillment.errors import InvalidInput, NotAllowedNow, OrderNotFound
 from fulfillment.services.context import Context
 from fulfillment.store import bindings, orders, outbox, replays
 from fulfillment.store.bindings import Audience
@@ -18,6 +18,7 @@ UNHEARD = (
 _WIPED = "the broker was wiped"
 _ASKED = "asked for"
 _SHOWN = 10
+_EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +49,11 @@ def audience(context: Context) -> Audience:
 def replay(context: Context, since: datetime | None, external_id: str | None = None) -> int:
     """Have the relay tell the store again what happened since then, or ever, to one order or all.
 
-    Gives how many orders that is about. Raises OrderNotFound.
+    Gives how many orders that is about. Raises OrderNotFound, and InvalidInput for a time to come.
     """
-    since = since or datetime(1970, 1, 1, tzinfo=UTC)
+    since = max(since or _EVER, _EVER)
+    if since > context.now():
+        raise InvalidInput("--since", "expected a time that is over")
     with context.database.transaction() as session:
         if external_id is None:
             replays.request(session, _ASKED, since, context.now())

@@ -11,6 +11,11 @@ from fulfillment.store.engine import Session
 from schemas.money import cap_in_cents, charge_in_cents
 from schemas.orders import WalletView
 
+#: The names under which the account's wallet is, or was, known: an account may have been renamed.
+#: Of a merchant without a client id (`settings.AccountSettings.merchant`) that cannot be told.
+SAME_WALLET = """ARRAY(SELECT n.name FROM accounts n JOIN accounts m ON m.name = %(account)s
+    WHERE n.name = m.name OR n.merchant = m.merchant AND n.merchant NOT LIKE '%% -')"""
+
 
 class Purpose(StrEnum):
     """Why the provider is asked; the budget serves them in this order (DESIGN section 6)."""

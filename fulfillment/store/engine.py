@@ -99,6 +99,13 @@ class Database:
         except psycopg.ProgrammingError:
             raise ConfigurationError(SETTING, "expected only options that libpq knows") from None
         options = {
+            # What a server, a database or a role may say otherwise, and our statements rely on.
+            "default_transaction_isolation": r"read\ committed",
+            "synchronous_commit": "on",
+            "DateStyle": "ISO",
+            "IntervalStyle": "postgres",
+            "bytea_output": "hex",
+            "standard_conforming_strings": "on",
             "statement_timeout": round(statement_timeout_s * 1000),
             "idle_in_transaction_session_timeout": 30_000,
             # Planning takes longer than most of our statements do, and none of their plans depends
@@ -118,6 +125,7 @@ class Database:
             connect_args={
                 "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
                 "connect_timeout": 5,
+                "client_encoding": "utf8",
                 "prepare_threshold": 1,  # at the second use: a migration is used once
                 **_MISSED,
             },

@@ -35,6 +35,7 @@ LOGGED = frozenset(
         *("provider_reference", "reported_at", "steam_offer_id", "sent_at", "trade_deadline_at"),
         *("overdue", "completed_at", "reversible_until", "failure_code", "failure_message"),
         *("failed_by", "told_status", "told_early_at", "contradictions", "sequence"),
+        "late_status",
     }
 )
 #: What `$name` stands for in a statement.
@@ -117,7 +118,8 @@ INVARIANTS = (
         SELECT o.external_id FROM orders o
           LEFT JOIN attempts a ON a.order_id = o.id AND a.state IN ($live)
          WHERE o.status = 'submitting'
-           AND greatest(o.submit_by, a.unknown_since) + %(review_after)s + %(patience)s <= %(now)s
+           AND least(greatest(o.submit_by, a.unknown_since), a.unknown_since + %(longest_unknown)s)
+               + %(review_after)s + %(patience)s <= %(now)s
         UNION ALL
         SELECT o.external_id FROM orders o
          WHERE o.status = 'sent' AND NOT o.overdue

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from fulfillment.crash import crash_point
+from fulfillment.store.accounts import SAME_WALLET
 from fulfillment.store.engine import Session
 from fulfillment.store.models import ATTEMPT_COLUMNS, Attempt, columns
 from schemas.enums import AttemptState
@@ -55,13 +56,13 @@ def available_mills(session: Session, account: str) -> int:
     A charge above its hold counts in full, until a figure tells of it.
     """
     row = session.one(
-        """
+        f"""
             SELECT coalesce(w.figure_mills, 0) - (
                 SELECT coalesce(sum(greatest(a.hold_mills, coalesce(o.charged_mills, 0))), 0)
                   FROM attempts a JOIN orders o ON o.id = a.order_id
-                 WHERE a.account = %(account)s AND a.absorbed_at IS NULL)
+                 WHERE a.account = ANY({SAME_WALLET}) AND a.absorbed_at IS NULL)
               FROM wallets w WHERE w.account = %(account)s
-            """,
+            """,  # noqa: S608 - a constant
         {"account": account},
     )
     return int(row[0]) if row else 0
@@ -87,7 +88,7 @@ _SPENT = """
        AND (a.confirmed_at > %(since)s
             OR a.confirmed_at IS NULL AND (a.ended_at IS NULL OR a.ended_at > %(since)s))
     """
-_SPENT_BY_ONE = _SPENT.format(of="%(account)s")
+_SPENT_BY_ONE = _SPENT.format(of=f"ANY({SAME_WALLET})")
 _SPENT_BY_ALL = _SPENT.format(of="ANY(ARRAY(SELECT name FROM accounts))")
 
 

@@ -24,6 +24,7 @@ log = get_logger(__name__)
 _SETTABLE = (
     "account",
     "told_early_at",
+    "late_status",
     "fallbacks",
     "between_attempts",
     "market_hash_name",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from fulfillment.crash import crash_point
+from fulfillment.store.accounts import SAME_WALLET
 from fulfillment.store.engine import Session
 from schemas.enums import DebitsAt
 
@@ -39,7 +40,8 @@ _ABSORB = """
                                      THEN coalesce(hold_closed_at, %(at)s)
                                      ELSE hold_closed_at END,
                unbooked = unbooked + 1
-         WHERE account = %(account)s AND (absorbed_at IS NULL OR hold_closed_at IS NULL)
+         WHERE account = ANY({same_wallet})
+           AND (absorbed_at IS NULL OR hold_closed_at IS NULL)
            AND state NOT IN ('reserved', 'sending')
            AND (absorbed_at IS NULL AND {debited} + %(lag)s <= %(at)s
                 OR ended_at + %(lag)s <= %(at)s)
@@ -151,7 +153,9 @@ def record_figure(
     """
     debited = "confirmed_at" if debits_at is DebitsAt.ACCEPT else "ended_at"
     values = {"account": account, "mills": figure.mills, "at": figure.requested_at, "lag": lag}
-    session.execute(_ABSORB.format(debited=debited, is_newer=_IS_NEWER), values)
+    session.execute(
+        _ABSORB.format(debited=debited, is_newer=_IS_NEWER, same_wallet=SAME_WALLET), values
+    )
     crash_point("ledger.absorbed")
     row = session.rows(_PROVE, values)
     if not row:

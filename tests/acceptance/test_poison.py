@@ -6,6 +6,7 @@ import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -163,6 +164,25 @@ def test_what_is_no_task_of_ours_is_put_aside_and_stands_in_no_log(
     assert set(shop.wait_final([external_id]).values()) == {"completed"}
     assert shop.stack.processes.pids == before
     assert TOKEN not in shop.logs()
+
+
+def test_a_refused_checkout_with_a_time_of_python_is_put_aside(
+    shop: Driver, broker: redis.Redis
+) -> None:
+    """Celery's JSON brings a store's own datetime back as one."""
+    naive = datetime(2026, 11, 28, 12, 0)  # noqa: DTZ001 - as a store may send it
+    event = shop.checkout() | {"submitBy": naive}
+
+    with Connection(_url(shop)) as connection:
+        connection.Producer().publish(
+            [[event], {}, {}], routing_key=TASKS, serializer="json",
+            headers={"task": TASK, "id": "time"},
+        )  # fmt: skip
+
+    until("it is put aside", lambda: broker.llen(DEAD_QUEUE) == 1)
+    letter = json.loads(broker.lindex(DEAD_QUEUE, 0) or "")
+    kept = json.loads(base64.b64decode(letter["body"]))
+    assert (kept["externalId"], kept["submitBy"]) == (event["externalId"], str(naive))
 
 
 def test_hints_that_nobody_understands_are_dropped(shop: Driver, broker: redis.Redis) -> None:

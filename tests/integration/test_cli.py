@@ -192,8 +192,13 @@ def test_updates_are_shown_told_again_and_forgotten(
 
 @pytest.mark.parametrize(
     ("options", "code"),
-    [((), 2), (("--since", "yesterday"), 2), (("--order", "nobody"), 1)],
-    ids=["neither", "no time", "no order"],
+    [
+        ((), 2),
+        (("--since", "yesterday"), 2),
+        (("--since", "9999-12-31T23:59:59-14:00"), 1),
+        (("--order", "nobody"), 1),
+    ],
+    ids=["neither", "no time", "a time to come", "no order"],
 )
 def test_what_cannot_be_told_again_is_refused(
     context: Context, environment: dict[str, str], options: tuple[str, ...], code: int
@@ -201,3 +206,39 @@ def test_what_cannot_be_told_again_is_refused(
     assert run(environment, "updates", "replay", *options).returncode == code
     assert rows(context, "SELECT 1 FROM replays") == []
     assert run(environment, "updates", "forget").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("order", "a\udcff1"), 1),
+        (("accounts", "pause", "main", "--reason", "\udcff"), 1),
+        (("accounts", "doubt", "--hours", "inf"), 2),
+        (("accounts", "doubt", "--hours", "1e300"), 2),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused_in_a_line(
+    environment: dict[str, str], words: tuple[str, ...], code: int
+) -> None:
+    assert run(environment, *words).returncode == code
+
+
+def test_streams_that_are_closed_or_take_no_star_are_no_reason_to_fail(
+    context: Context, environment: dict[str, str]
+) -> None:
+    name = "\u2605 Karambit"
+    order = receive_one(context, marketHashName=name)
+    ascii_only = environment | {"PYTHONIOENCODING": "ascii"}
+
+    as_table = run(ascii_only, "order", order.external_id)
+    as_json = run(ascii_only, "order", order.external_id, "--json")
+    command = [sys.executable, "-m", "fulfillment.cli", "orders", "--json"]
+    closed = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" <&- >&-', "sh", *command],
+        env=environment, stderr=subprocess.PIPE, text=True, check=False, timeout=30,
+    )  # fmt: skip
+
+    assert (as_table.returncode, as_json.returncode) == (0, 0)
+    assert "? Karambit" in as_table.stdout
+    assert json.loads(as_json.stdout)["marketHashName"] == name
+    assert (closed.returncode, closed.stderr) == (0, "")

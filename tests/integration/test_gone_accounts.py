@@ -116,6 +116,25 @@ def test_what_may_have_been_bought_comes_to_a_person_once_and_keeps_its_hold(
     assert again(before, order).status is S.ACCEPTED
 
 
+def test_an_account_under_a_new_name_does_not_spend_what_its_former_name_holds(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    provider.balance_mills = 10_000
+    before = make_context(provider, accounts={"old": OLD})
+    held = receive_one(before, account="old")
+    provider.fail_purchase(ProviderOutcomeUnknown("timeout"))
+    run_chain(before, "old")
+    after = make_context(provider, accounts={"new": OLD})
+    clock.advance(1)
+
+    order = receive_one(after, account="new")
+    run_chain(after, "new")
+
+    assert again(after, held).status is S.SUBMITTING
+    assert again(after, order).status is S.AWAITING_FUNDS
+    assert available(after, "new") == 10_000 - 10 * PRICE_CENTS
+
+
 def test_what_is_accepted_is_told_of_once_and_a_person_may_end_it(
     before: Context, after: Context, clock: FakeClock, provider: FakeProvider
 ) -> None:

@@ -112,6 +112,26 @@ def test_an_account_that_is_not_configured_is_refused_by_field(context: Context)
     assert rows(context, "SELECT 1 FROM orders") == []
 
 
+@pytest.mark.parametrize("of", ["second", "both"], ids=["account", "route"])
+def test_what_was_taken_in_is_known_when_its_account_or_route_is_renamed(
+    make_context: MakeContext, provider: FakeProvider, of: str
+) -> None:
+    one, two = ({"client_id": each, "client_secret": "s"} for each in ("one", "two"))
+    before = make_context(
+        provider, accounts={"main": one, "second": two}, routes={"both": "main,second"}
+    )
+    raw = checkout(account=of, marketHashName="AK-47 | Redline (Field-Tested)")
+    (order,) = receive(before, raw)
+    after = make_context(provider, accounts={"main": one, "third": two}, routes={"all": "main"})
+
+    known, other, new = send(
+        after, raw, raw | {"expectedPrice": 1}, raw | {"externalId": "order_new"}
+    )
+
+    assert (known.error, known.is_new, known.status) == (None, False, order.status)
+    assert [getattr(each.error, "field", None) for each in (other, new)] == ["account", "account"]
+
+
 def test_one_call_may_hold_the_same_checkout_twice(context: Context) -> None:
     raw = checkout()
 

@@ -10,13 +10,14 @@ from fulfillment.errors import (
     ProviderOutcomeUnknown,
     ProviderRefused,
 )
-from fulfillment.services import reconciliation
+from fulfillment.services import brakes, reconciliation, submission
 from fulfillment.services.context import Context
 from fulfillment.services.reports import apply_reports
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
 from schemas.enums import Source
 from schemas.provider import ReportState as R
+from tests.conftest import MakeContext
 from tests.support import (
     ITEM,
     PRICE_CENTS,
@@ -360,3 +361,31 @@ def test_an_order_in_review_is_adopted_when_it_turns_up(
     assert in_review is S.NEEDS_REVIEW
     assert again(context, order).status is S.COMPLETED
     assert entries(context, order) == [("hold", PRICE_MILLS), ("settle", PRICE_MILLS)]
+
+
+@pytest.mark.parametrize("is_unknown", [False, True], ids=["fresh", "after an unknown outcome"])
+def test_nothing_is_bought_for_more_than_the_settings_allow_by_then(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock, is_unknown: bool
+) -> None:
+    provider.prices[ITEM] = 10 * PRICE_CENTS + 500
+    before = make_context(provider, main={"slippage_cents": 50})
+    order = receive_one(before)
+    batch = gather(before)
+    assert batch is not None
+    if is_unknown:
+        provider.fail_purchase(ProviderOutcomeUnknown("timeout"))
+    else:
+        brakes.stop(before, "main", "too dear", "a person")
+    submission.submit_orders(before, batch)
+    brakes.resume(before, "main", "no slippage any more", "a person")
+    posted = len(provider.bodies)
+
+    after = make_context(provider, main={"slippage_cents": 0})
+    for _ in range(3):
+        clock.advance(40)
+        run_sweep(after)
+
+    ended = again(after, order)
+    assert (ended.status, ended.failure_code) == (S.FAILED, "price_changed")
+    assert len(provider.bodies) == posted == int(is_unknown)
+    assert available(after) == provider.balance_mills

@@ -20,6 +20,7 @@ from tests.support import (
     FakeProvider,
     again,
     attempt_of,
+    available,
     checkout,
     entries,
     messages_of,
@@ -242,6 +243,22 @@ def test_no_clock_refuses_what_may_have_been_bought(
 
     assert again(context, order).status is S.NEEDS_REVIEW
     assert len(silent.bodies) == 1
+
+
+def test_an_outcome_that_stays_unknown_comes_to_a_person_long_before_a_distant_submit_by(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = receive_one(context, submitBy="2099-01-01T00:00:00Z")
+    provider.fail_purchase(ProviderOutcomeUnknown("cannot be read"))
+    run_chain(context)
+    for _ in range(26):
+        clock.advance(3600)
+        provider.fail_purchase(ProviderOutcomeUnknown("cannot be read"))
+        run_sweep(context)
+
+    after = again(context, order)
+    assert after.status is S.NEEDS_REVIEW
+    assert available(context) == provider.balance_mills - 10 * PRICE_CENTS
 
 
 def test_what_was_never_sent_may_be_sent(

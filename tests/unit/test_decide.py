@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fulfillment.services.decide import REVERSAL_WATCH, Decision, Money, decide
+from fulfillment.services.decide import NOTHING, REVERSAL_WATCH, Decision, Money, decide
 from fulfillment.states import FINAL, FOLLOWED, LOCAL, RANK, UNFULFILLED, is_legal
 from schemas.enums import OrderStatus as S
 from schemas.provider import OrderReport
@@ -45,7 +45,19 @@ def moves_to(status: S, word: R) -> S:
 
 
 def is_recorded_and_ignored(decision: Decision, status: S) -> bool:
-    return decision == Decision(status, decision.note) and decision.note.endswith("late: ignored")
+    changes = {"late_status": decision.changes.get("late_status")}
+    is_all = decision == Decision(status, decision.note, changes)
+    return is_all and decision.note == f"{changes['late_status']!r} comes late: ignored"
+
+
+def test_an_older_word_is_recorded_once_however_often_it_is_told() -> None:
+    first = decided(report(R.PENDING), status=S.SENT)
+    told_again = decided(report(R.PENDING), status=S.SENT, late_status="pending")
+    other = decided(report(R.QUEUED), status=S.SENT, late_status="pending")
+
+    assert is_recorded_and_ignored(first, S.SENT)
+    assert told_again == NOTHING
+    assert is_recorded_and_ignored(other, S.SENT)
 
 
 @pytest.mark.parametrize(("status", "word"), list(product(S, WORDS)))

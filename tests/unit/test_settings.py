@@ -219,6 +219,7 @@ LINK = {"provider": "skinslink", "client_secret": CANARY, "api_key": "key"}
     [
         (ACCOUNT, "CLIENT_ID"),
         (ACCOUNT | {"base_url": "https://API.skinsnode.com/"}, "CLIENT_ID"),
+        (ACCOUNT | {"base_url": "https://api.skinsnode.com:443"}, "CLIENT_ID"),
         (ACCOUNT | {"client_secret": "other"}, "CLIENT_ID"),
     ],
 )

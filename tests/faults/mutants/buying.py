@@ -149,9 +149,23 @@ BUYING = (
     Mutant(
         "holds_are_free", "I3", "money that is held is spent again",
         STORE + "ledger.py",
-        "                 WHERE a.account = %(account)s AND a.absorbed_at IS NULL)",
-        "                 WHERE a.account = %(account)s AND a.absorbed_at IS NULL AND false)",
+        "a.account = ANY({SAME_WALLET}) AND a.absorbed_at IS NULL)",
+        "a.account = ANY({SAME_WALLET}) AND a.absorbed_at IS NULL AND false)",
         integration("ledger", "funds"),
+    ),
+    Mutant(
+        "former_name_is_forgotten", "I3", "what was held under an account's former name is free",
+        STORE + "accounts.py",
+        "    WHERE n.name = m.name OR n.merchant",
+        "    WHERE n.name = m.name AND n.merchant",
+        integration("gone_accounts"),
+    ),
+    Mutant(
+        "cap_of_yesterday", "I3", "a price that the settings allowed once is paid still",
+        SERVICES + "answers.py",
+        "    if attempt.hold_mills > cents_to_mills(_limit_cents(context, order)):",
+        "    if attempt.hold_mills < 0:",
+        integration("outcomes"),
     ),
     Mutant(
         "figure_is_believed_at_once", "I3", "a 30 s old balance is taken for one of now",

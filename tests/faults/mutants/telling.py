@@ -40,8 +40,8 @@ TELLING = (
     Mutant(
         "event_without_changes", "I5", "the log no longer rebuilds the row",
         STORE + "orders.py",
-        "by, source, status, note, changes, tell FROM moved",
-        "by, source, status, note, jsonb_build_object(), tell FROM moved",
+        "by, source, status, note, changes, tell, told_from",
+        "by, source, status, note, jsonb_build_object(), tell, told_from",
         integration("orders_store", "invariants"),
     ),
     Mutant(

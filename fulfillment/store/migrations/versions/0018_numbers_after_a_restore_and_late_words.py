@@ -1,4 +1,4 @@
-"""Messages to the store that are newer than any that it had before a restore."""
+"""Messages to the store that are newer than any before a restore, and late words told once."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -9,7 +9,9 @@ down_revision = "0017"
 
 def upgrade() -> None:
     op.add_column("order_events", sa.Column("told_from", sa.BigInteger(), nullable=True))
+    op.add_column("orders", sa.Column("late_status", sa.Text(), nullable=True))
 
 
 def downgrade() -> None:
+    op.drop_column("orders", "late_status")
     op.drop_column("order_events", "told_from")

@@ -1,0 +1,59 @@
+"""What a server, a database or a role has set otherwise changes nothing for our sessions."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy.engine import make_url
+
+from fulfillment.services.context import Context
+from fulfillment.store.engine import Database
+from schemas.enums import OrderStatus as S
+from tests.support import again, receive_one, run_chain, run_ticks
+
+STAR = "\u2605 Karambit | Doppler (Factory New)"
+ODD = {
+    "default_transaction_isolation": ("repeatable read", "read committed"),
+    "synchronous_commit": ("off", "on"),
+    "DateStyle": ("German, DMY", "ISO, MDY"),
+    "IntervalStyle": ("sql_standard", "postgres"),
+    "client_encoding": ("LATIN1", "UTF8"),
+    "bytea_output": ("escape", "hex"),
+    "plan_cache_mode": ("force_custom_plan", "force_generic_plan"),
+    "timezone": ("Asia/Tokyo", "UTC"),
+}
+
+
+@pytest.fixture
+def odd(context: Context, database_url: str) -> Iterator[Context]:
+    """Give a context whose sessions begin on a database with settings of its own."""
+    address = make_url(database_url).set(drivername="postgresql").render_as_string(False)
+    with psycopg.connect(address, autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        for setting, (value, _) in ODD.items():
+            alter = sql.SQL("ALTER DATABASE {} SET {} = {}")
+            connection.execute(alter.format(name, sql.Identifier(setting), sql.Literal(value)))
+        database = Database(database_url)
+        try:
+            yield replace(context, database=database)
+        finally:
+            database.close()
+            connection.execute(sql.SQL("ALTER DATABASE {} RESET ALL").format(name))
+
+
+def test_our_sessions_are_as_our_statements_need_them(odd: Context) -> None:
+    with odd.database.transaction() as session:
+        found = {name: session.scalar(f"SHOW {name}") for name in ODD}
+
+    assert found == {name: ours for name, (_, ours) in ODD.items()}
+
+
+def test_an_order_of_an_item_with_a_star_is_bought_there(odd: Context) -> None:
+    order = receive_one(odd, marketHashName=STAR)
+    run_chain(odd)
+    run_ticks(odd)
+
+    after = again(odd, order)
+    assert (after.status, after.market_hash_name) == (S.ACCEPTED, STAR)
