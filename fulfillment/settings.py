@@ -48,6 +48,9 @@ DEFAULT_URLS = {
 
 #: How much of a client id's hash tells merchants apart, and what stands where there is no id.
 _DIGITS, _UNTOLD = 16, "-"
+#: kombu takes these twice then, and fails.
+_LOGIN_OPTION = re.compile(r"[?&](hostname|port|transport|userid|password)=")
+_YEAR_S = 31_536_000
 _USUAL_PORTS = {"https": ":443", "http": ":80"}
 
 TOKEN_PAIR = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}):[0-9a-f]{64}")
@@ -67,6 +70,15 @@ def _has_clear_host(url: str) -> bool:
     authority, *rest = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)
     is_cut_off = authority and "@" not in authority and "@" in str(rest)
     return bool(_AUTHORITY.fullmatch(authority)) and not is_cut_off
+
+
+def _can_be_read(url: str) -> bool:
+    """Say whether an address has parts at all: a bracket that is not closed hides them."""
+    try:
+        urlsplit(url)
+    except ValueError:
+        return False
+    return True
 
 
 def _read_names(value: Any) -> Any:
@@ -113,7 +125,7 @@ class AccountSettings(BaseModel):
     @field_validator("base_url")
     @classmethod
     def _is_http_url(cls, value: str) -> str:
-        if value and not value.startswith(("http://", "https://")):
+        if value and not (value.startswith(("http://", "https://")) and _can_be_read(value)):
             raise ValueError("expected an http:// or https:// address")
         return value.rstrip("/")
 
@@ -186,12 +198,12 @@ class Settings(BaseSettings):
     data_dir: Path = Path(".fulfillment")
     claim_lease_s: int = Field(30, ge=1, le=3600)
     poll_min_interval_s: float = Field(30.0, gt=0, le=3600)
-    webhook_tolerance_s: int = Field(3600, ge=1)
-    await_funds_s: int = Field(900, ge=0)
-    stalled_after_s: int = Field(86_400, ge=600)
-    wallet_lag_s: float = Field(35.0, ge=0, allow_inf_nan=False)
-    lookup_cache_s: float = Field(35.0, ge=0, allow_inf_nan=False)
-    submit_within_s: int = Field(3600, ge=1)
+    webhook_tolerance_s: int = Field(3600, ge=1, le=_YEAR_S)
+    await_funds_s: int = Field(900, ge=0, le=_YEAR_S)
+    stalled_after_s: int = Field(86_400, ge=600, le=_YEAR_S)
+    wallet_lag_s: float = Field(35.0, ge=0, le=86_400, allow_inf_nan=False)
+    lookup_cache_s: float = Field(35.0, ge=0, le=86_400, allow_inf_nan=False)
+    submit_within_s: int = Field(3600, ge=1, le=_YEAR_S)
     #: Over all accounts together, beside each account's own.
     spend_cap_cents_per_hour: int | None = Field(None, ge=1, le=10**12)
     batch_limit: int = Field(64, ge=1, le=1000)
@@ -227,14 +239,14 @@ class Settings(BaseSettings):
         text = value.get_secret_value()
         if text and not text.startswith(schemes):
             raise ValueError("expected amqp://, amqps://, redis://, rediss:// or redis+socket://")
-        if text and not _has_clear_host(text):
+        if (text and not _has_clear_host(text)) or _LOGIN_OPTION.search(text):
             raise ValueError(f"expected amqp://user:password@host:port/vhost; {_ENCODED}")
         return value
 
     @field_validator("public_url")
     @classmethod
     def _is_address(cls, value: str) -> str:
-        if value and not value.startswith(("http://", "https://")):
+        if value and not (value.startswith(("http://", "https://")) and _can_be_read(value)):
             raise ValueError("expected an http:// or https:// address that the provider reaches")
         return value.rstrip("/")
 

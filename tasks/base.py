@@ -92,6 +92,7 @@ class ShownRequest(Request):
         _args: Any
         _kwargs: Any
         _request_dict: dict[str, Any]
+        name: str
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -99,6 +100,8 @@ class ShownRequest(Request):
         self._kwargsrepr = "{***}" if self._kwargs else "{}"
         self._request_dict["argsrepr"] = self._argsrepr
         self._request_dict["kwargsrepr"] = self._kwargsrepr
+        # A sender may call its task anything in events, its secrets among it.
+        self.name, self._request_dict["shadow"] = self._request_dict["task"], None
 
     def send_event(self, type: str, **fields: Any) -> None:
         """Tell Flower; an exception's text is masked as a log line is."""

@@ -215,7 +215,9 @@ class _Pushing:
         return False
 
     def bind_again(self) -> None:
-        for binding in (*self.known, _MARK):  # the mark last: who dies before it begins anew
+        # What was bound at a RabbitMQ before has no queue's name: the store binds it here itself.
+        named = [binding for binding in self.known if binding[2]]
+        for binding in (*named, _MARK):  # the mark last: who dies before it begins anew
             self._channel._queue_bind(store_exchange.name, *binding)
 
     def backlog(self) -> int:

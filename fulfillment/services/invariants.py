@@ -11,7 +11,8 @@ from fulfillment.log import get_logger
 from fulfillment.providers.http import LONGEST_PAUSE
 from fulfillment.services import backstop, pulse, schedule, unknowns
 from fulfillment.services.context import Context
-from fulfillment.store import invariants, leases
+from fulfillment.store import due, invariants, leases
+from fulfillment.store.engine import repeated
 from fulfillment.store.invariants import INVARIANTS, Finding
 from fulfillment.store.promises import Invariant
 
@@ -23,6 +24,8 @@ _ERASE_PATIENCE = timedelta(days=1)
 #: Orders a run whose logs and money are replayed: as many of the newest, as many in turn.
 _SLICE = 500
 _MOST_NAMES = 100
+#: No order is put off for so long before it is submitted.
+_LONGEST_WAIT = timedelta(days=1)
 #: A check is no use to a second beat's tick this soon after.
 _GAP = timedelta(seconds=30)
 #: So often a statement is asked that reads a whole table.
@@ -185,6 +188,7 @@ def check(context: Context) -> list[Violation]:
         turn = invariants.ids_after(session, after_id, _SLICE)
         known = [name for row in before.values() for name in row.violations]
         ids = sorted({*turn, *invariants.ids_beside(session, known, _SLICE)})
+    _bring_back(context)
     # Behind the last one it goes on with the first.
     is_last = len(turn) < _SLICE
     parameters = _parameters(context) | {"after": after_id, "to": _LAST_ID if is_last else turn[-1]}
@@ -201,6 +205,21 @@ def check(context: Context) -> list[Violation]:
         leases.beat(session, pulse.INVARIANTS, now)
     _alert(found, before)
     return found.violations()
+
+
+@repeated
+def _bring_back(context: Context) -> None:
+    """Make due what is put off for longer than anything can be: its process had a wrong clock."""
+    now = context.now()
+    latest = due.Latest(
+        claimed_until=now + context.lease,
+        next_attempt_at=now + _LONGEST_WAIT,
+        next_poll_at=now + schedule.longest_watch_gap(context),
+    )
+    with context.database.transaction() as session:
+        found = due.bring_back(session, latest, now)
+    if found:
+        log.error("order.put_off_by_a_wrong_clock", orders=found)
 
 
 def _is_asked_again(last: Finding | None, now: datetime) -> bool:

@@ -284,7 +284,7 @@ def check_readiness(context: Context) -> list[Check]:
     if not is_current:
         return checks
     with context.database.transaction() as session:
-        beats = leases.heartbeats(session)
+        beats = leases.heartbeats(session, context.now())
     checks += [_check_pulse(context, beats, part) for part in _TURNING]
     return [*checks, _check_checks(context)]
 

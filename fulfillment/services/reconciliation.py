@@ -15,6 +15,7 @@ from fulfillment.log import get_logger
 from fulfillment.services import backstop, merchants, outages, pulse, schedule
 from fulfillment.services.budget import Grant
 from fulfillment.services.context import Context
+from fulfillment.services.decide import REVERSAL_WATCH
 from fulfillment.services.dispatch import make_batch
 from fulfillment.services.lookups import look_up, look_up_alone
 from fulfillment.services.reports import apply_reports
@@ -133,7 +134,7 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
     now = context.now()
     with context.database.transaction() as session:
         members = due.to_poll(session, account, order_ids, now)
-        beats = leases.heartbeats(session)
+        beats = leases.heartbeats(session, now)
     strange = merchants.strangers(context, account, members)
     if strange:
         merchants.leave(context, account, strange)
@@ -193,9 +194,11 @@ def _write_polls(
 def _next(context: Context, order: Order, now: datetime, flows: bool) -> datetime | None:
     until = order.reversible_until
     if order.status is OrderStatus.COMPLETED:
-        if order.charged_mills is None and (until is None or now < until):
-            return schedule.next_poll(context, order, now, webhooks_flow=flows)
         completed_at = order.completed_at or now
+        # Whatever is told of the end of its protection, its charge is to be learned.
+        is_charge_awaited = until is None or now < max(until, completed_at + REVERSAL_WATCH)
+        if order.charged_mills is None and is_charge_awaited:
+            return schedule.next_poll(context, order, now, webhooks_flow=flows)
         return until and schedule.next_reversal_poll(context, completed_at, now, until)
     if order.status in FINAL and not order.lives_on:
         return None

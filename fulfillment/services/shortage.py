@@ -48,7 +48,7 @@ def _is_shrunk(
     doubt = f"catalog:{account}"
     is_less = quotes.listed < known.items * _DOUBTED_SHARE and known.items >= _SMALLEST_JUDGED
     if is_less:
-        over_at = leases.until(session, doubt)
+        over_at = leases.until(session, doubt, requested_at + _DOUBT)
         if over_at is None:
             leases.acquire(session, doubt, account, requested_at, requested_at + _DOUBT)
             log.error("catalog.shrunk", account=account, listed=quotes.listed, before=known.items)
@@ -78,7 +78,7 @@ def _is_empty(
     if not is_less:
         return False
     doubt = f"search:{account}"
-    over_at = leases.until(session, doubt)
+    over_at = leases.until(session, doubt, requested_at + _DOUBT)
     if over_at is None or over_at + _DOUBT <= requested_at:
         leases.acquire(session, doubt, account, requested_at, requested_at + _DOUBT)
         log.error("catalog.names_missing", account=account, asked=len(quotes.searched), found=found)

@@ -20,7 +20,7 @@ def is_wanted(context: Context) -> bool:
     """
     now = context.now()
     with context.database.transaction() as session:
-        last = leases.heartbeats(session).get(pulse.SWEEP)
+        last = leases.heartbeats(session, now).get(pulse.SWEEP)
         if last is not None and now - last <= _PATIENCE:
             return False
         turn = now + timedelta(seconds=EVERY_S * 0.8)

@@ -125,9 +125,14 @@ def gone(session: Session, configured: Iterable[str], now: datetime) -> list[str
     """
     rows = session.rows(
         "SELECT a.name FROM accounts a LEFT JOIN leases l ON l.name = %(prefix)s || a.name "
-        "WHERE a.name <> ALL(%(configured)s) AND coalesce(l.until <= %(now)s, true) "
-        "ORDER BY a.name",
-        {"prefix": _CONFIGURED, "configured": list(configured), "now": now},
+        "WHERE a.name <> ALL(%(configured)s) "
+        "AND coalesce(l.until <= %(now)s OR l.until > %(wrong)s, true) ORDER BY a.name",
+        {
+            "prefix": _CONFIGURED,
+            "configured": list(configured),
+            "now": now,
+            "wrong": now + _CONFIGURED_FOR + leases.APART,
+        },
     )
     return [name for (name,) in rows]
 

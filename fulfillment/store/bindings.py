@@ -43,10 +43,15 @@ class Audience:
 
 
 def read(session: Session, broker: str) -> Audience:
-    """Give what is known of the broker's bindings."""
+    """Give what is known of the broker's bindings.
+
+    Of one at which none was seen yet, what was bound at another: the broker was changed, and the
+    store comes after us.
+    """
     rows = session.rows(
         "SELECT routing_key, pattern, queue, missing_since FROM store_bindings "
-        "WHERE broker = %(broker)s",
+        "WHERE broker = (SELECT broker FROM store_bindings "
+        "ORDER BY broker <> %(broker)s, broker LIMIT 1)",
         {"broker": broker},
     )
     known = frozenset((key, pattern, queue) for key, pattern, queue, _ in rows)
@@ -70,10 +75,13 @@ def keep(
 
 
 def forget_missing(session: Session, broker: str) -> list[str]:
-    """Wait for the queues that are missing no longer; give their names."""
+    """Wait for the queues that are missing no longer, at any broker; give their names."""
     rows = session.rows(
         "DELETE FROM store_bindings WHERE broker = %(broker)s AND missing_since IS NOT NULL "
         "RETURNING routing_key, queue",
         {"broker": broker},
     )
+    if rows:
+        query = "DELETE FROM store_bindings WHERE broker <> %(broker)s"
+        session.execute(query, {"broker": broker})
     return sorted({queue or key for key, queue in rows})

@@ -35,9 +35,9 @@ T = TypeVar("T")
 
 SETTING = "FULFILLMENT_DATABASE_URL"
 # SQLSTATEs, or their beginnings, by which the server says that it is away or going away (08, 57P),
-# full (53, 58), read-only (25006), that we were idle (25P) or that a statement took too long or
-# waited too long for a lock (57014, 55P03).
-_LOST = ("08", "53", "58", "57P", "25006", "25P", "57014", "55P03")
+# full (53, 58), read-only (25006), a standby (55000), that we were idle (25P) or that a statement
+# took too long or waited too long for a lock (57014, 55P03).
+_LOST = ("08", "53", "58", "57P", "25006", "55000", "25P", "57014", "55P03")
 # It undid the transaction for another one's sake: serialization failure, deadlock.
 _CONFLICTS = ("40001", "40P01")
 #: How often a transaction is begun before its conflict is the caller's.
@@ -170,9 +170,11 @@ class Database:
             lent.close()
 
     def ping(self) -> None:
-        """Ask the database for nothing. Raises ServerUnreachable."""
+        """Ask the database whether it can be written to. Raises ServerUnreachable."""
         with self.transaction() as session:
-            session.execute("SELECT 1")
+            is_standby = session.scalar("SELECT pg_is_in_recovery()")
+        if is_standby:
+            raise ServerUnreachable("PostgreSQL", SETTING, "it is a standby")
 
     def close(self) -> None:
         self.engine.dispose()

@@ -1,28 +1,37 @@
-"""Leases: who alone may do something for now; heartbeats: when something periodic last ran."""
+"""Leases: who alone may do something for now; heartbeats: when something periodic last ran.
 
-from datetime import datetime
+A process may have written them by a clock that was far ahead, and be dead: what lies farther in the
+future than it can counts as not written.
+"""
+
+from datetime import datetime, timedelta
 
 from fulfillment.store.engine import Session
 
+#: Clocks that are right are no farther apart.
+APART = timedelta(minutes=1)
+
 
 def acquire(session: Session, name: str, holder: str, now: datetime, until: datetime) -> bool:
-    """Take or renew a lease; say whether `holder` has it now."""
+    """Take or renew a lease, which is as long for everybody; say whether `holder` has it now."""
     row = session.one(
         """
             INSERT INTO leases (name, holder, until) VALUES (%(name)s, %(holder)s, %(until)s)
             ON CONFLICT (name) DO UPDATE SET holder = %(holder)s, until = %(until)s
              WHERE leases.holder = %(holder)s OR leases.until <= %(now)s
+                OR leases.until > %(wrong)s
             RETURNING name
             """,
-        {"name": name, "holder": holder, "now": now, "until": until},
+        {"name": name, "holder": holder, "now": now, "until": until, "wrong": until + APART},
     )
     return row is not None
 
 
-def until(session: Session, name: str) -> datetime | None:
-    """Give the end of a lease, also of one that is over; None where there is none."""
+def until(session: Session, name: str, latest: datetime) -> datetime | None:
+    """Give the end of a lease that ends by `latest`, also of one that is over; None without one."""
     end: datetime | None = session.scalar(
-        "SELECT until FROM leases WHERE name = %(name)s", {"name": name}
+        "SELECT until FROM leases WHERE name = %(name)s AND until <= %(wrong)s",
+        {"name": name, "wrong": latest + APART},
     )
     return end
 
@@ -39,11 +48,13 @@ def beat(session: Session, name: str, now: datetime) -> None:
     """Note that the periodic activity ran."""
     session.execute(
         "INSERT INTO heartbeats (name, at) VALUES (%(name)s, %(now)s) "
-        "ON CONFLICT (name) DO UPDATE SET at = greatest(heartbeats.at, %(now)s)",
-        {"name": name, "now": now},
+        "ON CONFLICT (name) DO UPDATE SET at = CASE WHEN heartbeats.at > %(wrong)s THEN %(now)s "
+        "ELSE greatest(heartbeats.at, %(now)s) END",
+        {"name": name, "now": now, "wrong": now + APART},
     )
 
 
-def heartbeats(session: Session) -> dict[str, datetime]:
+def heartbeats(session: Session, now: datetime) -> dict[str, datetime]:
     """Give when each periodic activity last ran."""
-    return {row.name: row.at for row in session.execute("SELECT name, at FROM heartbeats")}
+    query = "SELECT name, at FROM heartbeats WHERE at <= %(wrong)s"
+    return {row.name: row.at for row in session.execute(query, {"wrong": now + APART})}

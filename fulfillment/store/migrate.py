@@ -10,7 +10,7 @@ from psycopg.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
-from fulfillment.errors import ServerUnreachable
+from fulfillment.errors import ConfigurationError, ServerUnreachable
 from fulfillment.store.engine import SETTING, Database
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -34,12 +34,14 @@ def _config(connection: Connection | None = None) -> Config:
 
 
 def migrate(database: Database, to: str = "head") -> None:
-    """Run all migrations that are missing, or go to another revision. Raises ServerUnreachable.
+    """Run all migrations that are missing, or go to another revision. Raises ServerUnreachable, and
+    ConfigurationError for a database that cannot hold every text.
 
     Traffic may go on: a change that waits for a lock lets it pass, and is tried again.
     """
     try:
         with database.engine.connect() as connection:
+            _check_encoding(connection)
             connection.execute(text("SET statement_timeout = 0"))
             connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
             connection.execute(text(f"SET lock_timeout = '{_LOCK_WAIT_S}s'"))
@@ -52,6 +54,15 @@ def migrate(database: Database, to: str = "head") -> None:
                 connection.commit()
     except OperationalError as error:
         raise ServerUnreachable("PostgreSQL", SETTING, type(error.orig).__name__) from None
+
+
+def _check_encoding(connection: Connection) -> None:
+    found = connection.execute(text("SELECT current_setting('server_encoding')")).scalar()
+    if found not in ("UTF8", b"UTF8"):
+        encoding = found.decode() if isinstance(found, bytes) else found
+        raise ConfigurationError(
+            SETTING, f"expected a database of encoding UTF8, not {encoding}: items have stars"
+        )
 
 
 def _go_to(connection: Connection, revision: str) -> None:

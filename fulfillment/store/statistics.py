@@ -55,5 +55,5 @@ def measure(session: Session, now: datetime, outbox_waiting: int, outbox_age: ti
         oldest_poll_age_s=age(row.poll),
         outbox_waiting=outbox_waiting,
         outbox_age_s=outbox_age.total_seconds(),
-        tick_age_s={name: age(at) for name, at in leases.heartbeats(session).items()},
+        tick_age_s={name: age(at) for name, at in leases.heartbeats(session, now).items()},
     )

@@ -60,7 +60,11 @@ def test_a_foreign_senders_trade_token_is_masked_by_the_worker(stack: Driver) ->
 
     foreign.send_task("checkout.receive", [event])
     foreign.send_task("checkout.receive", kwargs=stack.checkout(externalId="by-keywords"))
-    foreign.send_task("checkout.receive", [event | {"tradeUrl": event["tradeUrl"] + "&x=1;"}])
+    foreign.send_task(
+        "checkout.receive",
+        [event | {"tradeUrl": event["tradeUrl"] + "&x=1;"}],
+        shadow=event["tradeUrl"],
+    )
     foreign.close()
     stack.wait_final([event["externalId"]])
     until(

@@ -19,6 +19,7 @@ from tests.support import (
     FakeProvider,
     Simulator,
     again,
+    assert_invariants,
     checkout,
     entries,
     in_threads,
@@ -390,3 +391,28 @@ def test_a_person_who_reconciles_and_many_polls_do_not_block_each_other(
     in_threads(8, work)
 
     assert {again(context, order).status for order in placed} == {S.COMPLETED}
+
+
+def test_the_charge_is_learned_although_the_hold_seems_to_be_over(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = receive_one(context)
+    run_chain(context)
+    past = clock.now() - timedelta(hours=3)
+    provider.says(order.external_id, R.COMPLETED, raw_status="hold", reversible_until=past)
+    for _ in range(3):
+        clock.advance(120)
+        run_polls(context)
+    provider.says(
+        order.external_id,
+        R.COMPLETED,
+        raw_status="hold",
+        reversible_until=past,
+        charged_mills=6120,
+    )
+    for _ in range(10):
+        clock.advance(120)
+        run_polls(context)
+
+    assert again(context, order).charged_mills == 6120
+    assert_invariants(context)

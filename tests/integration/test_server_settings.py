@@ -8,8 +8,10 @@ import pytest
 from psycopg import sql
 from sqlalchemy.engine import make_url
 
+from fulfillment.errors import ConfigurationError
 from fulfillment.services.context import Context
 from fulfillment.store.engine import Database
+from fulfillment.store.migrate import migrate
 from schemas.enums import OrderStatus as S
 from tests.support import again, receive_one, run_chain, run_ticks
 
@@ -57,3 +59,22 @@ def test_an_order_of_an_item_with_a_star_is_bought_there(odd: Context) -> None:
 
     after = again(odd, order)
     assert (after.status, after.market_hash_name) == (S.ACCEPTED, STAR)
+
+
+def test_a_database_that_cannot_hold_every_text_is_refused_by_name(database_url: str) -> None:
+    url = make_url(database_url)
+    address = url.set(drivername="postgresql").render_as_string(False)
+    other = f"{url.database}_of_latin1"
+    name = sql.Identifier(other)
+    with psycopg.connect(address, autocommit=True) as connection:
+        latin1 = (
+            "CREATE DATABASE {} ENCODING LATIN1 LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0"
+        )
+        connection.execute(sql.SQL(latin1).format(name))
+        database = Database(url.set(database=other).render_as_string(False))
+        try:
+            with pytest.raises(ConfigurationError, match="UTF8, not LATIN1"):
+                migrate(database)
+        finally:
+            database.close()
+            connection.execute(sql.SQL("DROP DATABASE {}").format(name))

@@ -247,6 +247,6 @@ def test_every_tick_leaves_a_heartbeat(context: Context, clock: FakeClock) -> No
     run_ticks(context)
 
     with context.database.transaction() as session:
-        beats = leases.heartbeats(session)
+        beats = leases.heartbeats(session, clock.now())
     assert len(beats) >= 3
     assert set(beats.values()) == {clock.now()}

@@ -168,6 +168,29 @@ def test_accounts_that_are_no_table_are_refused_and_not_shown(setenv: Setter) ->
     assert CANARY not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCOUNTS__MAIN__BASE_URL", "http://[::1"),
+        ("PUBLIC_URL", "https://[::1"),
+        ("BROKER_URL", "redis://127.0.0.1:6379/0?password=cs_secret"),
+        ("SUBMIT_WITHIN_S", "999999999999"),
+        ("AWAIT_FUNDS_S", "1e300"),
+        ("WALLET_LAG_S", "1e300"),
+        ("LOOKUP_CACHE_S", "86401"),
+    ],
+)
+def test_a_value_that_nothing_can_be_done_with_is_named(
+    setenv: Setter, name: str, value: str
+) -> None:
+    setenv(**{name: value})
+
+    with pytest.raises(ConfigurationError, match=name) as error:
+        load_settings()
+
+    assert "cs_secret" not in str(error.value)
+
+
 def test_any_number_of_accounts_is_read_from_the_environment(setenv: Setter) -> None:
     setenv(
         ACCOUNTS__MAIN__CLIENT_ID="one",
