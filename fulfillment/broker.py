@@ -100,8 +100,7 @@ def hint(task: str, *args: Any) -> bool:
     failure further hints are left out for a second.
     """
     global _silent_until
-    # A command line may know no broker; Celery would look for one on this machine.
-    if time.monotonic() < _silent_until or not app.conf.broker_url:
+    if time.monotonic() < _silent_until:
         return False
     try:
         app.send_task(task, args, retry=False)
