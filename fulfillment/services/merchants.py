@@ -189,7 +189,7 @@ def _end_submits(context: Context, gone: Sequence[str]) -> None:
 def _claim_gone(context: Context, account: str) -> list[Polled]:
     now = context.now()
     with context.database.transaction() as session:
-        return due.claim_polls(session, account, now, now + _LOOK_GAP, _LIMIT)
+        return due.claim_polls(session, account, now, due.Gap(_LOOK_GAP), _LIMIT)
 
 
 def is_same(context: Context, account: str, reason: str, by: str) -> int:

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from fulfillment.crash import crash_point
@@ -74,8 +75,6 @@ def poll_due(context: Context) -> Iterator[Batch]:
     What is claimed is handed out before more is.
     """
     now = context.now()
-    # A lost message costs one interval: the claim is the due time moved on.
-    until = now + timedelta(seconds=max(context.settings.poll_min_interval_s, 5.0))
     with context.database.transaction() as session:
         leases.beat(session, pulse.POLL, now)
     for account in context.settings.accounts:
@@ -83,7 +82,7 @@ def poll_due(context: Context) -> Iterator[Batch]:
         lookup_limit = context.provider(account).lookup_limit
         size = _BATCH if lookup_limit == 1 else lookup_limit * _LOOKUPS_A_BATCH
         for _ in range(_MOST_CLAIMS if _is_next(context, account, now) else 0):
-            members = _claim(context, account, until, claimed)
+            members = _claim(context, account, claimed)
             crash_point("poll.claimed", members)
             for start in range(0, len(members), size):
                 yield make_batch(account, "", members[start : start + size])
@@ -105,7 +104,7 @@ def _is_next(context: Context, account: str, now: datetime) -> bool:
         return leases.acquire(session, lease, holder, now, now + _TICK_GAP)
 
 
-def _claim(context: Context, account: str, until: datetime, claimed: int) -> list[Polled]:
+def _claim(context: Context, account: str, claimed: int) -> list[Polled]:
     """Claim about as many orders as may be asked about, deadlines first; others stay due.
 
     `claimed` orders were claimed before by this tick, and are not asked about yet.
@@ -116,17 +115,16 @@ def _claim(context: Context, account: str, until: datetime, claimed: int) -> lis
         requests = context.budget(account).left(purpose)
         room = _CLAIM_LIMIT if requests is None else min(requests * size - claimed, _CLAIM_LIMIT)
         if room > 0:
-            members += _claim_polls(context, account, purpose, until, room)
+            members += _claim_polls(context, account, purpose, room)
     return members
 
 
 @repeated
-def _claim_polls(
-    context: Context, account: str, purpose: Purpose, until: datetime, limit: int
-) -> list[Polled]:
+def _claim_polls(context: Context, account: str, purpose: Purpose, limit: int) -> list[Polled]:
     is_over = purpose is Purpose.URGENT
     with context.database.transaction() as session:
-        return due.claim_polls(session, account, context.now(), until, limit, is_over=is_over)
+        now, gap = context.now(), schedule.poll_gap(context)
+        return due.claim_polls(session, account, now, gap, limit, is_over=is_over)
 
 
 def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int:
@@ -140,26 +138,34 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
         merchants.leave(context, account, strange)
         members = [order for order in members if order.id not in strange]
     groups = _within_budget(context, account, members)
-    reports, asked, unasked = _ask(context, account, groups)
+    round_ = _ask(context, account, groups)
     crash_point("poll.answered")
     reached = {order.id for _, group in groups for order in group}
-    unasked += [order for order in members if order.id not in reached]
+    unasked = [*round_.unasked, *(order for order in members if order.id not in reached)]
     heartbeat = beats.get(webhook_heartbeat(account))
     flows = heartbeat is not None and now - heartbeat <= _FLOWING
-    if unasked:
-        _put_back(context, unasked, now)
+    if unasked or round_.failed:
+        _put_back(context, unasked, round_.failed, now)
 
     def write(members: Sequence[Polled]) -> int:
-        return _write_polls(context, account, reports, members, now, flows=flows)
+        return _write_polls(context, account, round_.reports, members, now, flows=flows)
 
-    return sum(backstop.apart(write, asked, lambda order: order.external_id)) if asked else 0
+    if not round_.asked:
+        return 0
+    return sum(backstop.apart(write, round_.asked, lambda order: order.external_id))
 
 
 @repeated
-def _put_back(context: Context, unasked: Sequence[Polled], now: datetime) -> None:
-    gap = context.settings.poll_min_interval_s
+def _put_back(
+    context: Context, unasked: Sequence[Polled], failed: Sequence[Polled], now: datetime
+) -> None:
+    """Make orders due again that were not asked about, and soon those whose answer failed."""
+    gap = schedule.poll_gap(context).least
     with context.database.transaction() as session:
-        due.put_back(session, [order.id for order in unasked], now, gap)
+        if unasked:
+            due.put_back(session, [order.id for order in unasked], now, gap.total_seconds())
+        if failed:
+            due.spread(session, {order.id: now + gap for order in failed})
 
 
 @repeated
@@ -191,7 +197,7 @@ def _write_polls(
     return len(moved)
 
 
-def _next(context: Context, order: Order, now: datetime, flows: bool) -> datetime | None:
+def _next(context: Context, order: Order, now: datetime, flows: bool) -> due.NextPoll:
     until = order.reversible_until
     if order.status is OrderStatus.COMPLETED:
         completed_at = order.completed_at or now
@@ -199,9 +205,11 @@ def _next(context: Context, order: Order, now: datetime, flows: bool) -> datetim
         is_charge_awaited = until is None or now < max(until, completed_at + REVERSAL_WATCH)
         if order.charged_mills is None and is_charge_awaited:
             return schedule.next_poll(context, order, now, webhooks_flow=flows)
-        return until and schedule.next_reversal_poll(context, completed_at, now, until)
+        return due.NextPoll(
+            until and schedule.next_reversal_poll(context, completed_at, now, until)
+        )
     if order.status in FINAL and not order.lives_on:
-        return None
+        return due.NextPoll(None)
     return schedule.next_poll(context, order, now, webhooks_flow=flows)
 
 
@@ -225,15 +233,23 @@ def _within_budget(
     return groups
 
 
+@dataclass
+class _Round:
+    """What came of asking: reports by external id, and who was asked about, not, and in vain."""
+
+    reports: dict[str, OrderReport] = field(default_factory=dict)
+    asked: list[Polled] = field(default_factory=list)
+    unasked: list[Polled] = field(default_factory=list)
+    failed: list[Polled] = field(default_factory=list)
+
+
 def _ask(
     context: Context, account: str, groups: Sequence[tuple[Grant, Sequence[Polled]]]
-) -> tuple[dict[str, OrderReport], list[Polled], list[Polled]]:
-    """Ask concurrently; give the reports by external id, and who was and was not asked about."""
-    reports: dict[str, OrderReport] = {}
-    asked: list[Polled] = []
-    unasked: list[Polled] = []
+) -> _Round:
+    """Ask concurrently about all groups."""
+    found = _Round()
     if not groups:
-        return reports, asked, unasked
+        return found
 
     with context.threads.pool(_THREADS, "poll") as executor:
         flying = [
@@ -246,17 +262,18 @@ def _ask(
         members, answers = _ask_alone(context, account, executor, members, answers)
     for group, answer in zip(members, answers, strict=True):
         if isinstance(answer, OverBudget):
-            unasked.extend(group)
+            found.unasked.extend(group)
         elif isinstance(answer, ProviderError):
+            found.failed.extend(group)
             log.warning("poll.failed", account=account, reason=str(answer))
         else:
-            asked.extend(group)
-            reports.update(answer)
+            found.asked.extend(group)
+            found.reports.update(answer)
     errors = [a for a in answers if isinstance(a, ProviderError) and not isinstance(a, OverBudget)]
-    told = _of_the_account(errors, is_answered=bool(asked))
+    told = _of_the_account(errors, is_answered=bool(found.asked))
     if told is not None:
         outages.pause(context, account, told)
-    return reports, asked, unasked
+    return found
 
 
 def _ask_alone(

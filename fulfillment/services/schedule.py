@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 
 from fulfillment.services.context import Context
+from fulfillment.store import due
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus
 
@@ -15,10 +16,10 @@ _QUIET_BACKOFF = 20  # while webhooks flow, polls are only a safety net
 _SLOWEST_WATCH = timedelta(hours=6)
 #: Whatever the provider's clock says: ours may be ahead of it.
 _AFTER_PROTECTION = timedelta(minutes=30)
-_SPREAD = 0.2
+_GROWTH = 1.5
 
 
-def _jittered(context: Context, seconds: float, spread: float = _SPREAD) -> timedelta:
+def _jittered(context: Context, seconds: float, spread: float = due.SPREAD) -> timedelta:
     """Lengthen by up to `spread`: never shorter, since the smallest interval is a promise."""
     return timedelta(seconds=seconds * (1 + spread * context.jitter()))
 
@@ -28,30 +29,39 @@ def first_poll(context: Context, now: datetime) -> datetime:
     return now + _jittered(context, context.settings.poll_min_interval_s, 0.5)
 
 
-def next_poll(context: Context, order: Order, now: datetime, *, webhooks_flow: bool) -> datetime:
+def poll_gap(context: Context) -> due.Gap:
+    """Give how long a claim for a poll holds: about as long as `next_poll` will say."""
+    # A lost message costs one interval: the claim is the due time moved on.
+    least = timedelta(seconds=max(context.settings.poll_min_interval_s, 5.0))
+    return due.Gap(least, _GROWTH, _MOST_BACKOFF, due.SPREAD * context.jitter())
+
+
+def next_poll(
+    context: Context, order: Order, now: datetime, *, webhooks_flow: bool
+) -> due.NextPoll:
     """Give the next poll of an order that the provider has and that is not final."""
     smallest = context.settings.poll_min_interval_s
     most = _QUIET_BACKOFF if webhooks_flow else _MOST_BACKOFF
-    factor = min(1.5 ** min(max(order.polls, 0), most), most)  # of many polls it is no number
+    factor = min(_GROWTH ** min(max(order.polls, 0), most), most)  # of many polls it is no number
     if order.overdue:
         factor = 1.0
     at = now + _jittered(context, smallest * factor)
     deadline = order.trade_deadline_at
     if order.status is OrderStatus.SENT and deadline is not None and now < deadline < at:
-        at = max(deadline, now + timedelta(seconds=smallest))
-    return at
+        return due.NextPoll(max(deadline, now + timedelta(seconds=smallest)))
+    return due.NextPoll(at, now + timedelta(seconds=smallest * factor))
 
 
 def longest_poll_gap(context: Context) -> timedelta:
     """Give the longest that `next_poll` may wait."""
     smallest = timedelta(seconds=context.settings.poll_min_interval_s)
-    return smallest * _QUIET_BACKOFF * (1 + _SPREAD)
+    return smallest * _QUIET_BACKOFF * (1 + due.SPREAD)
 
 
 def longest_watch_gap(context: Context) -> timedelta:
     """Give the longest that any poll may wait, those of delivered orders included."""
     smallest = timedelta(seconds=context.settings.poll_min_interval_s)
-    slowest = max(_SLOWEST_WATCH, 4 * smallest) * (1 + _SPREAD)
+    slowest = max(_SLOWEST_WATCH, 4 * smallest) * (1 + due.SPREAD)
     return max(slowest, longest_poll_gap(context))
 
 

@@ -6,7 +6,7 @@ Whoever locks several orders does it in the order of their ids, so that no two w
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import starmap
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fulfillment.store import leases
 from fulfillment.store.engine import Session
@@ -66,9 +66,11 @@ def bring_back(session: Session, latest: Latest, now: datetime) -> list[str]:
     return [name for (name,) in back]
 
 
+#: By how much of its length the time between two polls may be longer, so that they spread.
+SPREAD = 0.2
 _POLLED = "id, external_id, status = 'sent' AND coalesce(trade_deadline_at <= %(now)s, false)"
 _CLAIM = """
-    UPDATE orders SET {column} = %(until)s WHERE id = ANY(ARRAY(
+    UPDATE orders SET {column} = {until} WHERE id = ANY(ARRAY(
         SELECT o.id FROM orders o WHERE o.{column} <= %(now)s {which}
          ORDER BY o.{column} LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
     RETURNING {columns}
@@ -89,28 +91,47 @@ _TO_POLL = """
 
 _OF_ACCOUNT = "AND o.account = %(account)s"
 _OVER = "AND o.status = 'sent' AND o.trade_deadline_at <= %(now)s"
-_CLAIM_POLLS = _CLAIM.format(column="next_poll_at", which=_OF_ACCOUNT, columns=_POLLED)
-_CLAIM_LAST_POLLS = _CLAIM.format(
-    column="next_poll_at", which=f"{_OF_ACCOUNT} {_OVER}", columns=_POLLED
+# About when its next poll will be, so that the answer need not move an indexed time once more.
+_UNTIL_POLL = """%(now)s + %(gap)s * least(power(%(growth)s, least(polls, 20)), %(most)s)
+    * (1 + %(spread)s * (id %% 64) / 63.0)"""
+_CLAIM_POLLS = _CLAIM.format(
+    column="next_poll_at", until=_UNTIL_POLL, which=_OF_ACCOUNT, columns=_POLLED
 )
-_CLAIM_WATCHES = _CLAIM.format(column="next_watch_at", which="", columns=columns(ORDER_COLUMNS))
+_CLAIM_LAST_POLLS = _CLAIM.format(
+    column="next_poll_at", until=_UNTIL_POLL, which=f"{_OF_ACCOUNT} {_OVER}", columns=_POLLED
+)
+_CLAIM_WATCHES = _CLAIM.format(
+    column="next_watch_at", until="%(until)s", which="", columns=columns(ORDER_COLUMNS)
+)
+
+
+class Gap(NamedTuple):
+    """How long a claim for a poll holds: `least` at first, `growth` times as long after each poll,
+    up to `most` times; then longer by up to `spread` of that, by the order's id."""
+
+    least: timedelta
+    growth: float = 1.0
+    most: float = 1.0
+    spread: float = 0.0
 
 
 def claim_polls(
     session: Session,
     account: str,
     now: datetime,
-    until: datetime,
+    gap: Gap,
     limit: int,
     *,
     is_over: bool = False,
 ) -> list[Polled]:
-    """Claim orders that are to be asked about, the longest due first, until `until`.
+    """Claim orders that are to be asked about, the longest due first.
 
     With `is_over` only those whose trade window is over.
     """
     statement = _CLAIM_LAST_POLLS if is_over else _CLAIM_POLLS
-    return sorted(starmap(Polled, _claim(session, statement, now, until, limit, account=account)))
+    values = {"now": now, "limit": limit, "account": account, "gap": gap.least}
+    more = {"growth": gap.growth, "most": gap.most, "spread": gap.spread}
+    return sorted(starmap(Polled, session.rows(statement, {**values, **more})))
 
 
 def to_poll(
@@ -123,19 +144,8 @@ def to_poll(
 
 def claim_watches(session: Session, now: datetime, until: datetime, limit: int) -> list[Order]:
     """Claim orders whose trade window needs a look, until `until`."""
-    rows = _claim(session, _CLAIM_WATCHES, now, until, limit)
+    rows = session.rows(_CLAIM_WATCHES, {"now": now, "until": until, "limit": limit})
     return sorted(map(Order.of, rows), key=lambda order: order.id)
-
-
-def _claim(
-    session: Session,
-    statement: str,
-    now: datetime,
-    until: datetime,
-    limit: int,
-    **more: str,
-) -> list[tuple[Any, ...]]:
-    return session.rows(statement, {"now": now, "until": until, "limit": limit, **more})
 
 
 def put_back(session: Session, order_ids: list[int], now: datetime, min_interval_s: float) -> None:
@@ -244,12 +254,34 @@ def spread(session: Session, next_polls: Mapping[int, datetime | None]) -> None:
     )
 
 
-def polled(session: Session, next_polls: dict[int, datetime | None], polled_at: datetime) -> None:
+class NextPoll(NamedTuple):
+    """When an order is to be asked about again; None where it is not.
+
+    Its claim's end will do as well, from `earliest` on and up to a fifth of the time later.
+    """
+
+    at: datetime | None
+    earliest: datetime | None = None
+
+
+def polled(session: Session, next_polls: Mapping[int, NextPoll], polled_at: datetime) -> None:
     """Note a round of polls and when each order is to be asked about again."""
     session.execute(
-        "UPDATE orders o SET polled_at = %(at)s, polls = o.polls + 1, next_poll_at = n.next "
-        "FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(nexts)s AS timestamptz[])) "
-        "AS n(id, next) "
-        "WHERE o.id = n.id",
-        {"ids": list(next_polls), "nexts": list(next_polls.values()), "at": polled_at},
+        """
+            UPDATE orders o SET polled_at = %(at)s, polls = o.polls + 1,
+                   next_poll_at = CASE
+                       WHEN o.next_poll_at BETWEEN n.earliest
+                            AND n.earliest + (n.earliest - %(at)s) * %(spread)s
+                       THEN o.next_poll_at ELSE n.at END
+              FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(ats)s AS timestamptz[]),
+                          CAST(%(earliests)s AS timestamptz[])) AS n(id, at, earliest)
+             WHERE o.id = n.id
+            """,
+        {
+            "ids": list(next_polls),
+            "ats": [each.at for each in next_polls.values()],
+            "earliests": [each.earliest for each in next_polls.values()],
+            "at": polled_at,
+            "spread": SPREAD,
+        },
     )

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from fulfillment.services import schedule
 from fulfillment.services.context import Context
 from fulfillment.settings import Settings
+from fulfillment.store import due
 from fulfillment.store.engine import Database
+from fulfillment.store.models import Order
 from fulfillment.store.sealing import Seal, generate_key
 from schemas.enums import OrderStatus as S
 from tests.support import FakeClock, some_order
@@ -32,13 +34,19 @@ def context_with(jitter: float) -> Context:
     return replace(CONTEXT, jitter=lambda: jitter)
 
 
+def next_poll(context: Context, order: Order, *, webhooks_flow: bool) -> datetime:
+    at = schedule.next_poll(context, order, NOW, webhooks_flow=webhooks_flow).at
+    assert at is not None
+    return at
+
+
 @given(JITTER, st.integers(0, 500), st.booleans(), st.booleans())
 def test_no_order_is_asked_about_more_often_than_the_provider_caches(
     jitter: float, polls: int, is_overdue: bool, webhooks_flow: bool
 ) -> None:
     order = some_order(status=S.SENT, polls=polls, overdue=is_overdue, trade_deadline_at=NOW)
 
-    at = schedule.next_poll(context_with(jitter), order, NOW, webhooks_flow=webhooks_flow)
+    at = next_poll(context_with(jitter), order, webhooks_flow=webhooks_flow)
 
     assert at - NOW >= timedelta(seconds=30)
 
@@ -47,7 +55,7 @@ def test_no_order_is_asked_about_more_often_than_the_provider_caches(
 def test_polls_back_off_to_minutes_and_never_to_hours(jitter: float, polls: int) -> None:
     order = some_order(status=S.PENDING, polls=polls)
 
-    gap = schedule.next_poll(context_with(jitter), order, NOW, webhooks_flow=False) - NOW
+    gap = next_poll(context_with(jitter), order, webhooks_flow=False) - NOW
 
     assert gap <= timedelta(minutes=6)
 
@@ -57,8 +65,8 @@ def test_polls_are_rarer_while_webhooks_flow(jitter: float) -> None:
     order = some_order(status=S.PENDING, polls=20)
     context = context_with(jitter)
 
-    quiet = schedule.next_poll(context, order, NOW, webhooks_flow=True)
-    alone = schedule.next_poll(context, order, NOW, webhooks_flow=False)
+    quiet = next_poll(context, order, webhooks_flow=True)
+    alone = next_poll(context, order, webhooks_flow=False)
 
     assert quiet > alone
 
@@ -69,7 +77,7 @@ def test_an_overdue_offer_is_asked_about_every_half_minute(
 ) -> None:
     order = some_order(status=S.SENT, polls=polls, overdue=True, trade_deadline_at=NOW)
 
-    at = schedule.next_poll(context_with(jitter), order, NOW, webhooks_flow=webhooks_flow)
+    at = next_poll(context_with(jitter), order, webhooks_flow=webhooks_flow)
 
     assert timedelta(seconds=30) <= at - NOW <= timedelta(seconds=36)
 
@@ -79,7 +87,7 @@ def test_no_poll_sleeps_through_the_deadline(jitter: float, left_s: float, polls
     deadline = NOW + timedelta(seconds=left_s)
     order = some_order(status=S.SENT, polls=polls, trade_deadline_at=deadline)
 
-    at = schedule.next_poll(context_with(jitter), order, NOW, webhooks_flow=True)
+    at = next_poll(context_with(jitter), order, webhooks_flow=True)
 
     assert at <= max(deadline, NOW + timedelta(seconds=36))
 
@@ -144,7 +152,7 @@ def test_a_delivery_whose_protection_seems_to_be_over_is_looked_at_all_the_same(
 def test_after_however_many_polls_the_next_one_comes(polls: int, webhooks_flow: bool) -> None:
     order = some_order(status=S.ACCEPTED, polls=polls)
 
-    at = schedule.next_poll(context_with(0.5), order, NOW, webhooks_flow=webhooks_flow)
+    at = next_poll(context_with(0.5), order, webhooks_flow=webhooks_flow)
 
     assert NOW < at <= NOW + schedule.longest_poll_gap(context_with(0.5))
 
@@ -191,3 +199,18 @@ def test_the_smallest_interval_is_a_setting() -> None:
     context = replace(context_with(0), settings=Settings.model_construct(poll_min_interval_s=2.0))
 
     assert schedule.first_poll(context, NOW) == NOW + timedelta(seconds=2)
+
+
+@given(JITTER, st.integers(0, 500))
+def test_the_claim_of_a_poll_ends_when_the_next_one_may_come(jitter: float, polls: int) -> None:
+    """So that an answer without news moves no time."""
+    context = context_with(jitter)
+    gap = schedule.poll_gap(context)
+
+    found = schedule.next_poll(
+        context, some_order(status=S.ACCEPTED, polls=polls), NOW, webhooks_flow=False
+    )
+
+    assert found.earliest is not None
+    assert gap.least * min(gap.growth ** min(polls, 20), gap.most) == found.earliest - NOW
+    assert 0 <= gap.spread <= due.SPREAD
