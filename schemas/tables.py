@@ -72,6 +72,8 @@ class AccountRow(SQLModel, table=True):
     server: str | None = Field(default=None, sa_type=Text)
     doubted_since: datetime | None = _time(nullable=True)
     doubted_until: datetime | None = _time(nullable=True)
+    #: What numbers of messages to the store begin at since the last restore.
+    told_from: int | None = Field(default=None, sa_type=BigInteger)
     #: Whose account this is (provider, address, a hash of the client id), whose it was before, and
     #: when that was noticed.
     merchant: str | None = Field(default=None, sa_type=Text)

@@ -217,7 +217,8 @@ def _bring_back(context: Context) -> None:
         next_poll_at=now + schedule.longest_watch_gap(context),
     )
     with context.database.transaction() as session:
-        found = due.bring_back(session, latest, now)
+        is_right = leases.is_right(session, now)
+        found = due.bring_back(session, latest, now) if is_right else []
     if found:
         log.error("order.put_off_by_a_wrong_clock", orders=found)
 

@@ -124,9 +124,11 @@ def gone(session: Session, configured: Iterable[str], now: datetime) -> list[str
     While processes are replaced one by one, those of before do not know a new account yet.
     """
     rows = session.rows(
-        "SELECT a.name FROM accounts a LEFT JOIN leases l ON l.name = %(prefix)s || a.name "
+        "SELECT a.name FROM accounts a LEFT JOIN leases l "  # noqa: S608 - a constant
+        "ON l.name = %(prefix)s || a.name "
         "WHERE a.name <> ALL(%(configured)s) "
-        "AND coalesce(l.until <= %(now)s OR l.until > %(wrong)s, true) ORDER BY a.name",
+        f"AND coalesce(l.until <= %(now)s OR l.until > %(wrong)s AND {leases.IS_RIGHT}, true) "
+        "ORDER BY a.name",
         {
             "prefix": _CONFIGURED,
             "configured": list(configured),

@@ -49,7 +49,8 @@ def read(session: Session, broker: str) -> Audience:
     store comes after us.
     """
     rows = session.rows(
-        "SELECT routing_key, pattern, queue, missing_since FROM store_bindings "
+        "SELECT routing_key, pattern, queue, "
+        "CASE WHEN broker = %(broker)s THEN missing_since END FROM store_bindings "
         "WHERE broker = (SELECT broker FROM store_bindings "
         "ORDER BY broker <> %(broker)s, broker LIMIT 1)",
         {"broker": broker},

@@ -36,13 +36,14 @@ UNSEARCHED = """EXISTS (SELECT 1 FROM accounts d
       AND coalesce(orders.searched_at, '-infinity') < d.doubted_since)"""
 
 
-#: What the numbers of messages to the store begin at: the second of the last restore, and an hour
-#: more from when it is noted, so that another clock cannot have been ahead; null where there was
-#: none. The store may have had higher numbers of an order than our rows tell of, and drops what is
-#: not newer.
-TOLD_FROM = f"""(SELECT CAST(extract(epoch FROM max(
-    CASE WHEN server <> (SELECT {_SERVER}) THEN CAST(%(now)s AS timestamptz)
-         ELSE doubted_since + interval '1 hour' END)) AS bigint) FROM accounts)"""  # noqa: S608
+#: What the numbers of messages to the store begin at: null where there was no restore, then about
+#: the second of the last one. The store may have had higher numbers of an order than our rows tell
+#: of, and drops what is not newer. Each restore leaves an hour to the one before, and so does its
+#: being noted to its being met: clocks may differ, and it may be met by one that notes nothing.
+_NEXT_TOLD_FROM = """greatest(coalesce(max(told_from), 0) + 7200,
+    CAST(extract(epoch FROM CAST(%(now)s AS timestamptz)) AS bigint) + 3600)"""
+TOLD_FROM = f"""(SELECT CASE WHEN bool_or(server <> (SELECT {_SERVER}))
+    THEN {_NEXT_TOLD_FROM} - 3600 ELSE max(told_from) END FROM accounts)"""  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +94,12 @@ def _note_server(session: Session, present: str, now: datetime) -> None:
     An account that is new to this database may have bought all the same, after the backup.
     """
     moved = session.rows(
-        "UPDATE accounts SET server = %(present)s, "
+        "UPDATE accounts SET server = %(present)s, "  # noqa: S608 - a constant
         "doubted_since = CASE WHEN known.is_other THEN %(now)s ELSE doubted_since END, "
-        "doubted_until = CASE WHEN known.is_other THEN %(until)s ELSE doubted_until END "
-        "FROM (SELECT bool_or(server <> %(present)s) AS is_other FROM accounts) AS known "
+        "doubted_until = CASE WHEN known.is_other THEN %(until)s ELSE doubted_until END, "
+        "told_from = CASE WHEN known.is_other THEN known.next ELSE told_from END "
+        "FROM (SELECT bool_or(server <> %(present)s) AS is_other, "
+        f"{_NEXT_TOLD_FROM} AS next FROM accounts) AS known "
         "WHERE server IS DISTINCT FROM %(present)s RETURNING known.is_other",
         {"present": present, "now": now, "until": now + DOUBTED_FOR},
     )
@@ -172,8 +175,10 @@ def standing(session: Session, now: datetime) -> Doubt | None:
 def doubt(session: Session, now: datetime, until: datetime) -> None:
     """Doubt all accounts' orders from now on, as a person knows to."""
     session.execute(
-        "UPDATE accounts SET doubted_since = %(now)s, doubted_until = %(until)s",
-        {"now": now, "until": until},
+        "UPDATE accounts SET doubted_since = %(now)s, doubted_until = %(until)s, "  # noqa: S608
+        "told_from = CASE WHEN %(is_restored)s THEN known.next ELSE told_from END "
+        f"FROM (SELECT {_NEXT_TOLD_FROM} AS next FROM accounts) AS known",
+        {"now": now, "until": until, "is_restored": until > now},
     )
 
 

@@ -1,7 +1,7 @@
 """Leases: who alone may do something for now; heartbeats: when something periodic last ran.
 
 A process may have written them by a clock that was far ahead, and be dead: what lies farther in the
-future than it can counts as not written.
+future than it can counts as not written. Only who agrees with the database's clock may judge that.
 """
 
 from datetime import datetime, timedelta
@@ -10,18 +10,22 @@ from fulfillment.store.engine import Session
 
 #: Clocks that are right are no farther apart.
 APART = timedelta(minutes=1)
+#: Whether the present time of this process is right, by the database's clock.
+IS_RIGHT = (
+    "%(now)s BETWEEN clock_timestamp() - interval '30 s' AND clock_timestamp() + interval '30 s'"
+)
 
 
 def acquire(session: Session, name: str, holder: str, now: datetime, until: datetime) -> bool:
     """Take or renew a lease, which is as long for everybody; say whether `holder` has it now."""
     row = session.one(
-        """
+        f"""
             INSERT INTO leases (name, holder, until) VALUES (%(name)s, %(holder)s, %(until)s)
             ON CONFLICT (name) DO UPDATE SET holder = %(holder)s, until = %(until)s
              WHERE leases.holder = %(holder)s OR leases.until <= %(now)s
-                OR leases.until > %(wrong)s
+                OR leases.until > %(wrong)s AND {IS_RIGHT}
             RETURNING name
-            """,
+            """,  # noqa: S608 - a constant
         {"name": name, "holder": holder, "now": now, "until": until, "wrong": until + APART},
     )
     return row is not None
@@ -47,8 +51,9 @@ def give_up(session: Session, name: str, holder: str) -> None:
 def beat(session: Session, name: str, now: datetime) -> None:
     """Note that the periodic activity ran."""
     session.execute(
-        "INSERT INTO heartbeats (name, at) VALUES (%(name)s, %(now)s) "
-        "ON CONFLICT (name) DO UPDATE SET at = CASE WHEN heartbeats.at > %(wrong)s THEN %(now)s "
+        "INSERT INTO heartbeats (name, at) VALUES (%(name)s, %(now)s) "  # noqa: S608 - a constant
+        "ON CONFLICT (name) DO UPDATE SET at = "
+        f"CASE WHEN heartbeats.at > %(wrong)s AND {IS_RIGHT} THEN %(now)s "
         "ELSE greatest(heartbeats.at, %(now)s) END",
         {"name": name, "now": now, "wrong": now + APART},
     )
@@ -56,5 +61,11 @@ def beat(session: Session, name: str, now: datetime) -> None:
 
 def heartbeats(session: Session, now: datetime) -> dict[str, datetime]:
     """Give when each periodic activity last ran."""
-    query = "SELECT name, at FROM heartbeats WHERE at <= %(wrong)s"
-    return {row.name: row.at for row in session.execute(query, {"wrong": now + APART})}
+    query = f"SELECT name, at FROM heartbeats WHERE at <= %(wrong)s OR NOT {IS_RIGHT}"  # noqa: S608
+    values = {"now": now, "wrong": now + APART}
+    return {row.name: row.at for row in session.execute(query, values)}
+
+
+def is_right(session: Session, now: datetime) -> bool:
+    """Say whether a time of now is right, by the database's clock."""
+    return bool(session.scalar(f"SELECT {IS_RIGHT}", {"now": now}))

@@ -29,15 +29,24 @@ class Posting:
     account: str | None = None
 
 
+_LOCK_WALLET = (
+    f"SELECT account FROM wallets WHERE account = ANY({SAME_WALLET}) OR account = %(account)s "  # noqa: S608
+    "ORDER BY account FOR UPDATE"
+)
+
+
 def lock_wallet(session: Session, account: str) -> None:
-    """Make this transaction the only one that allocates from the account's wallet."""
-    lock = "SELECT 1 FROM wallets WHERE account = %(account)s FOR UPDATE"
-    if session.one(lock, {"account": account}) is None:
+    """Make this transaction the only one that allocates from the account's wallet.
+
+    Processes of before may know it by another name.
+    """
+    names = session.rows(_LOCK_WALLET, {"account": account})
+    if (account,) not in names:
         session.execute(
             "INSERT INTO wallets (account) VALUES (%(account)s) ON CONFLICT DO NOTHING",
             {"account": account},
         )
-        session.execute(lock, {"account": account})
+        session.rows(_LOCK_WALLET, {"account": account})
 
 
 def has_figure_since_catalog(session: Session, account: str, since: datetime) -> bool:

@@ -120,12 +120,34 @@ def test_numbers_grow_when_another_server_is_met_and_again_when_it_is_noted(
     assert min(noted) > max(met) > len(met)
 
 
+@pytest.mark.parametrize("later_s", [5.0, -600.0, 7200.0])
+def test_numbers_grow_with_each_loss_however_soon_it_comes_and_whatever_the_clocks(
+    context: Context, provider: FakeProvider, clock: FakeClock, later_s: float
+) -> None:
+    """After the second one, which nobody has noted yet, a poll brings the end."""
+    order = again_after_loss(context, checkout(account="main"))
+    become_another_server(context)
+    again_after_loss(context, checkout(account="main"))
+    provider.says(order.external_id, ReportState.SENT, steam_offer_id="7")
+    clock.advance(60)
+    run_polls(context)
+    clock.jump(later_s)
+    become_another_server(context)
+    provider.says(order.external_id, ReportState.COMPLETED, charged_mills=6120)
+    clock.advance(660)
+    run_polls(context)
+
+    assert again(context, order).status is S.COMPLETED
+    told = sequences(context, order)
+    assert told == sorted(set(told))
+
+
 def test_what_was_told_before_and_after_a_loss_is_told_again_byte_for_byte(
     context: Context, provider: FakeProvider, clock: FakeClock
 ) -> None:
     order = again_after_loss(context, checkout(account="main"))
     with context.database.transaction() as session:
-        doubts.doubt(session, clock.now(), clock.now())
+        doubts.doubt(session, clock.now(), clock.now() + timedelta(hours=1))
     provider.says(order.external_id, ReportState.COMPLETED, charged_mills=6120)
     clock.advance(60)
     run_polls(context)

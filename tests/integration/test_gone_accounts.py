@@ -24,6 +24,7 @@ from tests.support import (
     available,
     entries,
     gather,
+    in_threads,
     messages_of,
     receive_one,
     run_chain,
@@ -133,6 +134,24 @@ def test_an_account_under_a_new_name_does_not_spend_what_its_former_name_holds(
     assert again(after, held).status is S.SUBMITTING
     assert again(after, order).status is S.AWAITING_FUNDS
     assert available(after, "new") == 10_000 - 10 * PRICE_CENTS
+
+
+def test_two_names_of_one_wallet_are_allocated_from_by_one_at_a_time(
+    make_context: MakeContext, provider: FakeProvider
+) -> None:
+    """While processes are replaced one by one, those of before know it by its former name."""
+    provider.balance_mills = 10_000
+    names = ("old", "new")
+    contexts = [make_context(provider, accounts={name: OLD}) for name in names]
+    placed = [receive_one(c, account=name) for c, name in zip(contexts, names, strict=True)]
+
+    in_threads(2, lambda place: gather(contexts[place], names[place]))
+
+    assert sorted(again(contexts[0], order).status for order in placed) == [
+        S.AWAITING_FUNDS,
+        S.RESERVED,
+    ]
+    assert [available(contexts[0], name) for name in names] == [10_000 - 10 * PRICE_CENTS] * 2
 
 
 def test_what_is_accepted_is_told_of_once_and_a_person_may_end_it(

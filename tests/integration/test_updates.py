@@ -226,18 +226,22 @@ def test_bindings_are_kept_as_they_are_and_doctor_tells_when_they_are_missing(
         updates.forget(context)
 
 
+@pytest.mark.parametrize("was_missing", [False, True])
 @pytest.mark.parametrize(("before", "after"), [("redis", "rabbitmq"), ("rabbitmq", "redis")])
 def test_a_broker_that_is_new_waits_for_the_queues_that_were_bound_at_the_former_one(
-    context: Context, clock: FakeClock, before: str, after: str
+    context: Context, clock: FakeClock, before: str, after: str, was_missing: bool
 ) -> None:
     with context.database.transaction() as session:
-        bindings.keep(session, before, {QUEUE}, None)
-        waited_for = bindings.read(session, after).known
+        bindings.keep(session, before, {QUEUE}, clock.now() if was_missing else None)
+        clock.advance(5)
+        first = bindings.read(session, after)
+        waited_for = first.known
         bindings.keep(session, after, waited_for, clock.now())
         missing_since = bindings.read(session, after).missing_since
         forgotten = bindings.forget_missing(session, after)
         left = bindings.read(session, after)
 
     assert waited_for == {QUEUE}
+    assert first.missing_since is None  # so that the relay notes that it is missing here
     assert missing_since == clock.now()
     assert (forgotten, left.known) == (["store.updates"], frozenset())

@@ -8,7 +8,16 @@ from fulfillment.services.context import Context
 from fulfillment.store import leases, orders
 from schemas.enums import OrderStatus as S
 from schemas.provider import ReportState
-from tests.support import FakeClock, FakeProvider, again, receive_one, run_chain, run_ticks
+from tests.support import (
+    FakeClock,
+    FakeProvider,
+    again,
+    gather,
+    receive_one,
+    run_chain,
+    run_ticks,
+    submit,
+)
 
 
 def test_what_it_took_and_put_off_comes_to_others(
@@ -42,3 +51,28 @@ def test_what_it_took_and_put_off_comes_to_others(
     assert again(context, stuck).status is S.ACCEPTED
     assert again(context, followed).status is S.COMPLETED
     assert len(provider.bodies) == 3
+
+
+def test_who_is_behind_takes_nothing_from_those_who_are_right(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order, now = receive_one(context), clock.now()
+    behind = replace(context, clock=FakeClock(now - timedelta(minutes=5)), next_beats={})
+    until = timedelta(seconds=30)
+    batch = gather(context)
+    assert batch is not None
+    with context.database.transaction() as session:
+        leases.acquire(session, "outbox.relay", "right", now, now + until)
+        leases.beat(session, "tick", now)
+    with behind.database.transaction() as session:
+        then = behind.now()
+        is_taken = leases.acquire(session, "outbox.relay", "behind", then, then + until)
+        leases.beat(session, "tick", then)
+        beats = leases.heartbeats(session, then)
+    before = again(context, order).claimed_until
+    invariants.check(behind)
+
+    assert (is_taken, beats["tick"]) == (False, now)
+    assert again(context, order).claimed_until == before
+    submit(context, batch)
+    assert again(context, order).status is S.ACCEPTED
