@@ -94,13 +94,16 @@ _PROVE = f"""
           FROM booked
     ), open AS (
         -- What was booked of the others stands as it is: nothing has happened to them since.
+        -- Of a former name of the account nothing is booked here, but may be open still.
         SELECT coalesce(sum(greatest(a.hold_mills, coalesce(o.charged_mills, 0))) FILTER (
                             WHERE a.absorbed_at IS NULL AND a.state <> 'reserved'), 0) AS most,
-               coalesce(sum(a.booked_mills) FILTER (
-                            WHERE a.absorbed_at IS NOT NULL AND a.unbooked = 0), 0) AS booked
+               coalesce(sum(CASE WHEN a.account = %(account)s THEN a.booked_mills
+                                 ELSE a.hold_mills END) FILTER (
+                            WHERE a.absorbed_at IS NOT NULL), 0) AS booked
           FROM attempts a JOIN orders o ON o.id = a.order_id
-         WHERE a.account = %(account)s
-           AND (a.absorbed_at IS NULL OR a.unbooked = 0 AND a.hold_closed_at IS NULL)
+         WHERE a.account = ANY({SAME_WALLET})
+           AND (a.absorbed_at IS NULL OR a.hold_closed_at IS NULL
+                AND (a.unbooked = 0 OR a.account <> %(account)s))
     ), bounds AS (
         SELECT o.most AS open,
                o.booked + coalesce(sum(f.cost) FILTER (WHERE f.absorbed_at IS NOT NULL

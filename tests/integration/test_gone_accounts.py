@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fulfillment.errors import NotAllowedNow, ProviderNotReached, ProviderOutcomeUnknown
-from fulfillment.services import diagnosis, invariants, merchants, operations
+from fulfillment.services import diagnosis, funds, invariants, merchants, operations
 from fulfillment.services.context import Context
 from fulfillment.services.operations import Resolution
 from fulfillment.store.models import Order
@@ -134,6 +134,28 @@ def test_an_account_under_a_new_name_does_not_spend_what_its_former_name_holds(
     assert again(after, held).status is S.SUBMITTING
     assert again(after, order).status is S.AWAITING_FUNDS
     assert available(after, "new") == 10_000 - 10 * PRICE_CENTS
+
+
+def test_a_debit_of_an_order_of_the_former_name_is_no_strangers(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    """It comes to the balance after the rename."""
+    before = make_context(provider, accounts={"old": OLD})
+    receive_one(before, account="old")
+    run_chain(before, "old")
+    provider.balance_mills += 10 * PRICE_CENTS
+    after = make_context(provider, accounts={"new": OLD})
+    clock.advance(6)
+    receive_one(after, account="new")
+    run_chain(after, "new")
+    provider.balance_mills -= 10 * PRICE_CENTS
+    for _ in range(4):
+        clock.advance(60)
+        run_ticks(after)
+        funds.refresh_wallet(after, "new")
+
+    wallets = operations.wallets(after)
+    assert [(each.unexplained, each.credited) for each in wallets] == [(0, 0)] * len(wallets)
 
 
 def test_two_names_of_one_wallet_are_allocated_from_by_one_at_a_time(
