@@ -205,8 +205,8 @@ class OrderRow(SQLModel, table=True):
     searched_at: datetime | None = _time(nullable=True)
     #: When a provider told of a purchase of it although nothing had been sent.
     told_early_at: datetime | None = _time(nullable=True)
-    #: The provider's last word that was older than what is known, so that it is logged once.
-    late_status: str | None = None
+    #: Words of the provider that came late or that nobody knows, one a line: each is logged once.
+    late_words: str | None = Field(default=None, sa_type=Text)
 
     #: The sequence number of the last event in `order_events`.
     sequence: int = 0

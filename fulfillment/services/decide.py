@@ -19,6 +19,10 @@ from schemas.provider import OrderReport, ReportState
 
 #: Steam Trade Protection undoes trades for 7 days; a day of margin (contracts/skinsnode.md 6).
 REVERSAL_WATCH = timedelta(days=8)
+#: No delivery is watched for longer, whatever its provider says: dates may be wrong.
+_LONGEST_WATCH = timedelta(days=30)
+#: So many words of one order that nobody can use are logged.
+_MOST_WORDS = 10
 #: The provider has not yet been heard to have the order: its next report may adopt it.
 UNCONFIRMED = frozenset({OrderStatus.SUBMITTING, OrderStatus.NEEDS_REVIEW})
 
@@ -170,6 +174,10 @@ def _quarantine(order: Order, report: OrderReport, note: str) -> Decision:
         return Decision(OrderStatus.NEEDS_REVIEW, note, changes, is_alarm=True)
     if order.provider_status == report.raw_status:
         return NOTHING
+    words = _with_late(order, report)
+    if words is None:
+        return NOTHING  # a provider may say it in turns with one that is known
+    changes["late_words"] = words
     if _is_refused(order):
         changes["told_status"] = OrderStatus.ACCEPTED.value  # it has it, whatever that word means
     return Decision(order.status, note, changes, is_alarm=True)
@@ -177,10 +185,18 @@ def _quarantine(order: Order, report: OrderReport, note: str) -> Decision:
 
 def _late(order: Order, report: OrderReport) -> Decision:
     """Record an answer that is older than what is known, once, and ignore it."""
-    if order.late_status == report.raw_status:
+    words = _with_late(order, report)
+    if words is None:
         return NOTHING
-    changes = {"late_status": report.raw_status}
-    return Decision(order.status, f"{report.raw_status!r} comes late: ignored", changes)
+    note = f"{report.raw_status!r} comes late: ignored"
+    return Decision(order.status, note, {"late_words": words})
+
+
+def _with_late(order: Order, report: OrderReport) -> str | None:
+    """Give the order's late words with this one; None where it was told before, or too many are."""
+    words = order.late_words.split("\n") if order.late_words else []
+    word = report.raw_status.replace("\n", " ")
+    return None if word in words or len(words) >= _MOST_WORDS else "\n".join([*words, word])
 
 
 def _is_older(order: Order, report: OrderReport, target: OrderStatus) -> bool:
@@ -329,9 +345,13 @@ def _after_delivery(order: Order, report: OrderReport, cap_mills: int) -> Decisi
     if _is_settled(order, report) and order.reversible_until is not None:
         changes |= {"reversible_until": None, "provider_status": report.raw_status}
         notes.append("settled: the provider says that it can be undone no more")
-    elif report.reversible_until not in (None, order.reversible_until):
-        changes["reversible_until"] = report.reversible_until
-        notes.append("the provider says until when it can be undone")
+    elif report.reversible_until is not None:
+        until = min(
+            report.reversible_until, (order.completed_at or order.created_at) + _LONGEST_WATCH
+        )
+        if until != order.reversible_until:
+            changes["reversible_until"] = until
+            notes.append("the provider says until when it can be undone")
     if not notes:
         return NOTHING
     return Decision(order.status, "; ".join(notes), changes, money, is_alarm)
@@ -373,7 +393,8 @@ def _forward(
         changes |= {"sent_at": sent_at, "trade_deadline_at": sent_at + window}
         note = "the Steam offer is out"
     elif target is OrderStatus.COMPLETED:
-        until = None if report.is_settled else report.reversible_until or reported + REVERSAL_WATCH
+        told = report.reversible_until or reported + REVERSAL_WATCH
+        until = None if report.is_settled else min(told, reported + _LONGEST_WATCH)
         changes |= {"completed_at": reported, "reversible_until": until, "overdue": False}
         # The charged amount is booked, never the expected one: without it the hold stays open
         # and the provider is asked again.

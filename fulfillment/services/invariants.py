@@ -11,7 +11,7 @@ from fulfillment.log import get_logger
 from fulfillment.providers.http import LONGEST_PAUSE
 from fulfillment.services import backstop, pulse, schedule, unknowns
 from fulfillment.services.context import Context
-from fulfillment.store import due, invariants, leases
+from fulfillment.store import accounts, due, invariants, leases
 from fulfillment.store.engine import repeated
 from fulfillment.store.invariants import INVARIANTS, Finding
 from fulfillment.store.promises import Invariant
@@ -217,10 +217,14 @@ def _bring_back(context: Context) -> None:
         next_poll_at=now + schedule.longest_watch_gap(context),
     )
     with context.database.transaction() as session:
-        is_right = leases.is_right(session, now)
-        found = due.bring_back(session, latest, now) if is_right else []
+        if not leases.is_right(session, now):
+            return
+        found = due.bring_back(session, latest, now)
+        of_accounts = accounts.bring_back(session, LONGEST_PAUSE, now)
     if found:
         log.error("order.put_off_by_a_wrong_clock", orders=found)
+    if of_accounts:
+        log.error("account.put_off_by_a_wrong_clock", accounts=of_accounts)
 
 
 def _is_asked_again(last: Finding | None, now: datetime) -> bool:

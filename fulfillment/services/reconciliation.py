@@ -202,7 +202,7 @@ def _next(context: Context, order: Order, now: datetime, flows: bool) -> due.Nex
     if order.status is OrderStatus.COMPLETED:
         completed_at = order.completed_at or now
         # Whatever is told of the end of its protection, its charge is to be learned.
-        is_charge_awaited = until is None or now < max(until, completed_at + REVERSAL_WATCH)
+        is_charge_awaited = now < max(until or completed_at, completed_at + REVERSAL_WATCH)
         if order.charged_mills is None and is_charge_awaited:
             return schedule.next_poll(context, order, now, webhooks_flow=flows)
         return due.NextPoll(

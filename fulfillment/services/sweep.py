@@ -54,10 +54,12 @@ def resume_stuck(context: Context, heartbeat: str = pulse.SWEEP) -> Found:
 def _claim(context: Context, heartbeat: str) -> Found:
     now = context.now()
     token = uuid.uuid4().hex
+    configured = context.settings.accounts
     with context.database.transaction() as session:
         leases.beat(session, heartbeat, now)
         claim = claim_name(token, WALLET)
-        stuck = claims.claim_stuck(session, claim, now, now + context.lease, _LIMIT)
+        until = now + context.lease
+        stuck = claims.claim_stuck(session, configured, claim, now, until, _LIMIT)
         members = orders.get(session, [order_id for order_id, _ in stuck])
         waiting = claims.accounts_waiting(session, now)
         has_webhooks = inbox.is_due(session, now)
@@ -65,13 +67,8 @@ def _claim(context: Context, heartbeat: str) -> Found:
     by_account = defaultdict(list)
     for order in members:
         by_account[order.account].append(order)
-    configured = context.settings.accounts
     return Found(
         accounts=[account for account in waiting if account in configured],
-        batches=[
-            make_batch(account, token, group)
-            for account, group in by_account.items()
-            if account in configured
-        ],
+        batches=[make_batch(account, token, group) for account, group in by_account.items()],
         has_webhooks=has_webhooks,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from fulfillment.store import doubts, leases
+from fulfillment.store import doubts, leases, switches
 from fulfillment.store.engine import Session
 from schemas.money import cap_in_cents, charge_in_cents
 from schemas.orders import WalletView
@@ -98,7 +98,7 @@ class _Levels:
 def ensure(session: Session, merchants: Mapping[str, str], now: datetime) -> None:
     """Have a row for every configured account, which is this merchant's.
 
-    While the others are doubted, a new one is as well.
+    While the others are doubted, a new one is as well; it is stopped where its merchant is.
     """
     added = session.rows(
         "INSERT INTO accounts (name, failures, budget, submit_budget, poll_budget) "
@@ -107,9 +107,41 @@ def ensure(session: Session, merchants: Mapping[str, str], now: datetime) -> Non
         {"names": list(merchants)},
     )
     doubts.notice(session, now)
-    if added:
-        doubts.inherit(session, [name for (name,) in added])
+    names = [name for (name,) in added]
+    if names:
+        doubts.inherit(session, names)
     doubts.note_merchants(session, merchants, now)
+    if names:
+        switches.inherit(session, names, now)
+
+
+def bring_back(session: Session, longest_pause: timedelta, now: datetime) -> list[str]:
+    """End pauses, doubts and balances that lie farther in the future than any can; name their
+    accounts."""
+    values = {"now": now, "far": now + leases.APART, "pause": now + longest_pause + leases.APART}
+    paused = session.rows(
+        """
+            UPDATE accounts SET
+                   paused_until = CASE WHEN paused_until <= %(pause)s THEN paused_until END,
+                   purchases_paused_until = CASE WHEN purchases_paused_until <= %(pause)s
+                                                 THEN purchases_paused_until END,
+                   doubted_until = CASE WHEN doubted_since > %(far)s
+                                        THEN %(now)s + (doubted_until - doubted_since)
+                                        ELSE doubted_until END,
+                   doubted_since = least(doubted_since, %(now)s)
+             WHERE paused_until > %(pause)s OR purchases_paused_until > %(pause)s
+                OR doubted_since > %(far)s
+            RETURNING name
+            """,
+        values,
+    )
+    # When it was read nobody knows; so it is read again.
+    read = session.rows(
+        "UPDATE wallets SET requested_at = %(now)s - interval '1 hour' "
+        "WHERE requested_at > %(far)s RETURNING account",
+        values,
+    )
+    return sorted({name for (name,) in (*paused, *read)})
 
 
 def note_configured(session: Session, names: Iterable[str], now: datetime) -> None:

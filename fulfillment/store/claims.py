@@ -50,9 +50,14 @@ def claim_waiting(
 
 
 def claim_stuck(
-    session: Session, claim: str, now: datetime, until: datetime, limit: int
+    session: Session,
+    accounts: Iterable[str],
+    claim: str,
+    now: datetime,
+    until: datetime,
+    limit: int,
 ) -> list[tuple[int, str]]:
-    """Claim orders whose submission is due again: never sent, or of unknown outcome.
+    """Claim orders of these accounts to be submitted again: never sent, or of unknown outcome.
 
     Of each account up to `limit`, the longest due first: none stands in another's way.
     """
@@ -64,10 +69,17 @@ def claim_stuck(
                      WHERE o.account = a.name AND {_FREE}
                        AND {_TO_SUBMIT} AND {_UNPAUSED}
                        AND (o.status = 'submitting' OR {_BUYING} AND NOT {STOPPED})
-                     ORDER BY o.next_attempt_at, o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED) due))
+                     ORDER BY o.next_attempt_at, o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED) due
+                 WHERE a.name = ANY(%(accounts)s)))
             RETURNING id, account
             """,  # noqa: S608 - constants
-        {"claim": claim, "now": now, "until": until, "limit": limit},
+        {
+            "accounts": list(accounts),
+            "claim": claim,
+            "now": now,
+            "until": until,
+            "limit": limit,
+        },
     )
     return sorted((row.id, row.account) for row in rows)
 

@@ -35,7 +35,7 @@ LOGGED = frozenset(
         *("provider_reference", "reported_at", "steam_offer_id", "sent_at", "trade_deadline_at"),
         *("overdue", "completed_at", "reversible_until", "failure_code", "failure_message"),
         *("failed_by", "told_status", "told_early_at", "contradictions", "sequence"),
-        "late_status",
+        "late_words",
     }
 )
 #: What `$name` stands for in a statement.

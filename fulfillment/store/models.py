@@ -52,7 +52,7 @@ class Order:
     claimed_until: datetime | None
     searched_at: datetime | None
     told_early_at: datetime | None
-    late_status: str | None
+    late_words: str | None
     sequence: int
     created_at: datetime
     updated_at: datetime

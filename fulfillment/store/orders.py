@@ -24,7 +24,7 @@ log = get_logger(__name__)
 _SETTABLE = (
     "account",
     "told_early_at",
-    "late_status",
+    "late_words",
     "fallbacks",
     "between_attempts",
     "market_hash_name",

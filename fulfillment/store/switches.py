@@ -5,6 +5,7 @@ turns it back. Turns of one account wait for each other, so that the newest is a
 was committed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -90,6 +91,22 @@ def lock(session: Session, account: str) -> None:
     """
     session.execute(
         "SELECT pg_advisory_xact_lock(hashtext(%(name)s))", {"name": f"switch:{account}"}
+    )
+
+
+def inherit(session: Session, names: Sequence[str], now: datetime) -> None:
+    """Stop accounts that are new here and whose merchant is stopped under another name."""
+    session.execute(
+        f"""
+            INSERT INTO account_switches (account, is_stopped, at, by, reason)
+            SELECT DISTINCT ON (n.name) n.name, true, %(now)s, s.by,
+                   'stopped as ' || s.account || ': ' || s.reason
+              FROM accounts n
+              JOIN accounts m ON m.merchant = n.merchant AND m.name <> n.name
+              JOIN ({_NEWEST}) s ON s.account = m.name AND s.is_stopped
+             WHERE n.name = ANY(%(names)s) AND n.merchant NOT LIKE '%% -'
+            """,  # noqa: S608 - a constant
+        {"names": list(names), "now": now},
     )
 
 

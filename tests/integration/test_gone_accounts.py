@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fulfillment.errors import NotAllowedNow, ProviderNotReached, ProviderOutcomeUnknown
-from fulfillment.services import diagnosis, funds, invariants, merchants, operations
+from fulfillment.services import brakes, diagnosis, funds, invariants, merchants, operations
 from fulfillment.services.context import Context
 from fulfillment.services.operations import Resolution
 from fulfillment.store.models import Order
@@ -156,6 +156,40 @@ def test_a_debit_of_an_order_of_the_former_name_is_no_strangers(
 
     wallets = operations.wallets(after)
     assert [(each.unexplained, each.credited) for each in wallets] == [(0, 0)] * len(wallets)
+
+
+def test_an_account_that_is_stopped_stays_so_under_a_new_name(
+    make_context: MakeContext, provider: FakeProvider
+) -> None:
+    before = make_context(provider, accounts={"old": OLD, "left": LEFT})
+    brakes.stop(before, "old", "it pays too much", "a person")
+    after = make_context(provider, accounts={"new": OLD, "left": LEFT})
+
+    stopped = {view.account: view.stop_reason for view in brakes.show_accounts(after)}
+    order = receive_one(after, account="new")
+    run_chain(after, "new")
+
+    assert stopped == {"new": "stopped as old: it pays too much", "left": None}
+    assert again(after, order).status is S.RECEIVED
+    assert brakes.resume(after, "new", "it does not", "a person")
+
+
+def test_a_process_that_lacks_an_account_leaves_what_is_stuck_there_to_those_that_have_it(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    both = make_context(provider, accounts={"old": OLD, "left": LEFT})
+    order = receive_one(both, account="old")
+    provider.fail_purchase(ProviderOutcomeUnknown("timeout"), is_made=True)
+    run_chain(both, "old")
+    one = make_context(provider, accounts={"left": LEFT})
+    clock.advance(5)
+
+    run_sweep(one)
+    untouched = again(both, order).claim
+    run_sweep(both)
+
+    assert untouched is None
+    assert again(both, order).status is S.ACCEPTED
 
 
 def test_two_names_of_one_wallet_are_allocated_from_by_one_at_a_time(

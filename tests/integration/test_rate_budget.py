@@ -345,7 +345,7 @@ def test_of_each_account_the_stuck_are_found(
 
     with context.database.transaction() as session:
         found = claims.claim_stuck(
-            session, "c", clock.now(), clock.now() + timedelta(seconds=30), 2
+            session, ["main", "second"], "c", clock.now(), clock.now() + timedelta(seconds=30), 2
         )
 
     assert Counter(account for _, account in found) == {"main": 2, "second": 1}

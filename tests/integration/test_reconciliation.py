@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from fulfillment.errors import ProviderDeniesAccount, ProviderNotReached
-from fulfillment.services import operations, reconciliation, watchdog
+from fulfillment.services import invariants, operations, reconciliation, watchdog
 from fulfillment.services.context import Context
 from fulfillment.services.reports import apply_reports
 from fulfillment.store.models import Order
@@ -416,3 +416,18 @@ def test_the_charge_is_learned_although_the_hold_seems_to_be_over(
 
     assert again(context, order).charged_mills == 6120
     assert_invariants(context)
+
+
+def test_a_charge_that_is_never_told_of_what_is_settled_is_not_asked_for_without_end(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = receive_one(context)
+    run_chain(context)
+    provider.says(order.external_id, R.COMPLETED, is_settled=True)
+    for _ in range(60):
+        clock.advance(6 * 3600)
+        run_polls(context)
+
+    assert again(context, order).next_poll_at is None
+    found = {each.invariant for each in invariants.violations(context)}
+    assert "final_order_open_hold" in found

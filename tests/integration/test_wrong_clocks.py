@@ -3,9 +3,10 @@
 from dataclasses import replace
 from datetime import timedelta
 
-from fulfillment.services import dispatch, invariants, standin, sweep
+from fulfillment.errors import ProviderNotReached
+from fulfillment.services import dispatch, funds, invariants, outages, standin, sweep
 from fulfillment.services.context import Context
-from fulfillment.store import leases, orders
+from fulfillment.store import doubts, leases, orders, purchases
 from schemas.enums import OrderStatus as S
 from schemas.provider import ReportState
 from tests.support import (
@@ -14,6 +15,7 @@ from tests.support import (
     again,
     gather,
     receive_one,
+    rows,
     run_chain,
     run_ticks,
     submit,
@@ -76,3 +78,27 @@ def test_who_is_behind_takes_nothing_from_those_who_are_right(
     assert again(context, order).claimed_until == before
     submit(context, batch)
     assert again(context, order).status is S.ACCEPTED
+
+
+def test_what_it_wrote_of_an_account_is_not_waited_for(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    month = clock.now() + timedelta(days=30)
+    ahead = replace(context, clock=FakeClock(month), next_beats={})
+    funds.refresh_wallet(ahead, "main")
+    away = ProviderNotReached("connection refused")
+    outages.pause(ahead, "main", away)
+    with ahead.database.transaction() as session:
+        purchases.pause(session, "main", month + timedelta(seconds=30), "away")
+        doubts.doubt(session, month, month + timedelta(hours=1))
+    provider.balance_mills = 50_000
+    order = receive_one(context)
+
+    invariants.check(context)
+    for _ in range(12):
+        clock.advance(31)
+        run_ticks(context)
+    funds.refresh_wallet(context, "main")
+
+    assert again(context, order).status is S.ACCEPTED
+    assert rows(context, "SELECT figure_mills FROM wallets") == [{"figure_mills": 50_000}]

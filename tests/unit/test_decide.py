@@ -45,19 +45,43 @@ def moves_to(status: S, word: R) -> S:
 
 
 def is_recorded_and_ignored(decision: Decision, status: S) -> bool:
-    changes = {"late_status": decision.changes.get("late_status")}
-    is_all = decision == Decision(status, decision.note, changes)
-    return is_all and decision.note == f"{changes['late_status']!r} comes late: ignored"
+    words = decision.changes.get("late_words", "")
+    is_all = decision == Decision(status, decision.note, {"late_words": words})
+    word = words.split("\n")[-1]
+    return is_all and decision.note == f"{word!r} comes late: ignored"
 
 
 def test_an_older_word_is_recorded_once_however_often_it_is_told() -> None:
     first = decided(report(R.PENDING), status=S.SENT)
-    told_again = decided(report(R.PENDING), status=S.SENT, late_status="pending")
-    other = decided(report(R.QUEUED), status=S.SENT, late_status="pending")
+    told_again = decided(report(R.PENDING), status=S.SENT, late_words="pending")
+    other = decided(report(R.QUEUED), status=S.SENT, late_words="pending")
+    in_turns = decided(report(R.PENDING), status=S.SENT, late_words="pending\nqueued")
+    too_many = decided(report(R.PENDING), status=S.SENT, late_words="\n".join("abcdefghij"))
 
     assert is_recorded_and_ignored(first, S.SENT)
-    assert told_again == NOTHING
     assert is_recorded_and_ignored(other, S.SENT)
+    assert told_again == in_turns == too_many == NOTHING
+
+
+def test_an_unknown_word_is_alarmed_once_although_it_comes_in_turns_with_known_ones() -> None:
+    said = report(R.UNKNOWN, raw_status="inspecting")
+    order: dict[str, Any] = {"status": S.ACCEPTED, "provider_status": "accepted"}
+
+    first = decided(said, **order)
+    again = decided(said, **order, late_words=first.changes["late_words"])
+
+    assert first.is_alarm
+    assert again == NOTHING
+
+
+@pytest.mark.parametrize("status", [S.SENT, S.COMPLETED])
+def test_no_date_of_a_provider_lengthens_a_watch_beyond_a_month(status: S) -> None:
+    far = NOW + timedelta(days=300 * 365)
+    said = report(R.COMPLETED, raw_status="hold", reversible_until=far, charged_mills=CAP_MILLS)
+
+    decision = decided(said, status=status, completed_at=NOW if status is S.COMPLETED else None)
+
+    assert decision.changes["reversible_until"] == NOW + timedelta(days=30)
 
 
 @pytest.mark.parametrize(("status", "word"), list(product(S, WORDS)))
@@ -77,7 +101,8 @@ def test_an_unknown_word_is_recorded_and_alarmed_and_changes_nothing_else(status
 
     # Of a purchase that nobody understands there is nothing left to do but to look.
     assert decision.target is (S.NEEDS_REVIEW if status is S.SUBMITTING else status)
-    assert decision.changes == {"provider_status": "inspecting"}
+    words = {} if status is S.SUBMITTING else {"late_words": "inspecting"}
+    assert decision.changes == {"provider_status": "inspecting"} | words
     assert decision.is_alarm
     assert decision.money == ()
 

@@ -10,10 +10,10 @@ down_revision = "0017"
 def upgrade() -> None:
     op.add_column("accounts", sa.Column("told_from", sa.BigInteger(), nullable=True))
     op.add_column("order_events", sa.Column("told_from", sa.BigInteger(), nullable=True))
-    op.add_column("orders", sa.Column("late_status", sa.Text(), nullable=True))
+    op.add_column("orders", sa.Column("late_words", sa.Text(), nullable=True))
 
 
 def downgrade() -> None:
-    op.drop_column("orders", "late_status")
+    op.drop_column("orders", "late_words")
     op.drop_column("order_events", "told_from")
     op.drop_column("accounts", "told_from")
