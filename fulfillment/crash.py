@@ -86,7 +86,7 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "inbox.claimed": "stored webhooks are claimed, not applied",
         "inbox.before_commit": "webhooks are applied, not committed",
         "inbox.after_commit": "webhooks are applied",
-        "schedule.after_commit": "first polls are spread over time, the next batch not called",
+        "schedule.after_commit": "the batch's first polls are looked at, the next batch not called",
         "poll.claimed": "orders due for a poll are claimed, not handed out",
         "poll.answered": "the provider has told of orders, nothing is written",
         "poll.before_commit": "polled reports are written, not committed",

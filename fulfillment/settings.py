@@ -51,6 +51,7 @@ _DIGITS, _UNTOLD = 16, "-"
 #: kombu takes these twice then, and fails.
 _LOGIN_OPTION = re.compile(r"[?&](hostname|port|transport|userid|password)=")
 _YEAR_S = 31_536_000
+LONGEST_LEASE_S = 3600
 _USUAL_PORTS = {"https": ":443", "http": ":80"}
 
 TOKEN_PAIR = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}):[0-9a-f]{64}")
@@ -196,7 +197,7 @@ class Settings(BaseSettings):
     flower_basic_auth: SecretStr = SecretStr("")
     flower_read_only: bool = True
     data_dir: Path = Path(".fulfillment")
-    claim_lease_s: int = Field(30, ge=1, le=3600)
+    claim_lease_s: int = Field(30, ge=1, le=LONGEST_LEASE_S)
     poll_min_interval_s: float = Field(30.0, gt=0, le=3600)
     webhook_tolerance_s: int = Field(3600, ge=1, le=_YEAR_S)
     await_funds_s: int = Field(900, ge=0, le=_YEAR_S)

@@ -99,8 +99,8 @@ def submit_orders(self: FulfillmentTask, /, batch: Batch) -> dict[str, Any]:
 
 @app.task(bind=True, base=FulfillmentTask, name=messages.SCHEDULE_RECONCILIATION)
 def schedule_reconciliation(self: FulfillmentTask, /, batch: Batch) -> dict[str, Any]:
-    """Spread the first polls of the batch; then there is room for another one."""
-    scheduled = reconciliation.schedule_reconciliation(context(), batch)
+    """See that the batch's orders are followed; then there is room for another one."""
+    forgotten = reconciliation.schedule_reconciliation(context(), batch)
     if dispatch.is_waiting(context(), batch["account"]):
         hint(messages.DISPATCH, batch["account"])
-    return {"scheduled": scheduled}
+    return {"scheduled": len(batch["ids"]), "forgotten": forgotten}

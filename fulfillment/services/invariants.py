@@ -11,6 +11,7 @@ from fulfillment.log import get_logger
 from fulfillment.providers.http import LONGEST_PAUSE
 from fulfillment.services import backstop, pulse, schedule, unknowns
 from fulfillment.services.context import Context
+from fulfillment.settings import LONGEST_LEASE_S
 from fulfillment.store import accounts, due, invariants, leases
 from fulfillment.store.engine import repeated
 from fulfillment.store.invariants import INVARIANTS, Finding
@@ -26,6 +27,8 @@ _SLICE = 500
 _MOST_NAMES = 100
 #: No order is put off for so long before it is submitted.
 _LONGEST_WAIT = timedelta(days=1)
+#: How many times as long the pauses of a process with other settings may be.
+_OTHER_SETTINGS = 4
 #: A check is no use to a second beat's tick this soon after.
 _GAP = timedelta(seconds=30)
 #: So often a statement is asked that reads a whole table.
@@ -212,9 +215,9 @@ def _bring_back(context: Context) -> None:
     """Make due what is put off for longer than anything can be: its process had a wrong clock."""
     now = context.now()
     latest = due.Latest(
-        claimed_until=now + context.lease,
+        claimed_until=now + timedelta(seconds=LONGEST_LEASE_S),
         next_attempt_at=now + _LONGEST_WAIT,
-        next_poll_at=now + schedule.longest_watch_gap(context),
+        next_poll_at=now + _OTHER_SETTINGS * schedule.longest_watch_gap(context),
     )
     with context.database.transaction() as session:
         if not leases.is_right(session, now):

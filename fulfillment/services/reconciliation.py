@@ -51,22 +51,16 @@ def webhook_heartbeat(account: str) -> str:
 
 @repeated
 def schedule_reconciliation(context: Context, batch: Batch) -> int:
-    """Spread the batch's first polls, so that a burst of accepts is no burst of polls later.
+    """See that each order that the provider has will be asked about; give how many were not to be.
 
-    The first poll was written with each accept already; this only moves it within its interval.
+    Its first poll is written with each accept, spread over time there: this is a second look.
     """
-    now = context.now()
     with context.database.transaction() as session:
-        fresh = [
-            order
-            for order in orders.get(session, batch["ids"])
-            if order.next_poll_at is not None and order.polls == 0 and order.status not in FINAL
-        ]
-        at = schedule.first_poll(context, now)
-        gap = timedelta(seconds=context.settings.poll_min_interval_s * 0.5 / max(len(fresh), 1))
-        due.spread(session, {order.id: at + place * gap for place, order in enumerate(fresh)})
+        forgotten = due.follow(session, batch["ids"], context.now())
     crash_point("schedule.after_commit")
-    return len(fresh)
+    if forgotten:
+        log.error("reconcile.was_not_scheduled", orders=forgotten)
+    return len(forgotten)
 
 
 def poll_due(context: Context) -> Iterator[Batch]:

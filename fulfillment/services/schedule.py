@@ -25,7 +25,10 @@ def _jittered(context: Context, seconds: float, spread: float = due.SPREAD) -> t
 
 
 def first_poll(context: Context, now: datetime) -> datetime:
-    """Give the first poll after the accept; sooner it could only bring the provider's cache."""
+    """Give the first poll after the accept; sooner it could only bring the provider's cache.
+
+    It is spread over half an interval, so that a burst of accepts is no burst of polls later.
+    """
     return now + _jittered(context, context.settings.poll_min_interval_s, 0.5)
 
 

@@ -38,12 +38,12 @@ UNSEARCHED = """EXISTS (SELECT 1 FROM accounts d
 
 #: What the numbers of messages to the store begin at: null where there was no restore, then about
 #: the second of the last one. The store may have had higher numbers of an order than our rows tell
-#: of, and drops what is not newer. Each restore leaves an hour to the one before, and so does its
-#: being noted to its being met: clocks may differ, and it may be met by one that notes nothing.
-_NEXT_TOLD_FROM = """greatest(coalesce(max(told_from), 0) + 7200,
-    CAST(extract(epoch FROM CAST(%(now)s AS timestamptz)) AS bigint) + 3600)"""
+#: of, and drops what is not newer. Each restore leaves room to the one before, and so does its
+#: being noted to its being met: ten minutes, for clocks that differ, or as many events of an order.
+_NEXT_TOLD_FROM = """greatest(coalesce(max(told_from), 0) + 1200,
+    CAST(extract(epoch FROM CAST(%(now)s AS timestamptz)) AS bigint) + 600)"""
 TOLD_FROM = f"""(SELECT CASE WHEN bool_or(server <> (SELECT {_SERVER}))
-    THEN {_NEXT_TOLD_FROM} - 3600 ELSE max(told_from) END FROM accounts)"""  # noqa: S608
+    THEN {_NEXT_TOLD_FROM} - 600 ELSE max(told_from) END FROM accounts)"""  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)

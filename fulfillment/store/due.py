@@ -41,10 +41,11 @@ _FAR_OFF = """
     UNION SELECT id FROM orders WHERE next_poll_at > %(far_poll)s
     LIMIT %(limit)s
 """
-# A claim ends as if it had been renewed now: its holder may live, and believes in it so long.
+# A claim goes on for a while: its holder may live, and believes in it.
 _BRING_BACK = """
     UPDATE orders SET
-           claimed_until = least(claimed_until, %(claim)s),
+           claimed_until = CASE WHEN claimed_until > %(claim)s THEN %(now)s + interval '10 min'
+                                ELSE claimed_until END,
            next_attempt_at = CASE WHEN next_attempt_at > %(attempt)s THEN %(now)s
                                   ELSE next_attempt_at END,
            next_poll_at = CASE WHEN next_poll_at > %(poll)s THEN %(now)s ELSE next_poll_at END
@@ -236,6 +237,20 @@ def poll_early(
         },
     )
     return rows.rowcount
+
+
+def follow(session: Session, order_ids: Sequence[int], now: datetime) -> list[str]:
+    """Make orders due that are under way at a provider and have no time to be asked about."""
+    rows = session.rows(
+        """
+            UPDATE orders SET next_poll_at = %(now)s
+             WHERE id = ANY(%(ids)s) AND next_poll_at IS NULL
+               AND status IN ('accepted', 'queued', 'processing', 'pending', 'sent')
+            RETURNING external_id
+            """,
+        {"ids": list(order_ids), "now": now},
+    )
+    return [name for (name,) in rows]
 
 
 def spread(session: Session, next_polls: Mapping[int, datetime | None]) -> None:

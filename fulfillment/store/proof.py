@@ -94,7 +94,7 @@ _PROVE = f"""
           FROM booked
     ), open AS (
         -- What was booked of the others stands as it is: nothing has happened to them since.
-        -- Of a former name of the account nothing is booked here, but may be open still.
+        -- Of a former name of the account nothing is booked here, but for a day it may be open.
         SELECT coalesce(sum(greatest(a.hold_mills, coalesce(o.charged_mills, 0))) FILTER (
                             WHERE a.absorbed_at IS NULL AND a.state <> 'reserved'), 0) AS most,
                coalesce(sum(CASE WHEN a.account = %(account)s THEN a.booked_mills
@@ -102,6 +102,7 @@ _PROVE = f"""
                             WHERE a.absorbed_at IS NOT NULL), 0) AS booked
           FROM attempts a JOIN orders o ON o.id = a.order_id
          WHERE a.account = ANY({SAME_WALLET})
+           AND (a.account = %(account)s OR a.created_at > %(at)s - interval '1 day')
            AND (a.absorbed_at IS NULL OR a.hold_closed_at IS NULL
                 AND (a.unbooked = 0 OR a.account <> %(account)s))
     ), bounds AS (

@@ -1,5 +1,7 @@
 """Polls: every order is followed to its true end although no webhook ever comes."""
 
+import random
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -191,6 +193,7 @@ def test_a_lost_message_costs_one_interval(
 
 
 def test_first_polls_of_a_burst_are_spread(context: Context, clock: FakeClock) -> None:
+    context = replace(context, jitter=random.random)
     placed = receive(context, *(checkout() for _ in range(10)))
     run_chain(context)
 
