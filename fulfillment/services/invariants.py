@@ -9,11 +9,9 @@ from typing import Any
 from fulfillment.errors import ServerUnreachable
 from fulfillment.log import get_logger
 from fulfillment.providers.http import LONGEST_PAUSE
-from fulfillment.services import backstop, pulse, schedule, unknowns
+from fulfillment.services import backstop, pulse, schedule, unknowns, wrong_clocks
 from fulfillment.services.context import Context
-from fulfillment.settings import LONGEST_LEASE_S
-from fulfillment.store import accounts, due, invariants, leases
-from fulfillment.store.engine import repeated
+from fulfillment.store import invariants, leases
 from fulfillment.store.invariants import INVARIANTS, Finding
 from fulfillment.store.promises import Invariant
 
@@ -25,10 +23,6 @@ _ERASE_PATIENCE = timedelta(days=1)
 #: Orders a run whose logs and money are replayed: as many of the newest, as many in turn.
 _SLICE = 500
 _MOST_NAMES = 100
-#: No order is put off for so long before it is submitted.
-_LONGEST_WAIT = timedelta(days=1)
-#: How many times as long the pauses of a process with other settings may be.
-_OTHER_SETTINGS = 4
 #: A check is no use to a second beat's tick this soon after.
 _GAP = timedelta(seconds=30)
 #: So often a statement is asked that reads a whole table.
@@ -191,7 +185,7 @@ def check(context: Context) -> list[Violation]:
         turn = invariants.ids_after(session, after_id, _SLICE)
         known = [name for row in before.values() for name in row.violations]
         ids = sorted({*turn, *invariants.ids_beside(session, known, _SLICE)})
-    _bring_back(context)
+    wrong_clocks.bring_back(context)
     # Behind the last one it goes on with the first.
     is_last = len(turn) < _SLICE
     parameters = _parameters(context) | {"after": after_id, "to": _LAST_ID if is_last else turn[-1]}
@@ -208,26 +202,6 @@ def check(context: Context) -> list[Violation]:
         leases.beat(session, pulse.INVARIANTS, now)
     _alert(found, before)
     return found.violations()
-
-
-@repeated
-def _bring_back(context: Context) -> None:
-    """Make due what is put off for longer than anything can be: its process had a wrong clock."""
-    now = context.now()
-    latest = due.Latest(
-        claimed_until=now + timedelta(seconds=LONGEST_LEASE_S),
-        next_attempt_at=now + _LONGEST_WAIT,
-        next_poll_at=now + _OTHER_SETTINGS * schedule.longest_watch_gap(context),
-    )
-    with context.database.transaction() as session:
-        if not leases.is_right(session, now):
-            return
-        found = due.bring_back(session, latest, now)
-        of_accounts = accounts.bring_back(session, LONGEST_PAUSE, now)
-    if found:
-        log.error("order.put_off_by_a_wrong_clock", orders=found)
-    if of_accounts:
-        log.error("account.put_off_by_a_wrong_clock", accounts=of_accounts)
 
 
 def _is_asked_again(last: Finding | None, now: datetime) -> bool:

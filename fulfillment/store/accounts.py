@@ -115,35 +115,6 @@ def ensure(session: Session, merchants: Mapping[str, str], now: datetime) -> Non
         switches.inherit(session, names, now)
 
 
-def bring_back(session: Session, longest_pause: timedelta, now: datetime) -> list[str]:
-    """End pauses, doubts and balances that lie farther in the future than any can; name their
-    accounts."""
-    values = {"now": now, "far": now + leases.APART, "pause": now + longest_pause + leases.APART}
-    paused = session.rows(
-        """
-            UPDATE accounts SET
-                   paused_until = CASE WHEN paused_until <= %(pause)s THEN paused_until END,
-                   purchases_paused_until = CASE WHEN purchases_paused_until <= %(pause)s
-                                                 THEN purchases_paused_until END,
-                   doubted_until = CASE WHEN doubted_since > %(far)s
-                                        THEN %(now)s + (doubted_until - doubted_since)
-                                        ELSE doubted_until END,
-                   doubted_since = least(doubted_since, %(now)s)
-             WHERE paused_until > %(pause)s OR purchases_paused_until > %(pause)s
-                OR doubted_since > %(far)s
-            RETURNING name
-            """,
-        values,
-    )
-    # When it was read nobody knows; so it is read again.
-    read = session.rows(
-        "UPDATE wallets SET requested_at = %(now)s - interval '1 hour' "
-        "WHERE requested_at > %(far)s RETURNING account",
-        values,
-    )
-    return sorted({name for (name,) in (*paused, *read)})
-
-
 def note_configured(session: Session, names: Iterable[str], now: datetime) -> None:
     """Note that a process of now is configured with these accounts."""
     for name in sorted(names):

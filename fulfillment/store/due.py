@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from itertools import starmap
 from typing import NamedTuple
 
-from fulfillment.store import leases
 from fulfillment.store.engine import Session
 from fulfillment.store.models import ORDER_COLUMNS, Order, columns
 
@@ -25,46 +24,6 @@ class Polled(NamedTuple):
     is_strange: bool = False
     #: The provider has said that it has this order.
     is_known: bool = False
-
-
-class Latest(NamedTuple):
-    """How far off the due times of orders can be now, by clocks that are right."""
-
-    claimed_until: datetime
-    next_attempt_at: datetime
-    next_poll_at: datetime
-
-
-_FAR_OFF = """
-    SELECT id FROM orders WHERE next_attempt_at > %(far_attempt)s
-    UNION SELECT id FROM orders WHERE next_attempt_at IS NOT NULL AND claimed_until > %(far_claim)s
-    UNION SELECT id FROM orders WHERE next_poll_at > %(far_poll)s
-    LIMIT %(limit)s
-"""
-# A claim goes on for a while: its holder may live, and believes in it.
-_BRING_BACK = """
-    UPDATE orders SET
-           claimed_until = CASE WHEN claimed_until > %(claim)s THEN %(now)s + interval '10 min'
-                                ELSE claimed_until END,
-           next_attempt_at = CASE WHEN next_attempt_at > %(attempt)s THEN %(now)s
-                                  ELSE next_attempt_at END,
-           next_poll_at = CASE WHEN next_poll_at > %(poll)s THEN %(now)s ELSE next_poll_at END
-     WHERE id IN (SELECT id FROM orders WHERE id = ANY(%(ids)s) ORDER BY id FOR UPDATE SKIP LOCKED)
-    RETURNING external_id
-"""
-_MOST_BACK = 500
-_TIMES = ("claim", "attempt", "poll")
-
-
-def bring_back(session: Session, latest: Latest, now: datetime) -> list[str]:
-    """Make orders due that are put off for longer than is possible; name them."""
-    times = dict(zip(_TIMES, latest, strict=True))
-    far = {f"far_{name}": at + leases.APART for name, at in times.items()}
-    ids = [order_id for (order_id,) in session.rows(_FAR_OFF, {**far, "limit": _MOST_BACK})]
-    if not ids:
-        return []
-    back = session.rows(_BRING_BACK, {**times, "now": now, "ids": ids})
-    return [name for (name,) in back]
 
 
 #: By how much of its length the time between two polls may be longer, so that they spread.

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from datetime import timedelta
 
-from fulfillment.errors import ProviderNotReached
+from fulfillment.errors import ProviderNotReached, ProviderOutcomeUnknown
+from fulfillment.providers.base import AfterUnknown
 from fulfillment.services import dispatch, funds, invariants, outages, standin, sweep
 from fulfillment.services.context import Context
 from fulfillment.store import doubts, leases, orders, purchases
@@ -17,6 +18,7 @@ from tests.support import (
     receive_one,
     rows,
     run_chain,
+    run_sweep,
     run_ticks,
     submit,
 )
@@ -102,3 +104,22 @@ def test_what_it_wrote_of_an_account_is_not_waited_for(
 
     assert again(context, order).status is S.ACCEPTED
     assert rows(context, "SELECT figure_mills FROM wallets") == [{"figure_mills": 50_000}]
+
+
+def test_a_post_of_unknown_outcome_that_it_made_comes_to_a_person_in_time(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    provider.after_unknown = AfterUnknown.LOOKUP_ONLY
+    month = clock.now() + timedelta(days=30)
+    order = receive_one(context, submitBy=(month + timedelta(days=1)).isoformat())
+    ahead = replace(context, clock=FakeClock(month), next_beats={})
+    provider.fail_purchase(ProviderOutcomeUnknown("timeout"))
+    run_chain(ahead)
+
+    invariants.check(context)
+    for _ in range(30):
+        clock.advance(60)
+        run_sweep(context)
+
+    assert again(context, order).status is S.NEEDS_REVIEW
+    assert len(provider.bodies) == 1
