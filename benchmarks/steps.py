@@ -41,6 +41,13 @@ class CountedSession(Session):
         self._database.statements += 1
         return super().execute(statement, parameters)
 
+    def rows(
+        self, statement: str, parameters: Mapping[str, Any] | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Run a statement that gives many rows and count it."""
+        self._database.statements += 1
+        return super().rows(statement, parameters)
+
 
 class Meter(Database):
     """Counts what it is asked while a step runs."""

@@ -15,6 +15,7 @@ from celery.worker.request import Request
 from fulfillment.crash import crash_point
 from fulfillment.errors import FulfillmentError
 from fulfillment.log import get_logger, masked
+from fulfillment.services import clock_guard
 from fulfillment.services.context import Context, build_context, register_accounts
 from fulfillment.settings import load_settings
 from schemas.messages import HINTS, RECEIVE
@@ -29,7 +30,10 @@ _context: Context | None = None
 
 
 def context() -> Context:
-    """Give this process's context; made at first use, so that no connection crosses a fork."""
+    """Give this process's context; made at first use, so that no connection crosses a fork.
+
+    Raises WrongClock while this machine's clock is not the database's.
+    """
     global _context
     with _lock:
         if _context is None:
@@ -37,7 +41,8 @@ def context() -> Context:
             made = build_context(settings, threads=settings.worker_threads + 2)
             register_accounts(made)
             _context = made
-        return _context
+    clock_guard.check(_context)
+    return _context
 
 
 def shown(args: Any, *, is_foreign: bool) -> str:

@@ -38,6 +38,8 @@ class Context:
     threads: Threads = field(default_factory=Threads)
     #: When this process next writes a heartbeat that it could write all the time; monotonic.
     next_beats: dict[str, float] = field(default_factory=dict)
+    #: When the clock was last found right, and its distance to the monotonic one then, in seconds.
+    clock_seen: tuple[float, float] | None = None
     _providers: dict[str, Provider] = field(default_factory=dict)
     _budgets: dict[str, RateBudget] = field(default_factory=dict)
 

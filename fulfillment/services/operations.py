@@ -13,7 +13,7 @@ from fulfillment.errors import (
     OrderNotFound,
     ProviderError,
 )
-from fulfillment.services import invariants, pulse
+from fulfillment.services import clock_guard, invariants, pulse
 from fulfillment.services.context import Context
 from fulfillment.services.merchants import why_strange
 from fulfillment.services.reports import apply_reports
@@ -285,6 +285,9 @@ def check_readiness(context: Context) -> list[Check]:
         return checks
     with context.database.transaction() as session:
         beats = leases.heartbeats(session, context.now())
+        is_right = clock_guard.is_right(context, session)
+    detail = "this machine's clock and the database's are over a minute apart"
+    checks.append(Check("clock", is_right, "" if is_right else detail))
     checks += [_check_pulse(context, beats, part) for part in _TURNING]
     return [*checks, _check_checks(context)]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from fulfillment.store import doubts, leases, switches
+from fulfillment.store import doubts, leases
 from fulfillment.store.engine import Session
 from schemas.money import cap_in_cents, charge_in_cents
 from schemas.orders import WalletView
@@ -98,7 +98,7 @@ class _Levels:
 def ensure(session: Session, merchants: Mapping[str, str], now: datetime) -> None:
     """Have a row for every configured account, which is this merchant's.
 
-    While the others are doubted, a new one is as well; it is stopped where its merchant is.
+    While the others are doubted, a new one is as well.
     """
     added = session.rows(
         "INSERT INTO accounts (name, failures, budget, submit_budget, poll_budget) "
@@ -111,8 +111,6 @@ def ensure(session: Session, merchants: Mapping[str, str], now: datetime) -> Non
     if names:
         doubts.inherit(session, names)
     doubts.note_merchants(session, merchants, now)
-    if names:
-        switches.inherit(session, names, now)
 
 
 def note_configured(session: Session, names: Iterable[str], now: datetime) -> None:

@@ -5,7 +5,6 @@ turns it back. Turns of one account wait for each other, so that the newest is a
 was committed.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,13 +13,27 @@ from fulfillment.store.engine import Session
 #: Stands for every account; no account can have this name.
 ALL = "*"
 
+# Names of one merchant have one switch: an account may have been renamed, or be known to processes
+# of before by its former name.
 _NEWEST = """
-    SELECT DISTINCT ON (account) id, account, is_stopped, at, by, reason
-      FROM account_switches ORDER BY account, id DESC
+    SELECT DISTINCT ON (who) * FROM (
+        SELECT t.id, t.account, t.is_stopped, t.at, t.by, t.reason,
+               CASE WHEN n.merchant LIKE '%% -' THEN t.account
+                    ELSE coalesce(n.merchant, t.account) END AS who
+          FROM account_switches t LEFT JOIN accounts n ON n.name = t.account) turns
+     ORDER BY who, id DESC
 """
 #: Says whether the account `a` is stopped, by itself or with all.
 STOPPED = f"""
-    EXISTS (SELECT 1 FROM ({_NEWEST}) s WHERE s.is_stopped AND s.account IN (a.name, '{ALL}'))
+    EXISTS (SELECT 1 FROM ({_NEWEST}) s
+             WHERE s.is_stopped AND (s.account IN (a.name, '{ALL}') OR s.who = a.merchant))
+"""  # noqa: S608 - constants
+_STOPS = f"""
+    SELECT s.id, coalesce(a.name, s.account) AS account, s.at, s.by,
+           CASE WHEN a.name <> s.account THEN 'stopped as ' || s.account || ': ' ELSE '' END
+               || s.reason AS reason
+      FROM ({_NEWEST}) s LEFT JOIN accounts a ON a.name = s.account OR a.merchant = s.who
+     WHERE s.is_stopped
 """  # noqa: S608 - constants
 
 
@@ -37,8 +50,7 @@ class Stop:
 
 def stops(session: Session) -> dict[str, Stop]:
     """Give what is stopped now, by account or ALL."""
-    rows = session.execute(f"SELECT * FROM ({_NEWEST}) s WHERE is_stopped")  # noqa: S608
-    return {row.account: Stop(row.id, row.account, row.at, row.by, row.reason) for row in rows}
+    return {row.account: Stop(*row) for row in session.execute(_STOPS)}
 
 
 def stop_of(session: Session, account: str) -> Stop | None:
@@ -91,22 +103,6 @@ def lock(session: Session, account: str) -> None:
     """
     session.execute(
         "SELECT pg_advisory_xact_lock(hashtext(%(name)s))", {"name": f"switch:{account}"}
-    )
-
-
-def inherit(session: Session, names: Sequence[str], now: datetime) -> None:
-    """Stop accounts that are new here and whose merchant is stopped under another name."""
-    session.execute(
-        f"""
-            INSERT INTO account_switches (account, is_stopped, at, by, reason)
-            SELECT DISTINCT ON (n.name) n.name, true, %(now)s, s.by,
-                   'stopped as ' || s.account || ': ' || s.reason
-              FROM accounts n
-              JOIN accounts m ON m.merchant = n.merchant AND m.name <> n.name
-              JOIN ({_NEWEST}) s ON s.account = m.name AND s.is_stopped
-             WHERE n.name = ANY(%(names)s) AND n.merchant NOT LIKE '%% -'
-            """,  # noqa: S608 - a constant
-        {"names": list(names), "now": now},
     )
 
 

@@ -172,6 +172,14 @@ def test_an_account_that_is_stopped_stays_so_under_a_new_name(
     assert stopped == {"new": "stopped as old: it pays too much", "left": None}
     assert again(after, order).status is S.RECEIVED
     assert brakes.resume(after, "new", "it does not", "a person")
+    assert {view.stop_reason for view in brakes.show_accounts(after)} == {None}
+    brakes.stop(before, "old", "once more", "a person who has not heard of the new name")
+    assert {view.account for view in brakes.show_accounts(after) if view.stop_reason} == {"new"}
+    run_chain(after, "new")
+    assert again(after, order).status is S.RECEIVED
+    brakes.resume(before, "old", "all is well", "a person")
+    run_chain(after, "new")
+    assert again(after, order).status is S.ACCEPTED
 
 
 def test_a_process_that_lacks_an_account_leaves_what_is_stuck_there_to_those_that_have_it(

@@ -1,15 +1,31 @@
 """A process whose clock is far ahead for a moment, and which is dead then, holds nobody up."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from fulfillment.errors import ProviderNotReached, ProviderOutcomeUnknown
+import pytest
+
+from fulfillment.clock import SystemClock
+from fulfillment.errors import ProviderNotReached, ProviderOutcomeUnknown, WrongClock
 from fulfillment.providers.base import AfterUnknown
-from fulfillment.services import dispatch, funds, invariants, outages, standin, sweep
+from fulfillment.services import (
+    clock_guard,
+    dispatch,
+    funds,
+    invariants,
+    operations,
+    outages,
+    standin,
+    sweep,
+)
 from fulfillment.services.context import Context
 from fulfillment.store import doubts, leases, orders, purchases
+from fulfillment.store.engine import Database
 from schemas.enums import OrderStatus as S
 from schemas.provider import ReportState
+from tasks import base
+from tasks.sweep import resume_stuck
+from tasks.watchdog import watch_trade_windows
 from tests.support import (
     FakeClock,
     FakeProvider,
@@ -123,3 +139,58 @@ def test_a_post_of_unknown_outcome_that_it_made_comes_to_a_person_in_time(
 
     assert again(context, order).status is S.NEEDS_REVIEW
     assert len(provider.bodies) == 1
+
+
+class OwnClock(SystemClock):
+    """The machine's clock, set wrong by a test."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta()
+
+    def now(self) -> datetime:
+        return super().now() + self.ahead
+
+
+def shows_a_right_clock(context: Context) -> bool:
+    (found,) = [each for each in operations.check_readiness(context) if each.name == "clock"]
+    return found.is_ok
+
+
+@pytest.mark.parametrize("minutes", [61, -2])
+def test_nothing_is_done_by_a_clock_that_is_wrong_from_the_moment_it_is(
+    context: Context, minutes: int
+) -> None:
+    clock = OwnClock()
+    own = replace(context, clock=clock)
+    clock_guard.check(own)
+    clock.ahead = timedelta(minutes=minutes)
+
+    with pytest.raises(WrongClock, match="ahead of" if minutes > 0 else "behind"):
+        clock_guard.check(own)
+    was_ready = shows_a_right_clock(own)
+    clock.ahead = timedelta(seconds=20)
+    clock_guard.check(own)
+
+    assert (was_ready, shows_a_right_clock(own)) == (False, True)
+
+
+def test_the_database_is_not_asked_for_the_time_by_each_task(context: Context) -> None:
+    own = replace(context, clock=OwnClock())
+    clock_guard.check(own)
+    nowhere = replace(own, database=Database("postgresql://127.0.0.1:1/nowhere"))
+
+    clock_guard.check(nowhere)
+    nowhere.database.close()
+
+
+def test_a_task_of_a_process_with_a_wrong_clock_does_nothing(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = OwnClock()
+    clock.ahead = timedelta(hours=2)
+    order = receive_one(context)
+    monkeypatch.setattr(base, "_context", replace(context, clock=clock))
+
+    assert watch_trade_windows() == {"failed": "WrongClock"}
+    assert resume_stuck() == {"failed": "WrongClock"}
+    assert again(context, order).status is S.RECEIVED
