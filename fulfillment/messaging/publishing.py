@@ -69,8 +69,8 @@ class _Confirming:
     """RabbitMQ: all messages first, then the confirms of all.
 
     What it can bring to no queue it gives back. Where queues are bound it does not tell: known is
-    which routing keys have reached one. Of the others one of a group is asked about: to be given
-    all of them back would cost a store that does not listen, and us, three times a message's price.
+    which routing keys have reached one. Of the others one of a group is sent, and the rest only
+    where that one reached a queue: as on Redis, nothing is sent to a queue that is not there.
     """
 
     broker = "rabbitmq"
@@ -82,7 +82,7 @@ class _Confirming:
         self._connection = connection
         self._channel = channel
         self._last_tag = 0  # RabbitMQ counts what is published on a channel, from 1
-        self._unconfirmed: set[int] = set()
+        self._unconfirmed: dict[int, int] = {}  # tags, and their messages' places in the group
         self._is_refused = False
         self._returned: set[tuple[str, bytes]] = set()
         channel.confirm_select()
@@ -92,30 +92,47 @@ class _Confirming:
 
     def publish(self, group: Sequence[Outgoing], within_s: float) -> None:
         self.confirmed = 0
-        self._returned.clear()
-        first = self._last_tag + 1
         deadline = time.monotonic() + within_s
+        before = -1
+        # Again for what was left out, where its key has turned out to be heard.
+        while before < self.confirmed < len(group):
+            before = self.confirmed
+            self._send(group[before:], deadline)
+            if self.is_unheard:
+                return
+
+    def _send(self, group: Sequence[Outgoing], deadline: float) -> None:
+        self._returned.clear()
+        self._unconfirmed.clear()
+        reached = 0
         asked_about: set[str] = set()
         must_arrive = self._known_keys
+        left_out: list[int] = []
         try:
-            for key, body, headers in group:
+            for place, (key, body, headers) in enumerate(group):
                 if time.monotonic() > deadline:
                     raise TimeoutError
+                reached = place + 1
+                if key not in must_arrive and key in asked_about:
+                    left_out.append(place)
+                    continue
+                asked_about.add(key)
                 message = self._channel.prepare_message(
                     body, None, _TYPE, _ENCODING, headers, {"delivery_mode": _PERSISTENT}
                 )
                 self._last_tag += 1
-                self._unconfirmed.add(self._last_tag)
-                is_asked = key in must_arrive or key not in asked_about
-                asked_about.add(key)
-                self._channel.basic_publish(message, store_exchange.name, key, mandatory=is_asked)
+                self._unconfirmed[self._last_tag] = place
+                self._channel.basic_publish(message, store_exchange.name, key, mandatory=True)
             while self._unconfirmed and not self._is_refused:
                 # Raises TimeoutError: a broker that is blocked confirms nothing.
                 self._connection.drain_events(timeout=max(deadline - time.monotonic(), 0.001))
         finally:
             # A message behind one that is lost is published again with it: the order is kept.
-            self.confirmed = min(self._unconfirmed, default=self._last_tag + 1) - first
-            self._judge(group[: self.confirmed])
+            reached = min(self._unconfirmed.values(), default=reached)
+            reached = self._judged(group[:reached])
+            known = self._known_keys
+            heard = (place for place in left_out if group[place][0] in known)
+            self.confirmed += min(reached, next(heard, reached))
         if self._is_refused:
             raise OperationalError("the broker refused a message to the store")
 
@@ -132,10 +149,10 @@ class _Confirming:
     def backlog(self) -> int:
         return 0  # what lies on RabbitMQ's disk is in nobody's way
 
-    def _judge(self, group: Sequence[Outgoing]) -> None:
-        """Do not confirm what reached no queue although its routing key did before."""
+    def _judged(self, group: Sequence[Outgoing]) -> int:
+        """Count what is confirmed: not what reached no queue where its routing key did before."""
         if not group:
-            return
+            return 0
         known = self._known_keys
         keys_back = {key for key, body, _ in group if (key, body) in self._returned} - known
         came_back = [m[0] in keys_back or (m[0], m[1]) in self._returned for m in group]
@@ -144,12 +161,14 @@ class _Confirming:
         # A queue came or went meanwhile; or no key has a queue any more.
         lost = heard & unheard or (set() if heard else unheard & known)
         self.is_unheard = not heard and bool(lost)
+        confirmed = len(group)
         if lost:
             places = enumerate(zip(group, came_back, strict=True))
-            self.confirmed = next(i for i, (m, is_back) in places if is_back and m[0] in lost)
+            confirmed = next(i for i, (m, is_back) in places if is_back and m[0] in lost)
         elif heard:  # other keys reach queues: whoever listens does not want these any more
             known -= unheard
         self.known = frozenset((key, "", "") for key in known | heard)
+        return confirmed
 
     def _on_return(self, _error: Any, _exchange: str, key: str, message: Any) -> None:
         body = message.body
@@ -157,9 +176,10 @@ class _Confirming:
 
     def _on_ack(self, tag: int, multiple: bool) -> None:
         if multiple:
-            self._unconfirmed = {each for each in self._unconfirmed if each > tag}
+            waiting = self._unconfirmed.items()
+            self._unconfirmed = {each: place for each, place in waiting if each > tag}
         else:
-            self._unconfirmed.discard(tag)
+            self._unconfirmed.pop(tag, None)
 
     def _on_nack(self, _tag: int, _multiple: bool) -> None:
         self._is_refused = True

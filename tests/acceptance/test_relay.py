@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import kombu
 import pytest
@@ -373,11 +374,31 @@ def test_a_queue_that_goes_in_the_midst_of_a_group_keeps_the_rest_of_it_unconfir
     with publisher_to(context) as (connection, publisher):
         with bound(connection, "brief", "#"):
             publish(publisher, numbered(3))
-        judge = publisher._judge  # type: ignore[attr-defined]
+        judged = publisher._judged  # type: ignore[attr-defined]
         group = numbered(4)
         publisher._returned.update((m[0], m[1]) for m in group[2:])  # type: ignore[attr-defined]
-        publisher.confirmed = 4
-        judge(group)
+        confirmed = judged(group)
 
-    assert publisher.confirmed == 2
+    assert confirmed == 2
     assert not publisher.is_unheard
+
+
+def test_a_key_that_nobody_listens_to_costs_a_message_a_group_until_somebody_does(
+    context: Context,
+) -> None:
+    if not context.settings.is_amqp:
+        pytest.skip("on Redis a group goes to the queues of one look")
+    with publisher_to(context) as (connection, publisher):
+        group = numbered(50)
+        channel = publisher._channel  # type: ignore[attr-defined]
+        with mock.patch.object(channel, "basic_publish", wraps=channel.basic_publish) as sent:
+            publish(publisher, group)
+            unheard = sent.call_count, publisher.confirmed
+            with bound(connection, "late", "#") as queue:
+                publish(publisher, group)
+                heard = taken(queue)
+
+    assert unheard == (len({key for key, *_ in group}), 50)
+    assert publisher.confirmed == 50
+    bodies = [bytes(message.body) for message in heard]
+    assert list(dict.fromkeys(bodies)) == [body for _, body, _ in group]
