@@ -10,7 +10,7 @@ FulfillmentError
 +-- IllegalTransition             a bug: the edge is not in the table
 +-- ServerUnreachable             database or broker is away, full, read-only or too slow
 |   +-- TransactionConflict       undone because of another transaction; the same again is safe
-+-- WrongClock                    this machine's clock is not the database's
+|   +-- WrongClock                this machine's clock is not the database's
 +-- SchemaOutdated                the database was not migrated
 +-- WebhookRejected               the delivery's signature is wrong
 |   +-- WebhookUnreadable         well signed, but it names no order
@@ -98,14 +98,15 @@ class TransactionConflict(ServerUnreachable):
     """
 
 
-class WrongClock(FulfillmentError):
+class WrongClock(ServerUnreachable):
     """This machine's clock is not the database's, by `ahead`: what goes by it would be wrong."""
 
     def __init__(self, ahead: timedelta) -> None:
         seconds = round(ahead.total_seconds())
-        super().__init__(
+        FulfillmentError.__init__(
+            self,
             f"this machine's clock is {abs(seconds)} s {'ahead of' if seconds > 0 else 'behind'} "
-            "the database's: nothing is done before one of them is set right"
+            "the database's: nothing is done before one of them is set right",
         )
 
 

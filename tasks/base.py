@@ -13,7 +13,7 @@ from celery.exceptions import Reject
 from celery.worker.request import Request
 
 from fulfillment.crash import crash_point
-from fulfillment.errors import FulfillmentError
+from fulfillment.errors import FulfillmentError, WrongClock
 from fulfillment.log import get_logger, masked
 from fulfillment.services import clock_guard
 from fulfillment.services.context import Context, build_context, register_accounts
@@ -145,6 +145,8 @@ class FulfillmentTask(Task[..., Any]):
             except FulfillmentError as error:
                 log.warning("task.failed", reason=str(error))
                 self.stop_chain()
+                if isinstance(error, WrongClock):
+                    time.sleep(_PAUSE_S)  # so that most messages come to those whose clock is right
                 if self.acks_late:
                     time.sleep(_PAUSE_S)  # what it waits for is mostly the database
                     raise Reject(str(error), requeue=True) from None

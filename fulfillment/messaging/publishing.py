@@ -8,6 +8,7 @@ store was bound before and none is any more: then nothing is confirmed (docs/dec
 """
 
 import base64
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -19,10 +20,11 @@ from kombu.exceptions import OperationalError
 
 from fulfillment.broker import store_exchange
 from fulfillment.store.bindings import Binding
-from schemas.messages import CHECKOUT_QUEUE
+from schemas.messages import CHECKOUT_QUEUE, NEEDS_REVIEW, ORDER_UPDATED, TRADE_REMINDER
 
 _TYPE, _ENCODING = "application/json", "utf-8"
 _PERSISTENT = 2
+_KEYS = (ORDER_UPDATED, TRADE_REMINDER, NEEDS_REVIEW)
 #: Stands among the bindings in Redis as long as nobody wipes them; nothing is sent to it.
 _MARK = ("fulfillment.relay", r"^fulfillment\.relay$", "fulfillment.relay")
 
@@ -70,7 +72,7 @@ class _Confirming:
 
     What it can bring to no queue it gives back. Where queues are bound it does not tell: known is
     which routing keys have reached one. Of the others one of a group is sent, and the rest only
-    where that one reached a queue: as on Redis, nothing is sent to a queue that is not there.
+    where that one has reached a queue: as on Redis, nothing is sent to a queue that is not there.
     """
 
     broker = "rabbitmq"
@@ -91,54 +93,60 @@ class _Confirming:
         channel.events["basic_nack"].add(self._on_nack)
 
     def publish(self, group: Sequence[Outgoing], within_s: float) -> None:
-        self.confirmed = 0
-        deadline = time.monotonic() + within_s
-        before = -1
-        # Again for what was left out, where its key has turned out to be heard.
-        while before < self.confirmed < len(group):
-            before = self.confirmed
-            self._send(group[before:], deadline)
-            if self.is_unheard:
-                return
-
-    def _send(self, group: Sequence[Outgoing], deadline: float) -> None:
+        self.confirmed = reached = 0
         self._returned.clear()
         self._unconfirmed.clear()
-        reached = 0
-        asked_about: set[str] = set()
-        must_arrive = self._known_keys
+        deadline = time.monotonic() + within_s
+        known = self._known_keys
+        asked_about: dict[str, bytes] = {}
         left_out: list[int] = []
         try:
             for place, (key, body, headers) in enumerate(group):
                 if time.monotonic() > deadline:
                     raise TimeoutError
-                reached = place + 1
-                if key not in must_arrive and key in asked_about:
-                    left_out.append(place)
-                    continue
-                asked_about.add(key)
+                if key in asked_about:
+                    self._await_confirms(deadline)
+                    if (key, asked_about[key]) in self._returned:
+                        left_out.append(place)
+                        reached = place + 1
+                        continue
+                    known.add(key)
+                    del asked_about[key]
+                elif key not in known:
+                    asked_about[key] = body
                 message = self._channel.prepare_message(
                     body, None, _TYPE, _ENCODING, headers, {"delivery_mode": _PERSISTENT}
                 )
                 self._last_tag += 1
                 self._unconfirmed[self._last_tag] = place
+                reached = place + 1
                 self._channel.basic_publish(message, store_exchange.name, key, mandatory=True)
-            while self._unconfirmed and not self._is_refused:
-                # Raises TimeoutError: a broker that is blocked confirms nothing.
-                self._connection.drain_events(timeout=max(deadline - time.monotonic(), 0.001))
+            self._await_confirms(deadline)
         finally:
             # A message behind one that is lost is published again with it: the order is kept.
             reached = min(self._unconfirmed.values(), default=reached)
-            reached = self._judged(group[:reached])
-            known = self._known_keys
-            heard = (place for place in left_out if group[place][0] in known)
-            self.confirmed += min(reached, next(heard, reached))
+            before = self._known_keys
+            self.confirmed = self._judged(group[:reached])
+            if left_out and self._known_keys - before:
+                # Whoever has begun to listen meanwhile may want these too.
+                self.confirmed = min(self.confirmed, left_out[0])
         if self._is_refused:
             raise OperationalError("the broker refused a message to the store")
 
+    def _await_confirms(self, deadline: float) -> None:
+        while self._unconfirmed and not self._is_refused:
+            # Raises TimeoutError: a broker that is blocked confirms nothing.
+            self._connection.drain_events(timeout=max(deadline - time.monotonic(), 0.001))
+
     @property
     def _known_keys(self) -> set[str]:
-        return {key for key, _, _ in self.known}
+        # What was bound at a Redis before is known by its pattern.
+        return {
+            key
+            for key in _KEYS
+            for bound, pattern, _ in self.known
+            if (re.fullmatch(pattern, key) if pattern else bound == key)
+        } | {bound for bound, pattern, _ in self.known if not pattern}
 
     def look(self) -> bool:
         return False  # RabbitMQ tells its consumers what it has lost
@@ -160,7 +168,8 @@ class _Confirming:
         unheard = {m[0] for m, is_back in zip(group, came_back, strict=True) if is_back}
         # A queue came or went meanwhile; or no key has a queue any more.
         lost = heard & unheard or (set() if heard else unheard & known)
-        self.is_unheard = not heard and bool(lost)
+        # A group of a key that nobody ever listened to tells nothing of the others.
+        self.is_unheard = not heard and (bool(lost) or self.is_unheard)
         confirmed = len(group)
         if lost:
             places = enumerate(zip(group, came_back, strict=True))

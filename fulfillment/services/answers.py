@@ -62,13 +62,15 @@ class NotSent:
 class Unknown:
     """Only the provider's own later answer can say what happened.
 
-    `empty_at` is when the provider was asked, where it was and did not know the order;
+    `empty_at` is when the provider was asked, where it was and did not know the order, and
+    `empty_told_at` when it had said so;
     `odd_refusal` is what it refused the purchase with, where its contract knows no such no.
     """
 
     reason: str
     error: ProviderError | None = None
     empty_at: datetime | None = None
+    empty_told_at: datetime | None = None
     odd_refusal: str | None = None
     was_answered: bool | None = None
 
@@ -192,7 +194,8 @@ def _ask_for(context: Context, order: Order) -> Answered | Unknown:
     crash_point("lookup.answered")
     if order.external_id in found:
         return Answered(found[order.external_id])
-    return Unknown("the provider does not know the order", empty_at=asked_at)
+    why = "the provider does not know the order"
+    return Unknown(why, empty_at=asked_at, empty_told_at=context.now())
 
 
 def _confirm(context: Context, order: Order, attempt: Attempt, refusal: ProviderRefused) -> Answer:

@@ -175,9 +175,9 @@ def _quarantine(order: Order, report: OrderReport, note: str) -> Decision:
     if order.provider_status == report.raw_status:
         return NOTHING
     words = _with_late(order, report)
-    if words is None:
+    if words is None and not _is_refused(order):
         return NOTHING  # a provider may say it in turns with one that is known
-    changes["late_words"] = words
+    changes |= {"late_words": words} if words is not None else {}
     if _is_refused(order):
         changes["told_status"] = OrderStatus.ACCEPTED.value  # it has it, whatever that word means
     return Decision(order.status, note, changes, is_alarm=True)

@@ -17,6 +17,7 @@ from fulfillment.errors import (
     InvalidBody,
     InvalidInput,
 )
+from fulfillment.services import clock_guard
 from fulfillment.services.context import Context
 from fulfillment.store import orders
 from fulfillment.store.engine import repeated
@@ -89,6 +90,7 @@ def receive(context: Context, events: Sequence[CheckoutEvent]) -> list[Received]
     Raises ServerUnreachable; nothing of the call is stored then, unless the commit itself was cut
     off, in which case sending the same again is safe.
     """
+    clock_guard.check(context)  # the orders' time to be submitted goes by it
     results: dict[int, Received] = {}
     new: dict[int, NewOrder] = {}
     for place, event in enumerate(events):

@@ -95,7 +95,7 @@ def _write_open(
     if not open_answers:
         return
     empty = {
-        order.id: answer.empty_at
+        order.id: (answer.empty_at, answer.empty_told_at or answer.empty_at)
         for order, answer in open_answers.values()
         if isinstance(answer, Unknown) and answer.empty_at is not None
     }

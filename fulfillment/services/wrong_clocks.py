@@ -32,7 +32,7 @@ def bring_back(context: Context) -> None:
             return
         found = wrong_clocks.bring_back_orders(session, latest, now)
         found += wrong_clocks.bring_back_posts(session, now)
-        of_accounts = wrong_clocks.bring_back_accounts(session, LONGEST_PAUSE, now)
+        of_accounts = wrong_clocks.bring_back_accounts(session, 2 * LONGEST_PAUSE, now)
     if found:
         log.error("order.put_off_by_a_wrong_clock", orders=found)
     if of_accounts:

@@ -52,7 +52,9 @@ _TO_POLL = """
 _OF_ACCOUNT = "AND o.account = %(account)s"
 _OVER = "AND o.status = 'sent' AND o.trade_deadline_at <= %(now)s"
 # About when its next poll will be, so that the answer need not move an indexed time once more.
-_UNTIL_POLL = """%(now)s + %(gap)s * least(power(%(growth)s, least(polls, 20)), %(most)s)
+_UNTIL_POLL = """%(now)s + %(gap)s
+    * CASE WHEN overdue OR trade_deadline_at <= %(now)s THEN 1
+           ELSE least(power(%(growth)s, least(polls, 20)), %(most)s) END
     * (1 + %(spread)s * (id %% 64) / 63.0)"""
 _CLAIM_POLLS = _CLAIM.format(
     column="next_poll_at", until=_UNTIL_POLL, which=_OF_ACCOUNT, columns=_POLLED

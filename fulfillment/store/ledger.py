@@ -215,17 +215,27 @@ def begin_posts(
     )
 
 
-def note_empty_lookups(session: Session, account: str, asked: Mapping[int, datetime]) -> None:
-    """Count a lookup that did not find the order, by order: when the account was asked."""
+def note_empty_lookups(
+    session: Session, account: str, asked: Mapping[int, tuple[datetime, datetime]]
+) -> None:
+    """Count a lookup that did not find the order, by order: when it was asked for and answered.
+
+    From the first answer to the last question: on their way both take as long as they take.
+    """
     session.execute(
         """
             UPDATE attempts a SET empty_lookups = empty_lookups + 1, empty_at = b.at,
-                   empty_since = coalesce(empty_since, b.at)
-              FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(ats)s AS timestamptz[]))
-                   AS b(order_id, at)
+                   empty_since = coalesce(empty_since, b.told_at)
+              FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(ats)s AS timestamptz[]),
+                          CAST(%(told_ats)s AS timestamptz[])) AS b(order_id, at, told_at)
              WHERE a.order_id = b.order_id AND a.account = %(account)s AND a.state = 'sending'
             """,
-        {"account": account, "ids": list(asked), "ats": list(asked.values())},
+        {
+            "account": account,
+            "ids": list(asked),
+            "ats": [at for at, _ in asked.values()],
+            "told_ats": [told_at for _, told_at in asked.values()],
+        },
     )
 
 

@@ -13,27 +13,31 @@ from fulfillment.store.engine import Session
 #: Stands for every account; no account can have this name.
 ALL = "*"
 
-# Names of one merchant have one switch: an account may have been renamed, or be known to processes
-# of before by its former name.
 _NEWEST = """
-    SELECT DISTINCT ON (who) * FROM (
-        SELECT t.id, t.account, t.is_stopped, t.at, t.by, t.reason,
-               CASE WHEN n.merchant LIKE '%% -' THEN t.account
-                    ELSE coalesce(n.merchant, t.account) END AS who
-          FROM account_switches t LEFT JOIN accounts n ON n.name = t.account) turns
-     ORDER BY who, id DESC
+    SELECT DISTINCT ON (account) id, account, is_stopped, at, by, reason
+      FROM account_switches ORDER BY account, id DESC
+"""
+# Names of one merchant share their switches: an account may have been renamed, or be known to
+# processes of before by its former name. The newest of all counts, beside the name's own.
+_NEWEST_OF_MERCHANTS = """
+    SELECT DISTINCT ON (n.merchant) n.merchant, t.id, t.account, t.is_stopped, t.at, t.by, t.reason
+      FROM account_switches t JOIN accounts n ON n.name = t.account
+     WHERE n.merchant NOT LIKE '%% -' ORDER BY n.merchant, t.id DESC
 """
 #: Says whether the account `a` is stopped, by itself or with all.
-STOPPED = f"""
-    EXISTS (SELECT 1 FROM ({_NEWEST}) s
-             WHERE s.is_stopped AND (s.account IN (a.name, '{ALL}') OR s.who = a.merchant))
+STOPPED = f"""(
+    EXISTS (SELECT 1 FROM ({_NEWEST}) s WHERE s.is_stopped AND s.account IN (a.name, '{ALL}'))
+    OR EXISTS (SELECT 1 FROM ({_NEWEST_OF_MERCHANTS}) s
+                WHERE s.is_stopped AND s.merchant = a.merchant))
 """  # noqa: S608 - constants
 _STOPS = f"""
-    SELECT s.id, coalesce(a.name, s.account) AS account, s.at, s.by,
-           CASE WHEN a.name <> s.account THEN 'stopped as ' || s.account || ': ' ELSE '' END
-               || s.reason AS reason
-      FROM ({_NEWEST}) s LEFT JOIN accounts a ON a.name = s.account OR a.merchant = s.who
-     WHERE s.is_stopped
+    SELECT DISTINCT ON (account) id, account, at, by, reason FROM (
+        SELECT id, account, at, by, reason, 1 AS rank FROM ({_NEWEST}) s WHERE is_stopped
+        UNION ALL
+        SELECT s.id, a.name, s.at, s.by, 'stopped as ' || s.account || ': ' || s.reason, 2
+          FROM ({_NEWEST_OF_MERCHANTS}) s JOIN accounts a ON a.merchant = s.merchant
+         WHERE s.is_stopped AND s.account <> a.name) stops
+     ORDER BY account, rank
 """  # noqa: S608 - constants
 
 
@@ -102,7 +106,10 @@ def lock(session: Session, account: str) -> None:
     holds this one waits for no wallet.
     """
     session.execute(
-        "SELECT pg_advisory_xact_lock(hashtext(%(name)s))", {"name": f"switch:{account}"}
+        "SELECT pg_advisory_xact_lock(hashtext('switch:' || coalesce("
+        "(SELECT merchant FROM accounts WHERE name = %(name)s AND merchant NOT LIKE '%% -'), "
+        "%(name)s)))",
+        {"name": account},
     )
 
 

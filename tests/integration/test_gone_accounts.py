@@ -1,5 +1,6 @@
 """Orders of an account that was taken out of the settings: each comes on, or to a person."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from fulfillment.errors import NotAllowedNow, ProviderNotReached, ProviderOutcom
 from fulfillment.services import brakes, diagnosis, funds, invariants, merchants, operations
 from fulfillment.services.context import Context
 from fulfillment.services.operations import Resolution
+from fulfillment.store import switches
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
 from schemas.messages import NEEDS_REVIEW
@@ -27,9 +29,11 @@ from tests.support import (
     in_threads,
     messages_of,
     receive_one,
+    rows,
     run_chain,
     run_sweep,
     run_ticks,
+    until,
 )
 
 OLD: dict[str, Any] = {"client_id": "one", "client_secret": "s"}
@@ -180,6 +184,37 @@ def test_an_account_that_is_stopped_stays_so_under_a_new_name(
     brakes.resume(before, "old", "all is well", "a person")
     run_chain(after, "new")
     assert again(after, order).status is S.ACCEPTED
+
+
+def test_a_stop_and_a_resume_of_two_names_of_one_merchant_wait_for_each_other(
+    make_context: MakeContext, provider: FakeProvider
+) -> None:
+    before = make_context(provider, accounts={"old": OLD})
+    after = make_context(provider, accounts={"new": OLD})
+    brakes.stop(before, "old", "first", "anna")
+    with ThreadPoolExecutor(1) as executor:
+        with before.database.transaction() as session:
+            switches.turn(
+                session, "old", is_stopped=True, by="anna", reason="again", now=before.now()
+            )
+            flying = executor.submit(brakes.resume, after, "new", "all is well", "ben")
+            until(lambda: rows(before, "SELECT 1 FROM pg_locks WHERE NOT granted"))
+        flying.result()
+
+    # The second stop is another one than that which was to be resumed.
+    assert [view.stop_reason for view in brakes.show_accounts(after)] == ["stopped as old: again"]
+
+
+def test_an_account_that_is_stopped_stays_so_with_a_merchant_that_was_resumed(
+    make_context: MakeContext, provider: FakeProvider
+) -> None:
+    before = make_context(provider, accounts={"one": OLD, "two": LEFT})
+    brakes.stop(before, "two", "no", "anna")
+    brakes.stop(before, "one", "no", "anna")
+    brakes.resume(before, "one", "yes", "anna")
+    after = make_context(provider, accounts={"two": OLD})
+
+    assert [view.stop_reason for view in brakes.show_accounts(after)] == ["no"]
 
 
 def test_a_process_that_lacks_an_account_leaves_what_is_stuck_there_to_those_that_have_it(

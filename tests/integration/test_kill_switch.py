@@ -247,7 +247,11 @@ def test_the_switch_is_looked_at_again_only_where_a_connection_had_to_be_made(
         submission.submit_orders(replace(context, database=database), batch)
         simulator.close()
 
-    looks = [each for each in database.statements if each.startswith("SELECT s.id, coalesce(")]
+    looks = [
+        each
+        for each in database.statements
+        if each.startswith("SELECT DISTINCT ON (account) id, account, at")
+    ]
     assert {again(context, order).status for order in placed} == {S.ACCEPTED}
     assert len(looks) == (0 if is_kept else 1)
 

@@ -443,3 +443,31 @@ def test_a_replay_needs_two_lookups_far_enough_apart(
     step = unknowns.next_step(AfterUnknown.LOOKUP_THEN_REPLAY, attempt)
 
     assert (step is unknowns.Step.POST) is is_allowed
+
+
+def test_lookups_are_apart_from_the_first_answer_to_the_second_question(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    """The first one may have been long on its way, and the second one not."""
+    provider.after_unknown = AfterUnknown.LOOKUP_THEN_REPLAY
+    order = receive_one(context)
+    provider.fail_purchase(ProviderOutcomeUnknown("timeout"))
+    run_chain(context)
+    provider.on_read = lambda what: clock.advance(2)
+    clock.advance(3)
+    run_sweep(context)
+    provider.on_read = lambda what: None
+    first = attempt_of(context, order)
+    asked_at = []
+    for _ in range(80):
+        clock.advance(1)
+        before = len(provider.reads)
+        run_sweep(context)
+        asked_at += [clock.now()] * (len(provider.reads) > before)
+
+    assert first.empty_since is not None
+    assert first.empty_at is not None
+    assert first.empty_since - first.empty_at == timedelta(seconds=2)
+    last = max(at for at in asked_at if at <= first.empty_since + timedelta(seconds=62))
+    assert last >= first.empty_since + unknowns.LOOKUPS_APART
+    assert len(provider.bodies) == 2

@@ -12,6 +12,7 @@ from fulfillment.services import (
     clock_guard,
     dispatch,
     funds,
+    intake,
     invariants,
     operations,
     outages,
@@ -30,6 +31,7 @@ from tests.support import (
     FakeClock,
     FakeProvider,
     again,
+    checkout,
     gather,
     receive_one,
     rows,
@@ -191,6 +193,8 @@ def test_a_task_of_a_process_with_a_wrong_clock_does_nothing(
     order = receive_one(context)
     monkeypatch.setattr(base, "_context", replace(context, clock=clock))
 
+    with pytest.raises(WrongClock):
+        intake.receive_raw(replace(context, clock=clock), [checkout()])
     assert watch_trade_windows() == {"failed": "WrongClock"}
     assert resume_stuck() == {"failed": "WrongClock"}
     assert again(context, order).status is S.RECEIVED

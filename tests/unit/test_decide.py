@@ -70,8 +70,14 @@ def test_an_unknown_word_is_alarmed_once_although_it_comes_in_turns_with_known_o
     first = decided(said, **order)
     again = decided(said, **order, late_words=first.changes["late_words"])
 
+    of_an_order_that_ended = decided(
+        said, status=S.FAILED, failed_by="us", provider_status="accepted", late_words="inspecting"
+    )
+
     assert first.is_alarm
     assert again == NOTHING
+    assert of_an_order_that_ended.is_alarm
+    assert of_an_order_that_ended.changes["told_status"] == S.ACCEPTED
 
 
 @pytest.mark.parametrize("status", [S.SENT, S.COMPLETED])
