@@ -90,7 +90,6 @@ def receive(context: Context, events: Sequence[CheckoutEvent]) -> list[Received]
     Raises ServerUnreachable; nothing of the call is stored then, unless the commit itself was cut
     off, in which case sending the same again is safe.
     """
-    clock_guard.check(context)  # the orders' time to be submitted goes by it
     results: dict[int, Received] = {}
     new: dict[int, NewOrder] = {}
     for place, event in enumerate(events):
@@ -98,6 +97,8 @@ def receive(context: Context, events: Sequence[CheckoutEvent]) -> list[Received]
             new[place] = _new_order(context, event)
         except InvalidInput as error:
             results[place] = Received(event.external_id, error=error)
+    if new:
+        clock_guard.check(context)  # the orders' time to be submitted goes by it
     stored, known_before = _store(context, list(new.values())) if new else ({}, {})
     if results:
         results |= _known(context, events, list(results))
