@@ -101,7 +101,8 @@ def claim_port(claims: ExitStack, host: str, wanted: int, setting: str, *, is_fi
     ConfigurationError naming the setting.
     """
     if wanted == 0:
-        wanted, is_fixed = 49_152 + secrets.randbelow(10_000), False
+        # Below what systems give to outgoing connections: one of those may take it meanwhile.
+        wanted, is_fixed = 20_000 + secrets.randbelow(12_000), False
     reason = "no port"
     for port in range(wanted, wanted + (1 if is_fixed else PORTS_TRIED)):
         # An abstract socket is a lock that every user of this network namespace sees, and that
