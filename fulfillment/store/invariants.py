@@ -26,7 +26,8 @@ def _words(members: Iterable[str]) -> str:
     return ", ".join(f"'{member}'" for member in sorted(members))
 
 
-#: The columns of an order that its log tells. Not secrets, due times and who works on it.
+#: The columns of an order that its log tells. Not secrets, due times, who works on it and what was
+#: told already.
 LOGGED = frozenset(
     {
         *("external_id", "account", "route", "fallbacks", "between_attempts", "catalog_item_id"),
@@ -35,7 +36,6 @@ LOGGED = frozenset(
         *("provider_reference", "reported_at", "steam_offer_id", "sent_at", "trade_deadline_at"),
         *("overdue", "completed_at", "reversible_until", "failure_code", "failure_message"),
         *("failed_by", "told_status", "told_early_at", "contradictions", "sequence"),
-        "late_words",
     }
 )
 #: What `$name` stands for in a statement.

@@ -347,7 +347,7 @@ def test_each_column_of_an_order_is_told_by_its_log_or_known_to_be_none_of_its_b
     untold = {
         *("id", "created_at", "updated_at", "fingerprint", "trade_url_sealed", "trade_url_hash"),
         *("next_attempt_at", "next_poll_at", "polled_at", "polls", "next_watch_at"),
-        *("claim", "claimed_until", "searched_at"),
+        *("claim", "claimed_until", "searched_at", "late_words"),
     }
     assert LOGGED.isdisjoint(untold)
     assert untold | LOGGED == set(OrderRow.model_fields)
