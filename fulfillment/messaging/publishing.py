@@ -99,20 +99,21 @@ class _Confirming:
         deadline = time.monotonic() + within_s
         known = self._known_keys
         asked_about: dict[str, bytes] = {}
+        unwanted: set[str] = set()
         left_out: list[int] = []
         try:
             for place, (key, body, headers) in enumerate(group):
                 if time.monotonic() > deadline:
                     raise TimeoutError
-                if key in asked_about:
+                if key in asked_about:  # once a key: the rest of it need not wait
                     self._await_confirms(deadline)
-                    if (key, asked_about[key]) in self._returned:
-                        left_out.append(place)
-                        reached = place + 1
-                        continue
-                    known.add(key)
-                    del asked_about[key]
-                elif key not in known:
+                    is_back = (key, asked_about.pop(key)) in self._returned
+                    (unwanted if is_back else known).add(key)
+                if key in unwanted:
+                    left_out.append(place)
+                    reached = place + 1
+                    continue
+                if key not in known:
                     asked_about[key] = body
                 message = self._channel.prepare_message(
                     body, None, _TYPE, _ENCODING, headers, {"delivery_mode": _PERSISTENT}
@@ -141,12 +142,9 @@ class _Confirming:
     @property
     def _known_keys(self) -> set[str]:
         # What was bound at a Redis before is known by its pattern.
-        return {
-            key
-            for key in _KEYS
-            for bound, pattern, _ in self.known
-            if (re.fullmatch(pattern, key) if pattern else bound == key)
-        } | {bound for bound, pattern, _ in self.known if not pattern}
+        patterns = [pattern for _, pattern, _ in self.known if pattern]
+        matched = {key for key in _KEYS if any(re.fullmatch(each, key) for each in patterns)}
+        return matched | {key for key, pattern, _ in self.known if not pattern}
 
     def look(self) -> bool:
         return False  # RabbitMQ tells its consumers what it has lost
