@@ -21,4 +21,4 @@ def poll_due(self: FulfillmentTask, /) -> dict[str, int]:
 def poll_orders(self: FulfillmentTask, /, batch: Batch) -> dict[str, int]:
     """Ask the provider about the batch and apply the answers."""
     changed = reconciliation.poll_orders(context(), batch["account"], batch["ids"])
-    return {"changed": changed}
+    return {"orders": len(batch["ids"]), "changed": changed}

@@ -64,12 +64,14 @@ def _is_of_another_item(order: Order, report: OrderReport) -> bool:
     An order may be of a name or of an id, so that either one alone proves nothing by differing,
     but for a name where the order's is known.
     """
+    if report.item_name is None:
+        return False
     if report.item_name and order.market_hash_name:
-        return _plain(report.item_name) != _plain(order.market_hash_name)
+        is_same = report.item_name == order.market_hash_name  # as nearly always: no need to look
+        return not is_same and _plain(report.item_name) != _plain(order.market_hash_name)
     if _told_items(report) & _own_items(order):
         return False
-    is_judged_by = report.item_id or order.market_hash_name
-    return report.item_name is not None and is_judged_by is not None
+    return (report.item_id or order.market_hash_name) is not None
 
 
 def _told_items(report: OrderReport) -> set[str]:

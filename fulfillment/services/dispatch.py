@@ -8,7 +8,7 @@ from fulfillment.crash import crash_point
 from fulfillment.services.claiming import CLAIMED, claim_name, gather_lease
 from fulfillment.services.context import Context
 from fulfillment.store import accounts, claims, doubts, leases, orders, switches
-from fulfillment.store.due import Polled
+from fulfillment.store.due import Due
 from fulfillment.store.engine import repeated
 from fulfillment.store.models import NOTHING_DUE, Move, Order
 from schemas.enums import FailedBy, FailureCode, OrderStatus, Source
@@ -18,7 +18,7 @@ from schemas.messages import Batch
 _BATCHES_AHEAD = 2
 
 
-def make_batch(account: str, token: str, batch: Iterable[Order | Polled]) -> Batch:
+def make_batch(account: str, token: str, batch: Iterable[Order | Due]) -> Batch:
     """Write the argument of the chain's steps."""
     members = list(batch)
     return Batch(

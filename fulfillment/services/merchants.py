@@ -14,7 +14,7 @@ from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
 from fulfillment.states import FINAL, FOLLOWED
 from fulfillment.store import accounts, doubts, due, ledger, orders
-from fulfillment.store.due import Polled
+from fulfillment.store.due import Due
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, Attempt, Move, Order
@@ -108,9 +108,11 @@ def _note(what: str, why: str) -> str:
     return f"{what}: {why}; put the settings back, or look it up where it was begun and resolve it"
 
 
-def strangers(context: Context, account: str, members: Sequence[Polled]) -> dict[int, str]:
-    """Say of which orders the account can tell nothing, and why, by order."""
-    found = {order.id: why_strange(context, account, order.merchant) for order in members}
+def strangers(
+    context: Context, account: str, merchants: Mapping[int, str | None]
+) -> dict[int, str]:
+    """Say of which orders the account can tell nothing, and why: by order, as who may have it."""
+    found = {order_id: why_strange(context, account, who) for order_id, who in merchants.items()}
     return {order_id: why for order_id, why in found.items() if why}
 
 
@@ -166,7 +168,7 @@ def leave_gone(context: Context, gone: Sequence[str]) -> None:
     for account in gone:
         members = _claim_gone(context, account)
         if members:
-            leave(context, account, strangers(context, account, members))
+            leave(context, account, strangers(context, account, {o.id: None for o in members}))
 
 
 @repeated
@@ -186,7 +188,7 @@ def _end_submits(context: Context, gone: Sequence[str]) -> None:
 
 
 @repeated
-def _claim_gone(context: Context, account: str) -> list[Polled]:
+def _claim_gone(context: Context, account: str) -> list[Due]:
     now = context.now()
     with context.database.transaction() as session:
         return due.claim_polls(session, account, now, due.Gap(_LOOK_GAP), _LIMIT)

@@ -19,11 +19,11 @@ from fulfillment.services.context import Context
 from fulfillment.services.decide import REVERSAL_WATCH
 from fulfillment.services.dispatch import make_batch
 from fulfillment.services.lookups import look_up, look_up_alone
-from fulfillment.services.reports import apply_reports
+from fulfillment.services.reports import apply_reports, is_news
 from fulfillment.states import FINAL
 from fulfillment.store import accounts, due, leases, ledger, orders
 from fulfillment.store.accounts import Purpose
-from fulfillment.store.due import Polled
+from fulfillment.store.due import Due, Polled
 from fulfillment.store.engine import repeated
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus, Source
@@ -98,13 +98,13 @@ def _is_next(context: Context, account: str, now: datetime) -> bool:
         return leases.acquire(session, lease, holder, now, now + _TICK_GAP)
 
 
-def _claim(context: Context, account: str, claimed: int) -> list[Polled]:
+def _claim(context: Context, account: str, claimed: int) -> list[Due]:
     """Claim about as many orders as may be asked about, deadlines first; others stay due.
 
     `claimed` orders were claimed before by this tick, and are not asked about yet.
     """
     size = context.provider(account).lookup_limit
-    members: list[Polled] = []
+    members: list[Due] = []
     for purpose in (Purpose.URGENT, Purpose.POLL):
         requests = context.budget(account).left(purpose)
         room = _CLAIM_LIMIT if requests is None else min(requests * size - claimed, _CLAIM_LIMIT)
@@ -114,7 +114,7 @@ def _claim(context: Context, account: str, claimed: int) -> list[Polled]:
 
 
 @repeated
-def _claim_polls(context: Context, account: str, purpose: Purpose, limit: int) -> list[Polled]:
+def _claim_polls(context: Context, account: str, purpose: Purpose, limit: int) -> list[Due]:
     is_over = purpose is Purpose.URGENT
     with context.database.transaction() as session:
         now, gap = context.now(), schedule.poll_gap(context)
@@ -127,7 +127,7 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
     with context.database.transaction() as session:
         members = due.to_poll(session, account, order_ids, now)
         beats = leases.heartbeats(session, now)
-    strange = merchants.strangers(context, account, members)
+    strange = merchants.strangers(context, account, {o.id: o.merchant for o in members})
     if strange:
         merchants.leave(context, account, strange)
         members = [order for order in members if order.id not in strange]
@@ -141,8 +141,18 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
     if unasked or round_.failed:
         _put_back(context, unasked, round_.failed, now)
 
+    def is_quiet(member: Polled) -> bool:
+        report = round_.reports.get(member.external_id)
+        if report is None or member.is_strange or is_news(context, member.order, report):
+            return False
+        return _next(context, member.order, now, flows).is_claimed(member.order, now)
+
     def write(members: Sequence[Polled]) -> int:
-        return _write_polls(context, account, round_.reports, members, now, flows=flows)
+        # Quiet for the row as it was before the question: what changed since is newer.
+        told = [member for member in members if not is_quiet(member)]
+        if not told:
+            return 0
+        return _write_polls(context, account, round_.reports, told, now, flows=flows)
 
     if not round_.asked:
         return 0
@@ -153,13 +163,12 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
 def _put_back(
     context: Context, unasked: Sequence[Polled], failed: Sequence[Polled], now: datetime
 ) -> None:
-    """Make orders due again that were not asked about, and soon those whose answer failed."""
+    """Make orders due again: before others those not asked about, soon those that failed."""
     gap = schedule.poll_gap(context).least
     with context.database.transaction() as session:
-        if unasked:
-            due.put_back(session, [order.id for order in unasked], now, gap.total_seconds())
-        if failed:
-            due.spread(session, {order.id: now + gap for order in failed})
+        for members, at in ((unasked, now - gap), (failed, now + gap)):
+            if members:
+                due.put_back(session, [order.id for order in members], at)
 
 
 @repeated

@@ -83,16 +83,7 @@ def apply_reports(
         if order.account != account:
             moves.append(stray(order, account, report, by, now))
             continue
-        settings = context.account(account)
-        decision = decide(
-            order,
-            report,
-            now,
-            timedelta(seconds=settings.trade_window_s),
-            cents_to_mills(settings.price_limit_cents(order.expected_price_cents)),
-            partner=_partner(context, order) if report.partner is not None else None,
-            is_by_a_person=by is Source.OPERATOR,
-        )
+        decision = _decided(context, order, report, now, is_by_a_person=by is Source.OPERATOR)
         if by is Source.SUBMIT and decision.target is None:
             # A webhook was faster; the log still has an outcome for every request of ours.
             note = f"our request is answered {report.raw_status!r}: known already"
@@ -109,6 +100,32 @@ def apply_reports(
         brakes.watch_reversals(context, session, account)
     changed = {move.order_id for move in moves if move.changes or move.source is not move.target}
     return {order_id: order for order_id, order in moved.items() if order_id in changed}
+
+
+def is_news(context: Context, order: Order, report: OrderReport) -> bool:
+    """Say whether the report changes anything of the order, which is at the account that told."""
+    decision = _decided(context, order, report, context.now())
+    return decision.target is not None or bool(decision.money)
+
+
+def _decided(
+    context: Context,
+    order: Order,
+    report: OrderReport,
+    now: datetime,
+    *,
+    is_by_a_person: bool = False,
+) -> Decision:
+    settings = context.account(order.account)
+    return decide(
+        order,
+        report,
+        now,
+        timedelta(seconds=settings.trade_window_s),
+        cents_to_mills(settings.price_limit_cents(order.expected_price_cents)),
+        partner=_partner(context, order) if report.partner is not None else None,
+        is_by_a_person=is_by_a_person,
+    )
 
 
 def _partner(context: Context, order: Order) -> int | None:

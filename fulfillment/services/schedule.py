@@ -36,16 +36,20 @@ def poll_gap(context: Context) -> due.Gap:
     """Give how long a claim for a poll holds: about as long as `next_poll` will say."""
     # A lost message costs one interval: the claim is the due time moved on.
     least = timedelta(seconds=max(context.settings.poll_min_interval_s, 5.0))
-    return due.Gap(least, _GROWTH, _MOST_BACKOFF, due.SPREAD * context.jitter())
+    return due.Gap(least, _GROWTH, _MOST_BACKOFF, context.jitter())
 
 
 def next_poll(
     context: Context, order: Order, now: datetime, *, webhooks_flow: bool
 ) -> due.NextPoll:
-    """Give the next poll of an order that the provider has and that is not final."""
+    """Give the next poll of an order that the provider has and that is not final.
+
+    The poll at `now` is among those that the order counts.
+    """
     smallest = context.settings.poll_min_interval_s
     most = _QUIET_BACKOFF if webhooks_flow else _MOST_BACKOFF
-    factor = min(_GROWTH ** min(max(order.polls, 0), most), most)  # of many polls it is no number
+    exponent = min(max(order.polls - 1, 0), most)  # of many polls the power is no number
+    factor = min(_GROWTH**exponent, most)
     if order.overdue:
         factor = 1.0
     at = now + _jittered(context, smallest * factor)

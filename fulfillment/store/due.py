@@ -12,33 +12,48 @@ from fulfillment.store.engine import Session
 from fulfillment.store.models import ORDER_COLUMNS, Order, columns
 
 
-class Polled(NamedTuple):
-    """Of an order what a poll needs before it is answered."""
+class Due(NamedTuple):
+    """An order that was claimed for a poll."""
 
     id: int
     external_id: str
+
+
+class Polled(NamedTuple):
+    """An order as it is before it is asked about, and what a poll needs beside it."""
+
+    order: Order
     #: Its trade window is over.
     is_urgent: bool
     #: Who may have it, and whether its account was found to be another's.
-    merchant: str | None = None
-    is_strange: bool = False
+    merchant: str | None
+    is_strange: bool
     #: The provider has said that it has this order.
-    is_known: bool = False
+    is_known: bool
+
+    @property
+    def id(self) -> int:
+        return self.order.id
+
+    @property
+    def external_id(self) -> str:
+        return self.order.external_id
 
 
 #: By how much of its length the time between two polls may be longer, so that they spread.
 SPREAD = 0.2
-_POLLED = "id, external_id, status = 'sent' AND coalesce(trade_deadline_at <= %(now)s, false)"
+#: By how much of it a claim is longer in any case: so long the question may take to be asked.
+_LAG = 1 / 32
 _CLAIM = """
-    UPDATE orders SET {column} = {until} WHERE id = ANY(ARRAY(
+    UPDATE orders SET {changes} WHERE id = ANY(ARRAY(
         SELECT o.id FROM orders o WHERE o.{column} <= %(now)s {which}
          ORDER BY o.{column} LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
     RETURNING {columns}
 """
 
 # What is only reserved, or did not leave, is with nobody.
-_TO_POLL = """
-    SELECT o.id, o.external_id,
+_TO_POLL = f"""
+    SELECT {columns(ORDER_COLUMNS, "o")},
            o.status = 'sent' AND coalesce(o.trade_deadline_at <= %(now)s, false),
            CASE WHEN a.unknown_since IS NOT NULL OR a.state NOT IN ('reserved', 'sending')
                 THEN a.merchant END,
@@ -47,34 +62,38 @@ _TO_POLL = """
       FROM orders o
       LEFT JOIN attempts a ON a.account = o.account AND a.external_id = o.external_id
      WHERE o.id = ANY(%(ids)s) AND o.account = %(account)s ORDER BY o.id
-"""
+"""  # noqa: S608 - the names are constants
 
 _OF_ACCOUNT = "AND o.account = %(account)s"
 _OVER = "AND o.status = 'sent' AND o.trade_deadline_at <= %(now)s"
-# About when its next poll will be, so that the answer need not move an indexed time once more.
-_UNTIL_POLL = """%(now)s + %(gap)s
+# Until about when its next poll will be: an answer without news has nothing to write.
+_POLL = """polled_at = %(now)s, polls = polls + 1, next_poll_at = %(now)s + %(gap)s
     * CASE WHEN overdue OR trade_deadline_at <= %(now)s THEN 1
            ELSE least(power(%(growth)s, least(polls, 20)), %(most)s) END
-    * (1 + %(spread)s * (id %% 64) / 63.0)"""
+    * (1 + %(lag)s + %(spread)s * (id %% 64) / 63.0)"""
 _CLAIM_POLLS = _CLAIM.format(
-    column="next_poll_at", until=_UNTIL_POLL, which=_OF_ACCOUNT, columns=_POLLED
+    column="next_poll_at", changes=_POLL, which=_OF_ACCOUNT, columns="id, external_id"
 )
 _CLAIM_LAST_POLLS = _CLAIM.format(
-    column="next_poll_at", until=_UNTIL_POLL, which=f"{_OF_ACCOUNT} {_OVER}", columns=_POLLED
+    column="next_poll_at", changes=_POLL, which=f"{_OF_ACCOUNT} {_OVER}", columns="id, external_id"
 )
 _CLAIM_WATCHES = _CLAIM.format(
-    column="next_watch_at", until="%(until)s", which="", columns=columns(ORDER_COLUMNS)
-)
+    column="next_watch_at", changes="next_watch_at = %(until)s", which="",
+    columns=columns(ORDER_COLUMNS),
+)  # fmt: skip
 
 
 class Gap(NamedTuple):
     """How long a claim for a poll holds: `least` at first, `growth` times as long after each poll,
-    up to `most` times; then longer by up to `spread` of that, by the order's id."""
+    up to `most` times; then longer by `SPREAD` of that at most, by the order's id.
+
+    `jitter` from 0 to 1 is how much of that spread is used.
+    """
 
     least: timedelta
     growth: float = 1.0
     most: float = 1.0
-    spread: float = 0.0
+    jitter: float = 0.0
 
 
 def claim_polls(
@@ -85,15 +104,15 @@ def claim_polls(
     limit: int,
     *,
     is_over: bool = False,
-) -> list[Polled]:
-    """Claim orders that are to be asked about, the longest due first.
+) -> list[Due]:
+    """Claim orders that are to be asked about, the longest due first, and count the poll.
 
     With `is_over` only those whose trade window is over.
     """
     statement = _CLAIM_LAST_POLLS if is_over else _CLAIM_POLLS
-    values = {"now": now, "limit": limit, "account": account, "gap": gap.least}
-    more = {"growth": gap.growth, "most": gap.most, "spread": gap.spread}
-    return sorted(starmap(Polled, session.rows(statement, {**values, **more})))
+    values = {"now": now, "limit": limit, "account": account, "gap": gap.least, "lag": _LAG}
+    more = {"growth": gap.growth, "most": gap.most, "spread": (SPREAD - _LAG) * gap.jitter}
+    return sorted(starmap(Due, session.rows(statement, {**values, **more})))
 
 
 def to_poll(
@@ -101,7 +120,7 @@ def to_poll(
 ) -> list[Polled]:
     """Read what a poll of these orders needs, but of those that went on to another account."""
     rows = session.rows(_TO_POLL, {"ids": list(order_ids), "account": account, "now": now})
-    return list(starmap(Polled, rows))
+    return [Polled(Order.of(row), *row[len(ORDER_COLUMNS) :]) for row in rows]
 
 
 def claim_watches(session: Session, now: datetime, until: datetime, limit: int) -> list[Order]:
@@ -110,16 +129,15 @@ def claim_watches(session: Session, now: datetime, until: datetime, limit: int) 
     return sorted(map(Order.of, rows), key=lambda order: order.id)
 
 
-def put_back(session: Session, order_ids: list[int], now: datetime, min_interval_s: float) -> None:
-    """Make claimed orders that were not asked about due again, before those asked about later."""
+def put_back(session: Session, order_ids: list[int], at: datetime) -> None:
+    """Make claimed orders that nobody told of due again at `at`; that poll does not count."""
     session.execute(
         """
-            UPDATE orders SET next_poll_at = least(
-                %(now)s, coalesce(polled_at, updated_at) + make_interval(secs => %(gap)s))
+            UPDATE orders SET next_poll_at = %(at)s, polls = greatest(polls - 1, 0)
              WHERE id IN (SELECT id FROM orders WHERE id = ANY(%(ids)s) AND next_poll_at IS NOT NULL
                            ORDER BY id FOR UPDATE)
             """,
-        {"ids": order_ids, "now": now, "gap": min_interval_s},
+        {"ids": order_ids, "at": at},
     )
 
 
@@ -149,7 +167,12 @@ def poll_at(
                  ORDER BY id FOR UPDATE)
             RETURNING id
             """,
-        {"ids": order_ids, "at": at, "gap": min_interval_s, "is_asked_for": is_asked_for},
+        {
+            "ids": order_ids,
+            "at": at,
+            "gap": min_interval_s * (1 + _LAG),
+            "is_asked_for": is_asked_for,
+        },
     )
     return rows.rowcount
 
@@ -233,19 +256,25 @@ def spread(session: Session, next_polls: Mapping[int, datetime | None]) -> None:
 class NextPoll(NamedTuple):
     """When an order is to be asked about again; None where it is not.
 
-    Its claim's end will do as well, from `earliest` on and up to a fifth of the time later.
+    Its claim's end will do as well, from `earliest` on and up to `SPREAD` of the time later.
     """
 
     at: datetime | None
     earliest: datetime | None = None
 
+    def is_claimed(self, order: Order, now: datetime) -> bool:
+        """Say whether the claim for a poll at `now` ends when the next one may come."""
+        if self.earliest is None or order.next_poll_at is None:
+            return False
+        latest = self.earliest + (self.earliest - now) * SPREAD
+        return self.earliest <= order.next_poll_at <= latest
+
 
 def polled(session: Session, next_polls: Mapping[int, NextPoll], polled_at: datetime) -> None:
-    """Note a round of polls and when each order is to be asked about again."""
+    """Note when orders were asked about and when each is to be asked about again."""
     session.execute(
         """
-            UPDATE orders o SET polled_at = %(at)s, polls = o.polls + 1,
-                   next_poll_at = CASE
+            UPDATE orders o SET polled_at = %(at)s, next_poll_at = CASE
                        WHEN o.next_poll_at BETWEEN n.earliest
                             AND n.earliest + (n.earliest - %(at)s) * %(spread)s
                        THEN o.next_poll_at ELSE n.at END
