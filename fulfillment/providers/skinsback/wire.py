@@ -42,6 +42,7 @@ GAME = "cs2"
 SKIN_ID = re.compile(r"[1-9][0-9]{0,17}")
 SHORTEST_NAME = 3
 NO_PRICE = msgspec.Raw(b"null")
+_FLAGS = {"true": True, "1": True, "false": False, "0": False}
 STATES = {
     # SkinsBack's word -> ours
     "creating_trade": ReportState.ACCEPTED,
@@ -358,16 +359,16 @@ def read_purchase(row: Any) -> Purchase:
     assert isinstance(item, dict)
     state = STATES.get(word, ReportState.UNKNOWN)
     charged, alarm = _charge(item.get("price"), row.get("balance_debited_sum"))
-    until = _hold_end(row.get("in_hold_until"))
+    is_held, until = _flag(row.get("in_hold")), _hold_end(row.get("in_hold_until"))
     report = OrderReport(
         external_id=custom_id or "",
         state=state,
         raw_status=clean(word, WORD_LENGTH) or "",
         charged_mills=charged,
         steam_offer_id=number(row.get("tradeofferid")),
-        reversible_until=until if _flag(row.get("in_hold")) is not False else None,
+        reversible_until=until if is_held is not False else None,
         provider_reference=number(row.get("buy_id")),
-        is_held=_flag(row.get("in_hold")),
+        is_held=is_held,
         alarm=alarm,
         **item_told(item),
         partner=partner_of_steam_id(row.get("steamid")),
@@ -394,7 +395,7 @@ def _charge(price: object, debited: object) -> tuple[int | None, str | None]:
     the price is booked, which is surely dollars, and a person is told.
     """
     price_mills = None if price is None else dollars(price)
-    if debited is None:
+    if debited is None or (type(debited) is type(price) and debited == price):
         return price_mills, None
     mills = dollars(debited)
     if price_mills is None or abs(mills - price_mills) * 100 <= PLAUSIBLE_PERCENT * price_mills:
@@ -411,6 +412,8 @@ def _hold_end(value: object) -> datetime | None:
 
     SkinsBack's home is east of Greenwich: read as UTC, a bare time is rather too late than early.
     """
+    if value is None:
+        return None
     with suppress(ValueError, OverflowError, OSError):
         if seconds := number(value):
             return sensible(datetime.fromtimestamp(int(seconds), UTC))
@@ -422,8 +425,9 @@ def _hold_end(value: object) -> datetime | None:
 
 def _flag(value: object) -> bool | None:
     """Read a bool that may be shown as 1, "1" or "true"."""
-    words = {"true": True, "1": True, "false": False, "0": False}
-    return words.get(str(value).lower()) if type(value) in (bool, int, str) else None
+    if value is None or isinstance(value, bool):
+        return value
+    return _FLAGS.get(str(value).lower()) if type(value) in (int, str) else None
 
 
 def unreadable(row: Any, custom_id: str, why: str) -> OrderReport:
