@@ -11,8 +11,9 @@ off the queue when it finds that out, and raises whatever Python raises then.
 
 import base64
 import json
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +149,8 @@ class SafeChannel(kombu_redis.Channel):
         super().__init__(*args, **kwargs)
         #: Tags of messages that are taken and noted, and not handed on yet.
         self.noted: set[str] = set()
+        #: What stood among the bindings and is none, so that it is told of once.
+        self._odd_bindings: set[tuple[str, ...]] = set()
         #: Whether what comes now is taken for good.
         self.takes_hints = False
 
@@ -156,6 +159,19 @@ class SafeChannel(kombu_redis.Channel):
         exchange = queue.exchange.name
         kind: Any = self.typeof(exchange)
         self._queue_bind(exchange, *kind.prepare_bind(queue.name, exchange, queue.routing_key, {}))
+
+    def get_table(self, exchange: str) -> list[tuple[str, str, str]]:
+        """Give where an exchange's messages go; left out is what could be no binding.
+
+        One that kombu cannot read would keep every message of the exchange from being published.
+        """
+        table = super().get_table(exchange)
+        odd = [row for row in table if not _is_binding(row)]
+        for row in odd:
+            if row not in self._odd_bindings:
+                self._odd_bindings.add(row)
+                log.error("broker.no_binding", exchange=exchange, parts=len(row))
+        return [row for row in table if row not in odd]
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         """Give a client; one that publishes serves any number of threads, and is made once."""
@@ -221,7 +237,7 @@ class SafeChannel(kombu_redis.Channel):
         if not given:
             raise Empty
         pairs = list(zip(given[::2], given[1::2], strict=True))
-        self.noted = {tag.decode() for _, tag in pairs if tag}
+        self.noted = {tag.decode(errors="replace") for _, tag in pairs if tag}
         for item, tag in pairs:
             message = self._message(item)
             if message is not None:
@@ -270,6 +286,15 @@ class SafeChannel(kombu_redis.Channel):
         except _UNREADABLE:  # also of text that no UTF-8 can write
             return None
         return decoded if is_whole else None
+
+
+def _is_binding(row: Sequence[str]) -> bool:
+    """Say whether it is a routing key, a pattern and a queue, as kombu writes them."""
+    try:
+        re.compile(row[1])
+    except (IndexError, re.error, RecursionError, OverflowError):
+        return False
+    return len(row) == 3 and bool(row[2])
 
 
 def _envelope(queue: str, body: bytes) -> dict[str, Any]:

@@ -89,7 +89,9 @@ ExternalId = Annotated[
     StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$", min_length=1, max_length=64),
     WithJsonSchema({"type": "string", "pattern": _PLAIN_ID}),
 ]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f]+$")]
+#: Whatever has a pattern is text that UTF-8 can write.
+_PRINTABLE = r"^[^\x00-\x1f]+$"
+Text = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=_PRINTABLE)]
 
 
 class CheckoutEvent(BaseModel):
@@ -121,7 +123,9 @@ class CheckoutEvent(BaseModel):
 
     external_id: ExternalId
     account: Annotated[
-        str, BeforeValidator(_main_if_null), StringConstraints(min_length=1, max_length=32)
+        str,
+        BeforeValidator(_main_if_null),
+        StringConstraints(min_length=1, max_length=32, pattern=_PRINTABLE),
     ] = "main"
     catalog_item_id: Text
     expected_price: Annotated[int, Field(strict=True, gt=0, le=MAX_PRICE_CENTS)]

@@ -39,6 +39,7 @@ def context() -> Context:
         if _context is None:
             settings = load_settings()
             made = build_context(settings, threads=settings.worker_threads + 2)
+            clock_guard.check(made)
             register_accounts(made)
             _context = made
     clock_guard.check(_context)

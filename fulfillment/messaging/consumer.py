@@ -45,6 +45,10 @@ class CheckoutConsumer:
             except (*PUBLISH_ERRORS, ServerUnreachable) as error:
                 log.warning("intake.interrupted", reason=type(error).__name__)
                 self._stop.wait(_RETRY_S)
+            except Exception as error:
+                # Nothing is acknowledged, and without a heartbeat `/readyz` tells of it.
+                log.error("intake.failed", reason=type(error).__name__)
+                self._stop.wait(_RETRY_S)
 
     def _consume(self, connection: Connection) -> None:
         self._waiting.clear()
@@ -61,7 +65,6 @@ class CheckoutConsumer:
         with consumer:
             log.info("intake.consuming", queue=checkout_queue.name)
             while not self._stop.is_set():
-                self._pulse.beat()
                 self._bind_again(channel)
                 self._gather(connection)
                 # Taken out first: publishing a dead letter may let more messages in meanwhile.
@@ -69,13 +72,21 @@ class CheckoutConsumer:
                 del self._waiting[: len(group)]
                 if group:
                     self._take(connection, group)
+                self._pulse.beat()  # of a whole turn, or a failure that comes again tells nobody
 
     def _bind_again(self, channel: Any) -> None:
-        """Tell a Redis that was wiped where checkouts go; RabbitMQ tells its consumers."""
+        """Tell a broker where checkouts go, which a Redis forgets with all else when it is wiped.
+
+        RabbitMQ tells its consumers of a queue that is gone, and nobody of a binding.
+        """
         now = self._context.clock.monotonic()
-        if isinstance(channel, SafeChannel) and now >= self._bind_at:
+        if now < self._bind_at:
+            return
+        if isinstance(channel, SafeChannel):
             channel.bind_again(checkout_queue)
-            self._bind_at = now + _BIND_S
+        else:
+            checkout_queue(channel).declare()
+        self._bind_at = now + _BIND_S
 
     def _gather(self, connection: Connection) -> None:
         timeout = _GROUP_S if self._waiting else _IDLE_S

@@ -11,6 +11,7 @@ import base64
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ import msgspec
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
-from fulfillment.broker import store_exchange
+from fulfillment.broker import checkout_queue, store_exchange
 from fulfillment.store.bindings import Binding
 from schemas.messages import CHECKOUT_QUEUE, NEEDS_REVIEW, ORDER_UPDATED, TRADE_REMINDER
 
@@ -63,12 +64,17 @@ def make_publisher(connection: Connection) -> Publisher:
     channel = connection.channel()  # its own: on RabbitMQ what is published on it is counted
     store_exchange(channel).declare()
     if connection.transport.driver_type == "amqp":
+        # An exchange that is declared anew without it would drop the store's checkouts in silence.
+        checkout_queue(channel).declare()
         return _Confirming(connection, channel)
     return _Pushing(channel)
 
 
 class _Confirming:
-    """RabbitMQ: all messages first, then the confirms of all.
+    """RabbitMQ: all messages first, then the confirms of all; but of one order one at a time.
+
+    A queue that is full may refuse one message and take the next, so the second of an order is sent
+    when the first is confirmed: first those of all orders that come first, then the others.
 
     What it can bring to no queue it gives back. Where queues are bound it does not tell: known is
     which routing keys have reached one. Of the others one of a group is sent, and the rest only
@@ -93,7 +99,7 @@ class _Confirming:
         channel.events["basic_nack"].add(self._on_nack)
 
     def publish(self, group: Sequence[Outgoing], within_s: float) -> None:
-        self.confirmed = reached = 0
+        self.confirmed = 0
         self._returned.clear()
         self._unconfirmed.clear()
         deadline = time.monotonic() + within_s
@@ -101,17 +107,26 @@ class _Confirming:
         asked_about: dict[str, bytes] = {}
         unwanted: set[str] = set()
         left_out: list[int] = []
+        rounds = _rounds(group)
+        unsent = set(range(len(group)))
+        present = 0
         try:
-            for place, (key, body, headers) in enumerate(group):
+            for place in sorted(range(len(group)), key=rounds.__getitem__):
+                key, body, headers = group[place]
                 if time.monotonic() > deadline:
                     raise TimeoutError
+                if rounds[place] > present:
+                    present = rounds[place]
+                    self._await_confirms(deadline)
+                    if self._is_refused:
+                        break
                 if key in asked_about:  # once a key: the rest of it need not wait
                     self._await_confirms(deadline)
                     is_back = (key, asked_about.pop(key)) in self._returned
                     (unwanted if is_back else known).add(key)
                 if key in unwanted:
                     left_out.append(place)
-                    reached = place + 1
+                    unsent.discard(place)
                     continue
                 if key not in known:
                     asked_about[key] = body
@@ -120,17 +135,17 @@ class _Confirming:
                 )
                 self._last_tag += 1
                 self._unconfirmed[self._last_tag] = place
-                reached = place + 1
+                unsent.discard(place)
                 self._channel.basic_publish(message, store_exchange.name, key, mandatory=True)
             self._await_confirms(deadline)
         finally:
             # A message behind one that is lost is published again with it: the order is kept.
-            reached = min(self._unconfirmed.values(), default=reached)
+            reached = min({*self._unconfirmed.values(), *unsent}, default=len(group))
             before = self._known_keys
             self.confirmed = self._judged(group[:reached])
             if left_out and self._known_keys - before:
                 # Whoever has begun to listen meanwhile may want these too.
-                self.confirmed = min(self.confirmed, left_out[0])
+                self.confirmed = min(self.confirmed, *left_out)
         if self._is_refused:
             raise OperationalError("the broker refused a message to the store")
 
@@ -190,6 +205,29 @@ class _Confirming:
 
     def _on_nack(self, _tag: int, _multiple: bool) -> None:
         self._is_refused = True
+
+
+class _Named(msgspec.Struct, rename="camel"):
+    """What of a message's body tells whose it is."""
+
+    external_id: str = ""
+
+
+_NAMED = msgspec.json.Decoder(_Named)
+
+
+def _rounds(group: Sequence[Outgoing]) -> list[int]:
+    """Say of each message how many of its order come before it."""
+    before: Counter[str] = Counter()
+    rounds = []
+    for _, body, _ in group:
+        try:
+            name = _NAMED.decode(body).external_id
+        except msgspec.DecodeError:
+            name = ""
+        rounds.append(before[name])
+        before[name] += 1
+    return rounds
 
 
 class _Pushing:

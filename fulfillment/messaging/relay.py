@@ -17,7 +17,7 @@ from fulfillment.crash import crash_point
 from fulfillment.errors import SchemaOutdated, ServerUnreachable
 from fulfillment.log import get_logger
 from fulfillment.messaging.publishing import Outgoing, Publisher, make_publisher
-from fulfillment.services import updates
+from fulfillment.services import clock_guard, updates
 from fulfillment.services.context import Context
 from fulfillment.services.pulse import RELAY, Pulse
 from fulfillment.store import bindings, leases, outbox, replays
@@ -75,14 +75,19 @@ class OutboxRelay:
             except (*PUBLISH_ERRORS, ServerUnreachable, SchemaOutdated) as error:
                 log.warning("relay.waiting", reason=type(error).__name__)
                 self._stop.wait(_RETRY_S)
+            except Exception as error:
+                # Without a heartbeat `/readyz` tells of it.
+                log.error("relay.failed", reason=type(error).__name__)
+                self._stop.wait(_RETRY_S)
 
     def _relay(self, connection: Connection) -> None:
         publisher = make_publisher(connection)
         self._leased_until = self._context.now()  # what it must know is read with the lease
         self._look_at = 0.0
         while not self._stop.is_set():
-            self._pulse.beat()
+            clock_guard.check(self._context)  # the lease goes by it
             pause_s = self._turn(publisher)
+            self._pulse.beat()  # of a whole turn, or a failure that comes again tells nobody
             if not connection.supports_heartbeats:
                 self._stop.wait(pause_s)
                 continue

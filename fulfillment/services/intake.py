@@ -17,10 +17,10 @@ from fulfillment.errors import (
     InvalidBody,
     InvalidInput,
 )
-from fulfillment.services import clock_guard
+from fulfillment.services import backstop, clock_guard
 from fulfillment.services.context import Context
 from fulfillment.store import orders
-from fulfillment.store.engine import repeated
+from fulfillment.store.engine import is_refusal_of_service, repeated
 from fulfillment.store.models import Order
 from fulfillment.store.orders import NewOrder
 from schemas.checkout import CheckoutEvent
@@ -203,8 +203,28 @@ def receive_raw(context: Context, raws: Sequence[Any]) -> list[Received]:
             events[place] = parse_event(raw)
         except InvalidInput as error:
             results[place] = Received(_id_of(raw), error=error)
-    results.update(zip(events, receive(context, list(events.values())), strict=True))
+    results.update(zip(events, _receive_apart(context, list(events.values())), strict=True))
     return [results[place] for place in range(len(raws))]
+
+
+def _receive_apart(context: Context, events: Sequence[CheckoutEvent]) -> list[Received]:
+    """Take checkouts in; one that we fail at, by a bug, is refused and stops no other.
+
+    Where the database says no, all of them are kept for later.
+    """
+    try:
+        return receive(context, events)
+    except Exception as error:
+        if isinstance(error, FulfillmentError) or is_refusal_of_service(error):
+            raise
+        if len(events) > 1:
+            middle = len(events) // 2
+            halves = (events[:middle], events[middle:])
+            return [each for half in halves for each in _receive_apart(context, half)]
+        (event,) = events
+        backstop.set_aside(event.external_id, error)
+        reason = f"we fail at this checkout ({type(error).__name__}); it is not taken in"
+        return [Received(event.external_id, error=InvalidInput(None, reason))]
 
 
 def receive_bodies(context: Context, bodies: Sequence[bytes]) -> list[Received]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from fulfillment.clock import Comparison
 from fulfillment.crash import crash_point
 from fulfillment.errors import (
     FulfillmentError,
@@ -285,11 +286,18 @@ def check_readiness(context: Context) -> list[Check]:
         return checks
     with context.database.transaction() as session:
         beats = leases.heartbeats(session, context.now())
-        is_right = clock_guard.is_right(context, session)
-    detail = "this machine's clock and the database's are over a minute apart"
-    checks.append(Check("clock", is_right, "" if is_right else detail))
+        checks.append(_check_clock(clock_guard.compare(context, session)))
     checks += [_check_pulse(context, beats, part) for part in _TURNING]
     return [*checks, _check_checks(context)]
+
+
+def _check_clock(compared: Comparison) -> Check:
+    by_s = round(compared.ahead.total_seconds())
+    word = "ahead of" if by_s > 0 else "behind"
+    detail = f"this machine's clock is {abs(by_s)} s {word} the database's"
+    is_ok = clock_guard.is_right(compared)
+    detail += ", which is gone by" if is_ok else ": nothing is done before one of them is set right"
+    return Check("clock", is_ok, detail if by_s else "")
 
 
 def _check_checks(context: Context) -> Check:

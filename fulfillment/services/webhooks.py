@@ -4,6 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from fulfillment.crash import crash_point
 from fulfillment.errors import ConfigurationError, ProviderError
 from fulfillment.log import get_logger
 from fulfillment.providers.base import is_fresh
-from fulfillment.services import backstop, pulse
+from fulfillment.services import backstop, clock_guard, pulse
 from fulfillment.services.context import Context
 from fulfillment.services.merchants import is_strange
 from fulfillment.services.reconciliation import webhook_heartbeat
@@ -68,9 +69,10 @@ def take(context: Context, account: str, headers: Mapping[str, str], body: bytes
     """Verify and store one delivery.
 
     Raises WebhookRejected (nothing is stored), ConfigurationError for an account that is not set,
-    ServerUnreachable.
+    ServerUnreachable, WrongClock.
     """
     notice = context.provider(account).read_webhook(headers, body)
+    clock_guard.check(context)  # when it is applied goes by it
     return _keep(context, account, notice, _digest(notice, body))
 
 
@@ -85,11 +87,27 @@ def _keep(context: Context, account: str, notice: WebhookNotice, digest: str) ->
         if order is None:
             return Taken(Verdict.UNKNOWN_ORDER)
         delivery_id = inbox.add(session, account, order.id, digest, notice.signed_at, report, now)
+        if delivery_id is None and _is_heard_again(context, account, notice, order, now):
+            delivery_id = inbox.add_again(session, account, digest, now)
         pulse.beat_seldom(context, session, webhook_heartbeat(account))
         crash_point("webhook.before_commit")
     crash_point("webhook.after_commit")
     verdict = Verdict.STORED if delivery_id else Verdict.KNOWN
     return Taken(verdict, delivery_id, order.external_id)
+
+
+def _is_heard_again(
+    context: Context, account: str, notice: WebhookNotice, order: Order, now: datetime
+) -> bool:
+    """Say whether a hint that came before is to have its order asked about once more.
+
+    What it says is not signed, so that somebody may have said it before it was true. Where the
+    order is asked about soon anyway, that will do.
+    """
+    if notice.identity is None or order.account != account:
+        return False
+    soon = now + timedelta(seconds=context.settings.poll_min_interval_s)
+    return order.next_poll_at is None or order.next_poll_at > soon
 
 
 def _find(session: Session, account: str, notice: WebhookNotice) -> Order | None:

@@ -26,11 +26,13 @@ def bring_back(context: Context) -> None:
         claimed_until=now + timedelta(seconds=LONGEST_LEASE_S),
         next_attempt_at=now + _LONGEST_WAIT,
         next_poll_at=now + _OTHER_SETTINGS * schedule.longest_watch_gap(context),
+        next_watch_at=now + _OTHER_SETTINGS * context.stalled_after,
     )
     with context.database.transaction() as session:
         if not leases.is_right(session, now):
             return
         found = wrong_clocks.bring_back_orders(session, latest, now)
+        found += wrong_clocks.bring_back_deliveries(session, latest.claimed_until, now)
         found += wrong_clocks.bring_back_posts(session, now)
         of_accounts = wrong_clocks.bring_back_accounts(session, 2 * LONGEST_PAUSE, now)
     if found:

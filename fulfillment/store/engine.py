@@ -224,6 +224,11 @@ def repeated(act: Callable[P, T]) -> Callable[P, T]:
     return acting
 
 
+def is_refusal_of_service(error: BaseException) -> bool:
+    """Say whether the database refused whatever was asked, and not what it was asked to keep."""
+    return isinstance(error, psycopg.Error) and not isinstance(error, psycopg.DataError)
+
+
 def _is_conflict(original: BaseException | None) -> bool:
     return isinstance(original, psycopg.Error) and original.sqlstate in _CONFLICTS
 

@@ -39,6 +39,19 @@ def add(
     return row.id if row else None
 
 
+def add_again(session: Session, account: str, digest: str, now: datetime) -> int | None:
+    """Have a delivery that was applied applied once more; give its id, None where it waits."""
+    row = session.one(
+        """
+            UPDATE webhook_deliveries SET next_apply_at = %(now)s
+             WHERE account = %(account)s AND digest = %(digest)s AND applied_at IS NOT NULL
+               AND next_apply_at IS NULL RETURNING id
+            """,
+        {"account": account, "digest": digest, "now": now},
+    )
+    return row.id if row else None
+
+
 def claim(
     session: Session, now: datetime, until: datetime, limit: int
 ) -> list[tuple[int, str, int, dict[str, Any] | None]]:

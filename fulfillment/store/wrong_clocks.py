@@ -16,12 +16,15 @@ class Latest(NamedTuple):
     claimed_until: datetime
     next_attempt_at: datetime
     next_poll_at: datetime
+    next_watch_at: datetime
 
 
 _FAR_OFF = """
     SELECT id FROM orders WHERE next_attempt_at > %(far_attempt)s
     UNION SELECT id FROM orders WHERE next_attempt_at IS NOT NULL AND claimed_until > %(far_claim)s
     UNION SELECT id FROM orders WHERE next_poll_at > %(far_poll)s
+    UNION SELECT id FROM orders WHERE next_watch_at > %(far_watch)s
+       AND next_watch_at > coalesce(trade_deadline_at, '-infinity') + interval '1 hour'
     LIMIT %(limit)s
 """
 # A claim goes on for a while: its holder may live, and believes in it.
@@ -31,12 +34,13 @@ _BRING_BACK = """
                                 ELSE claimed_until END,
            next_attempt_at = CASE WHEN next_attempt_at > %(attempt)s THEN %(now)s
                                   ELSE next_attempt_at END,
-           next_poll_at = CASE WHEN next_poll_at > %(poll)s THEN %(now)s ELSE next_poll_at END
+           next_poll_at = CASE WHEN next_poll_at > %(poll)s THEN %(now)s ELSE next_poll_at END,
+           next_watch_at = CASE WHEN next_watch_at > %(watch)s THEN %(now)s ELSE next_watch_at END
      WHERE id IN (SELECT id FROM orders WHERE id = ANY(%(ids)s) ORDER BY id FOR UPDATE SKIP LOCKED)
     RETURNING external_id
 """
 _MOST_BACK = 500
-_TIMES = ("claim", "attempt", "poll")
+_TIMES = ("claim", "attempt", "poll", "watch")
 
 
 def bring_back_orders(session: Session, latest: Latest, now: datetime) -> list[str]:
@@ -48,6 +52,18 @@ def bring_back_orders(session: Session, latest: Latest, now: datetime) -> list[s
         return []
     back = session.rows(_BRING_BACK, {**times, "now": now, "ids": ids})
     return [name for (name,) in back]
+
+
+def bring_back_deliveries(session: Session, latest: datetime, now: datetime) -> list[str]:
+    """Make stored webhooks due that are put off for longer than is possible; name their orders."""
+    rows = session.rows(
+        """
+            UPDATE webhook_deliveries d SET next_apply_at = %(now)s FROM orders o
+             WHERE d.next_apply_at > %(latest)s AND o.id = d.order_id RETURNING o.external_id
+            """,
+        {"latest": latest + APART, "now": now},
+    )
+    return [name for (name,) in rows]
 
 
 def bring_back_posts(session: Session, now: datetime) -> list[str]:

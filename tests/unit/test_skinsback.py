@@ -345,22 +345,23 @@ def test_an_answer_about_something_else_is_an_outage(items: Any) -> None:
 # --- money, quotes, recipients
 
 
-@pytest.mark.parametrize(
-    ("fields", "mills"),
-    [
-        ({"balance": "1250.500"}, 1_250_500),
-        ({"balance": 93_787.5, "balance_in_currencies": {"usd": "1250.500"}}, 1_250_500),
-        ({"balance": 5, "balance_in_currencies": {"eur": "1.0"}}, 5_000),
-    ],
-)
-def test_the_wallet_is_read_in_dollars(fields: dict[str, Any], mills: int) -> None:
-    assert saying({"status": "success", **fields}).wallet_mills() == mills
+@pytest.mark.parametrize("usd", ["1250.500", 1250.5])
+def test_the_wallet_is_read_in_dollars(usd: Any) -> None:
+    fields = {"balance": 93_787.5, "balance_in_currencies": {"usd": usd}}
+    assert saying({"status": "success", **fields}).wallet_mills() == 1_250_500
 
 
 @pytest.mark.parametrize("balance", [None, "", "1.2345", "1,5", -1, True, "NaN", [], "1e400"])
 def test_a_wallet_that_is_not_exact_is_refused(balance: Any) -> None:
+    fields = {"balance": "5.000", "balance_in_currencies": {"usd": balance}}
     with pytest.raises(ProviderNotReached):
-        saying({"status": "success", "balance": balance}).wallet_mills()
+        saying({"status": "success", **fields}).wallet_mills()
+
+
+@pytest.mark.parametrize("currencies", [{}, {"balance_in_currencies": {"eur": "1.0"}}])
+def test_a_balance_in_nobody_knows_what_is_refused(currencies: dict[str, Any]) -> None:
+    with pytest.raises(ProviderNotReached):
+        saying({"status": "success", "balance": "91250.000", **currencies}).wallet_mills()
 
 
 def test_a_name_is_matched_exactly_and_the_cheapest_counts() -> None:

@@ -341,11 +341,14 @@ def is_available(fields: Mapping[str, Any]) -> bool:
 
 
 def read_wallet(fields: Mapping[str, Any]) -> int:
-    """Read the balance in mills, by preference where it says dollars. Raises Unusable."""
+    """Read the balance in mills where it says dollars. Raises Unusable.
+
+    The bare `balance` may be in another currency (section 5.7): 75 times what is there.
+    """
     currencies = fields.get("balance_in_currencies")
     if isinstance(currencies, dict) and currencies.get("usd") is not None:
         return dollars(currencies["usd"])
-    return dollars(fields.get("balance"))
+    raise Unusable("expected balance_in_currencies.usd")
 
 
 def read_purchase(row: Any) -> Purchase:
