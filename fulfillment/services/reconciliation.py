@@ -32,9 +32,10 @@ from schemas.provider import OrderReport
 
 log = get_logger(__name__)
 
-#: So many are claimed at once, and so often by one tick.
+#: So many are claimed by one statement, so many statements at once, and so many by one tick.
 _CLAIM_LIMIT = 500
-_MOST_CLAIMS = 20
+_CLAIMS_AT_ONCE = 2
+_MOST_CLAIMED = 10_000
 #: So many are asked about by one task, and written down together.
 _BATCH = 100
 _LOOKUPS_A_BATCH = 5
@@ -72,17 +73,19 @@ def poll_due(context: Context) -> Iterator[Batch]:
     with context.database.transaction() as session:
         leases.beat(session, pulse.POLL, now)
     for account in context.settings.accounts:
-        claimed = 0
+        if not _is_next(context, account, now):
+            continue
         lookup_limit = context.provider(account).lookup_limit
         size = _BATCH if lookup_limit == 1 else lookup_limit * _LOOKUPS_A_BATCH
-        for _ in range(_MOST_CLAIMS if _is_next(context, account, now) else 0):
-            members = _claim(context, account, claimed)
-            crash_point("poll.claimed", members)
-            for start in range(0, len(members), size):
-                yield make_batch(account, "", members[start : start + size])
-            claimed += len(members)
-            if len(members) < _CLAIM_LIMIT:
-                break
+        claimed, at_once, is_full = 0, 1, True
+        while is_full and claimed < _MOST_CLAIMED:
+            for members in _claim_at_once(context, account, claimed, at_once):
+                crash_point("poll.claimed", members)
+                for start in range(0, len(members), size):
+                    yield make_batch(account, "", members[start : start + size])
+                claimed += len(members)
+                is_full = is_full and len(members) == _CLAIM_LIMIT
+            at_once = _CLAIMS_AT_ONCE  # there are many: claiming is not to be what they wait for
 
 
 @repeated
@@ -96,6 +99,18 @@ def _is_next(context: Context, account: str, now: datetime) -> bool:
         # Two ticks at once would each claim what the budget lets one of them ask.
         lease, holder = f"poll:{account}", uuid.uuid4().hex
         return leases.acquire(session, lease, holder, now, now + _TICK_GAP)
+
+
+def _claim_at_once(context: Context, account: str, claimed: int, at_once: int) -> list[list[Due]]:
+    if at_once == 1:
+        return [_claim(context, account, claimed)]
+    with context.threads.pool(at_once, "claim") as executor:
+        flying = [
+            executor.submit(_claim, context, account, claimed + place * _CLAIM_LIMIT)
+            for place in range(at_once)
+        ]
+        context.threads.all_done(flying)
+        return [future.result() for future in flying]
 
 
 def _claim(context: Context, account: str, claimed: int) -> list[Due]:

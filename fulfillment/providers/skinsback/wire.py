@@ -366,7 +366,7 @@ def read_purchase(row: Any) -> Purchase:
     report = OrderReport(
         external_id=custom_id or "",
         state=state,
-        raw_status=clean(word, WORD_LENGTH) or "",
+        raw_status=word if word in STATES else clean(word, WORD_LENGTH) or "",
         charged_mills=charged,
         steam_offer_id=number(row.get("tradeofferid")),
         reversible_until=until if is_held is not False else None,
