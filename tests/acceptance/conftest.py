@@ -10,6 +10,7 @@ import redis
 from psycopg import sql
 from sqlalchemy.engine import make_url
 
+from fulfillment.devstack.redis import EmbeddedRedis
 from fulfillment.devstack.stack import CHILDREN, StackOptions
 from tests.acceptance.driver import SPEED, Driver, running_stack, until
 from tests.servers import own_vhost, server
@@ -64,3 +65,17 @@ def redis_url() -> Iterator[str]:
     yield url
     client.flushdb()
     client.close()
+
+
+@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
+def broker(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Give the address of a broker that nobody else uses."""
+    if request.param == "rabbitmq":
+        yield request.getfixturevalue("broker_url")
+        return
+    server = EmbeddedRedis(tmp_path_factory.mktemp("redis"))
+    url = server.start()
+    yield f"{url}?virtual_host=3"
+    server.stop()

@@ -79,6 +79,7 @@ def test_bytes_that_are_no_message_are_put_aside_and_nobody_dies(
         _envelope(queue, body=["o1"]),
         _envelope(queue, body="\ud800", properties={"body_encoding": None}),
         _envelope(queue, properties={"delivery_tag": "\ud800"}),
+        _envelope(queue, properties={"delivery_tag": "TAG"}).encode().replace(b"TAG", b"\xff\xfe"),
         '{"body": ' + "[" * 3000 + "]" * 3000 + "}",
         _envelope(queue, headers=5),
         _envelope(queue, headers={"compression": "application/x-gzip"}),

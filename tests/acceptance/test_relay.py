@@ -13,31 +13,17 @@ from kombu.exceptions import OperationalError
 from structlog.testing import capture_logs
 
 from fulfillment.broker import connect, store_exchange
-from fulfillment.devstack.redis import EmbeddedRedis
 from fulfillment.messaging.publishing import Outgoing, Publisher, make_publisher
 from fulfillment.messaging.relay import SIGNATURE_HEADER, OutboxRelay, signature
 from fulfillment.services import updates
 from fulfillment.services.context import Context
+from fulfillment.services.operations import check_readiness
 from fulfillment.store.bindings import Audience
 from tests.conftest import MakeContext
 from tests.servers import rabbitmqctl
 from tests.support import FakeClock, checkout, receive, rows, run_chain, until
 
 BODY = b'{"name": "\xe2\x98\x85 Karambit"}'
-
-
-@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
-def broker(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """Give the address of a broker that nobody else uses."""
-    if request.param == "rabbitmq":
-        yield request.getfixturevalue("broker_url")
-        return
-    server = EmbeddedRedis(tmp_path_factory.mktemp("redis"))
-    url = server.start()
-    yield f"{url}?virtual_host=3"
-    server.stop()
 
 
 @pytest.fixture
@@ -172,6 +158,36 @@ def test_what_rabbitmq_refuses_and_all_behind_it_is_not_confirmed(context: Conte
         assert publisher.confirmed <= len(taken(queue)) < 10
 
 
+def test_an_orders_messages_keep_their_order_at_a_queue_that_is_full_now_and_then(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue that refuses one message may have room for the next."""
+    if not context.settings.is_amqp:
+        pytest.skip("Redis refuses nothing for a queue's length")
+    monkeypatch.setattr("fulfillment.messaging.relay._RETRY_S", 0.01)
+    full = {"x-max-length": 4, "x-overflow": "reject-publish"}
+    with (
+        connect(context.settings) as connection,
+        bound(connection, "tight", "order.#", queue_arguments=full) as queue,
+    ):
+        placed = receive(context, *(checkout() for _ in range(8)))
+        run_chain(context)
+        heard: list[kombu.Message] = []
+
+        def hear() -> bool:
+            heard.extend(taken(queue))
+            return is_all_published(context)
+
+        with relaying(context):
+            until(hear)
+        heard += taken(queue)
+
+    for order in placed:
+        known = sequences(heard)[order.external_id]
+        first = [number for place, number in enumerate(known) if number not in known[:place]]
+        assert first == [1, 2, 3, 4, 5]
+
+
 def test_a_relay_whose_connection_breaks_publishes_the_rest_on_a_new_one(context: Context) -> None:
     stop = threading.Event()
     with connect(context.settings) as first:
@@ -223,6 +239,27 @@ def is_all_published(context: Context) -> bool:
 
 def is_unheard(context: Context) -> bool:
     return updates.audience(context).missing_since is not None
+
+
+def test_a_turn_that_fails_is_tried_again_and_readyz_tells_of_it(
+    context: Context, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fulfillment.messaging.relay._RETRY_S", 0.01)
+    failing = mock.Mock(side_effect=OverflowError)
+    with relaying(context):
+        until(lambda: relay_is_ready(context))
+        with mock.patch.object(OutboxRelay, "_turn", failing):
+            until(lambda: failing.called)
+            clock.advance(31)
+            before = failing.call_count
+            until(lambda: failing.call_count > before + 2)
+            assert not relay_is_ready(context)
+            receive(context, checkout())
+        until(lambda: is_all_published(context) and relay_is_ready(context))
+
+
+def relay_is_ready(context: Context) -> bool:
+    return all(check.is_ok for check in check_readiness(context) if check.name == "relay")
 
 
 def wipe(connection: kombu.Connection) -> None:
@@ -290,6 +327,22 @@ def test_what_is_told_again_waits_for_a_store_that_does_not_take_it_and_news_do_
 
     assert len(heard) == 5 + 2 + 5
     assert all(sequences(heard)[order.external_id] == [1, 1] for order in old)
+
+
+def test_a_binding_that_is_none_keeps_nothing_from_the_store(context: Context) -> None:
+    if context.settings.is_amqp:
+        pytest.skip("RabbitMQ's bindings are its own")
+    with connect(context.settings) as connection, bound(connection, "sane", "order.#") as queue:
+        channel: Any = connection.default_channel
+        with channel.conn_or_acquire() as client:
+            client.sadd(f"_kombu.binding.{store_exchange.name}", "garbage")
+            client.sadd(f"_kombu.binding.{store_exchange.name}", "order.[\x06\x16order.[\x06\x16q")
+        placed = receive(context, *(checkout() for _ in range(3)))
+        with relaying(context):
+            until(lambda: is_all_published(context))
+        heard = sequences(taken(queue))
+
+    assert heard == {order.external_id: [1] for order in placed}
 
 
 def test_a_new_relay_on_a_redis_that_was_not_wiped_tells_nothing_again(context: Context) -> None:

@@ -292,3 +292,17 @@ def test_accounts_with_new_orders_are_named_for_dispatch_once_each(shop: Context
 @pytest.mark.parametrize("text", ["火蛇", "★ Karambit | Doppler", "StatTrak™ AWP"])
 def test_names_in_any_script_are_kept(context: Context, text: str) -> None:
     assert receive_one(context, marketHashName=text).market_hash_name == text
+
+
+def test_an_account_that_no_utf8_can_write_is_refused_by_field_also_of_a_known_order(
+    context: Context,
+) -> None:
+    raw = checkout()
+    (order,) = receive(context, raw)
+
+    odd, good = send(context, raw | {"account": "\ud800"}, checkout())
+
+    assert isinstance(odd.error, InvalidInput)
+    assert odd.error.field == "account"
+    assert (good.status, good.error) == (S.RECEIVED, None)
+    assert again(context, order) == order

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 from kombu import Connection, Consumer, Exchange, Message, Queue
+from structlog.testing import capture_logs
 
 from fulfillment import redis_channel
 from fulfillment.devstack.redis import EmbeddedRedis
@@ -19,6 +20,19 @@ from tests.support import until
 
 EXCHANGE = Exchange("test.events", type="topic", durable=True)
 QUEUE = Queue("test.taken", EXCHANGE, routing_key="taken", durable=True)
+#: Where Redis keeps what is bound to the exchange, and how kombu parts a member of it.
+BINDINGS = f"_kombu.binding.{EXCHANGE.name}"
+SEP = b"\x06\x16"
+ODD_BINDINGS = {
+    "text": b"garbage",
+    "no text": b"\xff\xfe",
+    "nothing": b"",
+    "two parts": SEP.join([b"taken", b"^taken$"]),
+    "four parts": SEP.join([b"taken", b"^taken$", b"test.other", b"more"]),
+    "no pattern": SEP.join([b"order.[", b"order.[", b"test.other"]),
+    "too large a pattern": SEP.join([b"x", b"x{99999999999}", b"test.other"]),
+    "no queue": SEP.join([b"taken", b"^taken$", b""]),
+}
 #: A consumer that dies of the first message before it looks at it.
 DOOMED = """
 import os, signal, sys
@@ -154,6 +168,39 @@ def test_bytes_that_are_no_message_are_told_once_and_hold_nothing_up(
 
     assert (got[0], got[-1]) == ("before", "after")
     assert client.keys("unacked*") == []
+
+
+@pytest.mark.parametrize("tag", [b"\xff\xfe", rb"\ud800", rb"\u0000", b""])
+def test_a_message_with_an_odd_tag_is_told_once_and_holds_nothing_up(
+    connection: Connection, client: redis.Redis, drain: Drain, tag: bytes
+) -> None:
+    publish(connection, "before")
+    client.lpush(
+        "test.taken",
+        b'{"body": "", "headers": {}, "content-type": "x", "content-encoding": "utf-8", '
+        b'"properties": {"delivery_tag": "' + tag + b'", '
+        b'"delivery_info": {"exchange": "", "routing_key": "x"}}}',
+    )
+    publish(connection, "after")
+
+    got = drain(3)
+
+    assert (got[0], got[-1]) == ("before", "after")
+    assert client.keys("unacked*") == []
+
+
+@pytest.mark.parametrize("odd", ODD_BINDINGS.values(), ids=ODD_BINDINGS)
+def test_what_stands_among_the_bindings_and_is_none_is_told_once_and_bound_is_what_is(
+    connection: Connection, client: redis.Redis, drain: Drain, odd: bytes
+) -> None:
+    publish(connection, "before")
+    client.sadd(BINDINGS, odd)
+
+    with capture_logs() as logs:
+        publish(connection, "after", "and after")
+
+    assert drain(3) == ["before", "after", "and after"]
+    assert [line["event"] for line in logs] == ["broker.no_binding"]
 
 
 def test_a_full_redis_keeps_its_messages_until_it_has_room(

@@ -16,14 +16,20 @@ from fulfillment.services import (
     invariants,
     operations,
     outages,
+    reconciliation,
     standin,
     sweep,
+    watchdog,
+    webhooks,
 )
 from fulfillment.services.context import Context
-from fulfillment.store import doubts, leases, orders, purchases
+from fulfillment.services.webhooks import Verdict
+from fulfillment.store import doubts, inbox, leases, orders, purchases
 from fulfillment.store.engine import Database
+from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
-from schemas.provider import ReportState
+from schemas.messages import TRADE_REMINDER
+from schemas.provider import ReportState, WebhookNotice
 from tasks import base
 from tasks.sweep import resume_stuck
 from tasks.watchdog import watch_trade_windows
@@ -33,7 +39,9 @@ from tests.support import (
     again,
     checkout,
     gather,
+    messages_of,
     receive_one,
+    report,
     rows,
     run_chain,
     run_sweep,
@@ -198,3 +206,68 @@ def test_a_task_of_a_process_with_a_wrong_clock_does_nothing(
     assert watch_trade_windows() == {"failed": "WrongClock"}
     assert resume_stuck() == {"failed": "WrongClock"}
     assert again(context, order).status is S.RECEIVED
+
+
+def notice(order: Order, now: datetime) -> WebhookNotice:
+    """Write what a provider signs now of an order that it has delivered."""
+    told = report(ReportState.COMPLETED, order.external_id, charged_mills=6120)
+    return WebhookNotice(order.external_id, now, told)
+
+
+@pytest.mark.parametrize("minutes", [30 * 24 * 60, -2])
+def test_a_webhook_is_not_stored_by_a_clock_that_is_wrong_and_is_by_the_next_that_is_right(
+    context: Context, provider: FakeProvider, minutes: int
+) -> None:
+    """The provider sends it again; with a due time of next month it would not be heard."""
+    clock = OwnClock()
+    clock.ahead = timedelta(minutes=minutes)
+    order = receive_one(context)
+    run_chain(context)
+    provider.notice = notice(order, context.now())
+
+    with pytest.raises(WrongClock):
+        webhooks.take(replace(context, clock=clock), "main", {}, b"{}")
+    stored = rows(context, "SELECT 1 FROM webhook_deliveries")
+    taken = webhooks.take(replace(context, clock=OwnClock()), "main", {}, b"{}")
+
+    assert stored == []
+    assert taken.verdict is Verdict.STORED
+
+
+def test_a_webhook_that_it_stored_is_applied_by_the_others(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    ahead = replace(context, clock=FakeClock(clock.now() + timedelta(days=30)), next_beats={})
+    placed = [receive_one(context) for _ in range(2)]
+    run_chain(context)
+    for order in placed:
+        provider.notice = notice(order, ahead.now())
+        webhooks.take(ahead, "main", {}, order.external_id.encode())
+    with ahead.database.transaction() as session:  # taken up, and then it died
+        inbox.claim(session, ahead.now(), ahead.now() + ahead.lease, 1)
+    before = webhooks.apply_deliveries(context)
+
+    invariants.check(context)
+    applied = webhooks.apply_deliveries(context)
+
+    assert before == []
+    assert sorted(applied) == sorted(order.external_id for order in placed)
+    assert {again(context, order).status for order in placed} == {S.COMPLETED}
+
+
+def test_a_trade_window_that_it_put_off_is_watched_in_time(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = receive_one(context)
+    run_chain(context)
+    sent_at = clock.now() - timedelta(seconds=301)
+    provider.says(order.external_id, ReportState.SENT, reported_at=sent_at)
+    reconciliation.poll_orders(context, "main", [order.id])
+    with context.database.transaction() as session:
+        orders.set_due(session, [order.id], next_watch_at=clock.now() + timedelta(days=30))
+    before = watchdog.watch_trade_windows(context)
+
+    invariants.check(context)
+
+    assert (before, watchdog.watch_trade_windows(context)) == ([], [order.external_id])
+    assert [m["type"] for m in messages_of(context, order)].count(TRADE_REMINDER) == 1

@@ -1,0 +1,198 @@
+"""The checkouts' queue on real brokers: it is bound again, and nothing ends its consumer."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import kombu
+import pytest
+from structlog.testing import capture_logs
+
+from fulfillment.broker import checkout_queue, connect, dead_queue, store_exchange
+from fulfillment.clock import SystemClock
+from fulfillment.messaging import consumer
+from fulfillment.messaging.consumer import CheckoutConsumer
+from fulfillment.messaging.publishing import make_publisher
+from fulfillment.services import operations
+from fulfillment.services.context import Context
+from schemas.messages import CHECKOUT_KEY
+from tests.conftest import MakeContext
+from tests.support import FakeClock, FakeProvider, checkout, receive, rows, until
+
+
+@pytest.fixture
+def context(make_context: MakeContext, provider: FakeProvider, broker: str) -> Context:
+    return make_context(provider, broker_url=broker)
+
+
+@pytest.fixture
+def own(context: Context) -> Context:
+    """Give a context in which time passes by itself."""
+    return replace(context, clock=SystemClock())
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the consumer wait for little; no worker is there to hear its hints."""
+    for name in ("_IDLE_S", "_RETRY_S", "_BIND_S"):
+        monkeypatch.setattr(consumer, name, 0.05)
+    monkeypatch.setattr(consumer, "hint", lambda *_: False)
+
+
+@pytest.fixture
+def connection(context: Context) -> Iterator[kombu.Connection]:
+    """Give a store's connection, with the queues empty."""
+    with connect(context.settings, confirm=True) as made:
+        for queue in (checkout_queue, dead_queue):
+            queue(made.default_channel).declare()
+            queue(made.default_channel).purge()
+        yield made
+
+
+@contextmanager
+def consuming(context: Context) -> Iterator[threading.Thread]:
+    """Run a consumer beside the block, as `fulfillment intake` does."""
+    stop = threading.Event()
+    thread = threading.Thread(target=CheckoutConsumer(context, stop).run)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        stop.set()
+        thread.join()
+
+
+def send(connection: kombu.Connection, event: dict[str, Any]) -> None:
+    """Publish a checkout as a store does; json writes half a surrogate pair in ASCII."""
+    connection.Producer(exchange=store_exchange).publish(
+        json.dumps(event).encode(),
+        routing_key=CHECKOUT_KEY,
+        content_type="application/json",
+        content_encoding="utf-8",
+    )
+
+
+def is_stored(context: Context, event: dict[str, Any]) -> bool:
+    query = "SELECT 1 FROM orders WHERE external_id = %(name)s"
+    return bool(rows(context, query, name=event["externalId"]))
+
+
+def arrives(connection: kombu.Connection, context: Context, event: dict[str, Any]) -> bool:
+    """Send a checkout once more, which is safe, and say whether one of it has come."""
+    send(connection, event)
+    return is_stored(context, event)
+
+
+def intake_is_ready(context: Context) -> bool:
+    (found,) = [each for each in operations.check_readiness(context) if each.name == "intake"]
+    return found.is_ok
+
+
+def test_a_known_checkout_with_an_account_that_is_no_text_is_put_aside_and_the_others_are_taken(
+    context: Context, connection: kombu.Connection
+) -> None:
+    known, good = checkout(), [checkout() for _ in range(5)]
+    receive(context, known)
+    for event in (*good[:2], known | {"account": "\ud800"}, *good[2:]):
+        send(connection, event)
+
+    with consuming(context) as thread:
+        until(lambda: all(is_stored(context, event) for event in good))
+        letter = until(lambda: dead_queue(connection.default_channel).get(no_ack=True))
+        is_alive = thread.is_alive()
+
+    assert is_alive
+    assert json.loads(letter.body)["externalId"] == known["externalId"]
+
+
+def test_a_turn_that_fails_is_tried_again_and_readyz_tells_of_it(
+    context: Context,
+    connection: kombu.Connection,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gather, event = CheckoutConsumer._gather, checkout()
+    failures: list[Exception] = []
+
+    def failing(self: CheckoutConsumer, connection: kombu.Connection) -> None:
+        failures.append(OverflowError("canary-detail"))
+        raise failures[-1]
+
+    with consuming(context) as thread:
+        until(lambda: intake_is_ready(context))
+        with capture_logs() as logs:
+            monkeypatch.setattr(CheckoutConsumer, "_gather", failing)
+            until(lambda: failures)
+            clock.advance(31)
+            seen = len(failures)
+            until(lambda: len(failures) > seen + 2 or not thread.is_alive())
+        assert thread.is_alive()
+        assert not intake_is_ready(context)
+        send(connection, event)
+        monkeypatch.setattr(CheckoutConsumer, "_gather", gather)
+        until(lambda: is_stored(context, event) and intake_is_ready(context))
+
+    told = {(line["event"], line.get("reason")) for line in logs}
+    assert ("intake.failed", "OverflowError") in told
+    assert "canary" not in str(logs)
+
+
+def on_rabbitmq(context: Context) -> None:
+    if not context.settings.is_amqp:
+        pytest.skip("a Redis has no exchanges, and its bindings are bound again as after a wipe")
+
+
+def test_checkouts_come_again_after_their_queue_was_unbound(
+    own: Context, connection: kombu.Connection
+) -> None:
+    on_rabbitmq(own)
+    with consuming(own):
+        first, later = checkout(), checkout()
+        until(lambda: arrives(connection, own, first))
+        checkout_queue(connection.default_channel).unbind_from(store_exchange, CHECKOUT_KEY)
+
+        until(lambda: arrives(connection, own, later))
+
+
+def test_checkouts_come_again_after_the_exchange_was_deleted(
+    own: Context, connection: kombu.Connection
+) -> None:
+    on_rabbitmq(own)
+    with consuming(own) as thread:
+        first, later = checkout(), checkout()
+        until(lambda: arrives(connection, own, first))
+        store_exchange(connection.default_channel).delete()
+        until(lambda: is_there(own))
+
+        until(lambda: arrives(connection, own, later))
+        assert thread.is_alive()
+
+
+def is_there(context: Context) -> bool:
+    """Say whether the exchange is; asking for one that is not costs the channel."""
+    with connect(context.settings) as connection:
+        try:
+            store_exchange(connection.default_channel).declare(passive=True)
+        except connection.channel_errors:
+            return False
+    return True
+
+
+def test_a_relay_that_declares_the_exchange_anew_binds_the_checkouts_queue_as_well(
+    context: Context, connection: kombu.Connection
+) -> None:
+    """What the store sends to an exchange that has no queue is confirmed, and dropped."""
+    on_rabbitmq(context)
+    event = checkout()
+    checkout_queue(connection.default_channel).delete()
+    store_exchange(connection.default_channel).delete()
+
+    with connect(context.settings) as other:
+        make_publisher(other)
+        send(connection, event)
+
+    message = until(lambda: checkout_queue(connection.default_channel).get(no_ack=True))
+    assert json.loads(message.body) == event

@@ -1,0 +1,218 @@
+"""Skinslink's webhooks, of which only an id is signed: each is a question, none an answer."""
+
+import base64
+import hashlib
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from fulfillment.errors import ProviderRefused
+from fulfillment.providers.skinslink import webhook
+from fulfillment.services import webhooks
+from fulfillment.services.context import Context
+from fulfillment.services.webhooks import Verdict
+from fulfillment.store.models import Order
+from schemas.enums import FailureCode
+from schemas.enums import OrderStatus as S
+from schemas.messages import NEEDS_REVIEW
+from schemas.provider import ReportState as R
+from schemas.provider import WebhookNotice
+from tests.conftest import SECRET, MakeContext
+from tests.support import (
+    NAME,
+    FakeClock,
+    FakeProvider,
+    again,
+    messages_of,
+    receive_one,
+    report,
+    rows,
+    run_chain,
+    run_polls,
+    run_ticks,
+    view,
+)
+
+#: The provider's own id of the purchase, which is all that it signs.
+PURCHASE = 178
+TOLD: dict[str, Any] = {
+    "charged_mills": 6120,
+    "provider_reference": str(PURCHASE),
+    "item_name": NAME,
+}
+
+
+class Skinslink(FakeProvider):
+    """A provider in memory that signs as Skinslink does."""
+
+    def read_webhook(self, headers: Any, body: bytes) -> Any:
+        return webhook.read(body, (SECRET,))
+
+
+@pytest.fixture
+def provider() -> Skinslink:
+    return Skinslink()
+
+
+@pytest.fixture
+def context(make_context: MakeContext, provider: Skinslink) -> Context:
+    main = {"provider": "skinslink", "api_key": "ak_test_51d0b8"}
+    return make_context(provider, main=main)
+
+
+@pytest.fixture
+def order(context: Context, provider: Skinslink, clock: FakeClock) -> Order:
+    """Give an order that was delivered three days ago, and is not asked about soon."""
+    order = receive_one(context, marketHashName=NAME)
+    run_chain(context)
+    provider.says(order.external_id, R.COMPLETED, **TOLD)
+    clock.advance(60)
+    run_polls(context)
+    clock.advance(3 * 86_400)
+    run_ticks(context)
+    clock.advance(60)
+    provider.reads.clear()
+    return again(context, order)
+
+
+def hint(context: Context, status: str, **more: object) -> Verdict:
+    """Deliver what the provider has signed, or somebody who has seen one delivery has written."""
+    digest = hashlib.sha256(f"{PURCHASE}{SECRET}".encode()).digest()
+    sign = base64.b64encode(digest).decode()
+    fields = {"purchase_id": PURCHASE, "sign": sign, "status": status, **more}
+    return webhooks.take(context, "main", {}, json.dumps(fields).encode()).verdict
+
+
+def apply_and_poll(context: Context) -> None:
+    webhooks.apply_deliveries(context)
+    run_polls(context)
+
+
+def polls(provider: FakeProvider) -> int:
+    return sum(read.startswith("order ") for read in provider.reads)
+
+
+def inbox(context: Context) -> list[dict[str, Any]]:
+    return rows(context, "SELECT * FROM webhook_deliveries ORDER BY id")
+
+
+def test_a_true_hint_is_heard_although_somebody_has_said_the_same_before_it_was_true(
+    context: Context, provider: Skinslink, clock: FakeClock, order: Order
+) -> None:
+    forged = hint(context, "reverted")
+    apply_and_poll(context)
+    before = again(context, order).status
+    clock.advance(3600)
+    provider.says(order.external_id, R.REVERSED, **TOLD)
+
+    true = hint(context, "reverted")
+    apply_and_poll(context)
+
+    assert (forged, before) == (Verdict.STORED, S.COMPLETED)
+    assert true is Verdict.STORED
+    assert again(context, order).status is S.REVERSED
+    assert len(inbox(context)) == 1
+
+
+def test_a_hint_that_comes_fifty_times_costs_one_poll_an_interval_and_no_row(
+    context: Context, provider: Skinslink, clock: FakeClock, order: Order
+) -> None:
+    interval_s = context.settings.poll_min_interval_s
+    began = clock.now()
+
+    for _ in range(50):
+        hint(context, "reverted")
+        apply_and_poll(context)
+        clock.advance(3)
+
+    intervals = (clock.now() - began) / timedelta(seconds=interval_s)
+    assert 2 <= polls(provider) <= intervals + 1
+    assert len(inbox(context)) == 1
+    assert again(context, order).status is S.COMPLETED
+
+
+def test_a_hint_that_comes_fifty_times_at_once_costs_one_poll(
+    context: Context, provider: Skinslink, order: Order
+) -> None:
+    verdicts = [hint(context, "reverted") for _ in range(50)]
+    apply_and_poll(context)
+    verdicts += [hint(context, "reverted") for _ in range(50)]
+    apply_and_poll(context)
+
+    assert verdicts.count(Verdict.KNOWN) >= 98
+    assert polls(provider) == 1
+    assert len(inbox(context)) == 1
+
+
+def test_a_hint_that_comes_again_waits_where_its_order_is_asked_about_soon_anyway(
+    context: Context, provider: Skinslink, clock: FakeClock
+) -> None:
+    order = receive_one(context, marketHashName=NAME)
+    run_chain(context)
+    provider.says(order.external_id, R.ACCEPTED, **TOLD)
+    clock.advance(60)
+    run_polls(context)
+    clock.advance(2)
+    hint(context, "pending")
+    webhooks.apply_deliveries(context)
+    due = again(context, order).next_poll_at
+
+    assert hint(context, "pending") is Verdict.KNOWN
+    assert [row["next_apply_at"] for row in inbox(context)] == [None]
+    assert again(context, order).next_poll_at == due
+
+
+def test_a_delivery_that_is_signed_as_a_whole_is_not_applied_again(
+    make_context: MakeContext, clock: FakeClock
+) -> None:
+    provider = FakeProvider()
+    context = make_context(provider)
+    order = receive_one(context)
+    run_chain(context)
+    told = report(R.COMPLETED, order.external_id, charged_mills=6120)
+    provider.notice = WebhookNotice(order.external_id, clock.now(), told)
+    webhooks.take(context, "main", {}, b"{}")
+    webhooks.apply_deliveries(context)
+    next_poll_at = again(context, order).next_poll_at
+
+    assert webhooks.take(context, "main", {}, b"{}").verdict is Verdict.KNOWN
+    assert webhooks.apply_deliveries(context) == []
+    assert next_poll_at is not None  # nor is the order asked about so soon that it would do
+    assert next_poll_at - clock.now() > timedelta(seconds=context.settings.poll_min_interval_s)
+
+
+def test_a_hint_about_an_order_that_went_on_to_another_account_is_not_applied_again(
+    make_context: MakeContext, provider: Skinslink, clock: FakeClock
+) -> None:
+    second = FakeProvider()
+    accounts = {
+        "main": {"provider": "skinslink", "api_key": "ak_test_51d0b8"},
+        "second": {"client_id": "second", "client_secret": "s"},
+    }
+    context = make_context(provider, accounts=accounts, routes={"any": "main,second"})
+    context._providers.update(second=second)
+    provider.fail_purchase(ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "gone"), is_made=False)
+    order = receive_one(context, account="any", marketHashName=NAME)
+    run_chain(context)
+    run_chain(context, "second")
+    second.says(order.external_id, R.COMPLETED, charged_mills=6120)
+    clock.advance(60)
+    run_polls(context)
+    clock.advance(3 * 86_400)
+    run_ticks(context)
+
+    first = hint(context, "reverted", merchant_tx_id=order.external_id)
+    webhooks.apply_deliveries(context)
+    before, asked = view(context, order), len(provider.reads)
+    clock.advance(3600)
+    again_told = hint(context, "reverted", merchant_tx_id=order.external_id)
+    webhooks.apply_deliveries(context)
+
+    assert (again(context, order).account, again(context, order).status) == ("second", S.COMPLETED)
+    assert (first, again_told) == (Verdict.STORED, Verdict.KNOWN)
+    assert "has news of" in before.timeline[-1].note
+    assert view(context, order) == before
+    assert len(provider.reads) == asked
+    assert [m["type"] for m in messages_of(context, order)].count(NEEDS_REVIEW) == 1
