@@ -216,3 +216,29 @@ def test_a_hint_about_an_order_that_went_on_to_another_account_is_not_applied_ag
     assert view(context, order) == before
     assert len(provider.reads) == asked
     assert [m["type"] for m in messages_of(context, order)].count(NEEDS_REVIEW) == 1
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_hint_that_comes_while_its_order_is_asked_about_has_it_asked_about_once_more(
+    context: Context, provider: Skinslink, clock: FakeClock, order: Order, is_new: bool
+) -> None:
+    """The answer under way may be older than what is hinted at."""
+    if not is_new:
+        hint(context, "reverted")
+        apply_and_poll(context)
+    heard: list[Verdict] = []
+
+    def meanwhile(_what: str) -> None:
+        if not heard:
+            heard.append(hint(context, "reverted"))
+            webhooks.apply_deliveries(context)
+
+    provider.on_read = meanwhile
+    clock.advance(7 * 3600)
+    run_polls(context)
+    provider.says(order.external_id, R.REVERSED, **TOLD)
+    clock.advance(60)
+    run_polls(context)
+
+    assert heard
+    assert again(context, order).status is S.REVERSED
