@@ -127,6 +127,9 @@ CATCHING_ALL = (
     "fulfillment/simulator/",
     # What one order's answer breaks must not stop the others of its batch.
     "fulfillment/services/backstop.py",
+    # Nor what one message breaks those behind it; without a heartbeat `/readyz` tells of it.
+    "fulfillment/messaging/consumer.py",
+    "fulfillment/messaging/relay.py",
 )
 
 

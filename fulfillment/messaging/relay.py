@@ -82,6 +82,7 @@ class OutboxRelay:
 
     def _relay(self, connection: Connection) -> None:
         publisher = make_publisher(connection)
+        clock_guard.check(self._context)
         self._leased_until = self._context.now()  # what it must know is read with the lease
         self._look_at = 0.0
         while not self._stop.is_set():

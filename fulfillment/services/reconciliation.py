@@ -206,8 +206,13 @@ def _write_polls(
         for order in locked:
             if order.id not in by_id:
                 log.warning("poll.unknown_to_provider", order_id=order.external_id)
-        after = [moved.get(order.id, order) for order in locked]
-        due.polled(session, {o.id: _next(context, o, now, flows) for o in after}, now)
+        nexts = {o.id: _next(context, moved.get(o.id, o), now, flows) for o in locked}
+        was_due = {member.id: member.order.next_poll_at for member in asked}
+        for order in locked:
+            if order.next_poll_at not in (None, was_due[order.id]):
+                # Somebody wished for a poll since the question: its answer may be older than that.
+                nexts[order.id] = nexts[order.id].by(order.next_poll_at)
+        due.polled(session, nexts, now)
         if back := [order.id for order in asked if order.is_strange]:
             ledger.note_own(session, account, back, context.account(account).merchant)
         crash_point("poll.before_commit")

@@ -31,7 +31,7 @@ def bring_back(context: Context) -> None:
     with context.database.transaction() as session:
         if not leases.is_right(session, now):
             return
-        found = wrong_clocks.bring_back_orders(session, latest, now)
+        found = wrong_clocks.bring_back_orders(session, latest, context.stalled_after, now)
         found += wrong_clocks.bring_back_deliveries(session, latest.claimed_until, now)
         found += wrong_clocks.bring_back_posts(session, now)
         of_accounts = wrong_clocks.bring_back_accounts(session, 2 * LONGEST_PAUSE, now)

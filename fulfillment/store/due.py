@@ -262,6 +262,10 @@ class NextPoll(NamedTuple):
     at: datetime | None
     earliest: datetime | None = None
 
+    def by(self, wished_at: datetime) -> "NextPoll":
+        """Give the same, but at a time that was wished for where that is sooner."""
+        return NextPoll(wished_at if self.at is None else min(self.at, wished_at))
+
     def is_claimed(self, order: Order, now: datetime) -> bool:
         """Say whether the claim for a poll at `now` ends when the next one may come."""
         if self.earliest is None or order.next_poll_at is None:

@@ -35,7 +35,10 @@ _BRING_BACK = """
            next_attempt_at = CASE WHEN next_attempt_at > %(attempt)s THEN %(now)s
                                   ELSE next_attempt_at END,
            next_poll_at = CASE WHEN next_poll_at > %(poll)s THEN %(now)s ELSE next_poll_at END,
-           next_watch_at = CASE WHEN next_watch_at > %(watch)s THEN %(now)s ELSE next_watch_at END
+           next_watch_at = CASE
+               WHEN next_watch_at > %(watch)s AND trade_deadline_at IS NOT NULL THEN %(now)s
+               WHEN next_watch_at > %(watch)s THEN %(now)s + %(patience)s
+               ELSE next_watch_at END
      WHERE id IN (SELECT id FROM orders WHERE id = ANY(%(ids)s) ORDER BY id FOR UPDATE SKIP LOCKED)
     RETURNING external_id
 """
@@ -43,14 +46,20 @@ _MOST_BACK = 500
 _TIMES = ("claim", "attempt", "poll", "watch")
 
 
-def bring_back_orders(session: Session, latest: Latest, now: datetime) -> list[str]:
-    """Make orders due that are put off for longer than is possible; name them."""
+def bring_back_orders(
+    session: Session, latest: Latest, patience: timedelta, now: datetime
+) -> list[str]:
+    """Make orders due that are put off for longer than is possible; name them.
+
+    `patience` is how long a provider may leave one as it is.
+    """
     times = dict(zip(_TIMES, latest, strict=True))
     far = {f"far_{name}": at + APART for name, at in times.items()}
     ids = [order_id for (order_id,) in session.rows(_FAR_OFF, {**far, "limit": _MOST_BACK})]
     if not ids:
         return []
-    back = session.rows(_BRING_BACK, {**times, "now": now, "ids": ids})
+    values = {**times, "now": now, "ids": ids, "patience": patience}
+    back = session.rows(_BRING_BACK, values)
     return [name for (name,) in back]
 
 
