@@ -258,4 +258,18 @@ BUYING = (
         "    return order.submit_by <= context.now() and order.id < 0",
         integration("outcomes"),
     ),
+    Mutant(
+        "machines_have_their_own_time", "I1", "margins between machines are judged by two clocks",
+        SERVICES + "context.py",
+        "        return self.clock.now() if seen is None else seen.now(self.clock.monotonic())",
+        "        return self.clock.now() if seen is None else self.clock.now()",
+        integration("clocks_apart"),
+    ),
+    Mutant(
+        "one_stops_all", "I2", "a checkout that we fail at keeps those beside it out",
+        SERVICES + "intake.py",
+        "        if isinstance(error, FulfillmentError) or is_refusal_of_service(error):",
+        "        if isinstance(error, Exception):",
+        integration("unforeseen"),
+    ),
 )  # fmt: skip

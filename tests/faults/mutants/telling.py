@@ -232,4 +232,25 @@ TELLING = (
         "            if len(digest) == len(known):",
         integration("web_limits"),
     ),
+    Mutant(
+        "news_is_quiet", "I7", "a poll's news is taken for none",
+        SERVICES + "reconciliation.py",
+        "        if report is None or member.is_strange or is_news(context, member.order, report):",
+        "        if report is None or member.is_strange:",
+        integration("reconciliation"),
+    ),
+    Mutant(
+        "hint_is_heard_once", "I7", "who says early what becomes true keeps it from being heard",
+        SERVICES + "webhooks.py",
+        "    if notice.identity is None or order.account != account:",
+        "    if notice.identity is not None or order.account != account:",
+        integration("hints"),
+    ),
+    Mutant(
+        "later_ones_overtake", "I8", "of one order's messages a full queue takes the second first",
+        "fulfillment/messaging/publishing.py",
+        "        before[name] += 1",
+        "        before[name] += 0",
+        within(UNIT, "publishing"),
+    ),
 )  # fmt: skip
