@@ -11,8 +11,9 @@ from kombu import Producer
 from fulfillment.broker import connect, store_exchange
 from fulfillment.crash import FIRED, POINTS
 from fulfillment.devstack.stack import StackOptions
+from schemas.enums import ProviderName
 from schemas.messages import CHECKOUT_KEY
-from tests.acceptance.driver import SPEED, Driver, running_stack, until
+from tests.acceptance.driver import QUICK, SPEED, Driver, running_stack, until
 
 LEASE_S = 5
 #: A dead worker's orders go on within the lease, the sweep's tick and the way that is left.
@@ -32,14 +33,18 @@ SCENARIOS = {
     "poll.answered": "webhooks_lost",
     "poll.before_commit": "webhooks_lost",
     "poll.after_commit": "webhooks_lost",
+    "lookup.answered": "timeout_and_silence",
+    "outcome.refused": "refused_item",
+    "ledger.released": "refused_item",
 }
+#: Points that only an account with lookups and a rate limit comes by.
+AT_SKINSBACK = ("lookup.answered", "budget.taken", "outcome.refused", "ledger.released")
 BY_QUEUE = ("consumer.before_ack", "consumer.after_ack")
-#: One stack with one account at SkinsNode comes by none of these; the simulation does.
+#: One stack whose providers are well comes by none of these; the simulation does.
 ELSEWHERE = {
-    *("gather.given_back", "budget.taken", "outage.paused", "lookup.answered", "outcome.refused"),
-    *("purchases.paused", "purchases.went_ahead"),
+    *("gather.given_back", "outage.paused", "purchases.paused", "purchases.went_ahead"),
     *("reroute.before_commit", "reroute.after_commit", "expire.before_commit"),
-    *("leave_paused.before_commit", "leave_paused.after_commit", "ledger.released"),
+    *("leave_paused.before_commit", "leave_paused.after_commit"),
     *("resolve.before_commit", "resolve.after_commit", "adopt.answered", "adopt.before_commit"),
     *("erase.before_commit", "erase.after_commit"),
     *("recovery.answered", "recovery.before_commit", "recovery.after_commit"),
@@ -71,13 +76,19 @@ def doomed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
         report=lambda line: None,
     )
     folder = tmp_path_factory.mktemp("doomed")
-    with running_stack(folder, options, crash_file=folder / "crash") as driver:
+    accounts = {
+        "main": QUICK,
+        "back": QUICK.model_copy(update={"provider": ProviderName.SKINSBACK}),
+    }
+    with running_stack(folder, options, crash_file=folder / "crash", accounts=accounts) as driver:
         yield driver
 
 
 def send(driver: Driver, point: str) -> dict[str, str]:
     """Hand two checkouts in as a store does, again until they are taken; give how they must end."""
-    events = [driver.checkout(SCENARIOS.get(point, "delivered")) for _ in range(2)]
+    scenario = SCENARIOS.get(point, "delivered")
+    account = "back" if point in AT_SKINSBACK else "main"
+    events = [driver.checkout(scenario, account) for _ in range(2)]
     if point in BY_QUEUE:
         with connect(driver.stack.settings) as connection:
             producer = Producer(connection, exchange=store_exchange)
@@ -92,7 +103,7 @@ def send(driver: Driver, point: str) -> dict[str, str]:
                 return False
 
         until(f"an answer to checkouts, {point}", is_taken)
-    ends = {"fails_after_accept": "failed", "reversed": "reversed"}
+    ends = {"fails_after_accept": "failed", "refused_item": "failed", "reversed": "reversed"}
     names = [event["externalId"] for event in events]
     return {name: ends.get(name.rpartition(".")[2], "completed") for name in names}
 
