@@ -1,8 +1,8 @@
 """The one source of time. Everything else takes a clock, so that tests can own it."""
 
 import time
-from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple, Protocol
+from datetime import UTC, datetime
+from typing import Final, Protocol
 
 
 class Clock(Protocol):
@@ -29,22 +29,3 @@ class SystemClock:
 
     def monotonic(self) -> float:
         return time.clock_gettime(_ELAPSED)
-
-
-class Comparison(NamedTuple):
-    """A machine's clock and a true one, at the same moment: each as its distance to the monotonic
-    one, in seconds."""
-
-    #: When they were compared, by the monotonic clock.
-    at_s: float
-    machine_s: float
-    true_s: float
-
-    @property
-    def ahead(self) -> timedelta:
-        """Say by how much the machine's clock is ahead of the true one."""
-        return timedelta(seconds=self.machine_s - self.true_s)
-
-    def now(self, monotonic_s: float) -> datetime:
-        """Give the true time, carried on by the monotonic clock, which nobody sets."""
-        return datetime.fromtimestamp(monotonic_s + self.true_s, UTC)

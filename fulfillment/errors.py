@@ -102,10 +102,10 @@ class WrongClock(ServerUnreachable):
     """This machine's clock is not the database's, by `ahead`: what goes by it would be wrong."""
 
     def __init__(self, ahead: timedelta) -> None:
-        seconds = round(ahead.total_seconds())
+        seconds = round(ahead.total_seconds(), 1)
         FulfillmentError.__init__(
             self,
-            f"this machine's clock is {abs(seconds)} s {'ahead of' if seconds > 0 else 'behind'} "
+            f"this machine's clock is {abs(seconds):g} s {'ahead of' if seconds > 0 else 'behind'} "
             "the database's: nothing is done before one of them is set right",
         )
 

@@ -4,14 +4,13 @@ import io
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from fulfillment import log
-from fulfillment.errors import InvalidInput, WrongClock
+from fulfillment.errors import InvalidInput
 from fulfillment.settings import load_settings
 
 if TYPE_CHECKING:
@@ -39,15 +38,12 @@ def make_usable(arguments: Sequence[str]) -> None:
 
 
 def make_context() -> "Context":
-    from fulfillment.services import clock_guard
     from fulfillment.services.context import build_context, register_accounts
 
     settings = load_settings()
     log.configure("WARNING", settings.log_format)
     settings.require("database_url", "encryption_keys")
     context = build_context(settings, threads=2)
-    with suppress(WrongClock):  # a person's stop is not to wait for it
-        clock_guard.check(context)
     register_accounts(context)
     return context
 

@@ -36,13 +36,14 @@ Outgoing = tuple[str, bytes, dict[str, str]]
 class Publisher(Protocol):
     """Publishes for the one relay that has the lease.
 
-    `confirmed` counts what the broker surely has of the group last published, from its start.
+    `confirmed` says what the broker surely has of the group last published, by place; of each
+    order only what has nothing unconfirmed before it.
     `known` is where queues of the store are bound, or were when one was; who has the lease sets it
     to what was known before. `is_unheard` says that none of them was there for the last group.
     """
 
     broker: str
-    confirmed: int
+    confirmed: Sequence[int]
     known: frozenset[Binding]
     is_unheard: bool
 
@@ -84,7 +85,7 @@ class _Confirming:
     broker = "rabbitmq"
 
     def __init__(self, connection: Connection, channel: Any) -> None:
-        self.confirmed = 0
+        self.confirmed: Sequence[int] = ()
         self.known: frozenset[Binding] = frozenset()
         self.is_unheard = False
         self._connection = connection
@@ -99,7 +100,7 @@ class _Confirming:
         channel.events["basic_nack"].add(self._on_nack)
 
     def publish(self, group: Sequence[Outgoing], within_s: float) -> None:
-        self.confirmed = 0
+        self.confirmed = ()
         self._returned.clear()
         self._unconfirmed.clear()
         deadline = time.monotonic() + within_s
@@ -138,14 +139,16 @@ class _Confirming:
                 unsent.discard(place)
                 self._channel.basic_publish(message, store_exchange.name, key, mandatory=True)
             self._await_confirms(deadline)
+        except TimeoutError:
+            if len(unsent) + len(self._unconfirmed) == len(group):
+                raise
+            # A slow broker: what it has is behind us, and the rest begins the next group.
         finally:
-            # A message behind one that is lost is published again with it: the order is kept.
-            reached = min({*self._unconfirmed.values(), *unsent}, default=len(group))
             before = self._known_keys
-            self.confirmed = self._judged(group[:reached])
+            self.confirmed = self._judged(group, {*self._unconfirmed.values(), *unsent})
             if left_out and self._known_keys - before:
                 # Whoever has begun to listen meanwhile may want these too.
-                self.confirmed = min(self.confirmed, *left_out)
+                self.confirmed = [each for each in self.confirmed if each < min(left_out)]
         if self._is_refused:
             raise OperationalError("the broker refused a message to the store")
 
@@ -170,27 +173,29 @@ class _Confirming:
     def backlog(self) -> int:
         return 0  # what lies on RabbitMQ's disk is in nobody's way
 
-    def _judged(self, group: Sequence[Outgoing]) -> int:
-        """Count what is confirmed: not what reached no queue where its routing key did before."""
-        if not group:
-            return 0
+    def _judged(self, group: Sequence[Outgoing], unconfirmed: set[int]) -> list[int]:
+        """Give what is confirmed: not what reached no queue where its routing key did before."""
+        reached = [place for place in range(len(group)) if place not in unconfirmed]
+        if not reached:
+            return []
         known = self._known_keys
-        keys_back = {key for key, body, _ in group if (key, body) in self._returned} - known
-        came_back = [m[0] in keys_back or (m[0], m[1]) in self._returned for m in group]
-        heard = {m[0] for m, is_back in zip(group, came_back, strict=True) if not is_back}
-        unheard = {m[0] for m, is_back in zip(group, came_back, strict=True) if is_back}
+        sent = [group[place] for place in reached]
+        keys_back = {key for key, body, _ in sent if (key, body) in self._returned} - known
+        came_back = [m[0] in keys_back or (m[0], m[1]) in self._returned for m in sent]
+        heard = {m[0] for m, is_back in zip(sent, came_back, strict=True) if not is_back}
+        unheard = {m[0] for m, is_back in zip(sent, came_back, strict=True) if is_back}
         # A queue came or went meanwhile; or no key has a queue any more.
         lost = heard & unheard or (set() if heard else unheard & known)
         # A group of a key that nobody ever listened to tells nothing of the others.
         self.is_unheard = not heard and (bool(lost) or self.is_unheard)
-        confirmed = len(group)
         if lost:
-            places = enumerate(zip(group, came_back, strict=True))
-            confirmed = next(i for i, (m, is_back) in places if is_back and m[0] in lost)
+            # What lies behind one that is lost is published again with it: the order is kept.
+            places = enumerate(zip(sent, came_back, strict=True))
+            reached = reached[: next(i for i, (m, is_back) in places if is_back and m[0] in lost)]
         elif heard:  # other keys reach queues: whoever listens does not want these any more
             known -= unheard
         self.known = frozenset((key, "", "") for key in known | heard)
-        return confirmed
+        return reached
 
     def _on_return(self, _error: Any, _exchange: str, key: str, message: Any) -> None:
         body = message.body
@@ -241,7 +246,7 @@ class _Pushing:
     broker = "redis"
 
     def __init__(self, channel: Any) -> None:
-        self.confirmed = 0
+        self.confirmed: Sequence[int] = ()
         self.known: frozenset[Binding] = frozenset()
         self.is_unheard = False
         self._channel = channel
@@ -250,7 +255,7 @@ class _Pushing:
     def publish(self, group: Sequence[Outgoing], within_s: float) -> None:
         """Publish to the queues that were bound at the last look."""
         del within_s  # the socket's own timeout is shorter
-        self.confirmed = 0
+        self.confirmed = ()
         self.is_unheard = bool(self.known) and not self._bound
         if self.is_unheard:
             return
@@ -267,7 +272,7 @@ class _Pushing:
         with self._channel.conn_or_acquire() as client:
             for queue, envelopes in waiting.items():
                 client.lpush(queue, *envelopes)
-        self.confirmed = len(group)
+        self.confirmed = range(len(group))
 
     def look(self) -> bool:
         table = [tuple(row) for row in self._channel.get_table(store_exchange.name)]

@@ -159,7 +159,7 @@ class OutboxRelay:
             publisher.publish(group, _PUBLISH_TIME.total_seconds())
             crash_point("relay.published", group)
         finally:
-            if confirmed := [waiting[place][0] for place in range(publisher.confirmed)]:
+            if confirmed := [waiting[place][0] for place in publisher.confirmed]:
                 with self._context.database.transaction() as session:
                     outbox.remove_published(session, confirmed)
         crash_point("relay.marked", group)
@@ -186,7 +186,7 @@ class OutboxRelay:
             if group:
                 publisher.publish(group, _PUBLISH_TIME.total_seconds())
         finally:
-            confirmed = publisher.confirmed if group else 0
+            confirmed = publisher.confirmed if group else ()
             self._slice = told.after(confirmed)
         if not self._slice.messages:
             with self._context.database.transaction() as session:

@@ -31,6 +31,9 @@ from schemas.provider import OrderReport
 # Of each, `was_answered` says whether a request to buy brought a documented yes or no; None where
 # none was sent.
 
+#: What leaves no later than so many seconds after the intent looked at the switch leaves at once.
+_AT_ONCE_S = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Answered:
@@ -86,13 +89,14 @@ def ask(
     step: Step,
     is_held: Callable[[], bool],
     why_stopped: Callable[[], str | None],
+    looked_at_s: float,
 ) -> Answer:
     """Take the step; after an earlier post of unknown outcome, a no needs a lookup to be sure.
 
     `attempt` is the attempt as it was before this step. No purchase leaves for more than may be
     paid now, nor when `is_held` says no at the last moment or the order's time is over by then.
-    Where something was waited for since the intent, `why_stopped` is asked too: it says why the
-    account buys nothing, None if it does.
+    Where something was waited for since the intent looked, at `looked_at_s` by the monotonic clock,
+    `why_stopped` is asked too: it says why the account buys nothing, None if it does.
     """
     if step is Step.LOOK_UP:
         return _look_up(context, order, attempt)
@@ -108,7 +112,7 @@ def ask(
     if was_unknown:
         crash_point("replay.begins")
     try:
-        go = partial(_go_or_not, context, order, is_held, why_stopped)
+        go = partial(_go_or_not, context, order, is_held, why_stopped, looked_at_s)
         report = context.provider(order.account).purchase(body, go)
         crash_point("post.read")
         return Answered(report, was_answered=True)
@@ -132,6 +136,7 @@ def _go_or_not(
     order: Order,
     is_held: Callable[[], bool],
     why_stopped: Callable[[], str | None],
+    looked_at_s: float,
     *,
     is_at_once: bool = False,
 ) -> None:
@@ -142,6 +147,7 @@ def _go_or_not(
     answers make what is left of it safe. The intent looked at the switch itself, so that what
     leaves at once costs no look of its own; and that look takes time, so it comes first.
     """
+    is_at_once = is_at_once and context.clock.monotonic() - looked_at_s <= _AT_ONCE_S
     if not is_at_once and (why := why_stopped()):
         raise NotLetGo(f"{why}, before the request", retry_after=STOPPED_GAP)
     if not is_held():

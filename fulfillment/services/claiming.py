@@ -49,7 +49,7 @@ class _Lapse:
 
     def __init__(self, context: Context) -> None:
         self._clock = context.clock
-        self._at = self._clock.now() + context.lease
+        self._at = context.now() + context.lease
         self._at_s = context.clock.monotonic() + context.lease.total_seconds()
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fulfillment import crash
-from fulfillment.clock import Clock, Comparison, SystemClock
+from fulfillment.clock import Clock, SystemClock
 from fulfillment.errors import ConfigurationError
 from fulfillment.providers import registry
 from fulfillment.providers.base import Provider
@@ -38,15 +38,13 @@ class Context:
     threads: Threads = field(default_factory=Threads)
     #: When this process next writes a heartbeat that it could write all the time; monotonic.
     next_beats: dict[str, float] = field(default_factory=dict)
-    #: How the clock compared with the database's; None for one that is its owner's.
-    clock_seen: Comparison | None = None
+    #: When the clock was last found right, and its distance to the monotonic one then, in seconds.
+    clock_seen: tuple[float, float] | None = None
     _providers: dict[str, Provider] = field(default_factory=dict)
     _budgets: dict[str, RateBudget] = field(default_factory=dict)
 
     def now(self) -> datetime:
-        """Give the time by the database's clock, as far as it was asked (`clock_guard.py`)."""
-        seen = self.clock_seen
-        return self.clock.now() if seen is None else seen.now(self.clock.monotonic())
+        return self.clock.now()
 
     def account(self, name: str) -> AccountSettings:
         return self.settings.account(name)

@@ -16,6 +16,8 @@ from fulfillment.store import erasure, leases
 log = get_logger(__name__)
 
 _SLICE = 500
+#: So long what this process has no key for is left to those that have it.
+_OTHERS_TURN = timedelta(days=7)
 #: A run ends after so many slices; the next one goes on.
 _MOST_SLICES = 20
 
@@ -40,11 +42,12 @@ def _erase_slice(context: Context) -> int:
     unreadable = []
     with context.database.transaction() as session:
         hashes: dict[int, str | None] = {}
-        for order_id, name, sealed in erasure.lock_due(session, before, _SLICE):
+        due = erasure.lock_due(session, before, before - _OTHERS_TURN, context.seal.key_ids, _SLICE)
+        for order_id, name, sealed in due:
             try:
                 hashes[order_id] = context.seal.fingerprint(context.seal.open(sealed))
             except ConfigurationError:
-                # Its key is gone: nobody can read it, and it is no reason to keep it.
+                # Nobody had its key for days, and that is no reason to keep it.
                 hashes[order_id] = None
                 unreadable.append(name)
         if hashes:

@@ -20,7 +20,7 @@ from fulfillment.errors import (
 from fulfillment.services import backstop, clock_guard
 from fulfillment.services.context import Context
 from fulfillment.store import orders
-from fulfillment.store.engine import is_refusal_of_service, repeated
+from fulfillment.store.engine import is_about_data, repeated
 from fulfillment.store.models import Order
 from fulfillment.store.orders import NewOrder
 from schemas.checkout import CheckoutEvent
@@ -207,15 +207,20 @@ def receive_raw(context: Context, raws: Sequence[Any]) -> list[Received]:
     return [results[place] for place in range(len(raws))]
 
 
+#: What a checkout may break by what it says; all else says nothing of it.
+_OF_ONE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
+
+
 def _receive_apart(context: Context, events: Sequence[CheckoutEvent]) -> list[Received]:
     """Take checkouts in; one that we fail at, by a bug, is refused and stops no other.
 
-    Where the database says no, all of them are kept for later.
+    Where it is the database that says no, or memory that lacks, all of them are kept for later.
     """
     try:
         return receive(context, events)
     except Exception as error:
-        if isinstance(error, FulfillmentError) or is_refusal_of_service(error):
+        is_of_one = isinstance(error, _OF_ONE) and not isinstance(error, FulfillmentError)
+        if not is_of_one and not is_about_data(error):
             raise
         if len(events) > 1:
             middle = len(events) // 2

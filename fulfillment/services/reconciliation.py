@@ -84,7 +84,7 @@ def poll_due(context: Context) -> Iterator[Batch]:
                 for start in range(0, len(members), size):
                     yield make_batch(account, "", members[start : start + size])
                 claimed += len(members)
-                is_full = is_full and len(members) == _CLAIM_LIMIT
+                is_full = is_full and len(members) >= _CLAIM_LIMIT
             at_once = _CLAIMS_AT_ONCE  # there are many: claiming is not to be what they wait for
 
 
@@ -110,7 +110,11 @@ def _claim_at_once(context: Context, account: str, claimed: int, at_once: int) -
             for place in range(at_once)
         ]
         context.threads.all_done(flying)
-        return [future.result() for future in flying]
+    errors = [error for future in flying if (error := future.exception())]
+    if len(errors) == len(flying):
+        raise errors[0]
+    # What one has claimed is handed out though another failed.
+    return [[] if future.exception() else future.result() for future in flying]
 
 
 def _claim(context: Context, account: str, claimed: int) -> list[Due]:

@@ -52,6 +52,8 @@ class _Task:
     attempt: Attempt
     body: bytes
     step: Step
+    #: Before the switch was looked at for it, by the monotonic clock.
+    made_at_s: float
 
 
 def share_out(context: Context, batch: Batch) -> list[Batch]:
@@ -326,6 +328,7 @@ def _ask(context: Context, claim: KeptClaim, task: _Task, grant: Grant, look: La
                 task.step,
                 lambda: claim.is_held,
                 look.why_not,
+                task.made_at_s,
             )
 
     return backstop.alone(act, task.order.external_id, Unknown)
@@ -428,7 +431,8 @@ def _tasks(
         if task is not None:
             tasks.append(task)
         elif attempt.unknown_since is not None:
-            tasks.append(_Task(order, attempt, b"", Step.LOOK_UP))
+            made_at_s = context.clock.monotonic()
+            tasks.append(_Task(order, attempt, b"", Step.LOOK_UP, made_at_s))
         else:
             unwritten.append(order.id)
     return tasks, unwritten
@@ -439,7 +443,8 @@ def _task(context: Context, order: Order, attempt: Attempt) -> _Task | None:
 
     def write() -> _Task | None:
         step = next_step(context.provider(order.account).after_unknown, attempt)
-        return _Task(order, attempt, _body(context, order, attempt), step)
+        body = _body(context, order, attempt)
+        return _Task(order, attempt, body, step, context.clock.monotonic())
 
     return backstop.alone(write, order.external_id, lambda _: None)
 

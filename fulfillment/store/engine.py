@@ -224,9 +224,9 @@ def repeated(act: Callable[P, T]) -> Callable[P, T]:
     return acting
 
 
-def is_refusal_of_service(error: BaseException) -> bool:
-    """Say whether the database refused whatever was asked, and not what it was asked to keep."""
-    return isinstance(error, psycopg.Error) and not isinstance(error, psycopg.DataError)
+def is_about_data(error: BaseException) -> bool:
+    """Say whether the database refused what it was asked to keep, and not to serve at all."""
+    return isinstance(error, psycopg.DataError)
 
 
 def _is_conflict(original: BaseException | None) -> bool:

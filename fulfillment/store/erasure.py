@@ -12,6 +12,8 @@ _DUE = """
        AND status IN ('completed', 'reversed', 'failed', 'cancelled', 'expired')
        AND updated_at <= %(before)s AND coalesce(reversible_until, updated_at) <= %(before)s
        AND next_poll_at IS NULL
+       AND (split_part(encode(trade_url_sealed, 'escape'), ':', 1) = ANY(%(key_ids)s)
+            OR updated_at <= %(unreadable_before)s)
      ORDER BY updated_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
     """
 _ERASE = """
@@ -30,9 +32,20 @@ _KEY_IDS = """
     """
 
 
-def lock_due(session: Session, before: datetime, limit: int) -> list[tuple[int, str, bytes]]:
-    """Lock orders that were over `before`: id, external id and sealed trade URL, oldest first."""
-    rows = session.execute(_DUE, {"before": before, "limit": limit})
+def lock_due(
+    session: Session, before: datetime, unreadable_before: datetime, key_ids: set[str], limit: int
+) -> list[tuple[int, str, bytes]]:
+    """Lock orders that were over `before`: id, external id and sealed trade URL, oldest first.
+
+    What none of these keys has sealed is left until it was over `unreadable_before`.
+    """
+    values = {
+        "before": before,
+        "unreadable_before": unreadable_before,
+        "key_ids": list(key_ids),
+        "limit": limit,
+    }
+    rows = session.execute(_DUE, values)
     return [(row.id, row.external_id, bytes(row.trade_url_sealed)) for row in rows]
 
 

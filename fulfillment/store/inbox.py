@@ -40,12 +40,16 @@ def add(
 
 
 def add_again(session: Session, account: str, digest: str, now: datetime) -> int | None:
-    """Have a delivery that was applied applied once more; give its id, None where it waits."""
+    """Have a delivery that was applied applied once more; give its id, None where it waits.
+
+    Each time half as long again after it came first, so that repetitions without end cost little.
+    """
     row = session.one(
         """
             UPDATE webhook_deliveries SET next_apply_at = %(now)s
              WHERE account = %(account)s AND digest = %(digest)s AND applied_at IS NOT NULL
-               AND next_apply_at IS NULL RETURNING id
+               AND next_apply_at IS NULL
+               AND %(now)s - applied_at >= (applied_at - received_at) / 2 RETURNING id
             """,
         {"account": account, "digest": digest, "now": now},
     )

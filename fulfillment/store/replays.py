@@ -4,7 +4,7 @@ The newest orders come first, because they are the ones that something may happe
 messages of one order come in the order of its log.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -87,9 +87,10 @@ class Slice:
     #: How many of the slice were told before these.
     told: int = 0
 
-    def after(self, confirmed: int) -> "Slice":
-        """Give what is left once so many are told."""
-        return Slice(self.messages[confirmed:], self.before_id, self.told + confirmed)
+    def after(self, confirmed: Collection[int]) -> "Slice":
+        """Give what is left once those at these places are told."""
+        left = [m for place, m in enumerate(self.messages) if place not in confirmed]
+        return Slice(left, self.before_id, self.told + len(confirmed))
 
 
 def request(

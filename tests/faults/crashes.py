@@ -320,7 +320,7 @@ class _ToStore:
     broker = "redis"
 
     def __init__(self, world: CrashWorld) -> None:
-        self.confirmed = 0
+        self.confirmed: Sequence[int] = ()
         self.known: frozenset[Binding] = frozenset()
         self.is_unheard = False
         self._world = world
@@ -337,7 +337,7 @@ class _ToStore:
     def publish(self, group: Sequence[Outgoing], within_s: float) -> None:
         del within_s
         self._world.take_in(group)
-        self.confirmed = len(group)
+        self.confirmed = range(len(group))
 
 
 @dataclass

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
@@ -30,6 +31,7 @@ from tests.support import (
     again,
     assert_invariants,
     attempt_of,
+    checkout,
     entries,
     gather,
     receive,
@@ -254,6 +256,38 @@ def test_the_switch_is_looked_at_again_only_where_a_connection_had_to_be_made(
     ]
     assert {again(context, order).status for order in placed} == {S.ACCEPTED}
     assert len(looks) == (0 if is_kept else 1)
+
+
+class Kept(FakeProvider):
+    """Has a connection that is kept, so that nothing is waited for before a purchase leaves."""
+
+    def purchase(self, body: bytes, before_send: BeforeSend | None = None) -> OrderReport:
+        return super().purchase(body, before_send and partial(before_send, is_at_once=True))
+
+
+def test_what_waited_for_a_neighbours_lookup_looks_at_the_switch_once_more(
+    make_context: MakeContext, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = Kept()
+    context = make_context(provider)
+    told_early, plain = receive(context, checkout(), checkout())
+    with monkeypatch.context() as patched:
+        patched.setattr("tests.support.submit", lambda *_: False)  # the worker died before it
+        run_chain(context)
+    early = "UPDATE orders SET told_early_at = %(now)s WHERE id = %(id)s RETURNING 1"
+    rows(context, early, now=clock.now(), id=told_early.id)
+    clock.advance(100)
+
+    def stop_meanwhile(what: str) -> None:
+        if told_early.external_id in what:
+            clock.advance(15)
+            stop(context)
+
+    provider.on_read = stop_meanwhile
+    run_sweep(context)
+
+    assert again(context, plain).status is S.SUBMITTING
+    assert provider.bodies == []
 
 
 def test_threads_that_come_while_one_looks_share_the_next_look(context: Context) -> None:

@@ -30,15 +30,12 @@ from tests.support import (
     receive,
     receive_one,
     report,
-    rows,
     run_chain,
     run_polls,
     view,
 )
 
 PRICE_MILLS = PRICE_CENTS * 10
-#: Rows and which transaction wrote each.
-VERSIONS = "SELECT xmin::text AS writer, o.* FROM orders o ORDER BY id"
 
 
 def accepted(context: Context) -> Order:
@@ -86,58 +83,6 @@ def test_an_order_that_a_lookup_of_many_leaves_out_is_asked_for_alone(
     assert sorted(read for read in provider.reads if read in alone) == sorted(alone)
     statuses = [again(context, order).status for order in placed]
     assert statuses == [S.PENDING, S.PENDING, S.PENDING, S.ACCEPTED]
-
-
-@pytest.mark.parametrize("late_s", [0.0, 0.9])
-def test_an_answer_without_news_writes_nothing(
-    context: Context, provider: FakeProvider, clock: FakeClock, late_s: float
-) -> None:
-    context = replace(context, jitter=random.random)
-    placed = receive(context, *(checkout() for _ in range(64)))
-    run_chain(context)
-    for _ in range(4):
-        clock.advance(600)
-        batches = list(reconciliation.poll_due(context))
-        before = rows(context, VERSIONS)
-        clock.advance(late_s)
-        for batch in batches:
-            assert reconciliation.poll_orders(context, "main", batch["ids"]) == 0
-        assert sum(len(batch["ids"]) for batch in batches) == len(placed)
-        assert rows(context, VERSIONS) == before
-
-    assert polls_of(provider) == 4 * len(placed)
-
-
-def test_a_question_that_was_asked_late_moves_the_next_one(
-    context: Context, clock: FakeClock
-) -> None:
-    order = accepted(context)
-    clock.advance(31)
-    (batch,) = reconciliation.poll_due(context)
-    clock.advance(20)
-
-    reconciliation.poll_orders(context, "main", batch["ids"])
-
-    after = again(context, order)
-    assert after.polled_at == clock.now()
-    assert after.next_poll_at == clock.now() + timedelta(seconds=30)
-
-
-def test_an_answer_that_a_webhook_overtook_takes_nothing_back(
-    context: Context, provider: FakeProvider, clock: FakeClock
-) -> None:
-    order = accepted(context)
-    clock.advance(31)
-    (batch,) = reconciliation.poll_due(context)
-
-    def overtake(_: str) -> None:
-        with context.database.transaction() as session:
-            apply_reports(context, session, "main", {order.id: report(R.SENT)}, Source.WEBHOOK)
-
-    provider.on_read = overtake
-    reconciliation.poll_orders(context, "main", batch["ids"])
-
-    assert again(context, order).status is S.SENT
 
 
 def test_polls_back_off_while_nothing_happens(

@@ -43,7 +43,9 @@ def tell_again(context: Context) -> list[tuple[str, str]]:
         while wish.finished_at is None:
             written = replays.read_slice(session, wish)
             told += [(key, body.decode()) for key, body in written.messages]
-            replays.move_on(session, wish, written.after(len(written.messages)), context.now())
+            replays.move_on(
+                session, wish, written.after(range(len(written.messages))), context.now()
+            )
             (wish,) = [each for each in replays.newest(session, 100) if each.id == wish.id]
     return told
 

@@ -1,0 +1,132 @@
+"""A claim is the poll: it stands for its time, and what brings no news writes nothing."""
+
+import itertools
+import random
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from fulfillment.services import reconciliation
+from fulfillment.services.context import Context
+from fulfillment.services.reports import apply_reports
+from schemas.enums import OrderStatus as S
+from schemas.enums import Source
+from schemas.provider import ReportState as R
+from tests.integration.test_reconciliation import accepted, polls_of
+from tests.support import (
+    FakeClock,
+    FakeProvider,
+    again,
+    checkout,
+    receive,
+    report,
+    rows,
+    run_chain,
+    run_polls,
+)
+
+_COLUMNS = """
+    SELECT column_name FROM information_schema.columns
+     WHERE table_name = 'orders' AND column_name NOT IN ('id', 'external_id')
+    """
+#: Rows and which transaction wrote each.
+VERSIONS = "SELECT xmin::text AS writer, o.* FROM orders o ORDER BY id"
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.9])
+def test_an_answer_without_news_writes_nothing(
+    context: Context, provider: FakeProvider, clock: FakeClock, late_s: float
+) -> None:
+    context = replace(context, jitter=random.random)
+    placed = receive(context, *(checkout() for _ in range(64)))
+    run_chain(context)
+    for _ in range(4):
+        clock.advance(600)
+        batches = list(reconciliation.poll_due(context))
+        before = rows(context, VERSIONS)
+        clock.advance(late_s)
+        for batch in batches:
+            assert reconciliation.poll_orders(context, "main", batch["ids"]) == 0
+        assert sum(len(batch["ids"]) for batch in batches) == len(placed)
+        assert rows(context, VERSIONS) == before
+
+    assert polls_of(provider) == 4 * len(placed)
+
+
+def test_a_question_that_was_asked_late_moves_the_next_one(
+    context: Context, clock: FakeClock
+) -> None:
+    order = accepted(context)
+    clock.advance(31)
+    (batch,) = reconciliation.poll_due(context)
+    clock.advance(20)
+
+    reconciliation.poll_orders(context, "main", batch["ids"])
+
+    after = again(context, order)
+    assert after.polled_at == clock.now()
+    assert after.next_poll_at == clock.now() + timedelta(seconds=30)
+
+
+def test_an_answer_that_a_webhook_overtook_takes_nothing_back(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = accepted(context)
+    clock.advance(31)
+    (batch,) = reconciliation.poll_due(context)
+
+    def overtake(_: str) -> None:
+        with context.database.transaction() as session:
+            apply_reports(context, session, "main", {order.id: report(R.SENT)}, Source.WEBHOOK)
+
+    provider.on_read = overtake
+    reconciliation.poll_orders(context, "main", batch["ids"])
+
+    assert again(context, order).status is S.SENT
+
+
+@pytest.mark.parametrize("urgent", [0, 1])
+def test_one_tick_hands_out_all_that_is_due_also_where_a_window_is_over(
+    context: Context, provider: FakeProvider, clock: FakeClock, urgent: int
+) -> None:
+    provider.lookup_limit = 100
+    placed = receive(context, *(checkout() for _ in range(2)))
+    run_chain(context)
+    provider.says(placed[0].external_id, R.SENT)
+    clock.advance(60)
+    run_polls(context)
+    clock.advance(601 * urgent)
+    columns = [row["column_name"] for row in rows(context, _COLUMNS)]
+    names = ", ".join(columns)
+    many = (
+        f"INSERT INTO orders (external_id, {names}) SELECT 'x' || n, {names} FROM orders, "
+        "generate_series(1, 1700) n WHERE id = %(id)s RETURNING 1"
+    )
+    assert len(rows(context, many, id=placed[1].id)) == 1700
+    rows(context, "UPDATE orders SET next_poll_at = %(now)s RETURNING 1", now=clock.now())
+
+    assert sum(len(batch["ids"]) for batch in reconciliation.poll_due(context)) == 1702
+
+
+def test_what_one_of_two_claims_got_is_handed_out_though_the_other_failed(
+    context: Context, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciliation, "_CLAIM_LIMIT", 4)
+    placed = receive(context, *(checkout() for _ in range(12)))
+    run_chain(context)
+    clock.advance(31)
+    claim, calls = reconciliation._claim_polls, itertools.count()
+
+    def claim_or_fail(*args: Any) -> Any:
+        if next(calls) == 3:  # each asks for the urgent ones and for the others
+            raise RuntimeError("a bug")
+        return claim(*args)
+
+    monkeypatch.setattr(reconciliation, "_claim_polls", claim_or_fail)
+    handed_out = [id_ for batch in reconciliation.poll_due(context) for id_ in batch["ids"]]
+
+    claimed = rows(context, "SELECT id FROM orders WHERE polls > 0")
+    assert sorted(handed_out) == sorted(row["id"] for row in claimed)
+    assert 4 < len(handed_out) < len(placed)
