@@ -68,9 +68,9 @@ _OF_ACCOUNT = "AND o.account = %(account)s"
 _OVER = "AND o.status = 'sent' AND o.trade_deadline_at <= %(now)s"
 # Until about when its next poll will be: an answer without news has nothing to write.
 _POLL = """polled_at = %(now)s, polls = polls + 1, next_poll_at = %(now)s + %(gap)s
-    * CASE WHEN overdue OR trade_deadline_at <= %(now)s THEN 1
-           ELSE least(power(%(growth)s, least(polls, 20)), %(most)s) END
-    * (1 + %(lag)s + %(spread)s * (id %% 64) / 63.0)"""
+    * CASE WHEN overdue OR trade_deadline_at <= %(now)s THEN 1  -- as often as may be
+           ELSE least(power(%(growth)s, least(polls, 20)), %(most)s) * (1 + %(lag)s) END
+    * (1 + %(spread)s * (id %% 64) / 63.0)"""
 _CLAIM_POLLS = _CLAIM.format(
     column="next_poll_at", changes=_POLL, which=_OF_ACCOUNT, columns="id, external_id"
 )
@@ -111,7 +111,7 @@ def claim_polls(
     """
     statement = _CLAIM_LAST_POLLS if is_over else _CLAIM_POLLS
     values = {"now": now, "limit": limit, "account": account, "gap": gap.least, "lag": _LAG}
-    more = {"growth": gap.growth, "most": gap.most, "spread": (SPREAD - _LAG) * gap.jitter}
+    more = {"growth": gap.growth, "most": gap.most, "spread": (SPREAD - 2 * _LAG) * gap.jitter}
     return sorted(starmap(Due, session.rows(statement, {**values, **more})))
 
 

@@ -430,9 +430,9 @@ def test_a_queue_that_goes_in_the_midst_of_a_group_keeps_the_rest_of_it_unconfir
         judged = publisher._judged  # type: ignore[attr-defined]
         group = numbered(4)
         publisher._returned.update((m[0], m[1]) for m in group[2:])  # type: ignore[attr-defined]
-        confirmed = judged(group)
+        confirmed = judged(group, set())
 
-    assert confirmed == 2
+    assert confirmed == [0, 1]
     assert not publisher.is_unheard
 
 
