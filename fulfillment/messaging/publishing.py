@@ -71,6 +71,10 @@ def make_publisher(connection: Connection) -> Publisher:
     return _Pushing(channel)
 
 
+class _Late(TimeoutError):
+    """The time for a group is over; what was written is whole."""
+
+
 class _Confirming:
     """RabbitMQ: all messages first, then the confirms of all; but of one order one at a time.
 
@@ -115,7 +119,7 @@ class _Confirming:
             for place in sorted(range(len(group)), key=rounds.__getitem__):
                 key, body, headers = group[place]
                 if time.monotonic() > deadline:
-                    raise TimeoutError
+                    raise _Late
                 if rounds[place] > present:
                     present = rounds[place]
                     self._await_confirms(deadline)
@@ -139,7 +143,7 @@ class _Confirming:
                 unsent.discard(place)
                 self._channel.basic_publish(message, store_exchange.name, key, mandatory=True)
             self._await_confirms(deadline)
-        except TimeoutError:
+        except _Late:
             if len(unsent) + len(self._unconfirmed) == len(group):
                 raise
             # A slow broker: what it has is behind us, and the rest begins the next group.
@@ -154,8 +158,10 @@ class _Confirming:
 
     def _await_confirms(self, deadline: float) -> None:
         while self._unconfirmed and not self._is_refused:
-            # Raises TimeoutError: a broker that is blocked confirms nothing.
-            self._connection.drain_events(timeout=max(deadline - time.monotonic(), 0.001))
+            try:
+                self._connection.drain_events(timeout=max(deadline - time.monotonic(), 0.001))
+            except TimeoutError:  # a broker that is blocked confirms nothing
+                raise _Late from None
 
     @property
     def _known_keys(self) -> set[str]:

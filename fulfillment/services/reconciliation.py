@@ -114,6 +114,8 @@ def _claim_at_once(context: Context, account: str, claimed: int, at_once: int) -
     if len(errors) == len(flying):
         raise errors[0]
     # What one has claimed is handed out though another failed.
+    for error in errors:
+        log.error("poll.claim_failed", account=account, reason=type(error).__name__)
     return [[] if future.exception() else future.result() for future in flying]
 
 
@@ -160,9 +162,15 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
     if unasked or round_.failed:
         _put_back(context, unasked, round_.failed, now)
 
+    answered_at = context.now()
+
     def is_quiet(member: Polled) -> bool:
         report = round_.reports.get(member.external_id)
-        if report is None or member.is_strange or is_news(context, member.order, report):
+        if (
+            report is None
+            or member.is_strange
+            or is_news(context, member.order, report, answered_at)
+        ):
             return False
         return _next(context, member.order, now, flows).is_claimed(member.order, now)
 
@@ -210,12 +218,15 @@ def _write_polls(
         for order in locked:
             if order.id not in by_id:
                 log.warning("poll.unknown_to_provider", order_id=order.external_id)
-        nexts = {o.id: _next(context, moved.get(o.id, o), now, flows) for o in locked}
         was_due = {member.id: member.order.next_poll_at for member in asked}
+        nexts = {}
         for order in locked:
-            if order.next_poll_at not in (None, was_due[order.id]):
-                # Somebody wished for a poll since the question: its answer may be older than that.
-                nexts[order.id] = nexts[order.id].by(order.next_poll_at)
+            after = moved.get(order.id, order)
+            at = _next(context, after, now, flows).after(after, now)
+            # Somebody wished for a poll since the question: its answer may be older than that.
+            is_wished = order.next_poll_at != was_due[order.id]
+            times = (at, order.next_poll_at if is_wished else None)
+            nexts[order.id] = min(filter(None, times), default=None)
         due.polled(session, nexts, now)
         if back := [order.id for order in asked if order.is_strange]:
             ledger.note_own(session, account, back, context.account(account).merchant)

@@ -102,9 +102,9 @@ def apply_reports(
     return {order_id: order for order_id, order in moved.items() if order_id in changed}
 
 
-def is_news(context: Context, order: Order, report: OrderReport) -> bool:
+def is_news(context: Context, order: Order, report: OrderReport, now: datetime) -> bool:
     """Say whether the report changes anything of the order, which is at the account that told."""
-    decision = _decided(context, order, report, context.now())
+    decision = _decided(context, order, report, now)
     return decision.target is not None or bool(decision.money)
 
 

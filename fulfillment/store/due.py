@@ -262,10 +262,6 @@ class NextPoll(NamedTuple):
     at: datetime | None
     earliest: datetime | None = None
 
-    def by(self, wished_at: datetime) -> "NextPoll":
-        """Give the same, but at a time that was wished for where that is sooner."""
-        return NextPoll(wished_at if self.at is None else min(self.at, wished_at))
-
     def is_claimed(self, order: Order, now: datetime) -> bool:
         """Say whether the claim for a poll at `now` ends when the next one may come."""
         if self.earliest is None or order.next_poll_at is None:
@@ -273,24 +269,21 @@ class NextPoll(NamedTuple):
         latest = self.earliest + (self.earliest - now) * SPREAD
         return self.earliest <= order.next_poll_at <= latest
 
+    def after(self, order: Order, now: datetime) -> datetime | None:
+        """Give the time, the claim's end where that will do: then no indexed time is moved."""
+        return order.next_poll_at if self.is_claimed(order, now) else self.at
 
-def polled(session: Session, next_polls: Mapping[int, NextPoll], polled_at: datetime) -> None:
+
+def polled(
+    session: Session, next_polls: Mapping[int, datetime | None], polled_at: datetime
+) -> None:
     """Note when orders were asked about and when each is to be asked about again."""
     session.execute(
         """
-            UPDATE orders o SET polled_at = %(at)s, next_poll_at = CASE
-                       WHEN o.next_poll_at BETWEEN n.earliest
-                            AND n.earliest + (n.earliest - %(at)s) * %(spread)s
-                       THEN o.next_poll_at ELSE n.at END
-              FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(ats)s AS timestamptz[]),
-                          CAST(%(earliests)s AS timestamptz[])) AS n(id, at, earliest)
+            UPDATE orders o SET polled_at = %(at)s, next_poll_at = n.next
+              FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(nexts)s AS timestamptz[]))
+                   AS n(id, next)
              WHERE o.id = n.id
             """,
-        {
-            "ids": list(next_polls),
-            "ats": [each.at for each in next_polls.values()],
-            "earliests": [each.earliest for each in next_polls.values()],
-            "at": polled_at,
-            "spread": SPREAD,
-        },
+        {"ids": list(next_polls), "nexts": list(next_polls.values()), "at": polled_at},
     )

@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -39,7 +38,6 @@ from fulfillment.web.tokens import Tokens
 
 log = get_logger(__name__)
 
-_TURN_S = 0.0005
 _TRY_AGAIN_S = 2.0
 #: So many single checkouts share a transaction at the most.
 _MOST_TOGETHER = 100
@@ -144,8 +142,6 @@ def serve(settings: Settings) -> None:
     # Idle connections of strangers must not use up the files that may be open.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    # A webhook takes turns with the threads of large batches ten times: 5 ms each, if it is left.
-    sys.setswitchinterval(_TURN_S)
     context = build_context(settings, threads=THREADS, statement_timeout_s=STATEMENT_TIMEOUT_S)
     try:
         server = build_server(create_app(context, broker.hint), settings.web_trusted_proxies)

@@ -235,8 +235,8 @@ TELLING = (
     Mutant(
         "news_is_quiet", "I7", "a poll's news is taken for none",
         SERVICES + "reconciliation.py",
-        "        if report is None or member.is_strange or is_news(context, member.order, report):",
-        "        if report is None or member.is_strange:",
+        "            or is_news(context, member.order, report, answered_at)",
+        "            or False",
         integration("reconciliation"),
     ),
     Mutant(
