@@ -14,7 +14,7 @@ from fulfillment.crash import crash_point
 from fulfillment.errors import OverBudget, ServerUnreachable
 from fulfillment.store import accounts
 from fulfillment.store.accounts import Purpose
-from fulfillment.store.engine import Database, repeated
+from fulfillment.store.engine import Database, Session, repeated
 
 #: A request that is sent later than this after it was taken would arrive in another minute.
 _FRESH = timedelta(seconds=2)
@@ -46,26 +46,23 @@ class RateBudget:
     @repeated
     def take(self, purpose: Purpose, wanted: int = 1, *, leaving: int = 0) -> "Grant":
         """Take up to `wanted` requests where `leaving` more could follow them."""
+        if self._limit is None or not wanted:
+            return Grant(self, purpose, wanted, leaving)
+        with self._database.transaction() as session:
+            grant = self.take_within(session, purpose, wanted, leaving=leaving)
+        crash_point("budget.taken")
+        return grant
+
+    def take_within(
+        self, session: Session, purpose: Purpose, wanted: int, *, leaving: int = 0
+    ) -> "Grant":
+        """Take requests in a transaction that does more; the account's row is locked by it."""
         size = wanted
         if self._limit is not None and wanted:
-            with self._database.transaction() as session:
-                size = accounts.take(
-                    session, self._account, self._limit, purpose, wanted, self._now(),
-                    leaving=leaving,
-                )  # fmt: skip
-            crash_point("budget.taken")
+            size = accounts.take(
+                session, self._account, self._limit, purpose, wanted, self._now(), leaving=leaving
+            )
         return Grant(self, purpose, size, leaving)
-
-    def take_for_each(self, purpose: Purpose, calls: int) -> "list[Grant]":
-        """Take a request for each of some calls that belong together; nothing where not for all.
-
-        What a call needs beyond its own leaves enough for those that follow it.
-        """
-        whole = self.take(purpose, calls)
-        if whole.size < calls:
-            whole.give_back()
-            return []
-        return [Grant(self, purpose, 1, left) for left in reversed(range(calls))]
 
     @repeated
     def give_back(self, purpose: Purpose, count: int) -> None:
@@ -129,6 +126,16 @@ class Grant:
             raise OverBudget from None
         if not more.size:
             raise OverBudget
+
+    def for_each(self, calls: int) -> "list[Grant]":
+        """Part it among calls that belong together; nothing, and given back, where not for all.
+
+        What a call needs beyond its own leaves enough for those that follow it.
+        """
+        if self.size < calls:
+            self.give_back()
+            return []
+        return [Grant(self.budget, self._purpose, 1, left) for left in reversed(range(calls))]
 
     def give_back(self) -> None:
         """Return what was not spent."""

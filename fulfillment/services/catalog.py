@@ -6,6 +6,7 @@ from fulfillment.crash import crash_point
 from fulfillment.errors import ProviderError, ProviderNotReached
 from fulfillment.log import get_logger
 from fulfillment.services import funds, outages, shortage
+from fulfillment.services.budget import Grant
 from fulfillment.services.claiming import (
     CATALOG,
     KeptClaim,
@@ -32,6 +33,8 @@ log = get_logger(__name__)
 
 #: How soon to ask again about an item whose price the catalog does not clearly say.
 _UNCLEAR_S = 10.0
+#: The catalog's and the wallet's.
+_REQUESTS = 2
 _DOUBTED = "much of what the catalog had, or was asked for, is missing at once"
 
 
@@ -41,7 +44,16 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
     The answer serves exactly the orders claimed before the request was sent.
     """
     account = batch["account"]
-    with take_over(context, batch, CATALOG) as claim:
+    budget = context.budget(account)
+    taken: list[Grant] = []
+
+    def take(session: Session, claim: KeptClaim) -> None:
+        # Not where orders are looked for first: who knows how long that takes.
+        taken[:] = []
+        if all(order.was_searched(claim.doubted_since) for order in claim.orders):
+            taken.append(budget.take_within(session, Purpose.SUBMIT, _REQUESTS))
+
+    with take_over(context, batch, CATALOG, take) as claim:
         if claim is None:
             return StepOutcome(goes_on=False)
         left = search_first(context, claim, claim.orders)
@@ -49,7 +61,8 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
             return StepOutcome(False, finish_gathering(context, batch))
         claim.leave_only(left)
         # A catalog that no wallet request can follow would only have to be asked for again.
-        grants = context.budget(account).take_for_each(Purpose.SUBMIT, 2)
+        whole = taken[0] if taken else budget.take(Purpose.SUBMIT, _REQUESTS)
+        grants = whole.for_each(_REQUESTS)
         if not grants:
             give_back(context, batch, claim)
             return StepOutcome(goes_on=False)

@@ -42,6 +42,8 @@ log = get_logger(__name__)
 
 #: How long to gather answers that come together, so that they share a transaction.
 _GROUP_S = 0.02
+#: So many intents at the most are written while the account's rate budget is locked.
+_FEW = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,14 @@ class _Task:
     step: Step
     #: Before the switch was looked at for it, by the monotonic clock.
     made_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """What was begun together with the claim, and the requests that were taken for it."""
+
+    tasks: Sequence[_Task]
+    grant: Grant
 
 
 def share_out(context: Context, batch: Batch) -> list[Batch]:
@@ -85,14 +95,16 @@ def submit_orders(context: Context, batch: Batch) -> bool:
 
 def _submit(context: Context, batch: Batch, slots: Share, free: int) -> bool:
     """Submit the batch, the first orders of it in the `free` slots that were taken for it."""
-    begun: list[_Task] = []
+    at_once = None
 
     def begin(session: Session, claim: KeptClaim) -> None:
-        begun[:] = _begin_at_once(context, session, claim, free)
+        nonlocal at_once
+        at_once = _begin_at_once(context, session, claim, free)
 
     with take_over(context, batch, SUBMIT, begin) as claim:
         if claim is None:
             return False
+        begun = at_once.tasks if at_once else []
         _committed(begun)
         slots.give_back(free - len(begun))
         attempts = claim.attempts
@@ -109,14 +121,14 @@ def _submit(context: Context, batch: Batch, slots: Share, free: int) -> bool:
             _go_on_broken(context, claim, due, slots)
         else:
             watch = Watch(context, claim)
-            _go_on(context, claim, begun, due, slots, watch)
+            _go_on(context, claim, at_once, due, slots, watch)
     return True
 
 
 def _go_on(
     context: Context,
     claim: KeptClaim,
-    begun: Sequence[_Task],
+    at_once: _Begun | None,
     due: Sequence[Order],
     slots: Share,
     watch: Watch,
@@ -127,8 +139,8 @@ def _go_on(
     _put_off(context, claim, [order for order in due if order.id not in afforded])
     if watch.is_ahead:  # a repetition that fails again would for ever be the one that goes ahead
         waiting = deque(sorted(waiting, key=lambda o: claim.attempts[o.id].posts))
-    is_through = _run(context, claim, begun, waiting, grants, slots, watch)
-    for grant in grants.values():
+    is_through = _run(context, claim, at_once, waiting, grants, slots, watch)
+    for grant in [*grants.values(), *([at_once.grant] if at_once else [])]:
         grant.give_back()
     return is_through
 
@@ -146,7 +158,7 @@ def _go_on_broken(context: Context, claim: KeptClaim, due: Sequence[Order], slot
     ]
     looked_up = {order.id for order in lookups}
     rest = [order for order in due if order.id not in looked_up]
-    is_through = not lookups or _go_on(context, claim, [], lookups, slots, Watch(context, claim))
+    is_through = not lookups or _go_on(context, claim, None, lookups, slots, Watch(context, claim))
     until = None
     if rest and is_through and not is_resting:
         until = go_ahead(context, account)
@@ -154,16 +166,18 @@ def _go_on_broken(context: Context, claim: KeptClaim, due: Sequence[Order], slot
         _hold_back(context, claim, rest)
         return
     watch = Watch(context, claim, until)
-    _go_on(context, claim, [], rest, slots, watch)
+    _go_on(context, claim, None, rest, slots, watch)
     watch.end()
 
 
-def _begin_at_once(context: Context, session: Session, claim: KeptClaim, free: int) -> list[_Task]:
+def _begin_at_once(
+    context: Context, session: Session, claim: KeptClaim, free: int
+) -> _Begun | None:
     """Commit the first intents together with the claim, where nothing is to be looked at before."""
+    budget = context.budget(claim.account)
     is_doubtful = claim.has_failed or claim.purchases.are_broken
-    is_plain = not is_doubtful and claim.doubted_since is None
-    if not is_plain or context.budget(claim.account).is_limited:
-        return []
+    if is_doubtful or claim.doubted_since is not None:
+        return None
     now = context.now()
     attempts = claim.attempts
     fresh = [
@@ -174,7 +188,15 @@ def _begin_at_once(context: Context, session: Session, claim: KeptClaim, free: i
         and a.unknown_since is None
         and order.was_searched(None)
     ]
-    return _begin_within(context, session, claim, fresh[:free], now) if fresh[:free] else []
+    if not fresh[:free]:
+        return None
+    if budget.is_limited and not len(fresh) == len(claim.orders) <= _FEW:
+        return None  # what is unknown takes its requests first
+    cost = context.provider(claim.account).requests_per_purchase
+    grant = budget.take_within(session, Purpose.SUBMIT, len(fresh[:free]) * cost)
+    affordable = fresh[: grant.size // cost]
+    begun = _begin_within(context, session, claim, affordable, now) if affordable else []
+    return _Begun(begun, grant)
 
 
 def _to_submit(members: Sequence[Order]) -> list[Order]:
@@ -257,7 +279,7 @@ def _hold_back_within(
 def _run(
     context: Context,
     claim: KeptClaim,
-    begun: Sequence[_Task],
+    at_once: _Begun | None,
     waiting: deque[Order],
     grants: Mapping[Purpose, Grant],
     slots: Share,
@@ -274,14 +296,15 @@ def _run(
     is_stopped = False
     with context.threads.pool(limit, "submit") as executor:
 
-        def send(tasks: Sequence[_Task]) -> None:
+        def send(tasks: Sequence[_Task], taken: Grant | None = None) -> None:
             for task in tasks:
-                grant = grants[_purpose(task.attempt)]
+                grant = taken or grants[_purpose(task.attempt)]
                 future = executor.submit(_ask, context, claim, task, grant, look)
                 future.add_done_callback(lambda _: slots.give_back())
                 flying[future] = task
 
-        send(begun)
+        if at_once:
+            send(at_once.tasks, at_once.grant)
         while flying or (waiting and not is_stopped):
             most = 0 if is_stopped else min(allowed - len(flying), len(waiting))
             if most > 0 and (free := slots.take(most)):
