@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+import msgspec
+
 from schemas.enums import OrderStatus
 
 
@@ -79,8 +81,7 @@ class ReportState(StrEnum):
         return None if self is ReportState.UNKNOWN else OrderStatus(self.value)
 
 
-@dataclass(frozen=True, slots=True)
-class OrderReport:
+class OrderReport(msgspec.Struct, frozen=True):
     """What the provider says about one order, by poll, webhook or as the answer to a submit.
 
     `charged_mills` is the amount the provider says it charges; None where it did not say.

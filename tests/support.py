@@ -206,7 +206,7 @@ def checkout(**overrides: Any) -> dict[str, Any]:
 def some_order(**overrides: Any) -> Order:
     """Make an order as the store would give it, without a database."""
     now = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
-    values: dict[str, Any] = dict.fromkeys(Order.__dataclass_fields__)
+    values: dict[str, Any] = dict.fromkeys(Order.__struct_fields__)
     values |= {
         "id": 1,
         "external_id": "order_1",

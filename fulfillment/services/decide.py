@@ -5,10 +5,12 @@ news are recorded and alarmed, never applied.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from fulfillment.services import contradictions
 from fulfillment.states import FINAL, FOLLOWED, RANK, UNFULFILLED, is_legal
@@ -38,13 +40,12 @@ class Money(StrEnum):
     ADJUST = "adjust"  # the charge was told anew: the difference is booked
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """What to do about a report. `target` None means: nothing at all is to be recorded."""
 
     target: OrderStatus | None = None
     note: str = ""
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = msgspec.field(default_factory=dict)
     money: tuple[Money, ...] = ()
     is_alarm: bool = False
 

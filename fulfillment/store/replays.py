@@ -5,11 +5,12 @@ messages of one order come in the order of its log.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from fulfillment.log import get_logger
 from fulfillment.store import orders, outbox

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 from pydantic import SecretStr
 
 from fulfillment.errors import WebhookRejected
@@ -43,7 +44,7 @@ def always(notice: WebhookNotice) -> bool:
 
 def without_item(report: OrderReport) -> OrderReport:
     """Leave out what a webhook does not tell (skinsnode.md 9)."""
-    return replace(report, item_id=None, item_name=None, partner=None)
+    return structs.replace(report, item_id=None, item_name=None, partner=None)
 
 
 def test_pc07_an_unknown_status_in_a_webhook_is_kept(

@@ -278,7 +278,7 @@ def rebuilt(context: Context, order: Order) -> dict[str, Any]:
 def assert_rebuilds(context: Context, order: Order) -> None:
     row = rebuilt(context, order)
     now = again(context, order)
-    for name in set(Order.__dataclass_fields__) - DUE - BESIDE:
+    for name in set(Order.__struct_fields__) - DUE - BESIDE:
         value, told = getattr(now, name), row.get(name)
         if isinstance(value, datetime):
             told = told and datetime.fromisoformat(told)

@@ -1,9 +1,9 @@
 """What follows a purchase of unknown outcome, by what the provider documents (DESIGN section 3)."""
 
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from fulfillment.errors import ProviderNotReached, ProviderOutcomeUnknown, ProviderRefused
 from fulfillment.providers.base import AfterUnknown

@@ -1,11 +1,11 @@
 """What a report means for an order, over every status and every word."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import permutations, product
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from fulfillment.services.decide import NOTHING, REVERSAL_WATCH, Decision, Money, decide
 from fulfillment.states import FINAL, FOLLOWED, LOCAL, RANK, UNFULFILLED, is_legal

@@ -1,9 +1,9 @@
 """What a report is about: another item, purchase or recipient than asked for is never applied."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from fulfillment.services.decide import Decision, Money, decide
 from fulfillment.states import FOLLOWED

@@ -9,6 +9,8 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+from msgspec import structs
+
 from fulfillment.errors import (
     ProviderDeniesAccount,
     ProviderError,
@@ -242,7 +244,7 @@ def _check_is_asked(bought: Purchase, asked: Mapping[str, Any]) -> None:
 
 def _about(report: OrderReport, external_id: str) -> OrderReport:
     is_named = report.external_id == external_id
-    return report if is_named else replace(report, external_id=external_id)
+    return report if is_named else structs.replace(report, external_id=external_id)
 
 
 def _by_custom_id(items: Any, asked: Sequence[str]) -> dict[str, OrderReport] | None:

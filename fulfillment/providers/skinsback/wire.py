@@ -7,13 +7,14 @@ for success.
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from fulfillment.providers import reading
 from fulfillment.providers.http import BOM, Unusable, read_json

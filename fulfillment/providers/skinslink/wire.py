@@ -6,10 +6,11 @@ Fields without a value are left out. An unknown status word is never taken for s
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from fulfillment.providers import reading
 from fulfillment.providers.http import BOM, Unusable, read_json
