@@ -39,8 +39,12 @@ def context() -> Context:
         if _context is None:
             settings = load_settings()
             made = build_context(settings, threads=settings.worker_threads + 2)
-            clock_guard.check(made)
-            register_accounts(made)
+            try:
+                clock_guard.check(made)
+                register_accounts(made)
+            except BaseException:
+                made.close()  # or each task that comes meanwhile would leave connections behind
+                raise
             _context = made
     clock_guard.check(_context)
     return _context

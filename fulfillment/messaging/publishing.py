@@ -149,7 +149,7 @@ class _Confirming:
             # A slow broker: what it has is behind us, and the rest begins the next group.
         finally:
             before = self._known_keys
-            self.confirmed = self._judged(group, {*self._unconfirmed.values(), *unsent})
+            self.confirmed = self._judged(group, rounds, {*self._unconfirmed.values(), *unsent})
             if left_out and self._known_keys - before:
                 # Whoever has begun to listen meanwhile may want these too.
                 self.confirmed = [each for each in self.confirmed if each < min(left_out)]
@@ -179,7 +179,9 @@ class _Confirming:
     def backlog(self) -> int:
         return 0  # what lies on RabbitMQ's disk is in nobody's way
 
-    def _judged(self, group: Sequence[Outgoing], unconfirmed: set[int]) -> list[int]:
+    def _judged(
+        self, group: Sequence[Outgoing], rounds: Sequence[int], unconfirmed: set[int]
+    ) -> list[int]:
         """Give what is confirmed: not what reached no queue where its routing key did before."""
         reached = [place for place in range(len(group)) if place not in unconfirmed]
         if not reached:
@@ -190,8 +192,14 @@ class _Confirming:
         came_back = [m[0] in keys_back or (m[0], m[1]) in self._returned for m in sent]
         heard = {m[0] for m, is_back in zip(sent, came_back, strict=True) if not is_back}
         unheard = {m[0] for m, is_back in zip(sent, came_back, strict=True) if is_back}
+        turns = [(rounds[place], place) for place in reached]  # in which they were sent
+        told = list(zip(turns, sent, came_back, strict=True))
+        last = max((turn for turn, _, is_back in told if not is_back), default=(-1, -1))
+        # With a queue that goes, all its keys come back from then on: that one is not wanted is
+        # known only where another was heard after it.
+        still = {m[0] for turn, m, is_back in told if is_back and turn < last}
         # A queue came or went meanwhile; or no key has a queue any more.
-        lost = heard & unheard or (set() if heard else unheard & known)
+        lost = heard & unheard | (unheard & known) - still
         # A group of a key that nobody ever listened to tells nothing of the others.
         self.is_unheard = not heard and (bool(lost) or self.is_unheard)
         if lost:

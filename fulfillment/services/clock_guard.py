@@ -12,7 +12,8 @@ from fulfillment.services.context import Context
 from fulfillment.store.engine import Session
 
 #: Clocks that are right are no farther apart. Of the margins between machines the smallest is 5 s:
-#: by so much WALLET_LAG_S and LOOKUP_CACHE_S are longer than a provider's cache.
+#: by so much WALLET_LAG_S and LOOKUP_CACHE_S are longer than a provider's cache, and the time
+#: between two lookups (`unknowns.LOOKUPS_APART`) than a minute.
 APART = timedelta(seconds=2)
 #: How long a comparison is believed, in seconds, unless the clock has jumped by so much since.
 _BELIEVED_S = 10.0

@@ -17,7 +17,7 @@ log = get_logger(__name__)
 
 _SLICE = 500
 #: So long what this process has no key for is left to those that have it.
-_OTHERS_TURN = timedelta(days=7)
+OTHERS_TURN = timedelta(days=7)
 #: A run ends after so many slices; the next one goes on.
 _MOST_SLICES = 20
 
@@ -27,33 +27,39 @@ def erase(context: Context) -> int:
     with context.database.transaction() as session:
         leases.beat(session, pulse.ERASURE, context.now())
     total = 0
+    left: list[int] = []
     for _ in range(_MOST_SLICES):
-        erased = _erase_slice(context)
+        seen, erased = _erase_slice(context, left)
         total += erased
-        if erased < _SLICE:
+        if seen < _SLICE:
             break
     if total:
         log.info("erasure.done", orders=total)
     return total
 
 
-def _erase_slice(context: Context) -> int:
+def _erase_slice(context: Context, left: list[int]) -> tuple[int, int]:
+    """Give how many were seen and how many erased; add to `left` what others may still read."""
     before = context.now() - timedelta(days=context.settings.erase_after_days)
     unreadable = []
+    seal = context.seal
     with context.database.transaction() as session:
         hashes: dict[int, str | None] = {}
-        due = erasure.lock_due(session, before, before - _OTHERS_TURN, context.seal.key_ids, _SLICE)
-        for order_id, name, sealed in due:
+        due = erasure.lock_due(session, before, before - OTHERS_TURN, seal.key_ids, _SLICE, left)
+        for order in due:
             try:
-                hashes[order_id] = context.seal.fingerprint(context.seal.open(sealed))
+                hashes[order.id] = seal.fingerprint(seal.open(order.trade_url_sealed))
             except ConfigurationError:
+                if not order.is_long_over:
+                    left.append(order.id)  # sealed by another key of the same id
+                    continue
                 # Nobody had its key for days, and that is no reason to keep it.
-                hashes[order_id] = None
-                unreadable.append(name)
+                hashes[order.id] = None
+                unreadable.append(order.external_id)
         if hashes:
             erasure.erase(session, hashes)
             crash_point("erase.before_commit")
     if unreadable:
         log.error("erasure.without_hash", why="the key is not set", orders=unreadable)
     crash_point("erase.after_commit", hashes)
-    return len(hashes)
+    return len(due), len(hashes)

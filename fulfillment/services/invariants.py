@@ -11,6 +11,7 @@ from fulfillment.log import get_logger
 from fulfillment.providers.http import LONGEST_PAUSE
 from fulfillment.services import backstop, pulse, schedule, unknowns, wrong_clocks
 from fulfillment.services.context import Context
+from fulfillment.services.erasure import OTHERS_TURN
 from fulfillment.store import invariants, leases
 from fulfillment.store.invariants import INVARIANTS, Finding
 from fulfillment.store.promises import Invariant
@@ -77,6 +78,8 @@ def _parameters(context: Context) -> dict[str, Any]:
         "overdue_grace": schedule.OVERDUE_GRACE,
         "erase_after": timedelta(days=context.settings.erase_after_days),
         "erase_patience": _ERASE_PATIENCE,
+        "others_turn": OTHERS_TURN,
+        "key_ids": [each.encode() for each in context.seal.key_ids],
         "lease": context.lease,
         # An account's pause, or until a cached answer is too old to count.
         "longest_pause": 2 * LONGEST_PAUSE + context.cache_time,

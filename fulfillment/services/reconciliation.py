@@ -44,6 +44,8 @@ _THREADS = 16
 _TICK_GAP = timedelta(seconds=1)
 #: Webhooks are flowing where one came in this long ago or less.
 _FLOWING = timedelta(minutes=2)
+#: What could not be asked about is as if it had been due for so long: no longer, or it is overdue.
+_BEFORE_OTHERS = timedelta(minutes=1)
 
 
 def webhook_heartbeat(account: str) -> str:
@@ -177,6 +179,11 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
     def write(members: Sequence[Polled]) -> int:
         # Quiet for the row as it was before the question: what changed since is newer.
         told = [member for member in members if not is_quiet(member)]
+        loud = {member.id for member in told}
+        least = schedule.poll_gap(context).least
+        late = [m.id for m in members if m.id not in loud and due.is_late(m.order, now, least)]
+        if late:
+            _note_late(context, late, now)
         if not told:
             return 0
         return _write_polls(context, account, round_.reports, told, now, flows=flows)
@@ -193,9 +200,15 @@ def _put_back(
     """Make orders due again: before others those not asked about, soon those that failed."""
     gap = schedule.poll_gap(context).least
     with context.database.transaction() as session:
-        for members, at in ((unasked, now - gap), (failed, now + gap)):
+        for members, at in ((unasked, now - min(gap, _BEFORE_OTHERS)), (failed, now + gap)):
             if members:
                 due.put_back(session, [order.id for order in members], at)
+
+
+@repeated
+def _note_late(context: Context, order_ids: list[int], now: datetime) -> None:
+    with context.database.transaction() as session:
+        due.asked_late(session, order_ids, now, schedule.least_gap(context))
 
 
 @repeated
@@ -223,10 +236,12 @@ def _write_polls(
         for order in locked:
             after = moved.get(order.id, order)
             at = _next(context, after, now, flows).after(after, now)
-            # Somebody wished for a poll since the question: its answer may be older than that.
-            is_wished = order.next_poll_at != was_due[order.id]
-            times = (at, order.next_poll_at if is_wished else None)
-            nexts[order.id] = min(filter(None, times), default=None)
+            wished_at = order.next_poll_at
+            if wished_at is not None and wished_at != was_due[order.id]:
+                # Since the question, whose answer may be older than that: when its cache is over.
+                wished_at = max(wished_at, now + schedule.least_gap(context))
+                at = min(at or wished_at, wished_at)
+            nexts[order.id] = at
         due.polled(session, nexts, now)
         if back := [order.id for order in asked if order.is_strange]:
             ledger.note_own(session, account, back, context.account(account).merchant)

@@ -32,6 +32,11 @@ def first_poll(context: Context, now: datetime) -> datetime:
     return now + _jittered(context, context.settings.poll_min_interval_s, 0.5)
 
 
+def least_gap(context: Context) -> timedelta:
+    """Give what lies between two polls of an order at least."""
+    return timedelta(seconds=context.settings.poll_min_interval_s)
+
+
 def poll_gap(context: Context) -> due.Gap:
     """Give how long a claim for a poll holds: about as long as `next_poll` will say."""
     # A lost message costs one interval: the claim is the due time moved on.

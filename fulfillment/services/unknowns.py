@@ -10,8 +10,9 @@ from enum import StrEnum
 from fulfillment.providers.base import AfterUnknown
 from fulfillment.store.models import Attempt, Order
 
-#: How far apart two empty lookups must lie before the same id is posted again.
-LOOKUPS_APART = timedelta(seconds=60)
+#: How far apart two empty lookups must lie before the same id is posted again: a minute, and what
+#: the clocks of two machines may differ by (docs/decisions/0020).
+LOOKUPS_APART = timedelta(seconds=65)
 #: How long a purchase that must not be repeated is looked for before a person is asked.
 LOOK_FOR = timedelta(minutes=10)
 #: How long after its last time of submission any other unknown outcome is left to machines.

@@ -87,9 +87,11 @@ def _keep(context: Context, account: str, notice: WebhookNotice, digest: str) ->
         if order is None:
             return Taken(Verdict.UNKNOWN_ORDER)
         delivery_id = inbox.add(session, account, order.id, digest, notice.signed_at, report, now)
+        if delivery_id is not None and (fresh or notice.signed_at is None):
+            # An old one, or one that is known, may be repeated by who holds back the others.
+            pulse.beat_seldom(context, session, webhook_heartbeat(account))
         if delivery_id is None and _is_heard_again(context, account, notice, order, now):
             delivery_id = inbox.add_again(session, account, digest, now)
-        pulse.beat_seldom(context, session, webhook_heartbeat(account))
         crash_point("webhook.before_commit")
     crash_point("webhook.after_commit")
     verdict = Verdict.STORED if delivery_id else Verdict.KNOWN

@@ -152,11 +152,12 @@ def poll_at(
     """Ask about orders at `at`, or as soon after it as the provider's cache makes sensible.
 
     Gives how many. Orders that ended without the item are asked about only when a person asks.
+    The time moves in any case, be it by nothing: who is asking meanwhile sees that it was wished.
     """
     rows = session.execute(
         """
             UPDATE orders SET next_poll_at = least(
-                coalesce(next_poll_at, 'infinity'),
+                coalesce(next_poll_at, 'infinity') - interval '1 microsecond',
                 greatest(%(at)s, coalesce(polled_at, '-infinity') + make_interval(secs => %(gap)s)))
              WHERE id IN (
                 SELECT id FROM orders
@@ -250,6 +251,25 @@ def spread(session: Session, next_polls: Mapping[int, datetime | None]) -> None:
              WHERE o.id = n.id
             """,
         {"ids": list(next_polls), "nexts": list(next_polls.values())},
+    )
+
+
+def is_late(order: Order, now: datetime, least: timedelta) -> bool:
+    """Say whether it was claimed so long ago that its claim's time is not that of the question."""
+    return order.polled_at is None or now - order.polled_at > least * _LAG
+
+
+def asked_late(
+    session: Session, order_ids: list[int], asked_at: datetime, least: timedelta
+) -> None:
+    """Note the time of a question that came long after its claim; the next is `least` later."""
+    session.execute(
+        """
+            UPDATE orders SET polled_at = %(at)s, next_poll_at =
+                   CASE WHEN next_poll_at < %(earliest)s THEN %(earliest)s ELSE next_poll_at END
+             WHERE id IN (SELECT id FROM orders WHERE id = ANY(%(ids)s) ORDER BY id FOR UPDATE)
+            """,
+        {"ids": order_ids, "at": asked_at, "earliest": asked_at + least},
     )
 
 

@@ -1,21 +1,27 @@
 """Erasing what must not be kept: trade URLs and sent bodies of orders that are over."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
+from itertools import starmap
+from typing import NamedTuple
 
 from fulfillment.store.engine import Session
 
+_KEY_ID = "substring({0} FOR greatest(position(':'::bytea IN {0}) - 1, 0))"
+#: Whether one of `key_ids`, as bytes, is named as the key of an order's trade URL.
+IS_READABLE = f"{_KEY_ID.format('trade_url_sealed')} = ANY(CAST(%(key_ids)s AS bytea[]))"
 # Over for good: final, nothing due any more, and no trade that could still be undone.
-_DUE = """
-    SELECT id, external_id, trade_url_sealed FROM orders
+_DUE = f"""
+    SELECT id, external_id, trade_url_sealed, updated_at <= %(unreadable_before)s AS is_long_over
+      FROM orders
      WHERE trade_url_sealed IS NOT NULL
        AND status IN ('completed', 'reversed', 'failed', 'cancelled', 'expired')
        AND updated_at <= %(before)s AND coalesce(reversible_until, updated_at) <= %(before)s
        AND next_poll_at IS NULL
-       AND (split_part(encode(trade_url_sealed, 'escape'), ':', 1) = ANY(%(key_ids)s)
-            OR updated_at <= %(unreadable_before)s)
+       AND ({IS_READABLE} OR updated_at <= %(unreadable_before)s)
+       AND id <> ALL(%(left)s)
      ORDER BY updated_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-    """
+    """  # noqa: S608 - constants
 _ERASE = """
     WITH erased AS (
         UPDATE orders o SET trade_url_sealed = NULL, trade_url_hash = h.hash
@@ -24,29 +30,42 @@ _ERASE = """
     UPDATE attempts SET body_sealed = NULL
      WHERE order_id = ANY(CAST(%(ids)s AS bigint[])) AND body_sealed IS NOT NULL
     """
-_KEY_IDS = """
-    SELECT DISTINCT convert_from(
-               substring(sealed FOR greatest(position(':'::bytea IN sealed) - 1, 0)), 'UTF8')
+_KEY_IDS = f"""
+    SELECT DISTINCT convert_from({_KEY_ID.format("sealed")}, 'UTF8')
       FROM (SELECT trade_url_sealed FROM orders WHERE trade_url_sealed IS NOT NULL
             UNION ALL SELECT body_sealed FROM attempts WHERE body_sealed IS NOT NULL) AS s(sealed)
-    """
+    """  # noqa: S608 - constants
+
+
+class Erasable(NamedTuple):
+    """An order whose sealed data is to go, be it only readable by others if it is long over."""
+
+    id: int
+    external_id: str
+    trade_url_sealed: bytes
+    is_long_over: bool
 
 
 def lock_due(
-    session: Session, before: datetime, unreadable_before: datetime, key_ids: set[str], limit: int
-) -> list[tuple[int, str, bytes]]:
-    """Lock orders that were over `before`: id, external id and sealed trade URL, oldest first.
+    session: Session,
+    before: datetime,
+    unreadable_before: datetime,
+    key_ids: Collection[str],
+    limit: int,
+    left: Collection[int] = (),
+) -> list[Erasable]:
+    """Lock orders that were over `before`, oldest first, but those that are `left` this time.
 
     What none of these keys has sealed is left until it was over `unreadable_before`.
     """
     values = {
         "before": before,
         "unreadable_before": unreadable_before,
-        "key_ids": list(key_ids),
+        "key_ids": [each.encode() for each in key_ids],
         "limit": limit,
+        "left": list(left),
     }
-    rows = session.execute(_DUE, values)
-    return [(row.id, row.external_id, bytes(row.trade_url_sealed)) for row in rows]
+    return list(starmap(Erasable, session.rows(_DUE, values)))
 
 
 def erase(session: Session, hashes: Mapping[int, str | None]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from fulfillment.states import FINAL, FOLLOWED, RANK, TRANSITIONS, UNFULFILLED, WAITING
+from fulfillment.store import erasure
 from fulfillment.store.engine import Session
 from fulfillment.store.promises import PROMISES, Invariant
 from schemas.enums import AttemptState as A
@@ -52,6 +53,7 @@ _WORDS = {
     "uncharged": (
         "(o.status = 'completed' AND o.charged_mills IS NULL AND o.next_poll_at IS NOT NULL)"
     ),
+    "readable": erasure.IS_READABLE,
     # Columns that another version of this code knows are its own business.
     "logged": f"ARRAY[{_words(LOGGED)}]",
 }
@@ -171,6 +173,8 @@ INVARIANTS = (
            AND o.updated_at <= %(now)s - %(erase_after)s - %(erase_patience)s
            AND (o.reversible_until IS NULL
                 OR o.reversible_until <= %(now)s - %(erase_after)s - %(erase_patience)s)
+           AND ($readable OR o.updated_at <=
+                %(now)s - %(erase_after)s - %(others_turn)s - %(erase_patience)s)
         """,
     ),
     Invariant(
