@@ -24,7 +24,7 @@ class AfterUnknown(StrEnum):
     """What may be done about a purchase whose outcome is unknown (DESIGN section 3)."""
 
     REPLAY = "replay"  # the same bytes again, at once: the provider documents idempotency
-    LOOKUP_THEN_REPLAY = "lookup_then_replay"  # again only after two empty lookups over a minute apart
+    LOOKUP_THEN_REPLAY = "lookup_then_replay"  # again after two empty lookups over a minute apart
     LOOKUP_ONLY = "lookup_only"  # never again by itself: lookups for 10 minutes, then a person
 
 
