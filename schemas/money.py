@@ -6,6 +6,7 @@ dollar). Nothing here rounds silently.
 
 import re
 from decimal import Context, Decimal
+from functools import lru_cache
 
 MILLS_PER_CENT = 10
 MILLS_PER_DOLLAR = 1000
@@ -51,6 +52,7 @@ def mills_from_cents(text: str | int) -> int:
     return _exact(text, 1, "cents", MAX_MILLS // MILLS_PER_CENT) * MILLS_PER_CENT
 
 
+@lru_cache(maxsize=4096, typed=True)  # the same prices are read over and over
 def mills_from_dollars(text: str | int) -> int:
     """Parse dollars as written ("6.125") into mills. Raises InexactMoney."""
     return _exact(text, MILLS_PER_DOLLAR, "mills", MAX_MILLS)

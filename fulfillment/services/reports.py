@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from msgspec.structs import replace
@@ -19,6 +20,7 @@ from fulfillment.store import ledger, orders
 from fulfillment.store.engine import Session
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Move, Order
+from fulfillment.store.sealing import Seal
 from schemas.checkout import trade_url_parts
 from schemas.enums import OrderStatus, Source
 from schemas.messages import NEEDS_REVIEW
@@ -125,17 +127,18 @@ def _decided(
         now,
         timedelta(seconds=settings.trade_window_s),
         cents_to_mills(settings.price_limit_cents(order.expected_price_cents)),
-        partner=_partner(context, order) if report.partner is not None else None,
+        partner=_partner(context.seal, order.trade_url_sealed) if report.partner else None,
         is_by_a_person=is_by_a_person,
     )
 
 
-def _partner(context: Context, order: Order) -> int | None:
+@lru_cache(maxsize=10_000)  # an order under way is told of again and again
+def _partner(seal: Seal, trade_url_sealed: bytes | None) -> int | None:
     """Give the number of the recipient that was asked for; None where nobody can read it now."""
-    if order.trade_url_sealed is None:
+    if trade_url_sealed is None:
         return None
     with suppress(ConfigurationError, ValueError):
-        return trade_url_parts(context.seal.open(order.trade_url_sealed).decode())[0]
+        return trade_url_parts(seal.open(trade_url_sealed).decode())[0]
     return None
 
 
