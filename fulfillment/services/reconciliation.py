@@ -371,7 +371,10 @@ def _of_the_account(errors: Sequence[ProviderError], *, is_answered: bool) -> Pr
 
 
 def reconcile_now(context: Context, external_ids: Iterable[str] | None) -> int:
-    """Make the named orders (or all that are followed) due for a poll now; give how many."""
+    """Make the named orders (or all that are followed) due for a poll now; give how many.
+
+    One that is being asked about at this moment is, once the provider's cache is over.
+    """
     now = context.now()
     with context.database.transaction() as session:
         if external_ids is None:

@@ -175,16 +175,14 @@ def _begin_at_once(
 ) -> _Begun | None:
     """Commit the first intents together with the claim, where nothing is to be looked at before."""
     budget = context.budget(claim.account)
-    is_doubtful = claim.has_failed or claim.purchases.are_broken
-    if is_doubtful or claim.doubted_since is not None:
+    if claim.has_failed or claim.purchases.are_broken or claim.doubted_since is not None:
         return None
     now = context.now()
-    attempts = claim.attempts
     fresh = [
         order
         for order in _to_submit(claim.orders)
         if order.submit_by > now
-        and (a := attempts.get(order.id))
+        and (a := claim.attempts.get(order.id))
         and a.unknown_since is None
         and order.was_searched(None)
     ]

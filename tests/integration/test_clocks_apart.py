@@ -10,6 +10,7 @@ import pytest
 
 from fulfillment.clock import SystemClock
 from fulfillment.errors import ProviderOutcomeUnknown, ProviderRefused, WrongClock
+from fulfillment.providers.base import AfterUnknown
 from fulfillment.services import clock_guard, sweep
 from fulfillment.services.context import Context
 from fulfillment.services.operations import Check, check_readiness
@@ -115,6 +116,30 @@ def test_an_order_whose_purchase_may_be_on_its_way_goes_to_no_other_account_befo
     assert len(main.bodies) > 1
     assert second.orders == {}
     assert again(context, order).account == "main"
+
+
+@pytest.mark.parametrize(("one_s", "other_s"), [(-1.9, 0), (-1.9, 1.9), (0, 1.9)])
+def test_what_two_machines_looked_for_is_not_posted_again_within_a_minute(
+    context: Context, provider: FakeProvider, one_s: float, other_s: float
+) -> None:
+    """The first lookup is of a machine that is behind, so that it seems to be longer ago."""
+    provider.after_unknown = AfterUnknown.LOOKUP_THEN_REPLAY
+    (one, clock), (other, other_clock) = on_machine(context, one_s), on_machine(context, other_s)
+    looked: list[datetime] = []
+    posted: list[datetime] = []
+    provider.on_read = lambda what: looked.append(clock.now()) if "order" in what else None
+    provider.on_purchase = lambda fields: posted.append(clock.now())
+    provider.fail_purchase(ProviderOutcomeUnknown("no answer"), is_made=False)
+    receive_one(one)
+    run_chain(one)
+
+    for _ in range(80):
+        for each in (clock, other_clock):
+            each.passed_s += 1
+        run_sweep(other if looked else one)
+
+    assert len(posted) == 2
+    assert posted[1] - looked[0] >= timedelta(minutes=1)
 
 
 def test_a_clock_that_is_set_is_noticed_by_the_next_step(context: Context) -> None:

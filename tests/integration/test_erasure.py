@@ -1,9 +1,12 @@
 """Trade URLs and sent bodies are erased when an order has been over for long enough, no sooner."""
 
+import pytest
+
 from fulfillment.errors import CheckoutConflict, ConfigurationError
 from fulfillment.services import erasure, intake
 from fulfillment.services.context import Context
 from fulfillment.store import erasure as stored
+from fulfillment.store.models import Order
 from fulfillment.store.sealing import generate_key
 from schemas.enums import OrderStatus as S
 from schemas.provider import ReportState as R
@@ -34,6 +37,25 @@ def kept(context: Context) -> tuple[int, int]:
         "(SELECT count(body_sealed) FROM attempts) AS bodies",
     )
     return row["urls"], row["bodies"]
+
+
+def failed(
+    context: Context, provider: FakeProvider, clock: FakeClock, count: int = 1
+) -> list[Order]:
+    """Give orders that are over."""
+    placed = receive(context, *(checkout() for _ in range(count)))
+    run_chain(context)
+    for order in placed:
+        provider.says(order.external_id, R.FAILED, failure_code="item_unavailable")
+    clock.advance(31)
+    run_polls(context)
+    return placed
+
+
+def hashed(context: Context) -> set[str]:
+    """Name the orders whose trade URL was erased and left its hash."""
+    query = "SELECT external_id FROM orders WHERE trade_url_hash IS NOT NULL"
+    return {row["external_id"] for row in rows(context, query)}
 
 
 def test_nothing_is_erased_before_the_true_end_and_all_of_it_after(
@@ -128,3 +150,49 @@ def test_a_key_that_is_lost_too_early_stops_what_needs_it_and_not_the_erasure(
 
     assert erasure.erase(lost) == 1
     assert kept(lost) == (0, 0)
+
+
+def test_what_another_key_of_the_same_id_sealed_is_left_to_who_has_that_key(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    mine, others = (
+        make_context(provider, encryption_keys=f"k1:{generate_key()}") for _ in range(2)
+    )
+    (order,) = failed(mine, provider, clock)
+    clock.advance(31 * DAY)
+
+    assert erasure.erase(others) == 0
+    assert erasure.erase(mine) == 1
+    assert hashed(mine) == {order.external_id}
+
+
+def test_what_is_left_to_others_holds_up_nothing_behind_it_and_goes_in_the_end(
+    make_context: MakeContext,
+    provider: FakeProvider,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(erasure, "_SLICE", 2)
+    lost, mine = (make_context(provider, encryption_keys=f"k1:{generate_key()}") for _ in range(2))
+    failed(lost, provider, clock, count=3)  # more than one slice, and the oldest
+    placed = failed(mine, provider, clock, count=3)
+    clock.advance(31 * DAY)
+
+    first = erasure.erase(mine), kept(mine)
+    clock.advance(7 * DAY)
+    last = erasure.erase(mine), kept(mine)
+
+    assert (first, last) == ((3, (3, 3)), (3, (0, 0)))
+    assert hashed(mine) == {order.external_id for order in placed}
+
+
+@pytest.mark.parametrize("key_id", ["schlüssel", "back\\slash", "\\134"])
+def test_a_key_may_be_called_anything(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock, key_id: str
+) -> None:
+    context = make_context(provider, encryption_keys=f"{key_id}:{generate_key()}")
+    (order,) = failed(context, provider, clock)
+    clock.advance(31 * DAY)
+
+    assert erasure.erase(context) == 1
+    assert hashed(context) == {order.external_id}

@@ -242,3 +242,81 @@ def test_a_hint_that_comes_while_its_order_is_asked_about_has_it_asked_about_onc
 
     assert heard
     assert again(context, order).status is S.REVERSED
+
+
+@pytest.mark.parametrize(
+    ("end", "then"), [(R.EXPIRED, R.COMPLETED), (R.FAILED, R.COMPLETED), (R.COMPLETED, R.REVERSED)]
+)
+def test_a_hint_that_comes_while_an_order_that_is_over_is_asked_about_is_heard(
+    context: Context, provider: Skinslink, clock: FakeClock, end: R, then: R
+) -> None:
+    """Its trade window has ended: the claim holds no longer than the hint would let it wait."""
+    order = receive_one(context, marketHashName=NAME)
+    run_chain(context)
+    for state in (R.SENT, end):
+        provider.says(order.external_id, state, **TOLD)
+        clock.advance(400)
+        run_polls(context)
+    clock.advance(3600)
+    hint(context, "pending")
+    webhooks.apply_deliveries(context)
+    heard: list[Verdict] = []
+
+    def meanwhile(_what: str) -> None:
+        if not heard:
+            heard.append(hint(context, "completed"))
+            webhooks.apply_deliveries(context)
+
+    provider.on_read = meanwhile
+    run_polls(context)
+    provider.says(order.external_id, then, **TOLD)
+    clock.advance(60)
+    run_polls(context)
+
+    assert heard == [Verdict.STORED]
+    assert again(context, order).provider_status == then
+
+
+@pytest.mark.parametrize(
+    ("what", "flows"),
+    [
+        ("a hint that came before", False),
+        ("bytes that came before", False),
+        ("an old time", False),
+        ("a new hint", True),
+        ("a new time", True),
+    ],
+)
+def test_what_anybody_may_repeat_is_no_sign_that_webhooks_flow(
+    make_context: MakeContext, clock: FakeClock, what: str, flows: bool
+) -> None:
+    """Who sends it may hold back all the others: polls are as frequent as before."""
+    provider = FakeProvider()
+    context = make_context(provider)
+    order, other = receive_one(context), receive_one(context)
+    run_chain(context)
+    for _ in range(9):
+        clock.advance(600)
+        run_polls(context)
+    name = other.external_id
+    notices = {
+        "a hint that came before": WebhookNotice(name, None, None, identity="before"),
+        "bytes that came before": WebhookNotice(name, clock.now(), None),
+    }
+    for notice in notices.values():
+        provider.notice = notice
+        webhooks.take(context, "main", {}, b"{}")
+    clock.advance(600)
+    notices |= {
+        "an old time": WebhookNotice(name, clock.now() - timedelta(hours=2), None),
+        "a new hint": WebhookNotice(name, None, None, identity="new"),
+        "a new time": WebhookNotice(name, clock.now(), None),
+    }
+
+    provider.notice = notices[what]
+    webhooks.take(context, "main", {}, b"{}")
+    run_polls(context)
+
+    next_poll_at = again(context, order).next_poll_at
+    assert next_poll_at is not None
+    assert (next_poll_at - clock.now() > timedelta(minutes=6)) is flows

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from fulfillment.services import reconciliation
+from fulfillment.services import reconciliation, webhooks
 from fulfillment.services.context import Context
 from fulfillment.services.reports import apply_reports
 from schemas.enums import OrderStatus as S
 from schemas.enums import Source
 from schemas.provider import ReportState as R
+from schemas.provider import WebhookNotice
 from tests.integration.test_reconciliation import accepted, polls_of
 from tests.support import (
     FakeClock,
@@ -68,6 +69,37 @@ def test_a_question_that_was_asked_late_moves_the_next_one(
     after = again(context, order)
     assert after.polled_at == clock.now()
     assert after.next_poll_at == clock.now() + timedelta(seconds=30)
+
+
+@pytest.mark.parametrize(("waited_s", "is_meanwhile"), [(8, False), (8, True), (40, True)])
+def test_a_hint_at_a_question_that_was_asked_late_waits_for_the_providers_cache(
+    context: Context, provider: FakeProvider, clock: FakeClock, waited_s: int, is_meanwhile: bool
+) -> None:
+    """Until then the provider could only repeat its answer, and what is hinted at would be lost."""
+    order = accepted(context)
+    for _ in range(8):
+        clock.advance(600)
+        run_polls(context)
+    clock.advance(600)
+    (batch,) = reconciliation.poll_due(context)
+    provider.notice = WebhookNotice(order.external_id, None, None, identity="a hint")
+
+    def tell(_: str = "") -> None:
+        webhooks.take(context, "main", {}, b"{}")
+        webhooks.apply_deliveries(context)
+
+    clock.advance(waited_s)  # its message lay in a queue
+    if is_meanwhile:
+        provider.on_read = tell
+    reconciliation.poll_orders(context, "main", batch["ids"])
+    asked_at = clock.now()
+    if not is_meanwhile:
+        clock.advance(2)
+        tell()
+
+    next_poll_at = again(context, order).next_poll_at
+    assert next_poll_at is not None
+    assert 30 <= (next_poll_at - asked_at).total_seconds() <= 31
 
 
 def test_an_answer_that_a_webhook_overtook_takes_nothing_back(

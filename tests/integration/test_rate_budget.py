@@ -16,7 +16,7 @@ from fulfillment.errors import (
     ProviderOutcomeUnknown,
 )
 from fulfillment.providers.base import AfterUnknown
-from fulfillment.services import outages
+from fulfillment.services import outages, reconciliation
 from fulfillment.services.budget import RateBudget
 from fulfillment.services.context import Context
 from fulfillment.simulator.app import SimulatorOptions, running
@@ -30,6 +30,7 @@ from tests.support import (
     FakeProvider,
     Simulator,
     again,
+    assert_invariants,
     checkout,
     gather,
     receive,
@@ -326,6 +327,24 @@ def test_polls_beyond_the_budget_keep_their_places(
     assert len(asked) == len(found)
     # Due again after 45 s, the first may have had another turn: after the last had theirs.
     assert max(asked.values()) <= 2
+
+
+def test_polls_that_the_budget_has_no_room_for_are_due_again_and_not_overdue(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    context = make_context(provider, poll_min_interval_s=3600.0, main={"rate_per_minute": 10})
+    order = receive_one(context)
+    run_chain(context)
+    clock.advance(2 * 3600)
+    (batch,) = reconciliation.poll_due(context)
+    _leave_budget(context, 0)
+
+    reconciliation.poll_orders(context, "main", batch["ids"])
+
+    next_poll_at = again(context, order).next_poll_at
+    assert next_poll_at is not None
+    assert next_poll_at < clock.now()  # before those that have just become due
+    assert_invariants(context)
 
 
 def test_of_each_account_the_stuck_are_found(

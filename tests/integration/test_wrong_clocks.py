@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from fulfillment.services import (
     watchdog,
     webhooks,
 )
-from fulfillment.services.context import Context
+from fulfillment.services.context import Context, build_context
 from fulfillment.services.webhooks import Verdict
 from fulfillment.store import doubts, inbox, leases, orders, purchases
 from fulfillment.store.engine import Database
@@ -33,6 +34,7 @@ from schemas.provider import ReportState, WebhookNotice
 from tasks import base
 from tasks.sweep import resume_stuck
 from tasks.watchdog import watch_trade_windows
+from tests.conftest import MakeSettings
 from tests.support import (
     FakeClock,
     FakeProvider,
@@ -47,6 +49,7 @@ from tests.support import (
     run_sweep,
     run_ticks,
     submit,
+    until,
 )
 
 
@@ -206,6 +209,38 @@ def test_a_task_of_a_process_with_a_wrong_clock_does_nothing(
     assert watch_trade_windows() == {"failed": "WrongClock"}
     assert resume_stuck() == {"failed": "WrongClock"}
     assert again(context, order).status is S.RECEIVED
+
+
+def test_a_worker_that_starts_by_a_wrong_clock_keeps_no_connection_of_any_task(
+    context: Context, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = OwnClock()
+    built: list[Context] = []
+
+    def build(*args: Any, **more: Any) -> Context:
+        built.append(replace(build_context(*args, **more), clock=clock))
+        return built[-1]  # and it is kept here: what closes it is not the garbage collector
+
+    def connections() -> int:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        return int(rows(context, f"{query} AND backend_type = 'client backend'")[0]["count"])
+
+    monkeypatch.setattr(base, "load_settings", make_settings)
+    monkeypatch.setattr(base, "build_context", build)
+    monkeypatch.setattr(base, "_context", None)
+    before = connections()
+
+    clock.ahead = timedelta(seconds=5)
+    for _ in range(5):
+        with pytest.raises(WrongClock):
+            base.context()
+    until(lambda: connections() <= before, within_s=5)
+    clock.ahead = timedelta()
+    started = base.context()
+    started.close()
+
+    assert len(built) == 6
+    assert started is built[-1]
 
 
 def notice(order: Order, now: datetime) -> WebhookNotice:

@@ -22,6 +22,14 @@ def _told(account: str = "main", outcome: str = "nothing new", state: str = "rev
     return _TOLD % ({name: f"'{word}'" for name, word in words.items()} | {"id": "%(id)s"})
 
 
+def _sealed_elsewhere(days: int) -> str:
+    """Have it over for so long, and sealed by a key that only others have."""
+    return (
+        f"UPDATE orders SET updated_at = now() - interval '{days} days', "
+        "trade_url_sealed = convert_to('other:sealed', 'UTF8') WHERE id = %(id)s"
+    )
+
+
 #: The invariant, the order's name, the statement.
 MORE: list[tuple[str, str, str]] = [
     (
@@ -54,6 +62,7 @@ MORE: list[tuple[str, str, str]] = [
         "UPDATE orders SET updated_at = now() - interval '32 days', next_poll_at = NULL, "
         "reversible_until = now() - interval '32 days' WHERE id = %(id)s",
     ),
+    ("not_erased", "failed", _sealed_elsewhere(days=39)),
     (
         "log_is_whole",
         "completed",
@@ -362,6 +371,7 @@ RIGHT: list[tuple[str, str, str]] = [
         "UPDATE orders SET updated_at = now() - interval '32 days', next_poll_at = NULL "
         "WHERE id = %(id)s",
     ),
+    ("not_erased", "failed", _sealed_elsewhere(days=37)),
     (
         "delivery_not_watched",
         "reversed",

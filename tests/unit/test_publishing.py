@@ -1,6 +1,7 @@
 """How a group of messages is sent to RabbitMQ: of one order one at a time."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,11 @@ from fulfillment.messaging.publishing import Outgoing, _rounds
 
 def of(*orders: str) -> list[Outgoing]:
     """Write a message about each of these orders."""
-    return [("order.updated", json.dumps({"externalId": each}).encode(), {}) for each in orders]
+    return [message("order.updated", each) for each in orders]
+
+
+def message(key: str, order: str) -> Outgoing:
+    return (key, json.dumps({"externalId": order}).encode(), {})
 
 
 @pytest.mark.parametrize(
@@ -100,3 +105,80 @@ def test_a_broker_that_confirms_nothing_is_told_of(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(TimeoutError):
         publishing._Confirming(slow, slow).publish(of("a"), 7)  # type: ignore[arg-type]
+
+
+class Routing(Slow):
+    """A RabbitMQ with a queue that is bound for some keys and is deleted after some messages."""
+
+    def __init__(self, *keys: str, holds: int = 1_000) -> None:
+        super().__init__(0.0)
+        self.keys, self.holds = keys, holds
+
+    def basic_publish(self, body: bytes, *args: Any, **more: Any) -> None:
+        super().basic_publish(body, *args, **more)
+        exchange, key = args
+        if key not in self.keys or len(self.sent) > self.holds:
+            for act in self.events["basic_return"]:
+                act(None, exchange, key, SimpleNamespace(body=body))
+
+
+UPDATED, REMINDER = "order.updated", "trade.reminder"
+BOTH_KNOWN = frozenset({(UPDATED, "", ""), (REMINDER, "", "")})
+
+
+def publisher_of(broker: Routing) -> publishing._Confirming:
+    """Give a publisher that has seen both keys reach a queue before."""
+    publisher = publishing._Confirming(broker, broker)  # type: ignore[arg-type]
+    publisher.known = BOTH_KNOWN
+    return publisher
+
+
+@pytest.mark.parametrize(
+    ("orders", "holds", "group", "confirmed"),
+    [
+        ("aa", 1, (UPDATED, REMINDER), [0]),
+        ("ab", 1, (UPDATED, REMINDER), [0]),
+        # What is sent as the last lies between the others: its order's first goes before it.
+        ("aab", 2, (UPDATED, REMINDER, UPDATED), [0]),
+        ("aa", 2, (UPDATED, REMINDER), [0, 1]),
+    ],
+)
+def test_what_comes_back_after_another_key_was_heard_is_kept_since_the_queue_may_have_gone(
+    orders: str, holds: int, group: tuple[str, ...], confirmed: list[int]
+) -> None:
+    publisher = publisher_of(Routing(UPDATED, REMINDER, holds=holds))
+
+    publisher.publish([message(*each) for each in zip(group, orders, strict=True)], 7)
+
+    assert publisher.confirmed == confirmed
+    assert publisher.known == BOTH_KNOWN
+
+
+@pytest.mark.parametrize("orders", ["aaa", "abc"])
+@pytest.mark.parametrize("group", [(REMINDER, UPDATED), (UPDATED, REMINDER, UPDATED)])
+def test_a_key_that_comes_back_before_another_is_heard_is_not_wanted_any_more(
+    orders: str, group: tuple[str, ...]
+) -> None:
+    publisher = publisher_of(Routing(UPDATED))
+
+    publisher.publish([message(*each) for each in zip(group, orders, strict=False)], 7)
+
+    assert publisher.confirmed == list(range(len(group)))
+    assert publisher.known == {(UPDATED, "", "")}
+
+
+def test_what_was_kept_for_a_queue_that_went_comes_on_once_another_key_is_heard() -> None:
+    """The queue that is there again may not be bound for it."""
+    broker = Routing(UPDATED, REMINDER, holds=1)
+    publisher = publisher_of(broker)
+    update, reminder, later = message(UPDATED, "a"), message(REMINDER, "a"), message(UPDATED, "b")
+    confirmed = []
+
+    publisher.publish([update, reminder], 7)
+    confirmed.append(publisher.confirmed)
+    broker.keys, broker.holds = (UPDATED,), 1_000
+    for group in ([reminder], [reminder, later]):
+        publisher.publish(group, 7)
+        confirmed.append(publisher.confirmed)
+
+    assert confirmed == [[0], [], [0, 1]]
