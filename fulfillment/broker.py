@@ -111,6 +111,24 @@ def hint(task: str, *args: Any) -> bool:
     return True
 
 
+def complaint(settings: Settings) -> str:
+    """Say what is wrong with the broker; nothing where it answers and keeps what it is given."""
+    try:
+        with connect(settings) as connection:
+            connection.ensure_connection(max_retries=1, timeout=5)
+            if settings.is_amqp:
+                return ""
+            channel: Any = connection.default_channel
+            with channel.conn_or_acquire() as client:
+                memory = client.info("memory")
+    except PUBLISH_ERRORS as error:
+        return f"it does not answer ({type(error).__name__})"
+    policy = str(memory.get("maxmemory_policy", ""))
+    if policy.startswith("allkeys") and memory.get("maxmemory"):
+        return f"Redis drops queues when it is full ({policy}): set maxmemory-policy noeviction"
+    return ""
+
+
 def connect(settings: Settings, *, confirm: bool = False) -> Connection:
     """Make a connection for the store's exchange; with publisher confirms where there are any."""
     options: dict[str, Any] = {"confirm_publish": confirm}

@@ -142,6 +142,8 @@ def flower() -> None:
 def _run_celery(app: Any, settings: Settings, arguments: Sequence[str]) -> None:
     from celery import signals
 
+    log.outlive_a_full_disk()
+
     def configure(**_: Any) -> None:
         log.configure(settings.log_level, settings.log_format)
 
@@ -156,6 +158,7 @@ def web() -> None:
     """Run the web process: intake, reads, webhooks, health and metrics."""
     from fulfillment.web.app import serve
 
+    log.outlive_a_full_disk()
     serve(_settings())
 
 
@@ -164,6 +167,7 @@ def intake() -> None:
     """Run the consumer of the store's exchange and the relay of order updates."""
     from fulfillment.messaging.intake import run
 
+    log.outlive_a_full_disk()
     run(_settings())
 
 
@@ -199,6 +203,7 @@ def simulator(
     from fulfillment.simulator.app import SimulatorOptions, serve
     from fulfillment.simulator.options import for_accounts
 
+    log.outlive_a_full_disk()
     log.configure("INFO")
     common = {
         "hold_s": hold_s,
@@ -426,11 +431,16 @@ def resolve(
 @cli.command()
 def doctor(as_json: AsJSON = False) -> None:
     """Check settings, servers, schema, ticks and every account's credentials."""
+    from fulfillment import broker
     from fulfillment.services import diagnosis
+    from fulfillment.services.operations import Check
 
     settings = load_settings()
     log.configure("ERROR", settings.log_format)
     checks = diagnosis.examine(settings)
+    if settings.broker_url.get_secret_value():
+        why = broker.complaint(settings)
+        checks.append(Check("broker", not why, why))
     if as_json:
         print_json([{"name": c.name, "ok": c.is_ok, "detail": c.detail} for c in checks])
     else:

@@ -9,7 +9,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterable, Mapping, MutableMapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 import structlog
 
@@ -48,6 +49,33 @@ def masked(text: str) -> str:
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return _hidden_pattern.sub("***", text) if _hidden_pattern else text
+
+
+class _Lossy:
+    """A standard stream whose lines are lost where they cannot be written."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def outlive_a_full_disk() -> None:
+    """Have this process lose its lines where the disk of its log is full, and go on."""
+    for name in ("stdout", "stderr"):
+        stream = _Lossy(getattr(sys, name))
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)  # which Celery prefers
 
 
 def mask_crashes() -> None:

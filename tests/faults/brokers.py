@@ -78,13 +78,15 @@ class OwnRedis(Broker):
             return False
 
     @contextmanager
-    def full(self) -> Iterator[None]:
-        """Let it take nothing more while the block lasts."""
+    def full(self, policy: str = "noeviction") -> Iterator[None]:
+        """Let it have no memory left while the block lasts; `policy` says what it does then."""
+        self.client.config_set("maxmemory-policy", policy)
         self.client.config_set("maxmemory", 1)
         try:
             yield
         finally:
             self.client.config_set("maxmemory", 0)
+            self.client.config_set("maxmemory-policy", "noeviction")
 
 
 class RealRabbitMQ(Broker):

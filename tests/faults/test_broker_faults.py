@@ -11,6 +11,7 @@ from typing import Any
 import kombu
 import pytest
 
+from fulfillment.broker import complaint
 from schemas import messages
 from tests.acceptance.driver import until
 from tests.faults.brokers import CHAIN, FOLLOW, INTAKE, Broker, OwnRedis, RealRabbitMQ
@@ -242,6 +243,24 @@ def test_a_redis_that_is_full_stops_hints_and_no_order(ground: Ground, broker: B
         assert set(ground.statuses(ground.ids[-10:]).values()) == {"received"}
 
     ground.assert_settled()
+
+
+@pytest.mark.long
+def test_a_redis_that_evicts_whatever_it_was_given_stops_hints_and_no_order(
+    ground: Ground, broker: Broker
+) -> None:
+    """Queues, bindings and what is not acknowledged: all of them are keys like any other."""
+    server = on_redis(broker)
+    settings = ground.driver.stack.settings
+    before = complaint(settings)
+    with server.full("allkeys-random"):
+        with ground.flow(10, gap_s=0.1):
+            pass
+        told = complaint(settings)
+
+    ground.assert_settled()
+    assert before == ""
+    assert "noeviction" in told
 
 
 class _Bomb:

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import redis
 from kombu import Connection, Consumer, Exchange, Message, Queue
+from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from fulfillment import redis_channel
+from fulfillment.broker import complaint
 from fulfillment.devstack.redis import EmbeddedRedis
+from fulfillment.settings import Settings
 from tests.support import until
 
 EXCHANGE = Exchange("test.events", type="topic", durable=True)
@@ -257,3 +260,35 @@ def test_hints_are_noted_nowhere_and_come_again_when_a_consumer_stops(
     bodies = [base64.b64decode(json.loads(each)["body"]).decode() for each in again]
     assert sorted(bodies) == ["given back", "held"]
     assert client.keys("unacked*") == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "most", "is_complaint"),
+    [
+        ("noeviction", 10**8, False),
+        ("allkeys-lru", 0, False),
+        ("volatile-lru", 10**8, False),  # none of our keys has an end
+        ("allkeys-lru", 10**8, True),
+        ("allkeys-random", 10**8, True),
+    ],
+)
+def test_a_redis_that_drops_queues_when_it_is_full_is_complained_of(
+    server_url: str, client: redis.Redis, policy: str, most: int, is_complaint: bool
+) -> None:
+    client.config_set("maxmemory-policy", policy)
+    client.config_set("maxmemory", most)
+
+    told = complaint(Settings(_env_file=None, broker_url=SecretStr(server_url)))
+
+    client.config_set("maxmemory-policy", "noeviction")
+    assert ("set maxmemory-policy noeviction" in told) is is_complaint
+
+
+@pytest.mark.parametrize("scheme", ["redis", "amqp"])
+def test_a_broker_that_does_not_answer_is_complained_of_without_its_address(scheme: str) -> None:
+    url = SecretStr(f"{scheme}://user:canary-pw@127.0.0.1:1//")
+
+    told = complaint(Settings(_env_file=None, broker_url=url))
+
+    assert told.startswith("it does not answer")
+    assert "canary" not in told

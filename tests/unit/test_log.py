@@ -3,10 +3,12 @@
 import io
 import json
 import logging
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -238,3 +240,18 @@ def test_celery_writes_down_no_message_also_when_everything_is_logged(
     assert done == [request]
     assert logging.getLogger().isEnabledFor(logging.DEBUG)
     assert "canaryTk" not in lines()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("is_lossy", [False, True])
+def test_a_process_outlives_a_disk_that_keeps_none_of_its_lines(is_lossy: bool) -> None:
+    program = (
+        "import sys; from fulfillment import log; "
+        f"{'log.outlive_a_full_disk(); ' * is_lossy}log.configure(); "
+        "print('banner', file=sys.__stdout__, flush=True); log.get_logger('test').error('line'); "
+        "print('more' * 10_000); sys.exit(7)"
+    )
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=full)
+
+    assert (ended.returncode == 7) is is_lossy
