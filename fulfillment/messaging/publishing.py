@@ -25,6 +25,8 @@ from schemas.messages import CHECKOUT_QUEUE, NEEDS_REVIEW, ORDER_UPDATED, TRADE_
 
 _TYPE, _ENCODING = "application/json", "utf-8"
 _PERSISTENT = 2
+#: The place of what is sent again: in no group.
+_AGAIN = -1
 _KEYS = (ORDER_UPDATED, TRADE_REMINDER, NEEDS_REVIEW)
 #: Stands among the bindings in Redis as long as nobody wipes them; nothing is sent to it.
 _MARK = ("fulfillment.relay", r"^fulfillment\.relay$", "fulfillment.relay")
@@ -84,6 +86,10 @@ class _Confirming:
     What it can bring to no queue it gives back. Where queues are bound it does not tell: known is
     which routing keys have reached one. Of the others one of a group is sent, and the rest only
     where that one has reached a queue: as on Redis, nothing is sent to a queue that is not there.
+
+    Of a known key it cannot be told by that alone whether the store wants it no more, or whether
+    its queue was away for a moment: one that came back is sent again between two copies of a
+    message that was heard.
     """
 
     broker = "rabbitmq"
@@ -98,6 +104,9 @@ class _Confirming:
         self._unconfirmed: dict[int, int] = {}  # tags, and their messages' places in the group
         self._is_refused = False
         self._returned: set[tuple[str, bytes]] = set()
+        self._unwanted: set[str] = set()
+        #: What reached a queue last, and may be sent again to see whether that is still there.
+        self._witness: Outgoing | None = None
         channel.confirm_select()
         channel.events["basic_return"].add(self._on_return)
         channel.events["basic_ack"].add(self._on_ack)
@@ -106,6 +115,7 @@ class _Confirming:
     def publish(self, group: Sequence[Outgoing], within_s: float) -> None:
         self.confirmed = ()
         self._returned.clear()
+        self._unwanted.clear()
         self._unconfirmed.clear()
         deadline = time.monotonic() + within_s
         known = self._known_keys
@@ -117,7 +127,7 @@ class _Confirming:
         present = 0
         try:
             for place in sorted(range(len(group)), key=rounds.__getitem__):
-                key, body, headers = group[place]
+                key, body, _ = group[place]
                 if time.monotonic() > deadline:
                     raise _Late
                 if rounds[place] > present:
@@ -135,26 +145,58 @@ class _Confirming:
                     continue
                 if key not in known:
                     asked_about[key] = body
-                message = self._channel.prepare_message(
-                    body, None, _TYPE, _ENCODING, headers, {"delivery_mode": _PERSISTENT}
-                )
-                self._last_tag += 1
-                self._unconfirmed[self._last_tag] = place
                 unsent.discard(place)
-                self._channel.basic_publish(message, store_exchange.name, key, mandatory=True)
+                self._send(group[place], place)
             self._await_confirms(deadline)
+            if not self._is_refused:
+                self._unwanted = self._asked_again(group, known, deadline)
         except _Late:
-            if len(unsent) + len(self._unconfirmed) == len(group):
+            if len({*unsent, *self._unconfirmed.values()} - {_AGAIN}) == len(group):
                 raise
             # A slow broker: what it has is behind us, and the rest begins the next group.
         finally:
             before = self._known_keys
-            self.confirmed = self._judged(group, rounds, {*self._unconfirmed.values(), *unsent})
+            self.confirmed = self._judged(group, {*self._unconfirmed.values(), *unsent})
             if left_out and self._known_keys - before:
                 # Whoever has begun to listen meanwhile may want these too.
                 self.confirmed = [each for each in self.confirmed if each < min(left_out)]
         if self._is_refused:
             raise OperationalError("the broker refused a message to the store")
+
+    def _send(self, message: Outgoing, place: int) -> None:
+        key, body, headers = message
+        prepared = self._channel.prepare_message(
+            body, None, _TYPE, _ENCODING, headers, {"delivery_mode": _PERSISTENT}
+        )
+        self._last_tag += 1
+        self._unconfirmed[self._last_tag] = place
+        self._channel.basic_publish(prepared, store_exchange.name, key, mandatory=True)
+
+    def _asked_again(self, group: Sequence[Outgoing], known: set[str], deadline: float) -> set[str]:
+        """Say which known keys surely reach no queue any more, while another does.
+
+        The store is told a little twice then, as it may be at any time; but nothing of an order
+        before what of it came back earlier.
+        """
+        sent = [message for message in group if message[0] in known]
+        back = [message for message in sent if message[:2] in self._returned]
+        heard = [message for message in sent if message[:2] not in self._returned]
+        self._witness = heard[-1] if heard else self._witness
+        if not back or self._witness is None:
+            return set()
+        firsts = {_name_in(message): message for message in reversed(back)}.values()
+        keys = {message[0] for message in heard}
+        doubtful = {message[0]: message for message in firsts if message[0] not in keys}.values()
+        earlier, self._returned = self._returned, set()
+        try:
+            for message in (self._witness, *doubtful, self._witness):
+                self._send(message, _AGAIN)
+            self._await_confirms(deadline)
+        finally:
+            back_again, self._returned = self._returned, earlier
+        if self._is_refused or self._witness[:2] in back_again:
+            return set()
+        return {m[0] for m in doubtful if m[:2] in back_again}
 
     def _await_confirms(self, deadline: float) -> None:
         while self._unconfirmed and not self._is_refused:
@@ -179,9 +221,7 @@ class _Confirming:
     def backlog(self) -> int:
         return 0  # what lies on RabbitMQ's disk is in nobody's way
 
-    def _judged(
-        self, group: Sequence[Outgoing], rounds: Sequence[int], unconfirmed: set[int]
-    ) -> list[int]:
+    def _judged(self, group: Sequence[Outgoing], unconfirmed: set[int]) -> list[int]:
         """Give what is confirmed: not what reached no queue where its routing key did before."""
         reached = [place for place in range(len(group)) if place not in unconfirmed]
         if not reached:
@@ -192,22 +232,16 @@ class _Confirming:
         came_back = [m[0] in keys_back or (m[0], m[1]) in self._returned for m in sent]
         heard = {m[0] for m, is_back in zip(sent, came_back, strict=True) if not is_back}
         unheard = {m[0] for m, is_back in zip(sent, came_back, strict=True) if is_back}
-        turns = [(rounds[place], place) for place in reached]  # in which they were sent
-        told = list(zip(turns, sent, came_back, strict=True))
-        last = max((turn for turn, _, is_back in told if not is_back), default=(-1, -1))
-        # With a queue that goes, all its keys come back from then on: that one is not wanted is
-        # known only where another was heard after it.
-        still = {m[0] for turn, m, is_back in told if is_back and turn < last}
         # A queue came or went meanwhile; or no key has a queue any more.
-        lost = heard & unheard | (unheard & known) - still
+        lost = heard & unheard | (unheard & known) - self._unwanted
         # A group of a key that nobody ever listened to tells nothing of the others.
-        self.is_unheard = not heard and (bool(lost) or self.is_unheard)
+        is_heard = bool(heard or self._unwanted)
+        self.is_unheard = not is_heard and (bool(lost) or self.is_unheard)
         if lost:
             # What lies behind one that is lost is published again with it: the order is kept.
             places = enumerate(zip(sent, came_back, strict=True))
             reached = reached[: next(i for i, (m, is_back) in places if is_back and m[0] in lost)]
-        elif heard:  # other keys reach queues: whoever listens does not want these any more
-            known -= unheard
+        known -= self._unwanted
         self.known = frozenset((key, "", "") for key in known | heard)
         return reached
 
@@ -235,15 +269,20 @@ class _Named(msgspec.Struct, rename="camel"):
 _NAMED = msgspec.json.Decoder(_Named)
 
 
+def _name_in(message: Outgoing) -> str:
+    """Give the id of the order that a message is about; nothing where it names none."""
+    try:
+        return _NAMED.decode(message[1]).external_id
+    except msgspec.DecodeError:
+        return ""
+
+
 def _rounds(group: Sequence[Outgoing]) -> list[int]:
     """Say of each message how many of its order come before it."""
     before: Counter[str] = Counter()
     rounds = []
-    for _, body, _ in group:
-        try:
-            name = _NAMED.decode(body).external_id
-        except msgspec.DecodeError:
-            name = ""
+    for message in group:
+        name = _name_in(message)
         rounds.append(before[name])
         before[name] += 1
     return rounds

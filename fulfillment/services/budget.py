@@ -56,13 +56,23 @@ class RateBudget:
     def take_within(
         self, session: Session, purpose: Purpose, wanted: int, *, leaving: int = 0
     ) -> "Grant":
-        """Take requests in a transaction that does more; the account's row is locked by it."""
+        """Take requests in a transaction that does more, and does it before.
+
+        The account's row is locked from here on: whoever takes some waits for the commit.
+        """
         size = wanted
         if self._limit is not None and wanted:
             size = accounts.take(
                 session, self._account, self._limit, purpose, wanted, self._now(), leaving=leaving
             )
         return Grant(self, purpose, size, leaving)
+
+    def seems_enough(self, session: Session, purpose: Purpose, wanted: int) -> bool:
+        """Say whether so many requests could be taken now, unless somebody else is faster."""
+        if self._limit is None:
+            return True
+        found = accounts.glance(session, self._account, self._limit, purpose, self._now())
+        return found >= wanted
 
     @repeated
     def give_back(self, purpose: Purpose, count: int) -> None:
@@ -135,7 +145,10 @@ class Grant:
         if self.size < calls:
             self.give_back()
             return []
-        return [Grant(self.budget, self._purpose, 1, left) for left in reversed(range(calls))]
+        parts = [Grant(self.budget, self._purpose, 1, left) for left in reversed(range(calls))]
+        for part in parts:
+            part._stale_at = self._stale_at
+        return parts
 
     def give_back(self) -> None:
         """Return what was not spent."""

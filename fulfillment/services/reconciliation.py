@@ -164,6 +164,7 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
     if unasked or round_.failed:
         _put_back(context, unasked, round_.failed, now)
 
+    # From here on, and not from when the first was asked, the provider's cache is reckoned.
     answered_at = context.now()
 
     def is_quiet(member: Polled) -> bool:
@@ -174,19 +175,20 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
             or is_news(context, member.order, report, answered_at)
         ):
             return False
-        return _next(context, member.order, now, flows).is_claimed(member.order, now)
+        following = _next(context, member.order, answered_at, flows)
+        return following.is_claimed(member.order, answered_at)
 
     def write(members: Sequence[Polled]) -> int:
         # Quiet for the row as it was before the question: what changed since is newer.
         told = [member for member in members if not is_quiet(member)]
         loud = {member.id for member in told}
         least = schedule.poll_gap(context).least
-        late = [m.id for m in members if m.id not in loud and due.is_late(m.order, now, least)]
-        if late:
-            _note_late(context, late, now)
+        quiet = [member for member in members if member.id not in loud]
+        if late := [m.id for m in quiet if due.is_late(m.order, answered_at, least)]:
+            _note_late(context, late, answered_at)
         if not told:
             return 0
-        return _write_polls(context, account, round_.reports, told, now, flows=flows)
+        return _write_polls(context, account, round_.reports, told, answered_at, flows=flows)
 
     if not round_.asked:
         return 0
@@ -208,7 +210,7 @@ def _put_back(
 @repeated
 def _note_late(context: Context, order_ids: list[int], now: datetime) -> None:
     with context.database.transaction() as session:
-        due.asked_late(session, order_ids, now, schedule.least_gap(context))
+        due.asked_late(session, order_ids, now, schedule.gap_before_news(context))
 
 
 @repeated
@@ -221,7 +223,7 @@ def _write_polls(
     *,
     flows: bool,
 ) -> int:
-    """Apply the answers of a round of polls that began at `now`; give how many orders changed."""
+    """Apply a round's answers, which had all come by `now`; give how many orders changed."""
     with context.database.transaction() as session:
         locked = orders.lock(session, [order.id for order in asked])
         by_id = {o.id: reports[o.external_id] for o in locked if o.external_id in reports}
@@ -239,7 +241,7 @@ def _write_polls(
             wished_at = order.next_poll_at
             if wished_at is not None and wished_at != was_due[order.id]:
                 # Since the question, whose answer may be older than that: when its cache is over.
-                wished_at = max(wished_at, now + schedule.least_gap(context))
+                wished_at = max(wished_at, now + schedule.gap_before_news(context))
                 at = min(at or wished_at, wished_at)
             nexts[order.id] = at
         due.polled(session, nexts, now)

@@ -32,9 +32,9 @@ def first_poll(context: Context, now: datetime) -> datetime:
     return now + _jittered(context, context.settings.poll_min_interval_s, 0.5)
 
 
-def least_gap(context: Context) -> timedelta:
-    """Give what lies between two polls of an order at least."""
-    return timedelta(seconds=context.settings.poll_min_interval_s)
+def gap_before_news(context: Context) -> timedelta:
+    """Give how long after an answer the next one is surely none out of the provider's cache."""
+    return max(timedelta(seconds=context.settings.poll_min_interval_s), context.cache_time)
 
 
 def poll_gap(context: Context) -> due.Gap:

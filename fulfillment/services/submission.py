@@ -42,7 +42,7 @@ log = get_logger(__name__)
 
 #: How long to gather answers that come together, so that they share a transaction.
 _GROUP_S = 0.02
-#: So many intents at the most are written while the account's rate budget is locked.
+#: So many at the most are begun together with the claim where a rate budget bounds the requests.
 _FEW = 4
 
 
@@ -191,10 +191,11 @@ def _begin_at_once(
     if budget.is_limited and not len(fresh) == len(claim.orders) <= _FEW:
         return None  # what is unknown takes its requests first
     cost = context.provider(claim.account).requests_per_purchase
-    grant = budget.take_within(session, Purpose.SUBMIT, len(fresh[:free]) * cost)
-    affordable = fresh[: grant.size // cost]
-    begun = _begin_within(context, session, claim, affordable, now) if affordable else []
-    return _Begun(begun, grant)
+    if not budget.seems_enough(session, Purpose.SUBMIT, len(fresh[:free]) * cost):
+        return None
+    begun = _begin_within(context, session, claim, fresh[:free], now)
+    # Last: its row is waited for. What it does not suffice for after all is not sent.
+    return _Begun(begun, budget.take_within(session, Purpose.SUBMIT, len(begun) * cost))
 
 
 def _to_submit(members: Sequence[Order]) -> list[Order]:

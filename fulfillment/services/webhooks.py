@@ -15,7 +15,7 @@ from fulfillment.crash import crash_point
 from fulfillment.errors import ConfigurationError, ProviderError
 from fulfillment.log import get_logger
 from fulfillment.providers.base import is_fresh
-from fulfillment.services import backstop, clock_guard, pulse
+from fulfillment.services import backstop, clock_guard, pulse, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.merchants import is_strange
 from fulfillment.services.reconciliation import webhook_heartbeat
@@ -217,7 +217,7 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
         asked = [order.id for order in present if by_order[order.id].report is None]
         # Of an order that has ended too: what is hinted at then is money that we know nothing of.
         hinted = [order.id for order in present if order.id in asked and not order.is_unsent]
-        gap = context.settings.poll_min_interval_s
+        gap = schedule.gap_before_news(context).total_seconds()
         due.poll_at(session, hinted, now, gap, is_asked_for=True)
         moved: dict[int, Order] = {}
         for account in {order.account for order in present}:

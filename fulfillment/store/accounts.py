@@ -299,22 +299,38 @@ def left(
         return levels.left(purpose)
 
 
+def glance(
+    session: Session, account: str, limit_per_minute: int, purpose: Purpose, now: datetime | None
+) -> int:
+    """Say about how many requests could be taken now, without waiting for who takes some."""
+    levels, _, _ = _read(session, account, limit_per_minute, now, lock="")
+    return levels.left(purpose)
+
+
+def _read(
+    session: Session, account: str, limit_per_minute: int, now: datetime | None, *, lock: str
+) -> tuple[_Levels, datetime | None, datetime]:
+    """Give the budget brought up to date, when that was done last, and the present."""
+    row = session.one(
+        "SELECT budget, submit_budget, poll_budget, budget_at, clock_timestamp() AS present "  # noqa: S608
+        f"FROM accounts WHERE name = %(account)s {lock}",
+        {"account": account},
+    )
+    at: datetime = now or row.present
+    last: datetime | None = row.budget_at
+    if last is not None and last > at + _WRONG:
+        last = at  # that clock was wrong; nothing is gained by it, and nobody waits for it
+    levels = _Levels(limit_per_minute, row.budget, row.submit_budget, row.poll_budget)
+    levels.refill(max((at - last).total_seconds(), 0.0) if last else 3600.0)
+    return levels, last, at
+
+
 @contextmanager
 def _levels(
     session: Session, account: str, limit_per_minute: int, now: datetime | None
 ) -> Iterator[_Levels]:
     """Lock the budget and bring it up to date; keep what the block makes of it."""
-    row = session.one(
-        "SELECT budget, submit_budget, poll_budget, budget_at, clock_timestamp() AS present "
-        "FROM accounts WHERE name = %(account)s FOR UPDATE",
-        {"account": account},
-    )
-    at = now or row.present
-    last = row.budget_at
-    if last is not None and last > at + _WRONG:
-        last = at  # that clock was wrong; nothing is gained by it, and nobody waits for it
-    levels = _Levels(limit_per_minute, row.budget, row.submit_budget, row.poll_budget)
-    levels.refill(max((at - last).total_seconds(), 0.0) if last else 3600.0)
+    levels, last, at = _read(session, account, limit_per_minute, now, lock="FOR UPDATE")
     yield levels
     session.execute(
         "UPDATE accounts SET budget = %(shared)s, submit_budget = %(submit)s, "

@@ -409,13 +409,11 @@ def test_a_store_that_wants_less_than_before_is_told_less(context: Context) -> N
             publish(publisher, group)
         with bound(connection, "less", "order.#") as less:
             publish(publisher, group)
-            left = [m for place, m in enumerate(group) if place not in publisher.confirmed]
-            # On RabbitMQ the queue may have gone between the two: another that is heard tells.
-            publish(publisher, [*left, group[0]])
 
-            assert len(publisher.confirmed) == len(left) + 1
+            assert len(publisher.confirmed) == 2
             assert not publisher.is_unheard
-            assert [as_bytes(m) for m in taken(less)] == [b"1", b"1"]
+            # RabbitMQ is asked once more, beside what is heard, whether the other is not wanted.
+            assert {as_bytes(m) for m in taken(less)} == {b"1"}
 
         publish(publisher, group)
         assert len(publisher.confirmed) == 0
@@ -433,7 +431,7 @@ def test_a_queue_that_goes_in_the_midst_of_a_group_keeps_the_rest_of_it_unconfir
         judged = publisher._judged  # type: ignore[attr-defined]
         group = numbered(4)
         publisher._returned.update((m[0], m[1]) for m in group[2:])  # type: ignore[attr-defined]
-        confirmed = judged(group, range(4), set())
+        confirmed = judged(group, set())
 
     assert confirmed == [0, 1]
     assert not publisher.is_unheard
