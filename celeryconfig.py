@@ -90,10 +90,13 @@ beat_schedule = {
 worker_consumer = "tasks.consumer:SafeConsumer"
 control_queue_exclusive = event_queue_exclusive = True
 
+# Whoever publishes to a broker that is away tries once more, and does not wait for it: kombu would
+# for six seconds.
+broker_transport_options = {"max_retries": 1, "interval_start": 0.0, "interval_max": 0.2}
 if _settings.is_amqp:
     broker_heartbeat = 10
 else:
-    broker_transport_options = {
+    broker_transport_options |= {
         # Every client of one Redis restores what any of them holds for too long: the consumer of
         # the store's exchange says the same. No task that acknowledges late takes half as long.
         "visibility_timeout": 60,

@@ -1,5 +1,8 @@
-"""What Flower and logs get to see of a task's arguments."""
+"""What Flower and logs get to see of a task's arguments, and how long it is asked for."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -80,3 +83,21 @@ def test_a_hint_with_wrong_arguments_is_dropped_in_one_line_without_them(
 
     assert [each["event"] for each in logs] == ["task.dropped"]
     assert "canaryTk" not in str(logs)
+
+
+HINT = (
+    "import time; from fulfillment.broker import hint; began = time.monotonic(); "
+    "is_taken = hint('checkout.dispatch', 'main'); print(is_taken, time.monotonic() - began < 2)"
+)
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "amqp://guest:guest@127.0.0.1:1//"])
+def test_a_hint_to_a_broker_that_is_away_is_waited_for_by_nobody(url: str) -> None:
+    """kombu would try for six seconds, and a step of a worker that is under way with it."""
+    environment = os.environ | {"FULFILLMENT_BROKER_URL": url}
+
+    done = subprocess.run(
+        [sys.executable, "-c", HINT], env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.split()[-2:] == ["False", "True"]
