@@ -4,6 +4,8 @@ Messages are hints and Postgres is the truth, so nothing here needs a result bac
 acknowledgement or ETAs: what a lost message was about is found again by a due time in a row.
 """
 
+from typing import Any
+
 from kombu import Exchange, Queue
 
 from fulfillment.settings import load_settings
@@ -92,7 +94,11 @@ control_queue_exclusive = event_queue_exclusive = True
 
 # Whoever publishes to a broker that is away tries once more, and does not wait for it: kombu would
 # for six seconds.
-broker_transport_options = {"max_retries": 1, "interval_start": 0.0, "interval_max": 0.2}
+broker_transport_options: dict[str, Any] = {
+    "max_retries": 1,
+    "interval_start": 0.0,
+    "interval_max": 0.2,
+}
 if _settings.is_amqp:
     broker_heartbeat = 10
 else:

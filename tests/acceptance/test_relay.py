@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -19,9 +19,21 @@ from fulfillment.services import updates
 from fulfillment.services.context import Context
 from fulfillment.services.operations import check_readiness
 from fulfillment.store.bindings import Audience
+from schemas.enums import OrderStatus as S
+from schemas.provider import ReportState as R
 from tests.conftest import MakeContext
 from tests.servers import rabbitmqctl
-from tests.support import FakeClock, checkout, receive, rows, run_chain, until
+from tests.support import (
+    FakeClock,
+    FakeProvider,
+    again,
+    checkout,
+    receive,
+    rows,
+    run_chain,
+    run_polls,
+    until,
+)
 
 BODY = b'{"name": "\xe2\x98\x85 Karambit"}'
 
@@ -418,6 +430,80 @@ def test_a_store_that_wants_less_than_before_is_told_less(context: Context) -> N
         publish(publisher, group)
         assert len(publisher.confirmed) == 0
         assert publisher.is_unheard
+
+
+def test_what_a_store_is_told_again_ends_also_where_it_wants_the_last_of_it_no_more(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    """News of orders that are behind it are heard then."""
+    reviewed, behind = receive(context, checkout(), checkout())
+    run_chain(context)
+    provider.says(reviewed.external_id, R.ACCEPTED, item_name="Another | Item", item_id="x")
+    clock.advance(60)
+    run_polls(context)
+    assert again(context, reviewed).status is S.NEEDS_REVIEW
+    relay = OutboxRelay(context, threading.Event())
+    with publisher_to(context) as (connection, publisher):
+
+        def take_turns() -> None:
+            for _ in range(4):
+                clock.advance(5)
+                relay._turn(publisher)
+
+        with bound(connection, "wide", "order.#"):
+            take_turns()
+            assert is_all_published(context)
+        with bound(connection, "narrow", "order.updated") as queue:
+            updates.replay(context, None)
+            take_turns()
+            provider.says(behind.external_id, R.COMPLETED, charged_mills=6120)
+            clock.advance(60)
+            run_polls(context)
+            take_turns()
+            heard = [json.loads(as_bytes(message)) for message in taken(queue)]
+
+    assert rows(context, "SELECT 1 FROM replays WHERE finished_at IS NOT NULL")
+    assert is_all_published(context)
+    told = [each["order"]["status"] for each in heard if each["externalId"] == behind.external_id]
+    assert told[-1] == S.COMPLETED
+
+
+def test_what_a_queue_missed_that_comes_back_in_the_midst_of_a_group_reaches_it(
+    context: Context,
+) -> None:
+    if not context.settings.is_amqp:
+        pytest.skip("on Redis a group goes to the queues of one look")
+    keys = ("order.needs_review", "order.updated")
+    orders = ("a", "b", "c")
+    group: list[Outgoing] = [
+        (keys[n > 0], json.dumps({"externalId": each}).encode(), {})
+        for n, each in enumerate(orders)
+    ]
+    with (
+        publisher_to(context) as (connection, publisher),
+        connect(context.settings) as store,
+        ExitStack() as stack,
+    ):
+        publisher.known = frozenset((key, "", "") for key in keys)
+        channel = publisher._channel  # type: ignore[attr-defined]
+        publish_one = channel.basic_publish
+        queues: list[kombu.Queue] = []
+
+        def publish_and_come(*args: Any, **more: Any) -> None:
+            publish_one(*args, **more)
+            if not queues:
+                while not publisher._returned:  # type: ignore[attr-defined]
+                    connection.drain_events(timeout=10)
+                queues.append(stack.enter_context(bound(store, "back", "order.#")))
+
+        with mock.patch.object(channel, "basic_publish", publish_and_come):
+            publish(publisher, group)
+        left = [each for n, each in enumerate(group) if n not in publisher.confirmed]
+        publish(publisher, left)
+        heard = {json.loads(as_bytes(message))["externalId"] for message in taken(queues[0])}
+
+    assert len(publisher.confirmed) == len(left)
+    assert heard == set(orders)
 
 
 def test_a_queue_that_goes_in_the_midst_of_a_group_keeps_the_rest_of_it_unconfirmed(

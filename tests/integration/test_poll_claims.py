@@ -2,8 +2,9 @@
 
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from fulfillment.services.context import Context
 from fulfillment.services.reports import apply_reports
 from schemas.enums import OrderStatus as S
 from schemas.enums import Source
+from schemas.provider import OrderReport, WebhookNotice
 from schemas.provider import ReportState as R
-from schemas.provider import WebhookNotice
+from tests.conftest import MakeContext
 from tests.integration.test_reconciliation import accepted, polls_of
 from tests.support import (
     FakeClock,
@@ -71,11 +73,22 @@ def test_a_question_that_was_asked_late_moves_the_next_one(
     assert after.next_poll_at == clock.now() + timedelta(seconds=30)
 
 
-@pytest.mark.parametrize(("waited_s", "is_meanwhile"), [(8, False), (8, True), (40, True)])
-def test_a_hint_at_a_question_that_was_asked_late_waits_for_the_providers_cache(
-    context: Context, provider: FakeProvider, clock: FakeClock, waited_s: int, is_meanwhile: bool
+@pytest.mark.parametrize("interval_s", [25, 30])
+@pytest.mark.parametrize(
+    ("waited_s", "takes_s", "is_meanwhile"),
+    [(7, 0, False), (7, 0, True), (40, 0, True), (0, 8, False), (0, 8, True), (0, 40, True)],
+)
+def test_a_hint_at_a_question_that_was_asked_or_answered_late_waits_for_the_providers_cache(
+    make_context: MakeContext,
+    provider: FakeProvider,
+    clock: FakeClock,
+    waited_s: int,
+    takes_s: int,
+    is_meanwhile: bool,
+    interval_s: int,
 ) -> None:
     """Until then the provider could only repeat its answer, and what is hinted at would be lost."""
+    context = make_context(provider, poll_min_interval_s=interval_s)
     order = accepted(context)
     for _ in range(8):
         clock.advance(600)
@@ -84,22 +97,87 @@ def test_a_hint_at_a_question_that_was_asked_late_waits_for_the_providers_cache(
     (batch,) = reconciliation.poll_due(context)
     provider.notice = WebhookNotice(order.external_id, None, None, identity="a hint")
 
-    def tell(_: str = "") -> None:
+    def tell() -> None:
         webhooks.take(context, "main", {}, b"{}")
         webhooks.apply_deliveries(context)
 
+    def answer(_: str) -> None:
+        clock.advance(takes_s)
+        if is_meanwhile:
+            tell()
+
     clock.advance(waited_s)  # its message lay in a queue
-    if is_meanwhile:
-        provider.on_read = tell
+    provider.on_read = answer
     reconciliation.poll_orders(context, "main", batch["ids"])
-    asked_at = clock.now()
+    answered_at = clock.now()
     if not is_meanwhile:
         clock.advance(2)
         tell()
 
     next_poll_at = again(context, order).next_poll_at
     assert next_poll_at is not None
-    assert 30 <= (next_poll_at - asked_at).total_seconds() <= 37  # LOOKUP_CACHE_S, and a little
+    assert 30 <= (next_poll_at - answered_at).total_seconds() <= 37  # LOOKUP_CACHE_S, and a little
+
+
+class Repeating(FakeProvider):
+    """Answers after a while, and with what it said of an order before, for 30 seconds."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__()
+        self.takes_s = 0.0
+        self._clock = clock
+        self._said: dict[str, tuple[datetime, OrderReport]] = {}
+
+    def reports(self, external_ids: Sequence[str]) -> dict[str, OrderReport]:
+        self._clock.advance(self.takes_s)
+        now = self._clock.now()
+        for name in external_ids:
+            if name not in self._said or now - self._said[name][0] >= timedelta(seconds=30):
+                self._said[name] = now, self.orders[name]
+        self._read(f"order {' '.join(external_ids)}")  # what happens now is in no answer of before
+        return {name: self._said[name][1] for name in external_ids}
+
+
+@pytest.mark.parametrize("is_meanwhile", [False, True])
+@pytest.mark.parametrize(("takes_s", "interval_s"), [(4, 30), (20, 30), (0, 10)])
+def test_a_hint_at_a_question_that_took_long_is_not_answered_out_of_the_providers_cache(
+    make_context: MakeContext, clock: FakeClock, takes_s: int, interval_s: int, is_meanwhile: bool
+) -> None:
+    """It would be for good: an order that is over is not asked about by itself."""
+    provider = Repeating(clock)
+    context = make_context(provider, poll_min_interval_s=interval_s)
+    order = accepted(context)
+    provider.says(order.external_id, R.EXPIRED)
+    clock.advance(60)
+    run_polls(context)
+    assert again(context, order).status is S.EXPIRED
+
+    def tell(identity: str) -> None:
+        provider.notice = WebhookNotice(order.external_id, None, None, identity=identity)
+        webhooks.take(context, "main", {}, b"{}")
+        webhooks.apply_deliveries(context)
+
+    def deliver(_: str = "") -> None:
+        provider.on_read = lambda what: None
+        provider.says(order.external_id, R.COMPLETED, charged_mills=6120)
+        tell("it is delivered after all")
+
+    clock.advance(3600)
+    tell("something is new")
+    (batch,) = reconciliation.poll_due(context)
+    provider.takes_s = takes_s
+    if is_meanwhile:
+        provider.on_read = deliver
+    reconciliation.poll_orders(context, "main", batch["ids"])
+    provider.takes_s = 0
+    if not is_meanwhile:
+        clock.advance(2)
+        deliver()
+    for _ in range(30):
+        clock.advance(2)
+        run_polls(context)
+
+    assert again(context, order).charged_mills == 6120
 
 
 def test_an_answer_that_a_webhook_overtook_takes_nothing_back(

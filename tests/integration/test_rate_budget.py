@@ -1,14 +1,17 @@
 """The rate budget: never above the limit, and never so tight that nothing goes through."""
 
 import random
+import threading
 from bisect import bisect_right
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Literal
 
 import msgspec
 import pytest
 
+from fulfillment import crash
 from fulfillment.clock import SystemClock
 from fulfillment.errors import (
     OverBudget,
@@ -16,7 +19,7 @@ from fulfillment.errors import (
     ProviderOutcomeUnknown,
 )
 from fulfillment.providers.base import AfterUnknown
-from fulfillment.services import outages, reconciliation
+from fulfillment.services import outages, reconciliation, submission
 from fulfillment.services.budget import RateBudget
 from fulfillment.services.context import Context
 from fulfillment.simulator.app import SimulatorOptions, running
@@ -26,6 +29,7 @@ from schemas.enums import OrderStatus as S
 from schemas.provider import ReportState
 from tests.conftest import CLIENT_ID, SECRET, MakeContext
 from tests.support import (
+    WAIT_S,
     FakeClock,
     FakeProvider,
     Simulator,
@@ -213,6 +217,100 @@ def test_what_was_taken_long_ago_is_taken_anew(make_context: MakeContext, clock:
 
     with grant, pytest.raises(OverBudget):
         budget.spend()
+
+
+def test_what_was_taken_long_ago_is_taken_anew_by_each_part_of_it(
+    make_context: MakeContext, clock: FakeClock
+) -> None:
+    budget = make_context(FakeProvider(), main={"rate_per_minute": 60}).budget("main")
+    grant = budget.take(Purpose.SUBMIT, 2)
+    clock.advance(2.5)
+    budget.take(Purpose.SUBMIT, 1000)
+
+    for part in grant.for_each(2):
+        with part, pytest.raises(OverBudget):
+            budget.spend()
+
+
+def test_a_worker_that_stands_still_in_its_intent_keeps_no_request_from_others(
+    make_context: MakeContext, provider: FakeProvider
+) -> None:
+    context = make_context(provider, main={"rate_per_minute": 600})
+    order = receive_one(context)
+    batch = gather(context)
+    assert batch is not None
+    stands, goes_on = threading.Event(), threading.Event()
+
+    def stand_still(point: str) -> None:
+        if point == "intent.before_commit":
+            stands.set()
+            goes_on.wait(WAIT_S)
+
+    with crash.acting(stand_still), ThreadPoolExecutor(2) as executor:
+        submitting = executor.submit(submission.submit_orders, context, batch)
+        try:
+            assert stands.wait(WAIT_S)
+            taken = executor.submit(context.budget("main").take, Purpose.URGENT).result(3)
+        finally:
+            goes_on.set()
+        assert submitting.result()
+
+    assert taken.size == 1
+    assert again(context, order).status is S.ACCEPTED
+
+
+def test_an_order_that_others_were_faster_than_at_the_budget_is_bought_later_and_once(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    """Its intent is written when the budget still seemed enough."""
+    context = make_context(provider, main={"rate_per_minute": 60})
+    budget = context.budget("main")
+    provider.on_purchase = lambda _: budget.spend()
+    order = receive_one(context)
+    batch = gather(context)
+    assert batch is not None
+    points: list[str] = []
+
+    def take_all(point: str) -> None:
+        points.append(point)
+        if points.count("intent.before_commit") == 1 and point == "intent.before_commit":
+            for purpose in Purpose:
+                budget.take(purpose, 1000)
+
+    with crash.acting(take_all):
+        submit(context, batch)
+
+    assert "intent.after_commit" in points
+    assert provider.bodies == []
+    assert again(context, order).status is not S.ACCEPTED
+    assert_invariants(context)
+    for _ in range(30):
+        clock.advance(2)
+        run_sweep(context)
+    assert again(context, order).status is S.ACCEPTED
+    assert len(provider.bodies) == 1
+    assert_invariants(context)
+
+
+@pytest.mark.parametrize(("left", "is_at_once"), [(2, True), (1, False)])
+def test_orders_are_begun_with_their_claim_only_where_the_budget_seems_enough_for_all(
+    make_context: MakeContext, provider: FakeProvider, left: int, is_at_once: bool
+) -> None:
+    """In the claim's own transaction: it is one less that a small batch waits for."""
+    context = make_context(provider, main={"rate_per_minute": 60})
+    receive(context, checkout(), checkout())
+    batch = gather(context)
+    assert batch is not None
+    _leave_budget(context, 0)
+    rows(context, "UPDATE accounts SET submit_budget = %(n)s RETURNING 1", n=left)
+    points: list[str] = []
+
+    with crash.acting(points.append):
+        submit(context, batch)
+
+    begun = points.index("intent.before_commit")
+    assert (begun < points.index("claim.taken_over")) is is_at_once
+    assert len(provider.bodies) == left
 
 
 class AheadClock(SystemClock):

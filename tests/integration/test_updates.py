@@ -1,19 +1,24 @@
 """What the store is told again is what it was told, byte for byte, from the log alone."""
 
+import threading
+
 import pytest
 
 from fulfillment.errors import NotAllowedNow, OrderNotFound, ProviderOutcomeUnknown
+from fulfillment.messaging.relay import OutboxRelay
 from fulfillment.services import diagnosis, updates
 from fulfillment.services.context import Context
 from fulfillment.store import bindings, outbox, replays
 from fulfillment.store.bindings import Binding
 from fulfillment.store.models import Order
+from schemas.enums import OrderStatus as S
 from schemas.messages import NEEDS_REVIEW, ORDER_UPDATED, TRADE_REMINDER
 from schemas.provider import ReportState as R
 from tests.conftest import MakeContext
 from tests.support import (
     FakeClock,
     FakeProvider,
+    again,
     checkout,
     receive,
     receive_one,
@@ -22,6 +27,7 @@ from tests.support import (
     run_polls,
     run_ticks,
 )
+from tests.unit.test_publishing import Routing, publisher_of
 
 Told = dict[int, list[tuple[str, str]]]
 QUEUE: Binding = ("order.#", r"^order\..*?$", "store.updates")
@@ -247,3 +253,31 @@ def test_a_broker_that_is_new_waits_for_the_queues_that_were_bound_at_the_former
     assert first.missing_since is None  # so that the relay notes that it is missing here
     assert missing_since == clock.now()
     assert (forgotten, left.known) == (["store.updates"], frozenset())
+
+
+def test_a_key_that_the_store_wants_no_more_is_no_queue_that_is_missing(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    context = make_context(provider, broker_url="amqp://guest:guest@127.0.0.1:9//")
+    relay, broker = OutboxRelay(context, threading.Event()), Routing(ORDER_UPDATED, NEEDS_REVIEW)
+    publisher = publisher_of(broker)
+    with context.database.transaction() as session:
+        keys = {(ORDER_UPDATED, "", ""), (NEEDS_REVIEW, "", "")}
+        bindings.keep(session, publisher.broker, keys, None)
+    order = receive_one(context)
+    run_chain(context)
+    relay._turn(publisher)
+    assert told_before(context) == {}
+
+    broker.keys = (ORDER_UPDATED,)
+    provider.says(order.external_id, R.ACCEPTED, item_name="Another | Item", item_id="x")
+    clock.advance(60)
+    run_polls(context)
+    assert again(context, order).status is S.NEEDS_REVIEW
+    for _ in range(3):
+        relay._turn(publisher)
+        assert updates.audience(context).missing_since is None
+        clock.advance(2)
+
+    assert told_before(context) == {}
+    assert updates.audience(context).known == {(ORDER_UPDATED, "", "")}

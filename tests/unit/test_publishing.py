@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kombu.exceptions import OperationalError
 
 from fulfillment.messaging import publishing
 from fulfillment.messaging.publishing import Outgoing, _rounds
@@ -108,22 +109,29 @@ def test_a_broker_that_confirms_nothing_is_told_of(monkeypatch: pytest.MonkeyPat
 
 
 class Routing(Slow):
-    """A RabbitMQ with a queue that is bound for some keys and is deleted after some messages."""
+    """A RabbitMQ with a queue that is bound for some keys; it is there for some messages only."""
 
-    def __init__(self, *keys: str, holds: int = 1_000) -> None:
+    def __init__(self, *keys: str, misses: int = 0, holds: int = 1_000) -> None:
         super().__init__(0.0)
-        self.keys, self.holds = keys, holds
+        self.keys, self.misses, self.holds = keys, misses, holds
+        self.heard: list[Outgoing] = []
+        #: What all was sent, and under which keys.
+        self.tried: list[Outgoing] = []
 
     def basic_publish(self, body: bytes, *args: Any, **more: Any) -> None:
         super().basic_publish(body, *args, **more)
         exchange, key = args
-        if key not in self.keys or len(self.sent) > self.holds:
-            for act in self.events["basic_return"]:
-                act(None, exchange, key, SimpleNamespace(body=body))
+        self.tried.append((key, body, {}))
+        if key in self.keys and self.misses < len(self.sent) <= self.holds:
+            self.heard.append((key, body, {}))
+            return
+        for act in self.events["basic_return"]:
+            act(None, exchange, key, SimpleNamespace(body=body))
 
 
-UPDATED, REMINDER = "order.updated", "trade.reminder"
+UPDATED, REMINDER, REVIEW = "order.updated", "trade.reminder", "order.needs_review"
 BOTH_KNOWN = frozenset({(UPDATED, "", ""), (REMINDER, "", "")})
+ALL_KNOWN = BOTH_KNOWN | {(REVIEW, "", "")}
 
 
 def publisher_of(broker: Routing) -> publishing._Confirming:
@@ -183,3 +191,119 @@ def test_what_was_kept_for_a_queue_that_went_comes_on_once_another_queue_is_ther
 
     assert confirmed == [[0], [0], [0]]
     assert publisher.known == {(UPDATED, "", "")}
+
+
+@pytest.mark.parametrize(
+    ("misses", "group"),
+    [
+        (1, [(REVIEW, "a"), (UPDATED, "b")]),
+        (1, [(REMINDER, "a"), (UPDATED, "b")]),
+        (1, [(REVIEW, "a"), (UPDATED, "b"), (UPDATED, "c")]),
+        (2, [(REVIEW, "a"), (UPDATED, "b"), (UPDATED, "c")]),
+    ],
+)
+def test_what_a_queue_missed_that_comes_back_while_a_group_is_under_way_reaches_it(
+    misses: int, group: list[tuple[str, str]]
+) -> None:
+    broker = Routing(UPDATED, REMINDER, REVIEW, misses=misses)
+    publisher = publisher_of(broker)
+    publisher.known, publisher.is_unheard = ALL_KNOWN, True
+    outbox = [message(*each) for each in group]
+    left = outbox
+
+    for _ in range(3):
+        publisher.publish(left, 7)
+        left = [each for place, each in enumerate(left) if place not in publisher.confirmed]
+
+    assert left == []
+    assert all(each in broker.heard for each in outbox)
+    assert publisher.known == ALL_KNOWN
+    assert not publisher.is_unheard
+
+
+def test_of_an_order_nothing_is_sent_again_before_what_came_back_of_it_earlier() -> None:
+    """A queue that is there by then would hear of it in the wrong order."""
+    broker = Routing(REVIEW)
+    publisher = publisher_of(broker)
+    publisher.known = ALL_KNOWN
+    first, second = message(UPDATED, "a"), message(REMINDER, "a")
+    other, witness = message(UPDATED, "b"), message(REVIEW, "c")
+    group = [first, other, second, witness]
+
+    publisher.publish(group, 7)
+
+    again = broker.tried[len(group) :]
+    assert again[:1] == again[-1:] == [witness]
+    assert second not in again
+    assert publisher.confirmed == [0, 1]
+    assert publisher.known == {(REMINDER, "", ""), (REVIEW, "", "")}
+
+
+@pytest.mark.parametrize("holds", [2, 3, 4])
+def test_a_queue_that_goes_while_it_is_asked_what_it_wants_spoils_nothing_that_was_heard(
+    holds: int,
+) -> None:
+    broker = Routing(UPDATED, holds=holds)
+    publisher = publisher_of(broker)
+    reminder, update = message(REMINDER, "a"), message(UPDATED, "b")
+
+    publisher.publish([reminder, update], 7)
+
+    assert broker.tried == [reminder, update, update, reminder, update]
+    assert publisher.confirmed == []
+    assert publisher.known == BOTH_KNOWN
+    assert not publisher.is_unheard
+
+
+class Failing(Routing):
+    """Does not take its nth message: it refuses it, or says nothing of it."""
+
+    def __init__(self, *keys: str, nth: int, says_so: bool) -> None:
+        super().__init__(*keys)
+        self.nth, self.says_so = nth, says_so
+
+    def drain_events(self, timeout: float) -> None:
+        if not self.waiting or self.waiting[0][1] != self.nth:
+            super().drain_events(timeout)
+            return
+        if not self.says_so:
+            self.now_s += timeout
+            raise TimeoutError
+        _, tag = self.waiting.pop(0)
+        for act in self.events["basic_nack"]:
+            act(tag, False)
+
+
+@pytest.mark.parametrize("nth", [3, 4, 5])
+@pytest.mark.parametrize("says_so", [True, False])
+def test_a_broker_that_fails_while_it_is_asked_what_is_wanted_has_nothing_dropped(
+    monkeypatch: pytest.MonkeyPatch, nth: int, says_so: bool
+) -> None:
+    broker = Failing(UPDATED, nth=nth, says_so=says_so)
+    monkeypatch.setattr(publishing, "time", broker)
+    publisher = publisher_of(broker)
+    group = [message(REMINDER, "a"), message(UPDATED, "b")]
+
+    if says_so:
+        with pytest.raises(OperationalError, match="refused"):
+            publisher.publish(group, 7)
+    else:  # what it has of the group is known, and more than nothing
+        publisher.publish(group, 7)
+
+    assert len(broker.tried) == 5
+    assert publisher.confirmed == []
+    assert publisher.known == BOTH_KNOWN
+    assert not publisher.is_unheard
+
+
+def test_what_was_heard_of_an_earlier_group_tells_of_one_in_which_nothing_is() -> None:
+    broker = Routing(UPDATED)
+    publisher = publisher_of(broker)
+    publisher.publish([message(UPDATED, "a")], 7)
+
+    publisher.is_unheard = True  # as others have noted it before
+    publisher.publish([message(REMINDER, "a")], 7)
+
+    assert publisher.confirmed == [0]
+    assert publisher.known == {(UPDATED, "", "")}
+    assert not publisher.is_unheard

@@ -49,6 +49,13 @@ BUYING = (
         integration("unknown_policies"),
     ),
     Mutant(
+        "clocks_agree", "I1", "lookups of two machines are a minute apart by their clocks only",
+        SERVICES + "unknowns.py",
+        "LOOKUPS_APART = timedelta(seconds=65)",
+        "LOOKUPS_APART = timedelta(seconds=60)",
+        integration("clocks_apart"),
+    ),
+    Mutant(
         "other_bytes_are_replayed", "I1", "a replay is written anew instead of sent as it was",
         SERVICES + "submission.py",
         "    if attempt.body_sealed is not None and is_own:",

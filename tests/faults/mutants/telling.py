@@ -253,4 +253,32 @@ TELLING = (
         "        before[name] += 0",
         within(UNIT, "publishing"),
     ),
+    Mutant(
+        "what_comes_back_is_unwanted", "I8", "a queue that is away for a moment wants nothing more",
+        "fulfillment/messaging/publishing.py",
+        "        return {m[0] for m in doubtful if m[:2] in back_again}",
+        "        return {m[0] for m in doubtful}",
+        within(UNIT, "publishing"),
+    ),
+    Mutant(
+        "hint_leaves_no_trace", "I7", "a hint beside a poll is forgotten where the claim ends soon",
+        STORE + "due.py",
+        "coalesce(next_poll_at, 'infinity') - interval '1 microsecond',",
+        "coalesce(next_poll_at, 'infinity'),",
+        integration("hints"),
+    ),
+    Mutant(
+        "claimed_is_asked", "I9", "the time of a claim is taken for that of a later question",
+        STORE + "due.py",
+        "    return order.polled_at is None or now - order.polled_at > least * _LAG",
+        "    return order.polled_at is None",
+        integration("poll_claims"),
+    ),
+    Mutant(
+        "known_is_a_sign_of_life", "I10", "who repeats an old webhook makes polls rare",
+        SERVICES + "webhooks.py",
+        "        if delivery_id is not None and (fresh or notice.signed_at is None):",
+        "        if True:",
+        integration("hints"),
+    ),
 )  # fmt: skip
