@@ -88,8 +88,8 @@ class _Confirming:
     where that one has reached a queue: as on Redis, nothing is sent to a queue that is not there.
 
     Of a known key it cannot be told by that alone whether the store wants it no more, or whether
-    its queue was away for a moment: one that came back is sent again between two copies of a
-    message that was heard.
+    its queue was away for a moment: one that came back is sent twice again, and a message that was
+    heard between; what of its order lies behind it waits.
     """
 
     broker = "rabbitmq"
@@ -103,7 +103,7 @@ class _Confirming:
         self._last_tag = 0  # RabbitMQ counts what is published on a channel, from 1
         self._unconfirmed: dict[int, int] = {}  # tags, and their messages' places in the group
         self._is_refused = False
-        self._returned: set[tuple[str, bytes]] = set()
+        self._returned: Counter[tuple[str, bytes]] = Counter()
         self._unwanted: set[str] = set()
         #: What reached a queue last, and may be sent again to see whether that is still there.
         self._witness: Outgoing | None = None
@@ -125,6 +125,7 @@ class _Confirming:
         rounds = _rounds(group)
         unsent = set(range(len(group)))
         present = 0
+        stuck: set[str] = set()
         try:
             for place in sorted(range(len(group)), key=rounds.__getitem__):
                 key, body, _ = group[place]
@@ -135,6 +136,9 @@ class _Confirming:
                     self._await_confirms(deadline)
                     if self._is_refused:
                         break
+                    stuck = self._names_back(group, known)
+                if stuck and _name_in(group[place]) in stuck:
+                    continue  # its queue may come back just now, and would hear this one first
                 if key in asked_about:  # once a key: the rest of it need not wait
                     self._await_confirms(deadline)
                     is_back = (key, asked_about.pop(key)) in self._returned
@@ -149,7 +153,7 @@ class _Confirming:
                 self._send(group[place], place)
             self._await_confirms(deadline)
             if not self._is_refused:
-                self._unwanted = self._asked_again(group, known, deadline)
+                self._unwanted = self._asked_again(group, known, unsent, deadline)
         except _Late:
             if len({*unsent, *self._unconfirmed.values()} - {_AGAIN}) == len(group):
                 raise
@@ -172,31 +176,48 @@ class _Confirming:
         self._unconfirmed[self._last_tag] = place
         self._channel.basic_publish(prepared, store_exchange.name, key, mandatory=True)
 
-    def _asked_again(self, group: Sequence[Outgoing], known: set[str], deadline: float) -> set[str]:
+    def _names_back(self, group: Sequence[Outgoing], known: set[str]) -> set[str]:
+        """Name the orders of which a message with a known key came back."""
+        if not self._returned:
+            return set()
+        return {_name_in(m) for m in group if m[0] in known and m[:2] in self._returned}
+
+    def _asked_again(
+        self, group: Sequence[Outgoing], known: set[str], unsent: set[int], deadline: float
+    ) -> set[str]:
         """Say which known keys surely reach no queue any more, while another does.
 
         The store is told a little twice then, as it may be at any time; but nothing of an order
         before what of it came back earlier.
         """
-        sent = [message for message in group if message[0] in known]
+        places = [place for place in range(len(group)) if group[place][0] in known]
+        sent = [group[place] for place in places if place not in unsent]
         back = [message for message in sent if message[:2] in self._returned]
         heard = [message for message in sent if message[:2] not in self._returned]
         self._witness = heard[-1] if heard else self._witness
-        if not back or self._witness is None:
-            return set()
         firsts = {_name_in(message): message for message in reversed(back)}.values()
         keys = {message[0] for message in heard}
-        doubtful = {message[0]: message for message in firsts if message[0] not in keys}.values()
-        earlier, self._returned = self._returned, set()
+        doubtful = {message[0]: message for message in firsts if message[0] not in keys}
+        # What was held back for one that came back may follow it, where nothing was heard so far; a
+        # queue that comes in just between hears that one first.
+        behind = [group[place] for place in places if place in unsent]
+        next_ones = {_name_in(message): message for message in reversed(behind)}
+        followers = filter(None, (next_ones.get(_name_in(m)) for m in doubtful.values()))
+        other = next((m for m in followers if m[0] not in {each[0] for each in back}), None)
+        witness = self._witness or other
+        if not doubtful or witness is None:
+            return set()
+        earlier, self._returned = self._returned, Counter()
         try:
-            for message in (self._witness, *doubtful, self._witness):
+            for message in (*doubtful.values(), witness, *doubtful.values()):
                 self._send(message, _AGAIN)
             self._await_confirms(deadline)
         finally:
-            back_again, self._returned = self._returned, earlier
-        if self._is_refused or self._witness[:2] in back_again:
+            again, self._returned = self._returned, earlier
+        if self._is_refused or witness[:2] in again:
             return set()
-        return {m[0] for m in doubtful if m[:2] in back_again}
+        self._witness = witness
+        return {key for key, message in doubtful.items() if again[message[:2]] == 2}
 
     def _await_confirms(self, deadline: float) -> None:
         while self._unconfirmed and not self._is_refused:
@@ -247,7 +268,7 @@ class _Confirming:
 
     def _on_return(self, _error: Any, _exchange: str, key: str, message: Any) -> None:
         body = message.body
-        self._returned.add((key, body.encode() if isinstance(body, str) else bytes(body)))
+        self._returned[key, body.encode() if isinstance(body, str) else bytes(body)] += 1
 
     def _on_ack(self, tag: int, multiple: bool) -> None:
         if multiple:
