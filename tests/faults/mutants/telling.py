@@ -256,8 +256,8 @@ TELLING = (
     Mutant(
         "what_comes_back_is_unwanted", "I8", "a queue that is away for a moment wants nothing more",
         "fulfillment/messaging/publishing.py",
-        "        return {m[0] for m in doubtful if m[:2] in back_again}",
-        "        return {m[0] for m in doubtful}",
+        "        return {key for key, message in doubtful.items() if again[message[:2]] == 2}",
+        "        return set(doubtful)",
         within(UNIT, "publishing"),
     ),
     Mutant(
