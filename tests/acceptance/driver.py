@@ -155,6 +155,14 @@ class Driver:
         """Wait until each order has come to its scripted end."""
         until("the scripted ends", lambda: self.statuses(ends) == ends, timeout_s)
 
+    def kill_and_revive(self, name: str) -> None:
+        """Kill a child and wait until the supervisor has started it again."""
+        processes = self.stack.processes
+        until(name, lambda: name in processes.pids)
+        dying = processes.pids[name]
+        processes.kill(name)
+        until(f"{name} again", lambda: processes.pids.get(name, dying) != dying)
+
     def wait_revived(self, name: str) -> None:
         """Wait until the supervisor has started a killed child again."""
         until(f"{name} again", lambda: name in self.stack.processes.pids)

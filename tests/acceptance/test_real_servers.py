@@ -3,7 +3,6 @@
 Skipped where none is named.
 """
 
-import signal
 from collections.abc import Iterator
 
 import kombu
@@ -90,8 +89,7 @@ def test_workers_killed_under_load_on_real_servers_lose_and_double_nothing(real:
     ids = real.send(real.checkout("webhooks_lost") for _ in range(60))
 
     for name in ("worker-1", "worker-2", "worker-1"):
-        real.stack.processes.kill(name, signal.SIGKILL)
-        real.wait_revived(name)
+        real.kill_and_revive(name)
 
     assert set(real.wait_final(ids).values()) == {"completed"}
     real.assert_agreement(ids)
