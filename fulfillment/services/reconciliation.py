@@ -180,10 +180,11 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
 
     def write(members: Sequence[Polled]) -> int:
         # Quiet for the row as it was before the question: what changed since is newer.
-        told = [member for member in members if not is_quiet(member)]
-        loud = {member.id for member in told}
+        told: list[Polled] = []
+        quiet: list[Polled] = []
+        for member in members:
+            (quiet if is_quiet(member) else told).append(member)
         least = schedule.poll_gap(context).least
-        quiet = [member for member in members if member.id not in loud]
         if late := [m.id for m in quiet if due.is_late(m.order, answered_at, least)]:
             _note_late(context, late, answered_at)
         if not told:

@@ -163,10 +163,6 @@ class Driver:
         processes.kill(name)
         until(f"{name} again", lambda: processes.pids.get(name, dying) != dying)
 
-    def wait_revived(self, name: str) -> None:
-        """Wait until the supervisor has started a killed child again."""
-        until(f"{name} again", lambda: name in self.stack.processes.pids)
-
     def wait_final(self, ids: Iterable[str], timeout_s: float = 60.0) -> dict[str, str]:
         """Wait until all orders have ended; give how."""
         ids = list(ids)

@@ -55,8 +55,7 @@ def test_workers_that_get_no_more_of_something_lose_and_double_nothing(
 ) -> None:
     # Workers that have just begun have neither all their threads nor all their connections.
     for name in ("worker-1", "worker-2"):
-        ground.kill(name)
-        ground.driver.wait_revived(name)
+        ground.driver.kill_and_revive(name)
     ground.send(2)
     ground.assert_settled()
     pids = [pid for name, pid in ground.pids.items() if name.startswith("worker")]
