@@ -3,11 +3,13 @@
 An HTTP library's own CPU would be taken from the server's on a small machine.
 """
 
+import selectors
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 
 
 def request(host: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
@@ -26,7 +28,15 @@ class Connection:
 
     def post(self, message: bytes) -> None:
         """Send one request and read its whole answer. Raises RuntimeError unless it is a 2xx."""
+        self.send(message)
+        self.take_answer()
+
+    def send(self, message: bytes) -> None:
+        """Send one request, whose answer is to be taken before the next."""
         self._socket.sendall(message)
+
+    def take_answer(self) -> None:
+        """Read one whole answer. Raises RuntimeError unless it is a 2xx."""
         data = b""
         while b"\r\n\r\n" not in data:
             data += self._receive()
@@ -43,6 +53,9 @@ class Connection:
         if not data:
             raise RuntimeError("the server closed the connection")
         return data
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
 
     def close(self) -> None:
         self._socket.close()
@@ -69,29 +82,47 @@ def post_all(port: int, messages: Sequence[bytes], connections: int) -> float:
     return len(messages) / (time.perf_counter() - began)
 
 
-def post_at_rate(port: int, messages: Iterable[bytes], per_s: float) -> list[float]:
+def post_at_rate(port: int, messages: Sequence[bytes], per_s: float) -> list[float]:
     """Post at a fixed rate, whatever the server does; give the seconds that each took.
 
-    Counted from when it was due, so that a server that stalls is charged for those that wait.
+    Counted from when it was due, so that a server that stalls is charged for those that wait. It
+    is a process of its own: what else the caller's threads do meanwhile would be charged, too.
     """
+    with ProcessPoolExecutor(1, get_context("spawn")) as executor:
+        executor.submit(time.monotonic).result()  # started, before anything is due
+        return executor.submit(_post_at_rate, port, messages, per_s).result()
+
+
+def _post_at_rate(port: int, messages: Sequence[bytes], per_s: float) -> list[float]:
     found: list[float] = []
     idle: list[Connection] = []
-
-    def work(message: bytes, due: float) -> None:
-        connection = idle.pop() if idle else Connection(port)
-        connection.post(message)
-        found.append(time.perf_counter() - due)
-        idle.append(connection)
-
+    due_at: dict[Connection, float] = {}
     began = time.perf_counter()
-    with ThreadPoolExecutor(64) as executor:
-        futures = []
+    with selectors.DefaultSelector() as selector:
         for place, message in enumerate(messages):
             due = began + place / per_s
-            time.sleep(max(due - time.perf_counter(), 0))
-            futures.append(executor.submit(work, message, due))
-        for future in futures:
-            future.result()
-    for connection in idle:
-        connection.close()
+            while (wait_s := due - time.perf_counter()) > 0:
+                _take_answers(selector.select(wait_s), due_at, idle, found)
+            connection = idle.pop() if idle else Connection(port)
+            if connection.fileno() not in selector.get_map():
+                selector.register(connection, selectors.EVENT_READ, connection)
+            due_at[connection] = due
+            connection.send(message)
+        while due_at:
+            _take_answers(selector.select(), due_at, idle, found)
+        for connection in idle:
+            connection.close()
     return found
+
+
+def _take_answers(
+    ready: list[tuple[selectors.SelectorKey, int]],
+    due_at: dict[Connection, float],
+    idle: list[Connection],
+    found: list[float],
+) -> None:
+    for key, _ in ready:
+        connection = key.data
+        connection.take_answer()
+        found.append(time.perf_counter() - due_at.pop(connection))
+        idle.append(connection)

@@ -62,6 +62,13 @@ class Meter(Database):
         with super().transaction() as session:
             yield CountedSession(session, self)
 
+    @contextmanager
+    def statement(self) -> Iterator[Session]:
+        """Run one statement and count it as the transaction that it is."""
+        self.transactions += 1
+        with super().statement() as session:
+            yield CountedSession(session, self)
+
     def cost(self, step: Callable[[], object]) -> Cost:
         """Run a step; give what it cost."""
         statements, transactions = self.statements, self.transactions

@@ -64,7 +64,7 @@ def measure(bench: Bench) -> None:
 def _post(running: Product, orders: int, count: int) -> list[float]:
     port = urlsplit(running.stack.web_url).port
     assert port is not None
-    return load.post_at_rate(port, _messages(orders, count), PER_S)
+    return load.post_at_rate(port, list(_messages(orders, count)), PER_S)
 
 
 def _messages(orders: int, count: int) -> Iterator[bytes]:

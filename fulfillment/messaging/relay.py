@@ -160,7 +160,7 @@ class OutboxRelay:
             crash_point("relay.published", group)
         finally:
             if confirmed := [waiting[place][0] for place in publisher.confirmed]:
-                with self._context.database.transaction() as session:
+                with self._context.database.statement() as session:
                     outbox.remove_published(session, confirmed)
         crash_point("relay.marked", group)
         return len(group)

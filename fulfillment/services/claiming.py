@@ -189,7 +189,7 @@ def give_up_gathering(session: Session, batch: Batch) -> None:
 def is_more_waiting(context: Context, batch: Batch) -> bool:
     """Say whether orders wait that came while the batch was gathered."""
     crash_point("gather.released")
-    with context.database.transaction() as session:
+    with context.database.statement() as session:
         return claims.is_waiting(session, batch["account"], context.now())
 
 

@@ -101,5 +101,5 @@ def overdue_refusal(
 
 def is_waiting(context: Context, account: str) -> bool:
     """Say whether the account has orders to dispatch now."""
-    with context.database.transaction() as session:
+    with context.database.statement() as session:
         return claims.is_waiting(session, account, context.now())

@@ -24,7 +24,7 @@ class Pulse:
         """Note that the loop turns. Raises ServerUnreachable."""
         if self._context.clock.monotonic() < self._next:
             return
-        with self._context.database.transaction() as session:
+        with self._context.database.statement() as session:
             leases.beat(session, self._name, self._context.now())
         self._next = self._context.clock.monotonic() + _GAP_S
 
@@ -34,7 +34,11 @@ def beat_seldom(context: Context, session: Session, name: str) -> None:
 
     Every writer of a heartbeat waits for the one before to commit.
     """
-    now = context.clock.monotonic()
-    if now >= context.next_beats.get(name, 0.0):
-        context.next_beats[name] = now + _GAP_S
+    if is_due(context, name):
+        context.next_beats[name] = context.clock.monotonic() + _GAP_S
         leases.beat(session, name, context.now())
+
+
+def is_due(context: Context, name: str) -> bool:
+    """Say whether `beat_seldom` would note it now."""
+    return context.clock.monotonic() >= context.next_beats.get(name, 0.0)

@@ -58,7 +58,7 @@ def schedule_reconciliation(context: Context, batch: Batch) -> int:
 
     Its first poll is written with each accept, spread over time there: this is a second look.
     """
-    with context.database.transaction() as session:
+    with context.database.statement() as session:
         forgotten = due.follow(session, batch["ids"], context.now())
     crash_point("schedule.after_commit")
     if forgotten:
@@ -72,7 +72,7 @@ def poll_due(context: Context) -> Iterator[Batch]:
     What is claimed is handed out before more is.
     """
     now = context.now()
-    with context.database.transaction() as session:
+    with context.database.statement() as session:
         leases.beat(session, pulse.POLL, now)
     for account in context.settings.accounts:
         if not _is_next(context, account, now):

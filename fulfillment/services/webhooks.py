@@ -23,6 +23,7 @@ from fulfillment.services.reports import apply_reports, stray
 from fulfillment.store import due, inbox, ledger, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
+from fulfillment.store.inbox import Delivery
 from fulfillment.store.models import Order
 from schemas.enums import Source
 from schemas.provider import OrderReport, WebhookNotice
@@ -82,20 +83,29 @@ def _keep(context: Context, account: str, notice: WebhookNotice, digest: str) ->
     fresh = is_fresh(notice.signed_at, now, context.settings.webhook_tolerance_s)
     # Without a fresh signed time the bytes may be a replay: then the order is asked about instead.
     report = _encode(notice) if fresh else None
-    with context.database.transaction() as session:
-        order = _find(session, account, notice)
-        if order is None:
-            return Taken(Verdict.UNKNOWN_ORDER)
-        delivery_id = inbox.add(session, account, order.id, digest, notice.signed_at, report, now)
-        if delivery_id is not None and (fresh or notice.signed_at is None):
-            # An old one, or one that is known, may be repeated by who holds back the others.
-            pulse.beat_seldom(context, session, webhook_heartbeat(account))
-        if delivery_id is None and _is_heard_again(context, account, notice, order, now):
-            delivery_id = inbox.add_again(session, account, digest, now)
-        crash_point("webhook.before_commit")
+    delivery = Delivery(account, digest, notice.signed_at, report, now)
+    heartbeat = webhook_heartbeat(account)
+    # An old one, or one that is known, may be repeated by who holds back the others.
+    beats = fresh or notice.signed_at is None
+    external_id, delivery_id = notice.external_id, None
+    if notice.provider_reference is None and not (beats and pulse.is_due(context, heartbeat)):
+        with context.database.statement() as session:
+            delivery_id = inbox.add_by_name(session, external_id, delivery)
+    if delivery_id is None:
+        with context.database.transaction() as session:
+            order = _find(session, account, notice)
+            if order is None:
+                return Taken(Verdict.UNKNOWN_ORDER)
+            external_id = order.external_id
+            delivery_id = inbox.add(session, order.id, delivery)
+            if delivery_id is not None and beats:
+                pulse.beat_seldom(context, session, heartbeat)
+            if delivery_id is None and _is_heard_again(context, account, notice, order, now):
+                delivery_id = inbox.add_again(session, account, digest, now)
+            crash_point("webhook.before_commit")
     crash_point("webhook.after_commit")
     verdict = Verdict.STORED if delivery_id else Verdict.KNOWN
-    return Taken(verdict, delivery_id, order.external_id)
+    return Taken(verdict, delivery_id, external_id)
 
 
 def _is_heard_again(

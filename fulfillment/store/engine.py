@@ -88,6 +88,29 @@ class Session:
         return None if row is None else row[0]
 
 
+class _OneStatement(Session):
+    """Takes one statement: a second would be a second transaction."""
+
+    _is_used = False
+
+    def execute(
+        self, statement: str, parameters: Mapping[str, Any] | None = None
+    ) -> psycopg.Cursor[Any]:
+        self._use()
+        return super().execute(statement, parameters)
+
+    def rows(
+        self, statement: str, parameters: Mapping[str, Any] | None = None
+    ) -> list[tuple[Any, ...]]:
+        self._use()
+        return super().rows(statement, parameters)
+
+    def _use(self) -> None:
+        if self._is_used:
+            raise RuntimeError("a second statement, which would be a transaction of its own")
+        self._is_used = True
+
+
 class Database:
     """A pool of connections; create one a process, after any fork.
 
@@ -144,17 +167,19 @@ class Database:
         the transaction (see `repeated`) and SchemaOutdated before migration. Whether a commit that
         was cut off took place is unknown: callers re-read state.
         """
-        try:
-            with self._connection() as connection:
-                yield Session(connection)
-                connection.commit()
-        except (psycopg.Error, SQLAlchemyError) as error:
-            if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
-                raise SchemaOutdated from None
-            if not isinstance(error, PoolTimeoutError) and not _is_lost(error):
-                raise
-            kind = TransactionConflict if _is_conflict(error) else ServerUnreachable
-            raise kind("PostgreSQL", SETTING, type(error).__name__) from None
+        with _translated(), self._connection() as connection:
+            yield Session(connection)
+            connection.commit()
+
+    @contextmanager
+    def statement(self) -> Iterator[Session]:
+        """Run one statement that is a transaction by itself, without the trips that begin and end
+        one. Raises what `transaction` raises.
+        """
+        with _translated(), self._connection() as connection:
+            connection.autocommit = True
+            yield _OneStatement(connection)
+            connection.autocommit = False
 
     @contextmanager
     def _connection(self) -> Iterator[psycopg.Connection[Any]]:
@@ -165,7 +190,8 @@ class Database:
         except BaseException:
             with suppress(psycopg.Error):
                 connection.rollback()
-            if connection.closed:
+                connection.autocommit = False
+            if connection.closed or connection.autocommit:
                 lent.invalidate()
             raise
         finally:
@@ -180,6 +206,20 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise our own errors for the database's, with no more of them than their kind."""
+    try:
+        yield
+    except (psycopg.Error, SQLAlchemyError) as error:
+        if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
+            raise SchemaOutdated from None
+        if not isinstance(error, PoolTimeoutError) and not _is_lost(error):
+            raise
+        kind = TransactionConflict if _is_conflict(error) else ServerUnreachable
+        raise kind("PostgreSQL", SETTING, type(error).__name__) from None
 
 
 def _set_up(connection: Any, record: ConnectionPoolEntry) -> None:

@@ -1,41 +1,44 @@
 """The webhook inbox: a verified delivery is stored once, answered at once and applied later."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from fulfillment.store.engine import Session
 
+_ADD = """
+    INSERT INTO webhook_deliveries (account, order_id, digest, signed_at, received_at, report,
+                                    next_apply_at, outcome)
+    SELECT CAST(%(account)s AS text), id, %(digest)s, %(signed_at)s, %(now)s,
+           CAST(%(report)s AS jsonb), %(now)s, ''
+      FROM orders WHERE {which}
+    ON CONFLICT (account, digest) DO NOTHING RETURNING id
+"""
+_ADD_TO = _ADD.format(which="id = %(order_id)s")
+_ADD_BY_NAME = _ADD.format(which="external_id = %(external_id)s AND account = %(account)s")
 
-def add(
-    session: Session,
-    account: str,
-    order_id: int,
-    digest: str,
-    signed_at: datetime | None,
-    report: str | None,
-    now: datetime,
-) -> int | None:
-    """Store a delivery and give its id; None where exactly these signed bytes are known.
+
+class Delivery(NamedTuple):
+    """What is kept of a verified delivery: `digest` identifies its signed bytes.
 
     `report` is the report as JSON, or None where the body must not be applied.
     """
-    row = session.one(
-        """
-            INSERT INTO webhook_deliveries (account, order_id, digest, signed_at, received_at,
-                                            report, next_apply_at, outcome)
-            VALUES (%(account)s, %(order_id)s, %(digest)s, %(signed_at)s, %(now)s,
-                    CAST(%(report)s AS jsonb), %(now)s, '')
-            ON CONFLICT (account, digest) DO NOTHING RETURNING id
-            """,
-        {
-            "account": account,
-            "order_id": order_id,
-            "digest": digest,
-            "signed_at": signed_at,
-            "report": report,
-            "now": now,
-        },
-    )
+
+    account: str
+    digest: str
+    signed_at: datetime | None
+    report: str | None
+    now: datetime
+
+
+def add(session: Session, order_id: int, delivery: Delivery) -> int | None:
+    """Store a delivery and give its id; None where exactly these signed bytes are known."""
+    row = session.one(_ADD_TO, {"order_id": order_id, **delivery._asdict()})
+    return row.id if row else None
+
+
+def add_by_name(session: Session, external_id: str, delivery: Delivery) -> int | None:
+    """Store one about the account's own order of that name; None where it is known or has none."""
+    row = session.one(_ADD_BY_NAME, {"external_id": external_id, **delivery._asdict()})
     return row.id if row else None
 
 

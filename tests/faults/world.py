@@ -110,6 +110,12 @@ class FaultyDatabase(Database):
         if faults.strikes("commit_unacknowledged", weight=RARE):
             raise ServerUnreachable("PostgreSQL", SETTING, "OperationalError")
 
+    @contextmanager
+    def statement(self) -> Iterator[Session]:
+        """Run one statement as a whole transaction: what strikes before its end undoes it."""
+        with self.transaction() as session:
+            yield session
+
     def _lag(self) -> float:
         dice = self._faults.source.random()
         return 0.0 if dice < 0.93 else dice - 0.93 if dice < 0.995 else 4 * dice

@@ -109,6 +109,22 @@ def test_a_good_delivery_is_stored_first_and_applied_later(shop: Context, order:
     assert entries(shop, order)[1] == ("settle", order.expected_price_cents * 10)
 
 
+def test_between_two_heartbeats_a_delivery_costs_one_statement(
+    shop: Context, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a burst each way to the database waits for a core."""
+    send(shop, body_of(order, "processing"))
+    monkeypatch.setattr(shop.database, "transaction", None)
+
+    taken = send(shop, body_of(order, "pending"), delivery="d-2")
+    monkeypatch.undo()
+
+    assert taken.verdict is Verdict.STORED
+    assert send(shop, body_of(order, "pending"), delivery="d-3").verdict is Verdict.KNOWN
+    webhooks.apply_deliveries(shop)
+    assert again(shop, order).status is S.PENDING
+
+
 def test_fifty_copies_at_once_have_one_effect(shop: Context, order: Order) -> None:
     body = body_of(order, "completed")
     headers = signed_headers(SECRET, stamp(shop), "d-1", body)
