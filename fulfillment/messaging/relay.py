@@ -16,7 +16,8 @@ from fulfillment.broker import PUBLISH_ERRORS, connect
 from fulfillment.crash import crash_point
 from fulfillment.errors import SchemaOutdated, ServerUnreachable
 from fulfillment.log import get_logger
-from fulfillment.messaging.publishing import Outgoing, Publisher, make_publisher
+from fulfillment.messaging.outgoing import Outgoing, Publisher
+from fulfillment.messaging.publishing import make_publisher
 from fulfillment.services import clock_guard, updates
 from fulfillment.services.context import Context
 from fulfillment.services.pulse import RELAY, Pulse
@@ -39,7 +40,7 @@ _RETRY_S = 1.0
 _LOOK_S = 1.0
 #: What is told again must not fill the broker where the store does not take it.
 _MOST_WAITING = 10_000
-#: Who waits for the store's queue to come back tries so often.
+#: Who waits for a queue of the store to come back tries so often.
 _UNHEARD_S = 2.0
 
 
@@ -106,14 +107,26 @@ class OutboxRelay:
         """
         self._is_replays_turn = bool(self._replays) and not self._is_replays_turn
         publish = self._tell_again if self._is_replays_turn else self._publish_some
-        published = publish(publisher)
+        sent = publish(publisher)
+        is_any_told = bool(sent and publisher.confirmed)
         self._note_audience(publisher)
-        if publisher.is_unheard:
+        if publisher.is_in_doubt:
+            self._settle(publisher)
+            self._note_audience(publisher)
+        if publisher.is_unheard or (sent and not is_any_told):
             return _UNHEARD_S
-        if published == _GROUP or (self._replays and not self._waits_for_store):
+        if sent == _GROUP or (self._replays and not self._waits_for_store):
             return 0
         # A group costs two transactions, whatever its size: let the next one grow a little.
-        return _GATHER_S if published else _IDLE_S
+        return _GATHER_S if sent else _IDLE_S
+
+    def _settle(self, publisher: Publisher) -> None:
+        """Have it found out whether the store wants something no more that it listened to."""
+        with self._leased(publisher) as session:
+            if session is None:
+                return
+            told_before = replays.newest_told(session)
+        publisher.settle(self._signed(told_before), _PUBLISH_TIME.total_seconds())
 
     @contextmanager
     def _leased(self, publisher: Publisher) -> Iterator[Session | None]:

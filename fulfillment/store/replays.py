@@ -26,6 +26,7 @@ Written = tuple[str, bytes]
 #: Orders a slice that are looked at, and about how many events it tells of.
 _SCAN = 5000
 _EVENTS = 500
+_EVER = datetime.min.replace(tzinfo=UTC)
 
 # What a message shows of an order that may change, in the form in which `changes` keep it.
 _SHOWN = (
@@ -52,6 +53,11 @@ _NEXT = """
 _LOG = """
     SELECT order_id, sequence, at, source, from_status, to_status, note, changes, told, told_from
       FROM order_events WHERE order_id = ANY(%(ids)s) ORDER BY order_id DESC, sequence
+    """
+_ALL_TOLD = """
+    SELECT id FROM orders o
+     WHERE NOT EXISTS (SELECT 1 FROM outbox_messages m WHERE m.order_id = o.id)
+     ORDER BY id DESC LIMIT %(limit)s
     """
 _REQUEST = """
     INSERT INTO replays (reason, since, order_id, before_id, requested_at)
@@ -141,6 +147,12 @@ def read_slice(session: Session, wish: Replay) -> Slice:
     }
     row = session.one(_NEXT, parameters)
     return Slice(_messages(session, row.ids, wish.since), row.before_id)
+
+
+def newest_told(session: Session) -> list[Written]:
+    """Write the newest messages anew that were told before, of orders of which nothing waits."""
+    rows = session.rows(_ALL_TOLD, {"limit": _EVENTS // 10})
+    return _messages(session, [order_id for (order_id,) in rows], _EVER)
 
 
 def move_on(session: Session, wish: Replay, told: Slice, now: datetime) -> None:

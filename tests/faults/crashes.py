@@ -23,7 +23,7 @@ from sqlalchemy.engine import Engine
 from fulfillment import broker, crash
 from fulfillment.errors import FulfillmentError
 from fulfillment.messaging import consumer, relay
-from fulfillment.messaging.publishing import Outgoing
+from fulfillment.messaging.outgoing import Outgoing
 from fulfillment.services import operations, recovery
 from fulfillment.services.context import register_accounts
 from fulfillment.store.bindings import Binding

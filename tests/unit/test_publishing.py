@@ -1,14 +1,17 @@
 """How a group of messages is sent to RabbitMQ: of one order one at a time."""
 
 import json
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from kombu.exceptions import OperationalError
 
-from fulfillment.messaging import publishing
-from fulfillment.messaging.publishing import Outgoing, _rounds
+from fulfillment.messaging import confirming
+from fulfillment.messaging.confirming import PATIENCE_S, Confirming, _name_in, _rounds
+from fulfillment.messaging.outgoing import Outgoing
 
 
 def of(*orders: str) -> list[Outgoing]:
@@ -24,29 +27,29 @@ def message(key: str, order: str) -> Outgoing:
     ("orders", "rounds"),
     [
         ("", []),
-        ("abc", [0, 0, 0]),
-        ("aaa", [0, 1, 2]),
-        ("abacba", [0, 0, 1, 0, 1, 2]),
+        ("abc", [[0, 1, 2]]),
+        ("aaa", [[0], [1], [2]]),
+        ("abacba", [[0, 1, 3], [2, 4], [5]]),
     ],
 )
 def test_a_message_comes_after_those_of_its_order_that_come_before_it(
-    orders: str, rounds: list[int]
+    orders: str, rounds: list[list[int]]
 ) -> None:
-    assert _rounds(of(*orders)) == rounds
+    assert _rounds(orders) == rounds
 
 
 @pytest.mark.parametrize("key", ["order.needs_review", "trade.reminder"])
 def test_messages_of_one_order_follow_each_other_whatever_their_keys(key: str) -> None:
     first, second = of("a", "a")
 
-    assert _rounds([first, (key, *second[1:])]) == [0, 1]
+    assert _rounds(map(_name_in, [first, (key, *second[1:])])) == [[0], [1]]
 
 
 @pytest.mark.parametrize("body", [b"", b"text", b"[]", b"{}", b'{"externalId": 5}', b"\xff"])
 def test_messages_that_name_no_order_keep_their_order_among_themselves(body: bytes) -> None:
     odd: Outgoing = ("order.updated", body, {})
 
-    assert _rounds([odd, *of("a"), odd, odd]) == [0, 0, 1, 2]
+    assert _rounds(map(_name_in, [odd, *of("a"), odd, odd])) == [[0, 1], [2], [3]]
 
 
 class Slow:
@@ -89,8 +92,8 @@ def test_a_slow_broker_is_sent_little_twice_and_each_group_comes_on(
     known, sent = frozenset({("order.updated", "", "")}), 0
     for _ in range(8):
         slow = Slow(takes_s)
-        monkeypatch.setattr(publishing, "time", slow)
-        publisher = publishing._Confirming(slow, slow)  # type: ignore[arg-type]
+        monkeypatch.setattr(confirming, "time", slow)
+        publisher = Confirming(slow, slow)  # type: ignore[arg-type]
         publisher.known = known
         publisher.publish(left, 7)
         sent += len(slow.sent)
@@ -102,189 +105,260 @@ def test_a_slow_broker_is_sent_little_twice_and_each_group_comes_on(
 
 def test_a_broker_that_confirms_nothing_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow(8)
-    monkeypatch.setattr(publishing, "time", slow)
+    monkeypatch.setattr(confirming, "time", slow)
 
     with pytest.raises(TimeoutError):
-        publishing._Confirming(slow, slow).publish(of("a"), 7)  # type: ignore[arg-type]
+        Confirming(slow, slow).publish(of("a"), 7)  # type: ignore[arg-type]
+
+
+UPDATED, REMINDER, REVIEW = "order.updated", "trade.reminder", "order.needs_review"
+KEYS = (UPDATED, REMINDER, REVIEW)
+
+
+def bindings(*keys: str) -> frozenset[tuple[str, str, str]]:
+    return frozenset((key, "", "") for key in keys)
 
 
 class Routing(Slow):
-    """A RabbitMQ with a queue that is bound for some keys; it is there for some messages only."""
+    """A RabbitMQ that has queues for some keys; `plan` says for which, from message to message."""
 
-    def __init__(self, *keys: str, misses: int = 0, holds: int = 1_000) -> None:
+    def __init__(self, *keys: str, plan: Iterable[set[str]] = ()) -> None:
         super().__init__(0.0)
-        self.keys, self.misses, self.holds = keys, misses, holds
+        self.keys = set(keys)
+        self.plan = iter(plan)
         self.heard: list[Outgoing] = []
-        #: What all was sent, and under which keys.
         self.tried: list[Outgoing] = []
 
     def basic_publish(self, body: bytes, *args: Any, **more: Any) -> None:
         super().basic_publish(body, *args, **more)
         exchange, key = args
+        self.keys = next(self.plan, self.keys)
         self.tried.append((key, body, {}))
-        if key in self.keys and self.misses < len(self.sent) <= self.holds:
+        if key in self.keys:
             self.heard.append((key, body, {}))
             return
         for act in self.events["basic_return"]:
             act(None, exchange, key, SimpleNamespace(body=body))
 
+    @property
+    def first_heard(self) -> list[Outgoing]:
+        return [each for place, each in enumerate(self.heard) if each not in self.heard[:place]]
 
-UPDATED, REMINDER, REVIEW = "order.updated", "trade.reminder", "order.needs_review"
-BOTH_KNOWN = frozenset({(UPDATED, "", ""), (REMINDER, "", "")})
-ALL_KNOWN = BOTH_KNOWN | {(REVIEW, "", "")}
+
+EARLIER = [message(key, "earlier") for key in KEYS]
 
 
-def publisher_of(broker: Routing) -> publishing._Confirming:
-    """Give a publisher that has seen both keys reach a queue before."""
-    publisher = publishing._Confirming(broker, broker)  # type: ignore[arg-type]
-    publisher.known = BOTH_KNOWN
+class Outbox:
+    """Has a publisher publish what waits, as the relay does."""
+
+    def __init__(
+        self, broker: Routing, *known: str, told_before: Sequence[Outgoing] = EARLIER
+    ) -> None:
+        self.broker = broker
+        self.publisher = publisher_to(broker, *known)
+        self.waiting: list[Outgoing] = []
+        self.told_before = told_before
+
+    def turn(self) -> None:
+        self.publisher.publish(self.waiting, 7)
+        told = set(self.publisher.confirmed)
+        self.waiting = [each for n, each in enumerate(self.waiting) if n not in told]
+        if self.publisher.is_in_doubt:
+            self.publisher.settle(self.told_before, 7)
+        if not told:
+            self.broker.now_s += 2
+
+    def turns_until_empty(self) -> int:
+        for turn in range(1, 100):
+            if not self.waiting:
+                return turn
+            self.turn()
+        raise AssertionError(f"{len(self.waiting)} wait for ever")
+
+
+def publisher_to(broker: Routing, *known: str) -> Confirming:
+    publisher = Confirming(broker, broker)  # type: ignore[arg-type]
+    publisher.known = bindings(*known)
     return publisher
 
 
+@pytest.fixture
+def by_its_clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    return lambda broker: monkeypatch.setattr(confirming, "time", broker)
+
+
+def numbered(rnd: random.Random, orders: int, count: int) -> list[Outgoing]:
+    """Write messages of some orders, each different from all others."""
+    names = [f"o{rnd.randrange(orders)}" for _ in range(count)]
+    return [
+        (rnd.choice(KEYS), json.dumps({"externalId": name, "n": n}).encode(), {})
+        for n, name in enumerate(names)
+    ]
+
+
+def assert_in_order(heard: list[Outgoing], written: list[Outgoing]) -> None:
+    for name in set(map(_name_in, written)):
+        expected = [each for each in written if _name_in(each) == name and each in heard]
+        assert [each for each in heard if _name_in(each) == name] == expected
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_queues_come_and_go_the_store_hears_everything_in_order(
+    by_its_clock: Any, seed: int
+) -> None:
+    """One queue for all keys, or one for each, that come back one after the other."""
+    rnd = random.Random(seed)
+    is_one = rnd.random() < 0.5
+
+    def plan() -> Iterator[set[str]]:
+        here = set(KEYS)
+        for _ in range(rnd.randrange(200)):
+            if rnd.random() < 0.15:
+                if is_one:
+                    here = set() if here else set(KEYS)
+                else:
+                    here ^= {rnd.choice(KEYS)}
+            yield here
+        yield set(KEYS)
+
+    broker = Routing(plan=plan())
+    by_its_clock(broker)
+    outbox = Outbox(broker, *KEYS)
+    outbox.waiting = written = numbered(rnd, orders=rnd.choice([1, 3, 20]), count=40)
+
+    while outbox.waiting:
+        outbox.turn()
+        broker.now_s = min(broker.now_s, PATIENCE_S - 1)  # not so long that one would be given up
+
+    assert all(each in broker.heard for each in written)
+    assert_in_order(broker.first_heard, written)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_a_store_listens_to_no_more_holds_nothing_up_for_long(
+    by_its_clock: Any, seed: int
+) -> None:
+    rnd = random.Random(seed)
+    wanted = rnd.sample(KEYS, rnd.choice([1, 2]))
+    broker = Routing(*wanted)
+    by_its_clock(broker)
+    outbox = Outbox(broker, *KEYS)
+    outbox.waiting = written = numbered(rnd, orders=rnd.choice([1, 3, 20]), count=40)
+
+    turns = outbox.turns_until_empty()
+
+    assert all(each in broker.heard for each in written if each[0] in wanted)
+    assert_in_order(broker.first_heard, written)
+    assert broker.now_s <= 2 * PATIENCE_S + 10
+    assert len(broker.tried) <= len(written) + 6 * turns  # what comes back is not all sent again
+    assert outbox.publisher.known <= bindings(*KEYS)
+
+
+def test_a_key_is_given_up_only_after_a_while_and_while_another_is_heard(by_its_clock: Any) -> None:
+    broker = Routing(UPDATED)
+    by_its_clock(broker)
+    earlier = message(UPDATED, "earlier")
+    outbox = Outbox(broker, UPDATED, REMINDER, told_before=[message(REMINDER, "earlier"), earlier])
+    outbox.waiting = [message(REMINDER, "a"), message(UPDATED, "a"), message(UPDATED, "b")]
+
+    outbox.turn()
+    assert outbox.waiting == [message(REMINDER, "a"), message(UPDATED, "a")]
+    while broker.now_s < PATIENCE_S:
+        outbox.turn()
+        assert outbox.publisher.known == bindings(UPDATED, REMINDER)
+
+    outbox.turns_until_empty()
+    assert not outbox.publisher.is_unheard
+    assert outbox.publisher.known == bindings(UPDATED)
+    assert broker.heard == [message(UPDATED, "b"), earlier, message(UPDATED, "a")]
+
+
 @pytest.mark.parametrize(
-    ("orders", "holds", "group", "confirmed"),
+    "plan",
     [
-        ("aa", 1, (UPDATED, REMINDER), [0]),
-        ("ab", 1, (UPDATED, REMINDER), [0]),
-        # What is sent as the last lies between the others: its order's first goes before it.
-        ("aab", 2, (UPDATED, REMINDER, UPDATED), [0]),
-        ("aa", 2, (UPDATED, REMINDER), [0, 1]),
+        [set()],  # nobody is there
+        [{UPDATED, REMINDER}],  # it is back with the first
+        [set(), {UPDATED, REMINDER}],  # ... with the witness
+        [set(), {UPDATED}, {UPDATED, REMINDER}],  # ... just behind it
+        [set(), {UPDATED}, set()],
     ],
 )
-def test_what_comes_back_after_another_key_was_heard_is_kept_since_the_queue_may_have_gone(
-    orders: str, holds: int, group: tuple[str, ...], confirmed: list[int]
+def test_a_queue_that_comes_while_it_is_asked_for_is_not_given_up(
+    by_its_clock: Any, plan: list[set[str]]
 ) -> None:
-    publisher = publisher_of(Routing(UPDATED, REMINDER, holds=holds))
+    broker = Routing()
+    by_its_clock(broker)
+    outbox = Outbox(broker, UPDATED, REMINDER)
+    publisher = outbox.publisher
+    outbox.waiting = [message(REMINDER, "a"), message(UPDATED, "a")]
+    while not publisher.is_in_doubt:
+        publisher.publish(outbox.waiting, 7)
+        broker.now_s += 2
 
-    publisher.publish([message(*each) for each in zip(group, orders, strict=True)], 7)
+    broker.plan = iter(plan)
+    publisher.settle(outbox.told_before, 7)
 
-    assert publisher.confirmed == confirmed
-    assert publisher.known == BOTH_KNOWN
+    is_away = plan[-1] == set() and len(plan) == 3
+    assert publisher.known == (bindings(UPDATED) if is_away else bindings(UPDATED, REMINDER))
 
 
-@pytest.mark.parametrize("orders", ["aaa", "abc"])
-@pytest.mark.parametrize("group", [(REMINDER, UPDATED), (UPDATED, REMINDER, UPDATED)])
-def test_a_key_that_comes_back_before_another_is_heard_is_not_wanted_any_more(
-    orders: str, group: tuple[str, ...]
+def test_what_nobody_ever_listened_to_is_dropped_but_not_while_the_store_is_away() -> None:
+    broker = Routing()
+    publisher = publisher_to(broker)
+    first, update = message(REMINDER, "a"), message(UPDATED, "b")
+
+    publisher.publish([first, message(REMINDER, "c")], 7)  # it never bound a queue
+    assert publisher.confirmed == [0, 1]
+    assert broker.tried == [first]
+
+    publisher.known = bindings(UPDATED)
+    for group, confirmed in (
+        ([first], [0]),
+        ([first, update], []),
+        ([first], []),
+        ([update, first], []),
+    ):
+        publisher.publish(group, 7)
+        assert publisher.confirmed == confirmed
+    assert publisher.is_unheard
+
+    broker.keys = {UPDATED}
+    publisher.publish([update, first], 7)
+    assert publisher.confirmed == [0]  # it may have been here for the second only
+    publisher.publish([first], 7)
+    assert publisher.confirmed == [0]
+
+
+def test_an_order_whose_first_message_nobody_wants_goes_on_when_the_store_is_back(
+    by_its_clock: Any,
 ) -> None:
     broker = Routing(UPDATED)
-    publisher = publisher_of(broker)
-    left = [message(*each) for each in zip(group, orders, strict=False)]
-    wanted = [each for each in left if each[0] == UPDATED]
+    by_its_clock(broker)
+    outbox = Outbox(broker, UPDATED)
+    outbox.publisher.is_unheard = True
+    outbox.waiting = [message(REMINDER, "a"), message(UPDATED, "a")]
 
-    for _ in range(2):  # what lies behind it in its order comes with the next group
-        publisher.publish(left, 7)
-        left = [each for place, each in enumerate(left) if place not in publisher.confirmed]
+    outbox.turns_until_empty()
 
-    assert left == []
-    assert publisher.known == {(UPDATED, "", "")}
-    bodies = [body for _, body, _ in broker.heard]
-    assert list(dict.fromkeys(bodies)) == list(dict.fromkeys(body for _, body, _ in wanted))
+    assert broker.heard[-1] == message(UPDATED, "a")
+    assert not outbox.publisher.is_unheard
 
 
-def test_what_was_kept_for_a_queue_that_went_comes_on_once_another_queue_is_there() -> None:
-    """The queue that is there again may not be bound for it."""
-    broker = Routing(UPDATED, REMINDER, holds=1)
-    publisher = publisher_of(broker)
-    update, reminder, later = message(UPDATED, "a"), message(REMINDER, "a"), message(UPDATED, "b")
-    confirmed = []
-
-    publisher.publish([update, reminder], 7)
-    confirmed.append(publisher.confirmed)
-    broker.keys, broker.holds = (UPDATED,), 1_000
-    for group in ([reminder], [later]):
-        publisher.publish(group, 7)
-        confirmed.append(publisher.confirmed)
-
-    assert confirmed == [[0], [0], [0]]
-    assert publisher.known == {(UPDATED, "", "")}
-
-
-@pytest.mark.parametrize(
-    ("misses", "group"),
-    [
-        (1, [(REVIEW, "a"), (UPDATED, "b")]),
-        (1, [(REMINDER, "a"), (UPDATED, "b")]),
-        (1, [(REVIEW, "a"), (UPDATED, "b"), (UPDATED, "c")]),
-        (2, [(REVIEW, "a"), (UPDATED, "b"), (UPDATED, "c")]),
-    ],
-)
-def test_what_a_queue_missed_that_comes_back_while_a_group_is_under_way_reaches_it(
-    misses: int, group: list[tuple[str, str]]
-) -> None:
-    broker = Routing(UPDATED, REMINDER, REVIEW, misses=misses)
-    publisher = publisher_of(broker)
-    publisher.known, publisher.is_unheard = ALL_KNOWN, True
-    outbox = [message(*each) for each in group]
-    left = outbox
-
-    for _ in range(3):
-        publisher.publish(left, 7)
-        left = [each for place, each in enumerate(left) if place not in publisher.confirmed]
-
-    assert left == []
-    assert all(each in broker.heard for each in outbox)
-    assert publisher.known == ALL_KNOWN
-    assert not publisher.is_unheard
-
-
-def test_of_an_order_nothing_is_sent_again_before_what_came_back_of_it_earlier() -> None:
-    """A queue that is there by then would hear of it in the wrong order."""
-    broker = Routing(REVIEW)
-    publisher = publisher_of(broker)
-    publisher.known = ALL_KNOWN
-    first, second = message(UPDATED, "a"), message(REMINDER, "a")
-    other, witness = message(UPDATED, "b"), message(REVIEW, "c")
-    group = [first, other, second, witness]
-
+def test_of_a_key_that_is_missing_one_message_a_group_is_sent(by_its_clock: Any) -> None:
+    broker = Routing()
+    by_its_clock(broker)
+    publisher = publisher_to(broker, UPDATED)
+    group = of(*(str(n) for n in range(100)))
     publisher.publish(group, 7)
+    tried = len(broker.tried)
 
-    asked, *others = broker.tried[3:]
-    assert asked in (first, other)
-    assert others == [witness, asked]
-    assert second not in broker.tried
-    assert publisher.confirmed == [0, 1, 3]
-    assert publisher.known == {(REMINDER, "", ""), (REVIEW, "", "")}
+    for _ in range(5):
+        publisher.publish(group, 7)
+    assert len(broker.tried) == tried + 5
 
-
-@pytest.mark.parametrize("misses", range(7))
-def test_what_is_behind_in_an_order_waits_for_what_came_back_of_it(misses: int) -> None:
-    broker = Routing(UPDATED, REMINDER, REVIEW, misses=misses)
-    publisher = publisher_of(broker)
-    publisher.known = ALL_KNOWN
-    publisher._witness = message(UPDATED, "earlier")
-    left = [
-        message(UPDATED, "a"),
-        message(UPDATED, "b"),
-        message(REMINDER, "a"),
-        message(REVIEW, "b"),
-    ]
-    wanted = list(left)
-
-    for _ in range(4):
-        publisher.publish(left, 7)
-        left = [each for place, each in enumerate(left) if place not in publisher.confirmed]
-
-    heard = list(dict.fromkeys(each[:2] for each in broker.heard))
-    assert left == []
-    for one, later in ((0, 2), (1, 3)):
-        assert heard.index(wanted[one][:2]) < heard.index(wanted[later][:2])
-
-
-@pytest.mark.parametrize("holds", [2, 3])
-def test_a_queue_that_goes_while_it_is_asked_what_it_wants_spoils_nothing_that_was_heard(
-    holds: int,
-) -> None:
-    broker = Routing(UPDATED, holds=holds)
-    publisher = publisher_of(broker)
-    reminder, update = message(REMINDER, "a"), message(UPDATED, "b")
-
-    publisher.publish([reminder, update], 7)
-
-    assert broker.tried == [reminder, update, reminder, update, reminder]
-    assert publisher.confirmed == []
-    assert publisher.known == BOTH_KNOWN
-    assert not publisher.is_unheard
+    broker.keys = {UPDATED}
+    publisher.publish(group, 7)
+    assert publisher.confirmed == list(range(100))
 
 
 class Failing(Routing):
@@ -306,36 +380,55 @@ class Failing(Routing):
             act(tag, False)
 
 
-@pytest.mark.parametrize("nth", [3, 4, 5])
 @pytest.mark.parametrize("says_so", [True, False])
-def test_a_broker_that_fails_while_it_is_asked_what_is_wanted_has_nothing_dropped(
-    monkeypatch: pytest.MonkeyPatch, nth: int, says_so: bool
+def test_what_is_not_confirmed_waits_with_all_behind_it_and_the_rest_is_done(
+    by_its_clock: Any, says_so: bool
 ) -> None:
-    broker = Failing(UPDATED, nth=nth, says_so=says_so)
-    monkeypatch.setattr(publishing, "time", broker)
-    publisher = publisher_of(broker)
-    group = [message(REMINDER, "a"), message(UPDATED, "b")]
+    broker = Failing(UPDATED, nth=2, says_so=says_so)
+    by_its_clock(broker)
+    publisher = publisher_to(broker, UPDATED)
+    group = of("a", "b", "a")
 
     if says_so:
         with pytest.raises(OperationalError, match="refused"):
             publisher.publish(group, 7)
-    else:  # what it has of the group is known, and more than nothing
+    else:
         publisher.publish(group, 7)
 
-    assert len(broker.tried) == 5
-    assert publisher.confirmed == []
-    assert publisher.known == BOTH_KNOWN
-    assert not publisher.is_unheard
-
-
-def test_what_was_heard_of_an_earlier_group_tells_of_one_in_which_nothing_is() -> None:
-    broker = Routing(UPDATED)
-    publisher = publisher_of(broker)
-    publisher.publish([message(UPDATED, "a")], 7)
-
-    publisher.is_unheard = True  # as others have noted it before
-    publisher.publish([message(REMINDER, "a")], 7)
-
     assert publisher.confirmed == [0]
-    assert publisher.known == {(UPDATED, "", "")}
-    assert not publisher.is_unheard
+    assert len(broker.tried) == 2
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("says_so", [True, False])
+def test_a_broker_that_fails_while_it_is_asked_what_is_wanted_has_nothing_given_up(
+    by_its_clock: Any, nth: int, says_so: bool
+) -> None:
+    broker = Failing(UPDATED, nth=0, says_so=says_so)
+    by_its_clock(broker)
+    publisher = publisher_to(broker, UPDATED, REMINDER)
+    while not publisher.is_in_doubt:
+        publisher.publish([message(REMINDER, "a")], 7)
+        broker.now_s += 2
+    broker.nth = len(broker.sent) + nth
+
+    with pytest.raises(OperationalError if says_so else TimeoutError):
+        publisher.settle([message(UPDATED, "earlier")], 7)
+
+    assert publisher.known == bindings(UPDATED, REMINDER)
+
+
+@pytest.mark.parametrize("takes_s", [0.5, 1.5, 3])
+def test_a_slow_broker_that_is_asked_for_what_nobody_wants_goes_on_with_the_rest(
+    by_its_clock: Any, takes_s: float
+) -> None:
+    broker = Routing(UPDATED)
+    broker.takes_s = takes_s
+    by_its_clock(broker)
+    outbox = Outbox(broker, UPDATED, REMINDER)
+    outbox.waiting = [message(REMINDER, "r"), *of(*(f"{n % 6}" for n in range(60)))]
+
+    turns = outbox.turns_until_empty()
+
+    assert turns < 60
+    assert broker.now_s < 60 * takes_s + 2 * PATIENCE_S

@@ -248,16 +248,30 @@ TELLING = (
     ),
     Mutant(
         "later_ones_overtake", "I8", "of one order's messages a full queue takes the second first",
-        "fulfillment/messaging/publishing.py",
+        "fulfillment/messaging/confirming.py",
         "        before[name] += 1",
         "        before[name] += 0",
         within(UNIT, "publishing"),
     ),
     Mutant(
         "what_comes_back_is_unwanted", "I8", "a queue that is away for a moment wants nothing more",
-        "fulfillment/messaging/publishing.py",
-        "        return {key for key, message in doubtful.items() if again[message[:2]] == 2}",
-        "        return set(doubtful)",
+        "fulfillment/messaging/confirming.py",
+        "            if self._returned[message[:2]] == 2:",
+        "            if self._returned[message[:2]]:",
+        within(UNIT, "publishing"),
+    ),
+    Mutant(
+        "held_order_goes_on", "I8", "what comes after a message that came back is not held",
+        "fulfillment/messaging/confirming.py",
+        "                group.held.add(group.names[place])",
+        "                group.held.clear()",
+        within(UNIT, "publishing"),
+    ),
+    Mutant(
+        "news_to_nobody", "I8", "what came back while the store is away counts as not wanted",
+        "fulfillment/messaging/confirming.py",
+        "            if is_away or group.key(place) in group.known | group.heard:",
+        "            if group.key(place) in group.known | group.heard:",
         within(UNIT, "publishing"),
     ),
     Mutant(
@@ -277,8 +291,8 @@ TELLING = (
     Mutant(
         "known_is_a_sign_of_life", "I10", "who repeats an old webhook makes polls rare",
         SERVICES + "webhooks.py",
-        "        if delivery_id is not None and (fresh or notice.signed_at is None):",
-        "        if True:",
+        "            if delivery_id is not None and beats:",
+        "            if True:",
         integration("hints"),
     ),
 )  # fmt: skip

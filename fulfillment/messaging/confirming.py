@@ -1,0 +1,302 @@
+"""Publish to RabbitMQ: know what it has, and what of it has reached a queue of the store."""
+
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from kombu import Connection
+from kombu.exceptions import OperationalError
+
+from fulfillment.broker import store_exchange
+from fulfillment.log import get_logger
+from fulfillment.messaging.outgoing import ENCODING, PERSISTENT, TYPE, Outgoing
+from fulfillment.store.bindings import Binding
+from schemas.messages import NEEDS_REVIEW, ORDER_UPDATED, TRADE_REMINDER
+
+log = get_logger(__name__)
+
+_KEYS = (ORDER_UPDATED, TRADE_REMINDER, NEEDS_REVIEW)
+#: So long a key that reached a queue before is waited for though others reach one: a store declares
+#: its queues, and deploys its consumers, one after the other.
+PATIENCE_S = 60.0
+#: A message that came back longer ago may have been told by another relay since.
+_RECENT_S = 15.0
+
+
+class _Late(TimeoutError):
+    """The time for a group is over; what was written is whole."""
+
+
+class _Doubt(NamedTuple):
+    """A key reaches no queue: since when, and what came back last, and when."""
+
+    since_s: float
+    message: Outgoing
+    seen_s: float
+
+
+class _Group:
+    """What becomes of a group of messages."""
+
+    def __init__(self, messages: Sequence[Outgoing], known: set[str], doubted: set[str]) -> None:
+        self.messages = messages
+        self.known = known
+        self._doubted = doubted
+        self.names = list(map(_name_in, messages))
+        #: Places of what the store has, or does not want.
+        self.done: set[int] = set()
+        #: Orders of which something has to wait: nothing that comes after it is sent.
+        self.held: set[str] = set()
+        #: Keys of which something has reached a queue, and of which something came back.
+        self.heard: set[str] = set()
+        self.back: set[str] = set()
+        self.is_any_confirmed = False
+
+    @property
+    def is_store_away(self) -> bool:
+        """Say whether something came back of a key that the store listened to before."""
+        return bool(self.back & self.known)
+
+    def key(self, place: int) -> str:
+        return self.messages[place][0]
+
+    def parted(self, places: Iterable[int]) -> tuple[list[int], list[int]]:
+        """Part what is sent at once from what waits for the first of its key; see `Confirming`."""
+        first: list[int] = []
+        rest: list[int] = []
+        sure = (self.known - self._doubted) | self.heard
+        tried = set(self.back)
+        for place in places:
+            key = self.key(place)
+            (rest if key in tried else first).append(place)
+            if key not in sure:
+                tried.add(key)
+        return first, rest
+
+
+class Confirming:
+    """Publishes all orders at once, but of one order one message at a time.
+
+    A queue that is full may refuse one message and take the next, and one that was away may be back
+    for it: the second message of an order is sent when the first has reached a queue.
+
+    What RabbitMQ can bring to no queue it gives back; where queues are bound it does not tell. So
+    a routing key is known once it has reached one. What comes back of a known key is sent again
+    with the next group, and what comes after it in its order waits. Of a key that is not known, or
+    came back last, one message of a group is tried first. Where one that is not known comes back
+    all of its key are dropped, as by every topic exchange, unless known keys reach nobody either:
+    then the store is away. What is known is given up in `settle` only.
+    """
+
+    broker = "rabbitmq"
+
+    def __init__(self, connection: Connection, channel: Any) -> None:
+        self.confirmed: Sequence[int] = ()
+        self.known: frozenset[Binding] = frozenset()
+        self.is_unheard = False
+        self._connection = connection
+        self._channel = channel
+        self._last_tag = 0  # RabbitMQ counts what is published on a channel, from 1
+        self._unconfirmed: set[int] = set()
+        self._is_refused = False
+        self._returned: Counter[tuple[str, bytes]] = Counter()
+        self._doubts: dict[str, _Doubt] = {}
+        channel.confirm_select()
+        channel.events["basic_return"].add(self._on_return)
+        channel.events["basic_ack"].add(self._on_ack)
+        channel.events["basic_nack"].add(self._on_nack)
+
+    def publish(self, messages: Sequence[Outgoing], within_s: float) -> None:
+        deadline = time.monotonic() + within_s
+        group = _Group(messages, self._known_keys, set(self._doubts))
+        self.confirmed = ()
+        try:
+            for places in _rounds(group.names):
+                self._tell([p for p in places if group.names[p] not in group.held], group, deadline)
+        except _Late:
+            if not group.is_any_confirmed:
+                raise
+            # A slow broker: what it has is behind us, and the rest begins the next group.
+        finally:
+            self.confirmed = sorted(group.done)
+            self._learn(group)
+
+    def _tell(self, places: Sequence[int], group: _Group, deadline: float) -> None:
+        """Send messages of which none comes after another of its order."""
+        first, rest = group.parted(places)
+        self._send_all(first, group, deadline)
+        self._send_all([p for p in rest if group.key(p) not in group.back], group, deadline)
+        is_away = bool(group.known) and (self.is_unheard or group.is_store_away)
+        for place in places:
+            if place in group.done:
+                continue
+            if is_away or group.key(place) in group.known | group.heard:
+                group.held.add(group.names[place])
+            else:
+                group.done.add(place)
+
+    def _send_all(self, places: Sequence[int], group: _Group, deadline: float) -> None:
+        tags: dict[int, int] = {}
+        self._returned.clear()
+        self._unconfirmed.clear()
+        try:
+            for place in places:
+                if time.monotonic() > deadline:
+                    raise _Late
+                tags[self._send(group.messages[place])] = place
+            self._await_confirms(deadline)
+        finally:
+            for tag, place in tags.items():
+                if tag not in self._unconfirmed:
+                    group.is_any_confirmed = True
+                    is_back = group.messages[place][:2] in self._returned
+                    (group.back if is_back else group.heard).add(group.key(place))
+                    if is_back:
+                        self._note_doubt(group.messages[place])
+                    else:
+                        group.done.add(place)
+
+    def _note_doubt(self, message: Outgoing) -> None:
+        now_s, before = time.monotonic(), self._doubts.get(message[0])
+        since_s = before.since_s if before and self._is_recent(before) else now_s
+        self._doubts[message[0]] = _Doubt(since_s, message, now_s)
+
+    def _learn(self, group: _Group) -> None:
+        for key in group.heard:
+            self._doubts.pop(key, None)
+        if group.heard:
+            self.is_unheard = False
+        elif group.is_store_away:
+            self.is_unheard = True
+        self._know(group.known | group.heard)
+
+    def _know(self, keys: Iterable[str]) -> None:
+        self.known = frozenset((key, "", "") for key in keys)
+
+    def _send(self, message: Outgoing) -> int:
+        key, body, headers = message
+        prepared = self._channel.prepare_message(
+            body, None, TYPE, ENCODING, headers, {"delivery_mode": PERSISTENT}
+        )
+        self._last_tag += 1
+        self._unconfirmed.add(self._last_tag)
+        self._channel.basic_publish(prepared, store_exchange.name, key, mandatory=True)
+        return self._last_tag
+
+    def _await_confirms(self, deadline: float) -> None:
+        while self._unconfirmed:
+            if self._is_refused:
+                raise OperationalError("the broker refused a message to the store")
+            try:
+                self._connection.drain_events(timeout=max(deadline - time.monotonic(), 0.001))
+            except TimeoutError:  # a broker that is blocked confirms nothing
+                raise _Late from None
+
+    @property
+    def is_in_doubt(self) -> bool:
+        return bool(self._overdue()) and bool(self._present())
+
+    def _overdue(self) -> list[str]:
+        # Of a key that is not known something waits only while the store is away.
+        return [
+            key
+            for key, doubt in self._doubts.items()
+            if (self.is_unheard or key in self._known_keys)
+            and self._is_recent(doubt)
+            and time.monotonic() - doubt.since_s >= PATIENCE_S
+        ]
+
+    def _present(self) -> set[str]:
+        """Name the known keys that may well reach a queue."""
+        recent = {key for key, doubt in self._doubts.items() if self._is_recent(doubt)}
+        return self._known_keys - recent
+
+    def _is_recent(self, doubt: _Doubt) -> bool:
+        return time.monotonic() - doubt.seen_s <= _RECENT_S
+
+    def settle(self, told_before: Iterable[Outgoing], within_s: float) -> None:
+        """Give up known keys that reach no queue any more while another one does.
+
+        What came back is sent again, before and after what was told before of other keys.
+        """
+        deadline = time.monotonic() + within_s
+        present = self._present()
+        witnesses = {m[0]: m for m in told_before if m[0] in present}.values()
+        for key in self._overdue():
+            message, now_s = self._doubts[key].message, time.monotonic()
+            self._doubts[key] = _Doubt(now_s, message, now_s)
+            if not witnesses:
+                continue
+            self._returned.clear()
+            self._unconfirmed.clear()
+            for each in (message, *witnesses, message):
+                self._send(each)
+            self._await_confirms(deadline)
+            if all(witness[:2] in self._returned for witness in witnesses):
+                return
+            self.is_unheard = False
+            if self._returned[message[:2]] == 2:
+                del self._doubts[key]
+                self._know(self._known_keys - {key})
+                log.warning("relay.key_given_up", key=key)
+
+    @property
+    def _known_keys(self) -> set[str]:
+        # What was bound at a Redis before is known by its pattern.
+        patterns = [pattern for _, pattern, _ in self.known if pattern]
+        matched = {key for key in _KEYS if any(re.fullmatch(each, key) for each in patterns)}
+        return matched | {key for key, pattern, _ in self.known if not pattern}
+
+    def look(self) -> bool:
+        return False  # RabbitMQ tells its consumers what it has lost
+
+    def bind_again(self) -> None:
+        """Do nothing: its queues are the store's to declare."""
+
+    def backlog(self) -> int:
+        return 0  # what lies on RabbitMQ's disk is in nobody's way
+
+    def _on_return(self, _error: Any, _exchange: str, key: str, message: Any) -> None:
+        body = message.body
+        self._returned[key, body.encode() if isinstance(body, str) else bytes(body)] += 1
+
+    def _on_ack(self, tag: int, multiple: bool) -> None:
+        if multiple:
+            self._unconfirmed = {each for each in self._unconfirmed if each > tag}
+        else:
+            self._unconfirmed.discard(tag)
+
+    def _on_nack(self, _tag: int, _multiple: bool) -> None:
+        self._is_refused = True
+
+
+class _Named(msgspec.Struct, rename="camel"):
+    """What of a message's body tells whose it is."""
+
+    external_id: str = ""
+
+
+_NAMED = msgspec.json.Decoder(_Named)
+
+
+def _name_in(message: Outgoing) -> str:
+    """Give the id of the order that a message is about; nothing where it names none."""
+    try:
+        return _NAMED.decode(message[1]).external_id
+    except msgspec.DecodeError:
+        return ""
+
+
+def _rounds(names: Iterable[str]) -> list[list[int]]:
+    """Give the places of all orders' first messages, of their second ones, and so on."""
+    before: Counter[str] = Counter()
+    rounds: list[list[int]] = []
+    for place, name in enumerate(names):
+        if before[name] == len(rounds):
+            rounds.append([])
+        rounds[before[name]].append(place)
+        before[name] += 1
+    return rounds
