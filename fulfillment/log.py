@@ -117,6 +117,15 @@ class _MaskingFormatter(structlog.stdlib.ProcessorFormatter):
         return masked(super().format(record))
 
 
+def _shorten_lost_tick(record: logging.LogRecord) -> bool:
+    """Make one line of a tick that beat could not send: it writes two stacks, several a second."""
+    if str(record.msg).startswith("Message Error") and record.exc_info:
+        kind = record.exc_info[0]
+        record.msg, record.args = "a tick was not sent: %s", (kind.__name__ if kind else "",)
+        record.exc_info = None
+    return True
+
+
 def configure(level: str = "INFO", style: str = "text") -> None:
     """Set up logging of this process, foreign libraries included."""
     shared: list[Any] = [
@@ -151,6 +160,7 @@ def configure(level: str = "INFO", style: str = "text") -> None:
     # sender put in.
     for noisy in ("httpx", "httpcore", "uvicorn.access", "amqp", "celery.pool", "kombu.pidbox"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("celery.beat").addFilter(_shorten_lost_tick)
     # These tell of every tick, several a second; Flower shows the same.
     if level != "DEBUG":
         for ticking in ("celery.beat", "celery.app.trace", "celery.worker.strategy", "alembic"):

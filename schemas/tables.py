@@ -196,6 +196,9 @@ class OrderRow(SQLModel, table=True):
     #: The provider is to be asked.
     next_poll_at: datetime | None = _time(nullable=True)
     polled_at: datetime | None = _time(nullable=True)
+    #: When somebody last said that there is news, until a question was asked so long after it that
+    #: its answer cannot be from before.
+    poll_wanted_at: datetime | None = _time(nullable=True)
     polls: int = 0
     #: The trade-window watchdog is to look.
     next_watch_at: datetime | None = _time(nullable=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from fulfillment.crash import crash_point
 from fulfillment.errors import (
@@ -172,6 +173,7 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
         if (
             report is None
             or member.is_strange
+            or member.order.poll_wanted_at is not None
             or is_news(context, member.order, report, answered_at)
         ):
             return False
@@ -189,7 +191,8 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
             _note_late(context, late, answered_at)
         if not told:
             return 0
-        return _write_polls(context, account, round_.reports, told, answered_at, flows=flows)
+        times = _Times(now, answered_at)
+        return _write_polls(context, account, round_.reports, told, times, flows=flows)
 
     if not round_.asked:
         return 0
@@ -220,11 +223,13 @@ def _write_polls(
     account: str,
     reports: Mapping[str, OrderReport],
     asked: Sequence[Polled],
-    now: datetime,
+    times: "_Times",
     *,
     flows: bool,
 ) -> int:
-    """Apply a round's answers, which had all come by `now`; give how many orders changed."""
+    """Apply a round's answers; give how many orders changed."""
+    now = times.answered_at
+    answers_until = times.asked_at - context.cache_time
     with context.database.transaction() as session:
         locked = orders.lock(session, [order.id for order in asked])
         by_id = {o.id: reports[o.external_id] for o in locked if o.external_id in reports}
@@ -234,18 +239,14 @@ def _write_polls(
         for order in locked:
             if order.id not in by_id:
                 log.warning("poll.unknown_to_provider", order_id=order.external_id)
-        was_due = {member.id: member.order.next_poll_at for member in asked}
         nexts = {}
         for order in locked:
             after = moved.get(order.id, order)
             at = _next(context, after, now, flows).after(after, now)
-            wished_at = order.next_poll_at
-            if wished_at is not None and wished_at != was_due[order.id]:
-                # Since the question, whose answer may be older than that: when its cache is over.
-                wished_at = max(wished_at, now + schedule.gap_before_news(context))
-                at = min(at or wished_at, wished_at)
+            if order.poll_wanted_at is not None and order.poll_wanted_at > answers_until:
+                at = schedule.soon_for_news(context, at, now)
             nexts[order.id] = at
-        due.polled(session, nexts, now)
+        due.polled(session, nexts, now, answers_until)
         if back := [order.id for order in asked if order.is_strange]:
             ledger.note_own(session, account, back, context.account(account).merchant)
         crash_point("poll.before_commit")
@@ -287,6 +288,13 @@ def _within_budget(
             groups.append((grant, members[:size]))
             members = members[size:]
     return groups
+
+
+class _Times(NamedTuple):
+    """By when a round's questions were asked at the earliest, and all answered."""
+
+    asked_at: datetime
+    answered_at: datetime
 
 
 @dataclass

@@ -170,6 +170,8 @@ def _move(context: Context, order: Order, decision: Decision, by: Source, now: d
         due = _due(context, order, decision, now)
     elif "told_status" in decision.changes:
         due = {"next_poll_at": _next_after_the_end(context, order, decision, now)}
+    if "next_poll_at" in due and order.poll_wanted_at is not None:
+        due["next_poll_at"] = schedule.soon_for_news(context, due["next_poll_at"], now)
     return Move(
         order_id=order.id,
         source=order.status,

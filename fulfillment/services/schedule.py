@@ -37,6 +37,12 @@ def gap_before_news(context: Context) -> timedelta:
     return max(timedelta(seconds=context.settings.poll_min_interval_s), context.cache_time)
 
 
+def soon_for_news(context: Context, at: datetime | None, now: datetime) -> datetime:
+    """Give `at`, but no later than that an answer is surely younger than one at `now`."""
+    soon = now + gap_before_news(context)
+    return min(at or soon, soon)
+
+
 def poll_gap(context: Context) -> due.Gap:
     """Give how long a claim for a poll holds: about as long as `next_poll` will say."""
     # A lost message costs one interval: the claim is the due time moved on.
@@ -60,7 +66,7 @@ def next_poll(
     at = now + _jittered(context, smallest * factor)
     deadline = order.trade_deadline_at
     if order.status is OrderStatus.SENT and deadline is not None and now < deadline < at:
-        return due.NextPoll(max(deadline, now + timedelta(seconds=smallest)))
+        return due.NextPoll(max(deadline, now + gap_before_news(context)))
     return due.NextPoll(at, now + timedelta(seconds=smallest * factor))
 
 

@@ -50,7 +50,7 @@ def watch_trade_windows(context: Context) -> list[str]:
             orders.set_due(session, [order.id], next_watch_at=at)
         orders.apply(session, moves, now)
         # The last question before anything is concluded, as soon as the cache allows.
-        due.poll_at(session, over, now, context.settings.poll_min_interval_s)
+        due.poll_at(session, over, now, schedule.gap_before_news(context).total_seconds())
         crash_point("watchdog.before_commit", watched)
     crash_point("watchdog.after_commit", watched)
     return acted

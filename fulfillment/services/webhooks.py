@@ -100,26 +100,22 @@ def _keep(context: Context, account: str, notice: WebhookNotice, digest: str) ->
             delivery_id = inbox.add(session, order.id, delivery)
             if delivery_id is not None and beats:
                 pulse.beat_seldom(context, session, heartbeat)
-            if delivery_id is None and _is_heard_again(context, account, notice, order, now):
-                delivery_id = inbox.add_again(session, account, digest, now)
+            if delivery_id is None and notice.identity is not None and order.account == account:
+                # What it says is not signed: somebody may have said it before it was true.
+                if _is_asked_about_soon(context, order, now):
+                    due.note_wish(session, order.id, now)
+                else:
+                    delivery_id = inbox.add_again(session, account, digest, now)
             crash_point("webhook.before_commit")
     crash_point("webhook.after_commit")
     verdict = Verdict.STORED if delivery_id else Verdict.KNOWN
     return Taken(verdict, delivery_id, external_id)
 
 
-def _is_heard_again(
-    context: Context, account: str, notice: WebhookNotice, order: Order, now: datetime
-) -> bool:
-    """Say whether a hint that came before is to have its order asked about once more.
-
-    What it says is not signed, so that somebody may have said it before it was true. Where the
-    order is asked about soon anyway, that will do.
-    """
-    if notice.identity is None or order.account != account:
-        return False
+def _is_asked_about_soon(context: Context, order: Order, now: datetime) -> bool:
+    """Say whether a hint that came before need not have its order asked about once more."""
     soon = now + timedelta(seconds=context.settings.poll_min_interval_s)
-    return order.next_poll_at is None or order.next_poll_at > soon
+    return order.next_poll_at is not None and order.next_poll_at <= soon
 
 
 def _find(session: Session, account: str, notice: WebhookNotice) -> Order | None:

@@ -50,6 +50,7 @@ class Order(msgspec.Struct, frozen=True):
     next_attempt_at: datetime | None
     next_poll_at: datetime | None
     polled_at: datetime | None
+    poll_wanted_at: datetime | None
     polls: int
     next_watch_at: datetime | None
     claim: str | None

@@ -180,6 +180,51 @@ def test_a_hint_at_a_question_that_took_long_is_not_answered_out_of_the_provider
     assert again(context, order).charged_mills == 6120
 
 
+@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize("how", ["comes twice", "by a person", "poller dies"])
+def test_a_hint_is_heard_whatever_else_has_asked_the_provider_just_before(
+    make_context: MakeContext, clock: FakeClock, how: str, is_known: bool
+) -> None:
+    """The provider's cache may have been filled by a question that no row tells of."""
+    provider = Repeating(clock)
+    context = make_context(provider)
+    order = accepted(context)
+    provider.says(order.external_id, R.EXPIRED)
+    clock.advance(60)
+    run_polls(context)
+
+    def tell(identity: str) -> None:
+        provider.notice = WebhookNotice(order.external_id, None, None, identity=identity)
+        webhooks.take(context, "main", {}, b"{}")
+        webhooks.apply_deliveries(context)
+
+    clock.advance(3600)
+    tell("something is new")
+    (batch,) = reconciliation.poll_due(context)
+    if how == "poller dies":  # its message lay in a queue, and nobody heard the answer
+        clock.advance(20)
+        provider.reports([order.external_id])
+    else:
+        reconciliation.poll_orders(context, "main", batch["ids"])
+    clock.advance(2)
+    provider.says(order.external_id, R.COMPLETED, charged_mills=6120)
+    tell("something is new" if is_known else "it is delivered after all")
+    clock.advance(3)
+    if how == "comes twice":
+        reconciliation.poll_orders(context, "main", batch["ids"])
+    if how == "by a person":
+        reconciliation.reconcile_now(context, [order.external_id])
+    for _ in range(60):
+        run_polls(context)
+        clock.advance(2)
+
+    assert again(context, order).charged_mills == 6120
+    clock.advance(60)
+    run_polls(context)
+    assert again(context, order).poll_wanted_at is None
+    assert again(context, order).next_poll_at is None
+
+
 def test_an_answer_that_a_webhook_overtook_takes_nothing_back(
     context: Context, provider: FakeProvider, clock: FakeClock
 ) -> None:

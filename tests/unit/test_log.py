@@ -9,11 +9,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 from urllib.parse import quote
 
 import pytest
 import structlog
+from celery import Celery
+from celery.beat import ScheduleEntry, Scheduler
 from celery.concurrency.solo import TaskPool
+from celery.schedules import schedule
 
 from fulfillment import log
 from tests.support import TOKEN, TRADE_URL
@@ -243,6 +247,23 @@ def test_celery_writes_down_no_message_also_when_everything_is_logged(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_tick_that_cannot_be_sent_is_one_line(
+    lines: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several a second, while a broker is away for an hour."""
+    app = Celery(broker="memory://")
+    scheduler = Scheduler(app, lazy=True)
+    monkeypatch.setattr(scheduler, "apply_async", mock.Mock(side_effect=ConnectionRefusedError))
+
+    scheduler.apply_entry(
+        ScheduleEntry("sweep", "sweep.resume_stuck", schedule=schedule(1), app=app)
+    )
+
+    written = lines()
+    assert written.count("\n") == 1
+    assert "a tick was not sent: ConnectionRefusedError" in written
+
+
 @pytest.mark.parametrize("is_lossy", [False, True])
 def test_a_process_outlives_a_disk_that_keeps_none_of_its_lines(is_lossy: bool) -> None:
     program = (

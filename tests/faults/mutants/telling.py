@@ -276,10 +276,17 @@ TELLING = (
     ),
     Mutant(
         "hint_leaves_no_trace", "I7", "a hint beside a poll is forgotten where the claim ends soon",
-        STORE + "due.py",
-        "coalesce(next_poll_at, 'infinity') - interval '1 microsecond',",
-        "coalesce(next_poll_at, 'infinity'),",
+        SERVICES + "reconciliation.py",
+        "            if order.poll_wanted_at is not None and order.poll_wanted_at > answers_until:",
+        "            if False:",
         integration("hints"),
+    ),
+    Mutant(
+        "old_answer_settles_a_hint", "I7", "an answer out of the provider's cache ends the asking",
+        STORE + "due.py",
+        "CASE WHEN o.poll_wanted_at > %(answers_until)s\n",
+        "CASE WHEN o.poll_wanted_at > %(at)s\n",
+        integration("poll_claims"),
     ),
     Mutant(
         "claimed_is_asked", "I9", "the time of a claim is taken for that of a later question",

@@ -1,0 +1,15 @@
+"""When somebody last wanted an order to be asked about, until a question surely answers that."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0019"
+down_revision = "0018"
+
+
+def upgrade() -> None:
+    op.add_column("orders", sa.Column("poll_wanted_at", sa.DateTime(timezone=True), nullable=True))
+
+
+def downgrade() -> None:
+    op.drop_column("orders", "poll_wanted_at")
