@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from fulfillment.crash import crash_point
 from fulfillment.errors import ProviderError, ProviderNotReached
 from fulfillment.log import get_logger
+from fulfillment.providers.reading import ITEM_LENGTH, clean
 from fulfillment.services import funds, outages, shortage
 from fulfillment.services.budget import Grant
 from fulfillment.services.claiming import (
@@ -35,6 +36,7 @@ log = get_logger(__name__)
 _UNCLEAR_S = 10.0
 #: The catalog's and the wallet's.
 _REQUESTS = 2
+_UNFIT = "its id or name is no text that an item has"
 _DOUBTED = "much of what the catalog had, or was asked for, is missing at once"
 
 
@@ -152,7 +154,9 @@ def _quote(
             continue
         quote = quotes.found.get(_want(order))
         limit_cents = settings.price_limit_cents(order.expected_price_cents)
-        if quote is None:
+        if quote is not None and not _can_be_kept(quote):
+            why_unclear[order.id] = _UNFIT
+        elif quote is None:
             code, message = FailureCode.ITEM_UNAVAILABLE, "the item is not in the catalog"
             if is_doubted and not has_next(context, order):
                 why_unclear[order.id] = _DOUBTED
@@ -183,6 +187,12 @@ def _quote(
         why = {o.external_id: why_unclear[o.id] for o in members if o.id in why_unclear}
         log.warning("catalog.unclear", account=claim.account, orders=why)
     return moved, is_any_unchanged
+
+
+def _can_be_kept(quote: Quote) -> bool:
+    """Say whether its texts are of the kind that names are, and not of one that no row takes."""
+    texts = (quote.catalog_item_id, quote.market_hash_name)
+    return all(clean(text, ITEM_LENGTH) == text for text in texts)
 
 
 def _item_id(order: Order, quote: Quote) -> str | None:

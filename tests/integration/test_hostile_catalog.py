@@ -1,5 +1,7 @@
 """A catalog that is suddenly short is the provider's fault of the moment, and no sale."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from fulfillment.services.context import Context
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
+from schemas.provider import Quotes, Want
 from schemas.provider import ReportState as R
 from tests.conftest import MakeContext
 from tests.support import (
@@ -71,6 +74,44 @@ def test_a_catalog_that_stays_short_is_believed_in_the_end(
     run_chain(context)
 
     assert {again(context, order).failure_code for order in (first, second)} == {"item_unavailable"}
+
+
+# --- texts that no row takes
+
+
+@pytest.mark.parametrize("text", ["AK\0-47", "AK\ud800", "\x1b[31mAK", "A" * 3_000_000])
+@pytest.mark.parametrize("field", ["market_hash_name", "catalog_item_id"])
+def test_an_item_whose_text_cannot_be_kept_stops_nobody_else(
+    context: Context,
+    provider: FakeProvider,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    field: str,
+    text: str,
+) -> None:
+    provider.prices["odd"] = PRICE_CENTS * 10
+    quote = provider.quote
+
+    def quote_oddly(wants: Sequence[Want]) -> Quotes:
+        quotes = quote(wants)
+        changes: dict[str, Any] = {field: text}
+        found = {
+            want: replace(each, **changes) if want.catalog_item_id == "odd" else each
+            for want, each in quotes.found.items()
+        }
+        return replace(quotes, found=found)
+
+    monkeypatch.setattr(provider, "quote", quote_oddly)
+    odd, other = receive(context, checkout(catalogItemId="odd"), checkout())
+    run_chain(context)
+    meanwhile = again(context, odd).status, again(context, other).status
+
+    monkeypatch.undo()
+    clock.advance(11)
+    run_sweep(context)
+
+    assert meanwhile == (S.RECEIVED, S.ACCEPTED)
+    assert again(context, odd).status is S.ACCEPTED
 
 
 # --- a whole list of nothing
