@@ -9,7 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
+
+import msgspec
 
 from fulfillment.errors import ProviderRefused
 from fulfillment.providers.http import Unusable, read_json
@@ -17,6 +19,8 @@ from schemas.checkout import trade_url_parts
 from schemas.enums import FailureCode
 from schemas.money import InexactMoney, mills_from_dollars
 from schemas.provider import OrderReport, ReportState, Want
+
+T = TypeVar("T")
 
 STEAM = re.compile(r"(?i)steamcommunity\.com")
 WORD = re.compile(r"\S+")
@@ -34,6 +38,10 @@ _EARLIEST, _LATEST = 2000, 2100
 # What intake lets through (DESIGN section 7): another id cannot be an order of ours.
 EXTERNAL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 LISTED_TWICE = "it is listed twice, with different content"
+# What stands behind a backslash, a whole pair at once: one of its halves is no text.
+_ESCAPE = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|u....|.)", re.DOTALL)
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]..", re.DOTALL)
+REPLACED = rb"\ufffd"
 _NUMBER = re.compile(r"[0-9]{1,20}")
 _STEAM_ID = re.compile(r"[0-9]{17}")
 #: SteamID64 of the account with the number 0; a trade URL's `partner` is added to it.
@@ -90,6 +98,20 @@ def instant(value: object) -> datetime | None:
 def sensible(moment: datetime) -> datetime | None:
     """Give a time that an order could have; None for one far off, with which none can reckon."""
     return moment if _EARLIEST <= moment.year <= _LATEST else None
+
+
+def decode_listed(text: bytes, kind: type[T]) -> T:
+    """Decode a list of items, or one of them; half a surrogate pair costs only the text it is in.
+
+    Raises msgspec.DecodeError and RecursionError.
+    """
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.DecodeError:
+        whole = _ESCAPE.sub(lambda found: REPLACED if _HALF.fullmatch(found[0]) else found[0], text)
+        if whole == text:
+            raise
+    return msgspec.json.decode(whole, type=kind)
 
 
 def price_of(text: bytes) -> int | None:

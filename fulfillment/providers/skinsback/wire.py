@@ -22,6 +22,7 @@ from fulfillment.providers.reading import (
     WORD_LENGTH,
     Listed,
     clean,
+    decode_listed,
     dollars,
     instant,
     item_asked_for,
@@ -294,10 +295,10 @@ def read_listing(body: bytes, wants: Sequence[Want]) -> Listed | Problem:
 def _rows(body: bytes) -> list[Row] | None:
     """Read the rows that are whole; None where there is no list of a successful answer."""
     try:
-        listing: Listing | RawListing = msgspec.json.decode(body, type=Listing)
+        listing: Listing | RawListing = decode_listed(body, Listing)
     except msgspec.ValidationError:
         try:  # some entry is odd: read each by itself
-            listing = msgspec.json.decode(body, type=RawListing)
+            listing = decode_listed(body, RawListing)
         except (msgspec.DecodeError, RecursionError):
             return None
     except (msgspec.DecodeError, RecursionError):
@@ -309,7 +310,7 @@ def _rows(body: bytes) -> list[Row] | None:
     rows = []
     for raw in listing.items:
         with suppress(msgspec.DecodeError, RecursionError):
-            rows.append(msgspec.json.decode(raw, type=Row))
+            rows.append(decode_listed(raw, Row))
     if listing.items and not rows:
         raise Unusable("expected a list with usable entries, found none")
     return rows

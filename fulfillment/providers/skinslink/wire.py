@@ -18,6 +18,7 @@ from fulfillment.providers.reading import (
     WORD_LENGTH,
     Listed,
     clean,
+    decode_listed,
     dollars,
     instant,
     item_asked_for,
@@ -157,7 +158,7 @@ def read_envelope(body: bytes) -> dict[str, Any] | Problem | None:
 def read_listing(body: bytes, names: Sequence[str], listed: Listed) -> None:
     """Add the wanted names of one search's answer to `listed`. Raises Unusable."""
     try:
-        listing = msgspec.json.decode(body.removeprefix(BOM), type=Listing)
+        listing = decode_listed(body.removeprefix(BOM), Listing)
     except (msgspec.DecodeError, RecursionError):
         raise Unusable("expected a list of items") from None
     if not listing.success:
@@ -165,7 +166,7 @@ def read_listing(body: bytes, names: Sequence[str], listed: Listed) -> None:
     wanted, is_any_usable = set(names), False
     for raw in listing.data.items:
         with suppress(msgspec.DecodeError, RecursionError):
-            row = msgspec.json.decode(raw, type=Row)
+            row = decode_listed(raw, Row)
             listed.size += 1
             if row.name in wanted:
                 listed.add(None if row.id is None else str(row.id), row.name, bytes(row.price))

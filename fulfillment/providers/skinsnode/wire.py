@@ -18,6 +18,7 @@ from fulfillment.providers.reading import (
     MESSAGE_LENGTH,
     WORD_LENGTH,
     clean,
+    decode_listed,
     instant,
     item_told,
     not_exact,
@@ -151,13 +152,13 @@ def read_catalog(
 def _items(body: bytes) -> tuple[list[CatalogItem], list[OddItem]]:
     """Read the entries, and of those that cannot be read the ones that can be told apart."""
     try:
-        return msgspec.json.decode(body, type=Catalog).items, []
+        return decode_listed(body, Catalog).items, []
     except msgspec.ValidationError:
         pass  # some entry is odd: read each by itself, which takes many times longer
     except (msgspec.DecodeError, RecursionError):
         raise Unusable("expected a catalog in JSON") from None
     try:
-        entries = msgspec.json.decode(body, type=RawCatalog).items
+        entries = decode_listed(body, RawCatalog).items
     except (msgspec.DecodeError, RecursionError):
         raise Unusable("expected a catalog with a list of items") from None
     items, odd = [], []
@@ -166,7 +167,7 @@ def _items(body: bytes) -> tuple[list[CatalogItem], list[OddItem]]:
             items.append(item)
         else:
             with suppress(msgspec.DecodeError, RecursionError):
-                odd.append(msgspec.json.decode(raw, type=OddItem))
+                odd.append(decode_listed(raw, OddItem))
     return items, odd
 
 
