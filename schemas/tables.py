@@ -375,6 +375,8 @@ class StoreBindingRow(SQLModel, table=True):
     queue: str = Field(primary_key=True, sa_type=Text)
     #: Set while messages wait because no queue is bound any more.
     missing_since: datetime | None = _time(nullable=True)
+    #: On RabbitMQ a message that reached one, which may be told again to see whether it still does.
+    told: str | None = Field(default=None, sa_type=Text)
 
 
 class ReplayRow(SQLModel, table=True):

@@ -1,10 +1,12 @@
 """Publish to RabbitMQ: know what it has, and what of it has reached a queue of the store."""
 
+import math
 import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from kombu import Connection
@@ -30,12 +32,26 @@ class _Late(TimeoutError):
     """The time for a group is over; what was written is whole."""
 
 
-class _Doubt(NamedTuple):
-    """A key reaches no queue: since when, and what came back last, and when."""
+@dataclass(slots=True)
+class Doubt:
+    """A key reaches no queue: what came back last, and when, in seconds."""
 
-    since_s: float
     message: Outgoing
+    since_s: float
     seen_s: float
+    #: Since when other keys have been heard meanwhile; None while the whole store may be away.
+    others_since_s: float | None = None
+    settled_s: float = -math.inf
+
+    @property
+    def is_recent(self) -> bool:
+        return time.monotonic() - self.seen_s <= _RECENT_S
+
+    @property
+    def is_overdue(self) -> bool:
+        begun_s = self.since_s if self.others_since_s is None else self.others_since_s
+        is_over = time.monotonic() - max(begun_s, self.settled_s) >= PATIENCE_S
+        return is_over and self.is_recent
 
 
 class _Group:
@@ -93,17 +109,18 @@ class Confirming:
 
     broker = "rabbitmq"
 
-    def __init__(self, connection: Connection, channel: Any) -> None:
+    def __init__(self, connection: Connection, channel: Any, doubts: dict[str, Doubt]) -> None:
         self.confirmed: Sequence[int] = ()
         self.known: frozenset[Binding] = frozenset()
         self.is_unheard = False
+        self.told_before: dict[str, Outgoing] = {}
         self._connection = connection
         self._channel = channel
         self._last_tag = 0  # RabbitMQ counts what is published on a channel, from 1
         self._unconfirmed: set[int] = set()
         self._is_refused = False
         self._returned: Counter[tuple[str, bytes]] = Counter()
-        self._doubts: dict[str, _Doubt] = {}
+        self._doubts = doubts  # of the relay, whose connections come and go
         channel.confirm_select()
         channel.events["basic_return"].add(self._on_return)
         channel.events["basic_ack"].add(self._on_ack)
@@ -157,21 +174,33 @@ class Confirming:
                     if is_back:
                         self._note_doubt(group.messages[place])
                     else:
+                        self.told_before[group.key(place)] = group.messages[place]
                         group.done.add(place)
 
     def _note_doubt(self, message: Outgoing) -> None:
-        now_s, before = time.monotonic(), self._doubts.get(message[0])
-        since_s = before.since_s if before and self._is_recent(before) else now_s
-        self._doubts[message[0]] = _Doubt(since_s, message, now_s)
+        now_s, doubt = time.monotonic(), self._doubts.get(message[0])
+        if doubt is None or not doubt.is_recent:
+            self._doubts[message[0]] = Doubt(message, now_s, now_s)
+        else:
+            doubt.message, doubt.seen_s = message, now_s
 
     def _learn(self, group: _Group) -> None:
         for key in group.heard:
             self._doubts.pop(key, None)
         if group.heard:
-            self.is_unheard = False
+            self._note_presence()
         elif group.is_store_away:
             self.is_unheard = True
+            if not self._present():
+                for doubt in self._doubts.values():
+                    doubt.others_since_s = None
         self._know(group.known | group.heard)
+
+    def _note_presence(self) -> None:
+        self.is_unheard = False
+        for doubt in self._doubts.values():
+            if doubt.others_since_s is None:
+                doubt.others_since_s = time.monotonic()
 
     def _know(self, keys: Iterable[str]) -> None:
         self.known = frozenset((key, "", "") for key in keys)
@@ -204,41 +233,39 @@ class Confirming:
         return [
             key
             for key, doubt in self._doubts.items()
-            if (self.is_unheard or key in self._known_keys)
-            and self._is_recent(doubt)
-            and time.monotonic() - doubt.since_s >= PATIENCE_S
+            if doubt.is_overdue and (self.is_unheard or key in self._known_keys)
         ]
 
     def _present(self) -> set[str]:
         """Name the known keys that may well reach a queue."""
-        recent = {key for key, doubt in self._doubts.items() if self._is_recent(doubt)}
+        recent = {key for key, doubt in self._doubts.items() if doubt.is_recent}
         return self._known_keys - recent
 
-    def _is_recent(self, doubt: _Doubt) -> bool:
-        return time.monotonic() - doubt.seen_s <= _RECENT_S
-
-    def settle(self, told_before: Iterable[Outgoing], within_s: float) -> None:
+    def settle(self, within_s: float) -> None:
         """Give up known keys that reach no queue any more while another one does.
 
-        What came back is sent again, before and after what was told before of other keys.
+        What came back is sent again, before and after what was told before of other keys: twice,
+        `PATIENCE_S` apart, where nothing else has shown that others are heard all the while.
         """
         deadline = time.monotonic() + within_s
         present = self._present()
-        witnesses = {m[0]: m for m in told_before if m[0] in present}.values()
+        witnesses = [message for key, message in self.told_before.items() if key in present]
         for key in self._overdue():
-            message, now_s = self._doubts[key].message, time.monotonic()
-            self._doubts[key] = _Doubt(now_s, message, now_s)
+            doubt = self._doubts[key]
+            doubt.settled_s = time.monotonic()
             if not witnesses:
                 continue
             self._returned.clear()
             self._unconfirmed.clear()
-            for each in (message, *witnesses, message):
+            for each in (doubt.message, *witnesses, doubt.message):
                 self._send(each)
             self._await_confirms(deadline)
             if all(witness[:2] in self._returned for witness in witnesses):
-                return
-            self.is_unheard = False
-            if self._returned[message[:2]] == 2:
+                doubt.others_since_s = None
+                continue
+            is_second_look = doubt.others_since_s is not None
+            self._note_presence()
+            if self._returned[doubt.message[:2]] == 2 and is_second_look:
                 del self._doubts[key]
                 self._know(self._known_keys - {key})
                 log.warning("relay.key_given_up", key=key)

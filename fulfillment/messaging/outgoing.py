@@ -1,6 +1,6 @@
 """What leaves for the store, and what the relay asks of whoever publishes it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from fulfillment.store.bindings import Binding
@@ -27,6 +27,8 @@ class Publisher(Protocol):
     confirmed: Sequence[int]
     known: frozenset[Binding]
     is_unheard: bool
+    #: By routing key a message that has reached the store, where that has to be found out.
+    told_before: dict[str, Outgoing]
 
     @property
     def is_in_doubt(self) -> bool: ...
@@ -34,11 +36,8 @@ class Publisher(Protocol):
     def publish(self, group: Sequence[Outgoing], within_s: float) -> None:
         """Publish in order. Raises what `broker.PUBLISH_ERRORS` names."""
 
-    def settle(self, told_before: Iterable[Outgoing], within_s: float) -> None:
-        """Find out what the store wants no more; it may be told again what it was told before.
-
-        Raises the same.
-        """
+    def settle(self, within_s: float) -> None:
+        """Find out what the store wants no more, by what was told before. Raises the same."""
 
     def look(self) -> bool:
         """See where queues are bound; say whether the broker has forgotten it. Raises the same."""

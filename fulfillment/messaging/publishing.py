@@ -9,14 +9,14 @@ store was bound before and none is any more: then nothing is confirmed (docs/dec
 
 import base64
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from kombu import Connection
 
 from fulfillment.broker import checkout_queue, store_exchange
-from fulfillment.messaging.confirming import Confirming
+from fulfillment.messaging.confirming import Confirming, Doubt
 from fulfillment.messaging.outgoing import ENCODING, PERSISTENT, TYPE, Outgoing, Publisher
 from fulfillment.store.bindings import Binding
 from schemas.messages import CHECKOUT_QUEUE
@@ -25,14 +25,17 @@ from schemas.messages import CHECKOUT_QUEUE
 _MARK = ("fulfillment.relay", r"^fulfillment\.relay$", "fulfillment.relay")
 
 
-def make_publisher(connection: Connection) -> Publisher:
-    """Declare the exchange and give the publisher for this broker."""
+def make_publisher(connection: Connection, doubts: dict[str, Doubt] | None = None) -> Publisher:
+    """Declare the exchange and give the publisher for this broker.
+
+    `doubts` is what publishers of before have left to be found out.
+    """
     channel = connection.channel()  # its own: on RabbitMQ what is published on it is counted
     store_exchange(channel).declare()
     if connection.transport.driver_type == "amqp":
         # An exchange that is declared anew without it would drop the store's checkouts in silence.
         checkout_queue(channel).declare()
-        return Confirming(connection, channel)
+        return Confirming(connection, channel, {} if doubts is None else doubts)
     return _Pushing(channel)
 
 
@@ -51,6 +54,7 @@ class _Pushing:
         self.confirmed: Sequence[int] = ()
         self.known: frozenset[Binding] = frozenset()
         self.is_unheard = False
+        self.told_before: dict[str, Outgoing] = {}
         self._channel = channel
         self._bound: list[Binding] = []
 
@@ -76,7 +80,7 @@ class _Pushing:
                 client.lpush(queue, *envelopes)
         self.confirmed = range(len(group))
 
-    def settle(self, told_before: Iterable[Outgoing], within_s: float) -> None:
+    def settle(self, within_s: float) -> None:
         """Do nothing: it is never in doubt."""
 
     def look(self) -> bool:

@@ -16,6 +16,7 @@ from fulfillment.broker import PUBLISH_ERRORS, connect
 from fulfillment.crash import crash_point
 from fulfillment.errors import SchemaOutdated, ServerUnreachable
 from fulfillment.log import get_logger
+from fulfillment.messaging.confirming import Doubt
 from fulfillment.messaging.outgoing import Outgoing, Publisher
 from fulfillment.messaging.publishing import make_publisher
 from fulfillment.services import clock_guard, updates
@@ -60,6 +61,7 @@ class OutboxRelay:
         self._leased_until = context.now()
         self._secret = context.settings.api_token.get_secret_value()
         self._look_at = 0.0
+        self._doubts: dict[str, Doubt] = {}
         #: Both as the database has them; read anew with each renewal of the lease.
         self._audience = Audience()
         self._replays: list[Replay] = []
@@ -82,7 +84,7 @@ class OutboxRelay:
                 self._stop.wait(_RETRY_S)
 
     def _relay(self, connection: Connection) -> None:
-        publisher = make_publisher(connection)
+        publisher = make_publisher(connection, self._doubts)
         clock_guard.check(self._context)
         self._leased_until = self._context.now()  # what it must know is read with the lease
         self._look_at = 0.0
@@ -125,8 +127,7 @@ class OutboxRelay:
         with self._leased(publisher) as session:
             if session is None:
                 return
-            told_before = replays.newest_told(session)
-        publisher.settle(self._signed(told_before), _PUBLISH_TIME.total_seconds())
+        publisher.settle(_PUBLISH_TIME.total_seconds())
 
     @contextmanager
     def _leased(self, publisher: Publisher) -> Iterator[Session | None]:
@@ -151,6 +152,8 @@ class OutboxRelay:
         self._take_replays(replays.unfinished(session) if session else [])
         publisher.known = self._audience.known
         publisher.is_unheard = self._audience.missing_since is not None
+        told_before = self._signed(self._audience.told.items())
+        publisher.told_before = {m[0]: m for m in told_before} | publisher.told_before
 
     def _take_replays(self, wishes: list[Replay]) -> None:
         if wishes[:1] != self._replays[:1]:  # another one, or begun anew
@@ -230,11 +233,15 @@ class OutboxRelay:
     def _note_audience(self, publisher: Publisher) -> None:
         """Keep where the store listens, where that has changed, and say so when nobody does."""
         was_unheard = self._audience.missing_since is not None
-        if publisher.known == self._audience.known and publisher.is_unheard == was_unheard:
+        told = {key: body for key, body, _ in publisher.told_before.values()}
+        keys = {key for key, _, _ in publisher.known}
+        is_all_noted = told.keys() & keys <= self._audience.told.keys()
+        is_same = publisher.known == self._audience.known and publisher.is_unheard == was_unheard
+        if is_same and is_all_noted:
             return
         missing_since = self._context.now() if publisher.is_unheard else None
         with self._context.database.transaction() as session:
-            bindings.keep(session, publisher.broker, publisher.known, missing_since)
+            bindings.keep(session, publisher.broker, publisher.known, missing_since, told)
             audience = bindings.read(session, publisher.broker)
         self._audience = audience
         if publisher.is_unheard and not was_unheard:

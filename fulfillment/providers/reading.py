@@ -38,10 +38,10 @@ _EARLIEST, _LATEST = 2000, 2100
 # What intake lets through (DESIGN section 7): another id cannot be an order of ours.
 EXTERNAL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 LISTED_TWICE = "it is listed twice, with different content"
-# What stands behind a backslash, a whole pair at once: one of its halves is no text.
-_ESCAPE = re.compile(rb"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|u....|.)", re.DOTALL)
-_HALF = re.compile(rb"\\u[dD][89a-fA-F]..", re.DOTALL)
-REPLACED = rb"\ufffd"
+# A surrogate's escape with all backslashes before it: an even number of them escapes each other.
+_HALF = re.compile(rb"(?<!\\)(\\++)u[dD][89a-fA-F]..", re.DOTALL)
+_REPLACED = rb"\ufffd"
+_MOST_HALVES = 10_000
 _NUMBER = re.compile(r"[0-9]{1,20}")
 _STEAM_ID = re.compile(r"[0-9]{17}")
 #: SteamID64 of the account with the number 0; a trade URL's `partner` is added to it.
@@ -108,10 +108,36 @@ def decode_listed(text: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(text, type=kind)
     except msgspec.DecodeError:
-        whole = _ESCAPE.sub(lambda found: REPLACED if _HALF.fullmatch(found[0]) else found[0], text)
-        if whole == text:
+        whole = _without_halves(text)
+        if whole is None:
             raise
     return msgspec.json.decode(whole, type=kind)
+
+
+def _without_halves(text: bytes) -> bytearray | None:
+    """Replace what is only half of a surrogate pair; None where none is, or where they are many."""
+    halves: list[int] = []
+    high_at: int | None = None
+    for count, found in enumerate(_HALF.finditer(text)):
+        if count >= _MOST_HALVES:
+            return None
+        if len(found[1]) % 2 == 0:
+            continue  # the last backslash is a text's own
+        at = found.end() - len(_REPLACED)
+        is_low = text[at + 3] in b"cCdDeEfF"
+        if is_low and high_at == at - len(_REPLACED):
+            high_at = None  # a whole pair
+            continue
+        halves += [at for at in (high_at,) if at is not None]
+        high_at = None if is_low else at
+        halves += [at] if is_low else []
+    halves += [at for at in (high_at,) if at is not None]
+    if not halves:
+        return None
+    whole = bytearray(text)
+    for at in halves:
+        whole[at : at + len(_REPLACED)] = _REPLACED
+    return whole
 
 
 def price_of(text: bytes) -> int | None:

@@ -4,7 +4,6 @@ import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -102,20 +101,11 @@ def _keep(context: Context, account: str, notice: WebhookNotice, digest: str) ->
                 pulse.beat_seldom(context, session, heartbeat)
             if delivery_id is None and notice.identity is not None and order.account == account:
                 # What it says is not signed: somebody may have said it before it was true.
-                if _is_asked_about_soon(context, order, now):
-                    due.note_wish(session, order.id, now)
-                else:
-                    delivery_id = inbox.add_again(session, account, digest, now)
+                delivery_id = inbox.add_again(session, account, digest, now)
             crash_point("webhook.before_commit")
     crash_point("webhook.after_commit")
     verdict = Verdict.STORED if delivery_id else Verdict.KNOWN
     return Taken(verdict, delivery_id, external_id)
-
-
-def _is_asked_about_soon(context: Context, order: Order, now: datetime) -> bool:
-    """Say whether a hint that came before need not have its order asked about once more."""
-    soon = now + timedelta(seconds=context.settings.poll_min_interval_s)
-    return order.next_poll_at is not None and order.next_poll_at <= soon
 
 
 def _find(session: Session, account: str, notice: WebhookNotice) -> Order | None:

@@ -1,8 +1,9 @@
 """Where the store's queues are bound, kept for when the broker does not know it any more."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 
 from fulfillment.store.engine import Session
 
@@ -16,12 +17,15 @@ _FORGET = """
                                 CAST(%(queues)s AS text[])))
     """
 _KEEP = """
-    INSERT INTO store_bindings AS b (broker, routing_key, pattern, queue, missing_since)
-    SELECT %(broker)s, n.routing_key, n.pattern, n.queue, CAST(%(missing_since)s AS timestamptz)
+    INSERT INTO store_bindings AS b (broker, routing_key, pattern, queue, missing_since, told)
+    SELECT %(broker)s, n.routing_key, n.pattern, n.queue, CAST(%(missing_since)s AS timestamptz),
+           n.told
       FROM unnest(CAST(%(keys)s AS text[]), CAST(%(patterns)s AS text[]),
-                  CAST(%(queues)s AS text[])) AS n(routing_key, pattern, queue)
+                  CAST(%(queues)s AS text[]), CAST(%(told)s AS text[]))
+           AS n(routing_key, pattern, queue, told)
     ON CONFLICT (broker, routing_key, pattern, queue) DO UPDATE
-       SET missing_since = CASE WHEN excluded.missing_since IS NOT NULL
+       SET told = coalesce(excluded.told, b.told),
+           missing_since = CASE WHEN excluded.missing_since IS NOT NULL
                                 THEN coalesce(b.missing_since, excluded.missing_since) END
     """
 
@@ -30,11 +34,13 @@ _KEEP = """
 class Audience:
     """Where the store's queues are bound, or last were.
 
-    `missing_since` is set while messages wait because none of them is bound any more.
+    `missing_since` is set while messages wait because none of them is bound any more. `told` has
+    the body of a message that was heard, by routing key, where the broker tells no bindings.
     """
 
     known: frozenset[Binding] = frozenset()
     missing_since: datetime | None = None
+    told: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -50,19 +56,27 @@ def read(session: Session, broker: str) -> Audience:
     """
     rows = session.rows(
         "SELECT routing_key, pattern, queue, "
-        "CASE WHEN broker = %(broker)s THEN missing_since END FROM store_bindings "
+        "CASE WHEN broker = %(broker)s THEN missing_since END, told FROM store_bindings "
         "WHERE broker = (SELECT broker FROM store_bindings "
         "ORDER BY broker <> %(broker)s, broker LIMIT 1)",
         {"broker": broker},
     )
-    known = frozenset((key, pattern, queue) for key, pattern, queue, _ in rows)
-    return Audience(known, min((row[3] for row in rows if row[3]), default=None))
+    known = frozenset((key, pattern, queue) for key, pattern, queue, *_ in rows)
+    told = {row[0]: row[4].encode() for row in rows if row[4] is not None}
+    return Audience(known, min((row[3] for row in rows if row[3]), default=None), told)
 
 
 def keep(
-    session: Session, broker: str, known: Collection[Binding], missing_since: datetime | None
+    session: Session,
+    broker: str,
+    known: Collection[Binding],
+    missing_since: datetime | None,
+    told: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
-    """Keep these bindings and no others; a time since which they are missing stays the first."""
+    """Keep these bindings and no others; a time since which they are missing stays the first.
+
+    `told` has the body of a message that was heard, by routing key.
+    """
     ordered = sorted(known)
     parameters = {
         "broker": broker,
@@ -70,6 +84,7 @@ def keep(
         "patterns": [pattern for _, pattern, _ in ordered],
         "queues": [queue for _, _, queue in ordered],
         "missing_since": missing_since,
+        "told": [told[key].decode() if key in told else None for key, _, _ in ordered],
     }
     session.execute(_FORGET, parameters)
     session.execute(_KEEP, parameters)

@@ -152,14 +152,15 @@ def poll_at(
     """Ask about orders at `at`, or as soon after it as the provider's cache makes sensible.
 
     Gives how many. Orders that ended without the item are asked about only where somebody said that
-    there is news. Then `at` is noted: an answer that may be older is not the last one.
+    there is news. Then `at` is noted: an answer that may be older is not the last one. (Code of
+    before looks whether the time was moved, be it by nothing.)
     """
     rows = session.execute(
         """
             UPDATE orders SET
                 poll_wanted_at = CASE WHEN %(is_asked_for)s THEN greatest(poll_wanted_at, %(at)s)
                                       ELSE poll_wanted_at END,
-                next_poll_at = least(coalesce(next_poll_at, 'infinity'), greatest(
+                next_poll_at = least(coalesce(next_poll_at, 'infinity') - interval '1 us', greatest(
                     %(at)s, coalesce(polled_at, '-infinity') + make_interval(secs => %(gap)s)))
              WHERE id IN (
                 SELECT id FROM orders
@@ -178,18 +179,6 @@ def poll_at(
         },
     )
     return rows.rowcount
-
-
-def note_wish(session: Session, order_id: int, now: datetime) -> None:
-    """Note that there is news of an order that is to be asked about anyway."""
-    session.execute(
-        """
-            UPDATE orders SET poll_wanted_at = %(now)s
-             WHERE id = %(id)s AND next_poll_at IS NOT NULL
-               AND coalesce(poll_wanted_at, '-infinity') < %(now)s - interval '1 second'
-            """,
-        {"id": order_id, "now": now},
-    )
 
 
 def poll_all(session: Session, now: datetime, min_interval_s: float) -> int:
@@ -313,16 +302,18 @@ def polled(
     next_polls: Mapping[int, datetime | None],
     polled_at: datetime,
     answers_until: datetime,
+    now: datetime,
 ) -> None:
     """Note when orders were asked about and when each is to be asked about again.
 
-    The answers are surely younger than what somebody told of by `answers_until`.
+    The answers are surely younger than what somebody told of by `answers_until`; nobody has told
+    of anything after `now`.
     """
     session.execute(
         """
             UPDATE orders o SET polled_at = %(at)s, next_poll_at = n.next,
                    poll_wanted_at = CASE WHEN o.poll_wanted_at > %(answers_until)s
-                                         THEN least(o.poll_wanted_at, %(at)s) END
+                                         THEN least(o.poll_wanted_at, %(now)s) END
               FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(nexts)s AS timestamptz[]))
                    AS n(id, next)
              WHERE o.id = n.id
@@ -332,5 +323,6 @@ def polled(
             "nexts": list(next_polls.values()),
             "at": polled_at,
             "answers_until": answers_until,
+            "now": now,
         },
     )

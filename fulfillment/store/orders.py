@@ -68,6 +68,13 @@ _VISIBLE = frozenset(
     }
 )
 
+# An end that comes while there is news of the order is not the last that is asked of it.
+_ENDS = ", ".join(f"'{status.value}'" for status in sorted(states.FINAL))
+_NEXT_POLL = f"""
+    CASE WHEN o.poll_wanted_at IS NOT NULL AND m.target IN ({_ENDS})
+         THEN coalesce(r.next_poll_at, %(now)s + interval '35 s') ELSE r.next_poll_at END"""
+_SET = [_NEXT_POLL if name == "next_poll_at" else f"r.{name}" for name in _SETTABLE]
+
 # One statement for a whole batch. Rows are locked in the order of their ids, so that two batches
 # that share orders cannot deadlock; the guard on `status` and `claim` lets one writer win.
 _APPLY = f"""
@@ -85,7 +92,7 @@ _APPLY = f"""
         UPDATE orders o
            SET status = m.target, sequence = o.sequence + 1, updated_at = %(now)s,
                ({", ".join(_SETTABLE)}) = (
-                   SELECT {", ".join(f"r.{name}" for name in _SETTABLE)}
+                   SELECT {", ".join(_SET)}
                      FROM jsonb_populate_record(o, m.changes || m.due) r)
           FROM moves m
          WHERE o.id = m.id AND o.id IN (SELECT id FROM locked)

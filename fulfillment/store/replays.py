@@ -4,10 +4,9 @@ The newest orders come first, because they are the ones that something may happe
 messages of one order come in the order of its log.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -27,7 +26,6 @@ Written = tuple[str, bytes]
 #: Orders a slice that are looked at, and about how many events it tells of.
 _SCAN = 5000
 _EVENTS = 500
-_EVER, _END = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 # What a message shows of an order that may change, in the form in which `changes` keep it.
 _SHOWN = (
@@ -54,14 +52,6 @@ _NEXT = """
 _LOG = """
     SELECT order_id, sequence, at, source, from_status, to_status, note, changes, told, told_from
       FROM order_events WHERE order_id = ANY(%(ids)s) ORDER BY order_id DESC, sequence
-    """
-_TOLD = """
-    SELECT o.id, w.since FROM orders o
-      LEFT JOIN (SELECT order_id, min(created_at) AS since FROM outbox_messages GROUP BY order_id) w
-        ON w.order_id = o.id
-     WHERE w.since IS NULL
-        OR EXISTS (SELECT 1 FROM order_events e WHERE e.order_id = o.id AND e.at < w.since)
-     ORDER BY o.id DESC LIMIT %(limit)s
     """
 _REQUEST = """
     INSERT INTO replays (reason, since, order_id, before_id, requested_at)
@@ -153,13 +143,6 @@ def read_slice(session: Session, wish: Replay) -> Slice:
     return Slice(_messages(session, row.ids, wish.since), row.before_id)
 
 
-def newest_told(session: Session) -> list[Written]:
-    """Write messages anew that were told before: of the newest orders, but nothing that waits."""
-    rows = session.rows(_TOLD, {"limit": _EVENTS // 10})
-    waiting_since = {order_id: since for order_id, since in rows if since is not None}
-    return _messages(session, [order_id for order_id, _ in rows], _EVER, waiting_since)
-
-
 def move_on(session: Session, wish: Replay, told: Slice, now: datetime) -> None:
     """Note that a slice is told, unless the wish was begun anew meanwhile."""
     session.execute(
@@ -177,12 +160,7 @@ def move_on(session: Session, wish: Replay, told: Slice, now: datetime) -> None:
     )
 
 
-def _messages(
-    session: Session,
-    order_ids: Sequence[int],
-    since: datetime,
-    until: Mapping[int, datetime] = MappingProxyType({}),
-) -> list[Written]:
+def _messages(session: Session, order_ids: Sequence[int], since: datetime) -> list[Written]:
     logs: dict[int, list[Any]] = {}
     for event in session.execute(_LOG, {"ids": list(order_ids)}):
         logs.setdefault(event.order_id, []).append(event)
@@ -190,8 +168,7 @@ def _messages(
     messages: list[Written] = []
     for order_id, events in logs.items():
         try:
-            end = until.get(order_id, _END)
-            messages += [*_messages_of(found[order_id], events, since, end)]
+            messages += [*_messages_of(found[order_id], events, since)]
         except (ValueError, TypeError, LookupError) as error:
             # One log that cannot be read must not keep all others from being told.
             name, reason = found[order_id].external_id, type(error).__name__
@@ -199,13 +176,11 @@ def _messages(
     return messages
 
 
-def _messages_of(
-    order: Order, events: Iterable[Any], since: datetime, until: datetime
-) -> Iterator[Written]:
+def _messages_of(order: Order, events: Iterable[Any], since: datetime) -> Iterator[Written]:
     shown: dict[str, Any] = {}
     for event in events:
         shown |= event.changes
-        if not since <= event.at < until:
+        if event.at < since:
             continue
         before = OrderStatus(event.from_status) if event.from_status else None
         after = OrderStatus(event.to_status)

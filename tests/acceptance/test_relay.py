@@ -431,7 +431,7 @@ def test_a_store_that_wants_less_than_before_is_told_less(
             publish(publisher, group)
             if context.settings.is_amqp:  # which is asked whether the other is not wanted
                 assert (publisher.confirmed, publisher.is_in_doubt) == ([0], True)
-                publisher.settle(group[:1], 10)
+                publisher.settle(10)
                 publish(publisher, group)
 
             assert len(publisher.confirmed) == 2

@@ -148,7 +148,7 @@ def test_a_hint_that_comes_fifty_times_at_once_costs_one_poll(
     assert len(inbox(context)) == 1
 
 
-def test_a_hint_that_comes_again_waits_where_its_order_is_asked_about_soon_anyway(
+def test_a_hint_that_comes_again_has_its_order_asked_about_no_sooner_than_is_sensible(
     context: Context, provider: Skinslink, clock: FakeClock
 ) -> None:
     order = receive_one(context, marketHashName=NAME)
@@ -159,11 +159,39 @@ def test_a_hint_that_comes_again_waits_where_its_order_is_asked_about_soon_anywa
     clock.advance(2)
     hint(context, "pending")
     webhooks.apply_deliveries(context)
-    due = again(context, order).next_poll_at
+    clock.advance(2)
 
-    assert hint(context, "pending") is Verdict.KNOWN
-    assert [row["next_apply_at"] for row in inbox(context)] == [None]
-    assert again(context, order).next_poll_at == due
+    assert hint(context, "pending") is Verdict.STORED
+    webhooks.apply_deliveries(context)
+    assert len(inbox(context)) == 1
+    after = again(context, order)
+    assert after.next_poll_at is not None
+    assert after.polled_at is not None
+    assert timedelta(seconds=30) <= after.next_poll_at - after.polled_at <= timedelta(seconds=37)
+
+
+def test_a_hint_that_comes_before_the_posts_answer_outlives_a_refusal(
+    context: Context, provider: Skinslink, clock: FakeClock
+) -> None:
+    """Who says no and has it all the same is asked once more."""
+
+    def tell(fields: dict[str, Any]) -> None:
+        hint(context, "accepted", merchant_tx_id=fields["external_id"])
+        webhooks.apply_deliveries(context)
+
+    provider.on_purchase = tell
+    provider.fail_purchase(ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "sold"), is_made=False)
+    order = receive_one(context, marketHashName=NAME)
+    run_chain(context)
+    ended = again(context, order)
+    asked = polls(provider)
+    for _ in range(20):
+        clock.advance(20)
+        run_ticks(context)
+
+    assert ended.status is S.FAILED
+    assert polls(provider) > asked
+    assert again(context, order).next_poll_at is None
 
 
 def test_a_delivery_that_is_signed_as_a_whole_is_not_applied_again(

@@ -346,7 +346,14 @@ def test_a_second_beat_checks_nothing_twice(context: Context, ends: dict[str, Or
 def test_each_column_of_an_order_is_told_by_its_log_or_known_to_be_none_of_its_business() -> None:
     untold = {
         *("id", "created_at", "updated_at", "fingerprint", "trade_url_sealed", "trade_url_hash"),
-        *("next_attempt_at", "next_poll_at", "polled_at", "polls", "next_watch_at"),
+        *(
+            "next_attempt_at",
+            "next_poll_at",
+            "polled_at",
+            "poll_wanted_at",
+            "polls",
+            "next_watch_at",
+        ),
         *("claim", "claimed_until", "searched_at", "late_words"),
     }
     assert LOGGED.isdisjoint(untold)

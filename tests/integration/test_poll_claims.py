@@ -225,6 +225,28 @@ def test_a_hint_is_heard_whatever_else_has_asked_the_provider_just_before(
     assert again(context, order).next_poll_at is None
 
 
+def test_a_wish_of_code_of_before_is_heard_though_it_knows_no_time_for_it(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    """It moves the next poll, be it by a microsecond, while the order is asked about."""
+    order = accepted(context)
+    provider.says(order.external_id, R.EXPIRED)
+    clock.advance(60)
+    batches = list(reconciliation.poll_due(context))
+
+    def wish(_: str) -> None:
+        moved = "UPDATE orders SET next_poll_at = next_poll_at - interval '1 us' RETURNING 1"
+        assert rows(context, moved)
+
+    provider.on_read = wish
+    for batch in batches:
+        reconciliation.poll_orders(context, "main", batch["ids"])
+
+    after = again(context, order)
+    assert after.status is S.EXPIRED
+    assert after.next_poll_at is not None
+
+
 def test_an_answer_that_a_webhook_overtook_takes_nothing_back(
     context: Context, provider: FakeProvider, clock: FakeClock
 ) -> None:

@@ -147,24 +147,6 @@ def test_slices_are_bounded_and_tell_everything_once(
     assert tell_again(context) == [m for order_id in newest_first for m in before[order_id]]
 
 
-def test_what_was_told_before_is_known_without_what_waits(
-    context: Context, clock: FakeClock
-) -> None:
-    told, half_told = receive(context, checkout(), checkout())
-    clock.advance(1)
-    bodies = {row["body"] for row in rows(context, "DELETE FROM outbox_messages RETURNING body")}
-    receive_one(context)
-    run_chain(context)
-    ended = "DELETE FROM outbox_messages WHERE order_id = %(id)s RETURNING body"
-    bodies |= {row["body"] for row in rows(context, ended, id=told.id)}
-
-    with context.database.transaction() as session:
-        before = replays.newest_told(session)
-
-    assert {body.decode() for _, body in before} == bodies
-    assert half_told.external_id in before[0][1].decode()
-
-
 def test_news_of_an_order_waits_behind_what_is_told_of_it_again_and_of_no_other(
     context: Context,
 ) -> None:

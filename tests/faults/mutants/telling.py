@@ -242,8 +242,8 @@ TELLING = (
     Mutant(
         "hint_is_heard_once", "I7", "who says early what becomes true keeps it from being heard",
         SERVICES + "webhooks.py",
-        "    if notice.identity is None or order.account != account:",
-        "    if notice.identity is not None or order.account != account:",
+        "                delivery_id = inbox.add_again(session, account, digest, now)",
+        "                pass",
         integration("hints"),
     ),
     Mutant(
@@ -256,8 +256,15 @@ TELLING = (
     Mutant(
         "what_comes_back_is_unwanted", "I8", "a queue that is away for a moment wants nothing more",
         "fulfillment/messaging/confirming.py",
-        "            if self._returned[message[:2]] == 2:",
-        "            if self._returned[message[:2]]:",
+        "            if self._returned[doubt.message[:2]] == 2 and is_second_look:",
+        "            if self._returned[doubt.message[:2]] and is_second_look:",
+        within(UNIT, "publishing"),
+    ),
+    Mutant(
+        "first_queue_is_all", "I8", "the first queue that is back tells of all the others",
+        "fulfillment/messaging/confirming.py",
+        "            if self._returned[doubt.message[:2]] == 2 and is_second_look:",
+        "            if self._returned[doubt.message[:2]] == 2:",
         within(UNIT, "publishing"),
     ),
     Mutant(
@@ -277,9 +284,9 @@ TELLING = (
     Mutant(
         "hint_leaves_no_trace", "I7", "a hint beside a poll is forgotten where the claim ends soon",
         SERVICES + "reconciliation.py",
-        "            if order.poll_wanted_at is not None and order.poll_wanted_at > answers_until:",
-        "            if False:",
-        integration("hints"),
+        "                wanted_at = max(now, min(order.poll_wanted_at, context.now()))",
+        "                pass",
+        integration("poll_claims"),
     ),
     Mutant(
         "old_answer_settles_a_hint", "I7", "an answer out of the provider's cache ends the asking",
