@@ -397,5 +397,4 @@ def reconcile_now(context: Context, external_ids: Iterable[str] | None) -> int:
             return due.poll_all(session, now, context.settings.poll_min_interval_s)
         found = orders.find(session, list(external_ids))
         asked = [order.id for order in found.values() if not order.is_unsent]
-        gap = schedule.gap_before_news(context).total_seconds()
-        return due.poll_at(session, asked, now, gap, is_asked_for=True)
+        return due.poll_at(session, asked, now, 0.0, is_asked_for=True)

@@ -318,10 +318,12 @@ class _ToStore:
     """Publishes straight to the store; the real publishers are tried on real brokers."""
 
     broker = "redis"
+    is_in_doubt = False
 
     def __init__(self, world: CrashWorld) -> None:
         self.confirmed: Sequence[int] = ()
         self.known: frozenset[Binding] = frozenset()
+        self.told_before: dict[str, Outgoing] = {}
         self.is_unheard = False
         self._world = world
 
@@ -333,6 +335,9 @@ class _ToStore:
 
     def backlog(self) -> int:
         return 0
+
+    def settle(self, within_s: float) -> None:
+        """Do nothing: it is never in doubt."""
 
     def publish(self, group: Sequence[Outgoing], within_s: float) -> None:
         del within_s

@@ -256,7 +256,11 @@ def test_a_webhook_only_asks(shop: Shop) -> None:
     assert after.status is order.status  # whatever the body claims
     assert after.next_poll_at is not None
     assert after.next_poll_at <= shop.clock.now()
-    assert shop.send(order, status).verdict is Verdict.KNOWN
+
+    shop.send(order, status)
+    webhooks.apply_deliveries(shop.context)
+    assert len(rows(shop.context, "SELECT 1 FROM webhook_deliveries")) == 1
+    assert again(shop.context, order).status is order.status
 
 
 def test_a_webhook_finds_its_order_by_the_providers_own_id(shop: Shop) -> None:
