@@ -290,9 +290,9 @@ TELLING = (
     ),
     Mutant(
         "old_answer_settles_a_hint", "I7", "an answer out of the provider's cache ends the asking",
-        STORE + "due.py",
-        "CASE WHEN o.poll_wanted_at > %(answers_until)s\n",
-        "CASE WHEN o.poll_wanted_at > %(at)s\n",
+        SERVICES + "reconciliation.py",
+        "    answers_until = times.asked_at - context.cache_time",
+        "    answers_until = times.asked_at",
         integration("poll_claims"),
     ),
     Mutant(
