@@ -110,12 +110,11 @@ class OutboxRelay:
         self._is_replays_turn = bool(self._replays) and not self._is_replays_turn
         publish = self._tell_again if self._is_replays_turn else self._publish_some
         sent = publish(publisher)
-        is_any_told = bool(sent and publisher.confirmed)
         self._note_audience(publisher)
         if publisher.is_in_doubt:
             self._settle(publisher)
             self._note_audience(publisher)
-        if publisher.is_unheard or (sent and not is_any_told):
+        if publisher.is_unheard or (sent and not publisher.confirmed):
             return _UNHEARD_S
         if sent == _GROUP or (self._replays and not self._waits_for_store):
             return 0

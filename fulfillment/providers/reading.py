@@ -128,10 +128,13 @@ def _without_halves(text: bytes) -> bytearray | None:
         if is_low and high_at == at - len(_REPLACED):
             high_at = None  # a whole pair
             continue
-        halves += [at for at in (high_at,) if at is not None]
+        if high_at is not None:
+            halves.append(high_at)
         high_at = None if is_low else at
-        halves += [at] if is_low else []
-    halves += [at for at in (high_at,) if at is not None]
+        if is_low:
+            halves.append(at)
+    if high_at is not None:
+        halves.append(high_at)
     if not halves:
         return None
     whole = bytearray(text)
