@@ -12,6 +12,7 @@ import pytest
 from fulfillment.services import reconciliation, webhooks
 from fulfillment.services.context import Context
 from fulfillment.services.reports import apply_reports
+from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
 from schemas.enums import Source
 from schemas.provider import OrderReport, WebhookNotice
@@ -36,6 +37,13 @@ _COLUMNS = """
     """
 #: Rows and which transaction wrote each.
 VERSIONS = "SELECT xmin::text AS writer, o.* FROM orders o ORDER BY id"
+
+
+def hint(context: Context, provider: FakeProvider, order: Order, identity: str) -> None:
+    """Take in a webhook that only says that there is news of the order."""
+    provider.notice = WebhookNotice(order.external_id, None, None, identity=identity)
+    webhooks.take(context, "main", {}, b"{}")
+    webhooks.apply_deliveries(context)
 
 
 @pytest.mark.parametrize("late_s", [0.0, 0.9])
@@ -95,16 +103,11 @@ def test_a_hint_at_a_question_that_was_asked_or_answered_late_waits_for_the_prov
         run_polls(context)
     clock.advance(600)
     (batch,) = reconciliation.poll_due(context)
-    provider.notice = WebhookNotice(order.external_id, None, None, identity="a hint")
-
-    def tell() -> None:
-        webhooks.take(context, "main", {}, b"{}")
-        webhooks.apply_deliveries(context)
 
     def answer(_: str) -> None:
         clock.advance(takes_s)
         if is_meanwhile:
-            tell()
+            hint(context, provider, order, "a hint")
 
     clock.advance(waited_s)  # its message lay in a queue
     provider.on_read = answer
@@ -112,7 +115,7 @@ def test_a_hint_at_a_question_that_was_asked_or_answered_late_waits_for_the_prov
     answered_at = clock.now()
     if not is_meanwhile:
         clock.advance(2)
-        tell()
+        hint(context, provider, order, "a hint")
 
     next_poll_at = again(context, order).next_poll_at
     assert next_poll_at is not None
@@ -152,18 +155,13 @@ def test_a_hint_at_a_question_that_took_long_is_not_answered_out_of_the_provider
     run_polls(context)
     assert again(context, order).status is S.EXPIRED
 
-    def tell(identity: str) -> None:
-        provider.notice = WebhookNotice(order.external_id, None, None, identity=identity)
-        webhooks.take(context, "main", {}, b"{}")
-        webhooks.apply_deliveries(context)
-
     def deliver(_: str = "") -> None:
         provider.on_read = lambda what: None
         provider.says(order.external_id, R.COMPLETED, charged_mills=6120)
-        tell("it is delivered after all")
+        hint(context, provider, order, "it is delivered after all")
 
     clock.advance(3600)
-    tell("something is new")
+    hint(context, provider, order, "something is new")
     (batch,) = reconciliation.poll_due(context)
     provider.takes_s = takes_s
     if is_meanwhile:
@@ -193,13 +191,8 @@ def test_a_hint_is_heard_whatever_else_has_asked_the_provider_just_before(
     clock.advance(60)
     run_polls(context)
 
-    def tell(identity: str) -> None:
-        provider.notice = WebhookNotice(order.external_id, None, None, identity=identity)
-        webhooks.take(context, "main", {}, b"{}")
-        webhooks.apply_deliveries(context)
-
     clock.advance(3600)
-    tell("something is new")
+    hint(context, provider, order, "something is new")
     (batch,) = reconciliation.poll_due(context)
     if how == "poller dies":  # its message lay in a queue, and nobody heard the answer
         clock.advance(20)
@@ -208,7 +201,8 @@ def test_a_hint_is_heard_whatever_else_has_asked_the_provider_just_before(
         reconciliation.poll_orders(context, "main", batch["ids"])
     clock.advance(2)
     provider.says(order.external_id, R.COMPLETED, charged_mills=6120)
-    tell("something is new" if is_known else "it is delivered after all")
+    identity = "something is new" if is_known else "it is delivered after all"
+    hint(context, provider, order, identity)
     clock.advance(3)
     if how == "comes twice":
         reconciliation.poll_orders(context, "main", batch["ids"])
