@@ -35,6 +35,10 @@ class Scale:
     memory: tuple[int, int] = (2_000, 10_000)
     scaling: tuple[int, ...] = (1, 2)
     scaling_burst: int = 1800
+    accounts: tuple[int, ...] = (1, 4)
+    account_burst: int = 128  # for each account
+    life: tuple[int, ...] = (12,)  # orders a second
+    life_s: float = 4.0  # a round
     profile: int = 3000
 
 
@@ -42,10 +46,13 @@ QUICK = Scale(
     name="quick", rounds=1, burst=60, small_burst=60, peers=10, noop=20, large_catalog=4000,
     large_peers=5, batch_sizes=(16, 64), light=10, intake=60, catalog=4000, small_table=1000,
     large_table=5000, due=(50,), polls=60, webhooks=50, memory=(60, 120), scaling=(1, 2),
-    scaling_burst=60, profile=300,
+    scaling_burst=60, profile=300, accounts=(1, 2), account_burst=10, life=(5,), life_s=1.0,
 )  # fmt: skip
 NORMAL = Scale(name="bench")
-LONG = Scale(name="long", large_table=5_000_000, memory=(2_000, 200_000), scaling=(1, 2, 4))
+LONG = Scale(
+    name="long", large_table=5_000_000, memory=(2_000, 200_000), scaling=(1, 2, 4),
+    accounts=(1, 2, 4, 8), account_burst=512, life=(12, 36), life_s=20.0,
+)  # fmt: skip
 
 
 @dataclass

@@ -1,18 +1,21 @@
 """Compare the provider's ledger with our tables: every benchmark that buys ends with it."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
 
 #: Ids that the product was given begin so; the baselines' begin with the baseline's name.
 OURS = "p-"
-#: Statuses in which the provider has the order; a webhook of the benchmark may have moved it on.
-TAKEN = frozenset({"accepted", "queued", "processing", "pending"})
+#: Statuses in which the provider has the order; webhooks may have moved it on.
+TAKEN = frozenset({"accepted", "queued", "processing", "pending", "sent", "completed"})
 
 
-def check_product(database: psycopg.Connection[Any], ledger: dict[str, Any]) -> None:
-    """Raise RuntimeError unless both know the same purchases, once each, for the same money."""
+def check_product(database: psycopg.Connection[Any], ledgers: Sequence[dict[str, Any]]) -> None:
+    """Raise RuntimeError unless all know the same purchases, once each, for the same money."""
+    purchases = [each for ledger in ledgers for each in ledger["purchases"]]
+    movements = [each for ledger in ledgers for each in ledger["wallet"]["movements"]]
     rows = database.execute(
         "SELECT o.external_id, o.status, a.hold_mills FROM orders o "
         "JOIN attempts a ON a.order_id = o.id"
@@ -21,15 +24,13 @@ def check_product(database: psycopg.Connection[Any], ledger: dict[str, Any]) -> 
     wrong = [f"{name} is {status} here" for name, status, _ in rows if status not in TAKEN]
     if len(ours) != len(rows):
         wrong.append("an order has two attempts")
-    bought = [p for p in ledger["purchases"] if p["externalId"].startswith(OURS)]
+    bought = [p for p in purchases if p["externalId"].startswith(OURS)]
     theirs = {p["externalId"]: p["amountMills"] for p in bought}
     wrong += [f"{name} is bought, and not here" for name in theirs.keys() - ours.keys()]
     wrong += [f"{name} is here, and not bought" for name in ours.keys() - theirs.keys()]
     wrong += [f"{n} costs {theirs[n]} mills, held are {ours[n]}" for n in theirs.keys() & ours
               if theirs[n] != ours[n]]  # fmt: skip
-    charges = Counter(
-        m["externalId"] for m in ledger["wallet"]["movements"] if m["kind"] == "charge"
-    )
+    charges = Counter(m["externalId"] for m in movements if m["kind"] == "charge")
     wrong += [f"{name} was charged {count} times" for name, count in charges.items() if count > 1]
     if wrong:
         raise RuntimeError(f"the books differ in {len(wrong)} points: {'; '.join(wrong[:5])}")

@@ -101,16 +101,23 @@ def _ticks(axes: Axes, series: dict[str, Any]) -> bool:
 
 
 def _scaling(axes: Axes, series: dict[str, Any]) -> bool:
-    found = series.get("scaling", [])
-    workers = [count for count, _ in found]
+    return _rates(axes, series.get("scaling", []), "worker processes, provider at 200 ms")
+
+
+def _accounts(axes: Axes, series: dict[str, Any]) -> bool:
+    return _rates(axes, series.get("accounts", []), "accounts, each provider at 500 ms")
+
+
+def _rates(axes: Axes, found: list[Any], what: str) -> bool:
+    numbers = [number for number, _ in found]
     rates = [median(values) for _, values in found]
     if found:
-        axes.plot(workers, rates, "o-", label="measured")
-        axes.plot(workers, [rates[0] * n / workers[0] for n in workers], ":", label="linear")
-        axes.set_xticks(workers)
+        axes.plot(numbers, rates, "o-", label="measured")
+        axes.plot(numbers, [rates[0] * n / numbers[0] for n in numbers], ":", label="linear")
+        axes.set_xticks(numbers)
         axes.legend()
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("worker processes, provider at 200 ms")
+    axes.set_xlabel(what)
     axes.set_ylabel("orders/s")
     return len(found) > 1
 
@@ -121,4 +128,5 @@ PLOTS: dict[str, tuple[str, Callable[[Axes, dict[str, Any]], bool]]] = {
     "batch-size": ("Cost of an order against the size of batches", _batch_size),
     "ticks": ("Cost of a reconcile tick against the size of the table", _ticks),
     "scaling": ("Scaling over worker processes", _scaling),
+    "accounts": ("Scaling over accounts", _accounts),
 }

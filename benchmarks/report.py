@@ -13,7 +13,7 @@ QUIET_LOAD = 2.0
 
 ORDER = (
     *("burst", "requests", "cpu", "flower", "light", "intake", "catalog", "tick", "polls"),
-    *("webhooks", "memory", "scaling"),
+    *("webhooks", "memory", "scaling", "accounts", "life"),
 )
 
 HEAD = """# Benchmarks

@@ -18,6 +18,7 @@ from benchmarks import (
     catalog,
     growth,
     intake,
+    life,
     light,
     profile,
     reconcile,
@@ -46,6 +47,8 @@ ROWS: dict[str, Callable[[Bench], None]] = {
     "webhooks": webhooks.measure,
     "memory": growth.measure_memory,
     "scaling": growth.measure_scaling,
+    "accounts": growth.measure_accounts,
+    "life": life.measure,
     "steps": steps.measure,
     "profile": profile.measure,
 }

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from benchmarks.servers import HOST, Broker, Servers
 from fulfillment.devstack.configuration import claim_port
 from fulfillment.devstack.processes import Child, ProcessGroup, launch_command
 from fulfillment.devstack.stack import Stack, StackOptions
-from fulfillment.settings import AccountSettings, Settings
+from fulfillment.settings import DEFAULT_ACCOUNT, AccountSettings, Settings
+from fulfillment.simulator.options import path_of
 from schemas.enums import ProviderName
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +35,8 @@ CLIENT_ID, CLIENT_SECRET = "bench", "bench-secret"
 #: The default of 64 is for many accounts, each of whose chains is to be quick.
 BATCH_LIMIT = 256
 PATIENCE_S = 180.0
+BALANCE_CENTS = 10**12
+RATE_PER_MINUTE = 1_000_000
 CHUNK = 250  # checkouts in one HTTP request of a burst
 ALL = ("web", "worker", "beat", "intake")
 
@@ -56,6 +59,12 @@ class Simulator:
         self.pid = pid
         self._http = httpx.Client(base_url=f"{url}/_sim", timeout=120, trust_env=False)
         self.items: list[dict[str, Any]] = []
+
+    def prepare(self, latency_s: float) -> None:
+        """Make the items never sell out; answer after so long, as often as asked."""
+        limit = {"requests_per_minute": 0}
+        self.ask("POST", "/options", latency_s=latency_s, reusable_items=True, **limit)
+        self.items = self.ask("GET", "/items?limit=2000")["items"]
 
     def ask(self, method: str, path: str, **content: Any) -> Any:
         return self._http.request(method, path, json=content or None).raise_for_status().json()
@@ -86,12 +95,10 @@ def simulator(
     }
     group = ProcessGroup(logs)
     try:
-        group.start(Child("simulator", [*command, "--balance-cents", str(10**12)], env))
+        group.start(Child("simulator", [*command, "--balance-cents", str(BALANCE_CENTS)], env))
         running = Simulator(f"http://{HOST}:{port}", group.pids["simulator"])
         until(lambda: _is_up(running), "the simulator answers")
-        limit = {"requests_per_minute": 0}
-        running.ask("POST", "/options", latency_s=latency_s, reusable_items=True, **limit)
-        running.items = running.ask("GET", "/items?limit=2000")["items"]
+        running.prepare(latency_s)
         yield running
         running.close()
     finally:
@@ -109,9 +116,11 @@ def _is_up(running: Simulator) -> bool:
 class Product:
     """The product as `fulfillment up` runs it, driven as a store would."""
 
-    def __init__(self, stack: Stack, simulated: Simulator, servers: Servers, broker: Broker):
+    def __init__(
+        self, stack: Stack, simulators: Mapping[str, Simulator], servers: Servers, broker: Broker
+    ) -> None:
         self.stack = stack
-        self.simulator = simulated
+        self.simulators = simulators
         self.servers = servers
         self.broker = broker
         self.database_url = servers.database_url("bench_product")
@@ -124,6 +133,11 @@ class Product:
             trust_env=False,
         )
 
+    @property
+    def simulator(self) -> Simulator:
+        """The provider of the account `main`."""
+        return self.simulators[DEFAULT_ACCOUNT]
+
     def close(self) -> None:
         self.http.close()
         self.database.close()
@@ -135,9 +149,14 @@ class Product:
         return int(row[0] or 0)
 
     def send(self, prefix: str, count: int) -> None:
-        """Take checkouts in by HTTP, in batches."""
-        events = [checkout(prefix, place, self.simulator.items) for place in range(count)]
-        for start in range(0, count, CHUNK):
+        """Take checkouts in by HTTP, in batches, one account's after another's."""
+        for number, (account, simulated) in enumerate(self.simulators.items()):
+            places = range(number, count, len(self.simulators))
+            events = [checkout(prefix, place, simulated.items) for place in places]
+            self._post([event | {"account": account} for event in events])
+
+    def _post(self, events: list[dict[str, Any]]) -> None:
+        for start in range(0, len(events), CHUNK):
             content = {"checkouts": events[start : start + CHUNK]}
             answer = self.http.post("/v1/checkouts/batch", json=content).raise_for_status()
             refused = [entry for entry in answer.json()["results"] if "error" in entry]
@@ -158,6 +177,8 @@ class Product:
         found = {name: machine.cpu_s(pid) for name, pid in parts.items() if pid}
         for name, pid in self.stack.processes.pids.items():
             part = name.partition("-")[0]
+            if part == "simulator":
+                continue
             found[part] = found.get(part, 0.0) + machine.cpu_s(pid)
         return found
 
@@ -167,28 +188,28 @@ class Product:
 
     def check_books(self) -> None:
         """Compare every order with the provider's ledger. Raises RuntimeError."""
-        books.check_product(self.database, self.simulator.ask("GET", "/ledger"))
+        ledgers = [each.ask("GET", "/ledger") for each in self.simulators.values()]
+        books.check_product(self.database, ledgers)
 
 
 @contextmanager
 def product(
     servers: Servers,
     broker: Broker,
-    simulated: Simulator,
+    simulated: Simulator | None,
     *,
     provider: ProviderName = ProviderName.SKINSNODE,
+    latency_s: float = 0.02,
+    speed: float = 1.0,
     children: Sequence[str] = ALL,
     workers: int = 2,
     **settings: Any,
 ) -> Iterator[Product]:
-    """Run the product on a fresh database until the block ends."""
-    account = AccountSettings(
-        provider=provider,
-        base_url=simulated.url + ("/api.php" if provider is ProviderName.SKINSBACK else ""),
-        client_id=CLIENT_ID,
-        client_secret=SecretStr(CLIENT_SECRET),
-        rate_per_minute=1_000_000,
-    )
+    """Run the product on a fresh database until the block ends.
+
+    Without a simulator the `accounts` are played by one of the stack's own, which answers after
+    `latency_s` and runs `speed` times as fast as life.
+    """
     values: dict[str, Any] = {
         "data_dir": servers.data_dir / "product",
         "database_url": SecretStr(servers.fresh_database("bench_product")),
@@ -197,23 +218,49 @@ def product(
         "flower_port": 0,
         "poll_min_interval_s": 3600,
         "batch_limit": BATCH_LIMIT,
-        "accounts": {"main": account},
         **settings,
     }
+    if simulated:
+        values["accounts"] = {DEFAULT_ACCOUNT: _account(simulated, provider)}
     options = StackOptions(
-        children=children,
+        children=children if simulated else ["simulator", *children],
         workers=workers,
+        simulator_speed=speed,
+        simulator_balance_cents=BALANCE_CENTS,
         report=lambda line: None,
     )
     with Stack(Settings(_env_file=None, **values), options) as stack:
         if "worker" in children:
             stack.wait_ready(30)
-        running = Product(stack, simulated, servers, broker)
+        simulators = {DEFAULT_ACCOUNT: simulated} if simulated else _own(stack, latency_s)
+        running = Product(stack, simulators, servers, broker)
         until(lambda: _serves(running), "the web process answers")
         try:
             yield running
         finally:
             running.close()
+
+
+def _account(simulated: Simulator, provider: ProviderName) -> AccountSettings:
+    return AccountSettings(
+        provider=provider,
+        base_url=simulated.url + ("/api.php" if provider is ProviderName.SKINSBACK else ""),
+        client_id=CLIENT_ID,
+        client_secret=SecretStr(CLIENT_SECRET),
+        rate_per_minute=RATE_PER_MINUTE,
+    )
+
+
+def _own(stack: Stack, latency_s: float) -> dict[str, Simulator]:
+    pid = stack.processes.pids["simulator"]
+    found = {
+        name: Simulator(stack.simulator_url + path_of(name), pid)
+        for name in stack.settings.accounts
+    }
+    until(lambda: all(_is_up(each) for each in found.values()), "the simulator answers")
+    for each in found.values():
+        each.prepare(latency_s)
+    return found
 
 
 def _serves(running: Product) -> bool:

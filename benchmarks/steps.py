@@ -98,7 +98,7 @@ def measure(bench: Bench) -> None:
                         found.setdefault(size, {}).setdefault(name, []).append(cost)
         address = bench.servers.database_url("bench_steps")
         with psycopg.connect(address) as connection:
-            books.check_product(connection, simulated.ask("GET", "/ledger"))
+            books.check_product(connection, [simulated.ask("GET", "/ledger")])
             bench.keep("storage", _storage(connection))
     bench.keep(
         "steps",
