@@ -1,5 +1,6 @@
 """The broker is wiped, restarted, cut off and filled under running processes; the books agree."""
 
+import os
 import pickle
 import threading
 import time
@@ -19,6 +20,10 @@ from tests.faults.ground import Ground, breakable
 from tests.servers import own_vhost
 
 NoteS = Callable[[str, float], None]
+#: How long a broker is away that is away for long.
+AWAY_S = float(os.environ.get("FULFILLMENT_TEST_AWAY_S", "600"))
+#: What a process may write of it, a minute.
+LOG_BYTES = 50_000
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +225,31 @@ def test_a_black_hole_of_some_seconds_delays_and_loses_nothing(
         assert set(ground.statuses(ids).values()) == {"received"}
 
     ground.assert_settled()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(AWAY_S + 300)
+def test_a_broker_that_is_away_for_minutes_delays_and_loses_nothing(
+    ground: Ground, broker: Broker, note_s: NoteS
+) -> None:
+    with ground.flow(20, gap_s=0.2):
+        ground.until_busy()
+        ground.broker.down()
+    before = log_sizes(ground)
+    ids = ground.send(20)
+    time.sleep(AWAY_S)
+    grown = {name: size - before.get(name, 0) for name, size in log_sizes(ground).items()}
+
+    assert set(ground.statuses(ids).values()) == {"received"}
+    assert {name: n for name, n in grown.items() if n > LOG_BYTES * (1 + AWAY_S / 60)} == {}
+    recovery_s = ground.recovery_s(ground.broker.up)
+    note_s(f"{broker.name} was away for {AWAY_S:.0f} s", recovery_s)
+    ground.assert_settled()
+
+
+def log_sizes(ground: Ground) -> dict[str, int]:
+    folder = ground.driver.stack.data_dir / "logs"
+    return {path.name: path.stat().st_size for path in folder.glob("*.log")}
 
 
 @pytest.mark.long
