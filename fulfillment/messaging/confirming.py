@@ -24,7 +24,10 @@ _KEYS = (ORDER_UPDATED, TRADE_REMINDER, NEEDS_REVIEW)
 #: So long a key that reached a queue before is waited for though others reach one: a store declares
 #: its queues, and deploys its consumers, one after the other.
 PATIENCE_S = 60.0
-#: A message that came back longer ago may have been told by another relay since.
+#: So often others are asked for meanwhile where nothing else shows whether they are heard.
+_LOOK_S = 10.0
+#: What was seen longer ago says nothing of now; and a message that came back longer ago may have
+#: been told by another relay since.
 _RECENT_S = 15.0
 
 
@@ -39,9 +42,10 @@ class Doubt:
     message: Outgoing
     since_s: float
     seen_s: float
-    #: Since when other keys have been heard meanwhile; None while the whole store may be away.
+    #: Since when other keys have been heard all the while, and when last.
     others_since_s: float | None = None
-    settled_s: float = -math.inf
+    others_seen_s: float = -math.inf
+    looked_s: float = -math.inf
 
     @property
     def is_recent(self) -> bool:
@@ -49,9 +53,24 @@ class Doubt:
 
     @property
     def is_overdue(self) -> bool:
-        begun_s = self.since_s if self.others_since_s is None else self.others_since_s
-        is_over = time.monotonic() - max(begun_s, self.settled_s) >= PATIENCE_S
-        return is_over and self.is_recent
+        """Say whether others have been heard all the while that it was waited for."""
+        since_s, now_s = self.others_since_s, time.monotonic()
+        is_over = since_s is not None and now_s - since_s >= PATIENCE_S
+        return is_over and self.is_recent and now_s - self.others_seen_s <= _RECENT_S
+
+    @property
+    def wants_a_look(self) -> bool:
+        now_s = time.monotonic()
+        is_blind = now_s - max(self.since_s, self.others_seen_s) >= _LOOK_S
+        is_soon = now_s - self.looked_s < _LOOK_S
+        return self.is_recent and not is_soon and (is_blind or self.is_overdue)
+
+    def note_others(self) -> None:
+        """Note that another key is heard."""
+        now_s = time.monotonic()
+        if self.others_since_s is None or now_s - self.others_seen_s > _RECENT_S:
+            self.others_since_s = now_s
+        self.others_seen_s = now_s
 
 
 class _Group:
@@ -199,8 +218,7 @@ class Confirming:
     def _note_presence(self) -> None:
         self.is_unheard = False
         for doubt in self._doubts.values():
-            if doubt.others_since_s is None:
-                doubt.others_since_s = time.monotonic()
+            doubt.note_others()
 
     def _know(self, keys: Iterable[str]) -> None:
         self.known = frozenset((key, "", "") for key in keys)
@@ -226,15 +244,15 @@ class Confirming:
 
     @property
     def is_in_doubt(self) -> bool:
-        return bool(self._overdue()) and bool(self._present())
+        return bool(self._to_look_at()) and bool(self._present())
 
-    def _overdue(self) -> list[str]:
+    def _to_look_at(self) -> dict[str, Doubt]:
         # Of a key that is not known something waits only while the store is away.
-        return [
-            key
+        return {
+            key: doubt
             for key, doubt in self._doubts.items()
-            if doubt.is_overdue and (self.is_unheard or key in self._known_keys)
-        ]
+            if doubt.wants_a_look and (self.is_unheard or key in self._known_keys)
+        }
 
     def _present(self) -> set[str]:
         """Name the known keys that may well reach a queue."""
@@ -244,28 +262,30 @@ class Confirming:
     def settle(self, within_s: float) -> None:
         """Give up known keys that reach no queue any more while another one does.
 
-        What came back is sent again, before and after what was told before of other keys: twice,
-        `PATIENCE_S` apart, where nothing else has shown that others are heard all the while.
+        Whether another one does is seen by what was told before. After `PATIENCE_S` of that, what
+        came back is sent again, before and after it.
         """
         deadline = time.monotonic() + within_s
         present = self._present()
         witnesses = [message for key, message in self.told_before.items() if key in present]
-        for key in self._overdue():
-            doubt = self._doubts[key]
-            doubt.settled_s = time.monotonic()
-            if not witnesses:
-                continue
-            self._returned.clear()
-            self._unconfirmed.clear()
-            for each in (doubt.message, *witnesses, doubt.message):
-                self._send(each)
-            self._await_confirms(deadline)
-            if all(witness[:2] in self._returned for witness in witnesses):
+        looked_at = self._to_look_at()
+        overdue = {key: doubt.message for key, doubt in looked_at.items() if doubt.is_overdue}
+        for doubt in looked_at.values():
+            doubt.looked_s = time.monotonic()
+        if not witnesses:
+            return
+        self._returned.clear()
+        self._unconfirmed.clear()
+        for each in (*overdue.values(), *witnesses, *overdue.values()):
+            self._send(each)
+        self._await_confirms(deadline)
+        if all(witness[:2] in self._returned for witness in witnesses):
+            for doubt in self._doubts.values():
                 doubt.others_since_s = None
-                continue
-            is_second_look = doubt.others_since_s is not None
-            self._note_presence()
-            if self._returned[doubt.message[:2]] == 2 and is_second_look:
+            return
+        self._note_presence()
+        for key, message in overdue.items():
+            if self._returned[message[:2]] == 2:
                 del self._doubts[key]
                 self._know(self._known_keys - {key})
                 log.warning("relay.key_given_up", key=key)

@@ -39,7 +39,7 @@ _EARLIEST, _LATEST = 2000, 2100
 EXTERNAL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 LISTED_TWICE = "it is listed twice, with different content"
 # A surrogate's escape with all backslashes before it: an even number of them escapes each other.
-_HALF = re.compile(rb"(?<!\\)(\\++)u[dD][89a-fA-F]..", re.DOTALL)
+_HALF = re.compile(rb"(?<!\\)(\\++)u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _REPLACED = rb"\ufffd"
 _MOST_HALVES = 10_000
 _NUMBER = re.compile(r"[0-9]{1,20}")
@@ -100,18 +100,25 @@ def sensible(moment: datetime) -> datetime | None:
     return moment if _EARLIEST <= moment.year <= _LATEST else None
 
 
-def decode_listed(text: bytes, kind: type[T]) -> T:
-    """Decode a list of items, or one of them; half a surrogate pair costs only the text it is in.
+def decode_listed(text: bytes | msgspec.Raw, kind: type[T]) -> T:
+    """Decode a list of items, or one of them.
 
-    Raises msgspec.DecodeError and RecursionError.
+    Half a surrogate pair, or what is no UTF-8, costs only the text it is in. Raises
+    msgspec.DecodeError and RecursionError.
     """
     try:
         return msgspec.json.decode(text, type=kind)
-    except msgspec.DecodeError:
-        whole = _without_halves(text)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        whole = _in_whole_letters(bytes(text))
         if whole is None:
             raise
     return msgspec.json.decode(whole, type=kind)
+
+
+def _in_whole_letters(text: bytes) -> bytes | bytearray | None:
+    """Replace what is no letter in any text; None where all are."""
+    legible = text.decode(errors="replace").encode()
+    return _without_halves(legible) or (legible if legible != text else None)
 
 
 def _without_halves(text: bytes) -> bytearray | None:

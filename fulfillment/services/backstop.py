@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from fulfillment.errors import FulfillmentError
+from fulfillment.errors import FulfillmentError, ProviderNotReached
 from fulfillment.log import get_logger
 
 log = get_logger(__name__)
@@ -88,9 +88,33 @@ def alone(act: Callable[[], R], order: str, otherwise: Callable[[str], R]) -> R:
         raise
     except Exception as error:
         set_aside(order, error)
-        return otherwise(f"an answer that we fail at: {type(error).__name__}")
+        return otherwise(_unreadable(error))
+
+
+def read(ask: Callable[[], R], what: str) -> R:
+    """Ask a provider for something that changes nothing there.
+
+    An answer that our code fails at is as good as none: raises ProviderNotReached then, like any
+    other error of ours that `ask` raises.
+    """
+    try:
+        return ask()
+    except FulfillmentError:
+        raise
+    except Exception as error:
+        note_bug("answer.set_aside", error, what=what)
+        raise ProviderNotReached(_unreadable(error)) from None
+
+
+def _unreadable(error: Exception) -> str:
+    return f"an answer that we fail at: {type(error).__name__}"
 
 
 def set_aside(order: str, error: Exception) -> None:
-    """Say which order made a step fail in a way that is a bug; its text may quote what came in."""
-    log.error("order.set_aside", order_id=order, reason=type(error).__name__)
+    """Say which order made a step fail in a way that is a bug."""
+    note_bug("order.set_aside", error, order_id=order)
+
+
+def note_bug(event: str, error: Exception, **what: str) -> None:
+    """Tell of an error that is ours, without its text, which may quote what came in."""
+    log.error(event, reason=type(error).__name__, **what)

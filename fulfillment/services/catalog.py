@@ -6,7 +6,7 @@ from fulfillment.crash import crash_point
 from fulfillment.errors import ProviderError, ProviderNotReached
 from fulfillment.log import get_logger
 from fulfillment.providers.reading import ITEM_LENGTH, clean
-from fulfillment.services import funds, outages, shortage
+from fulfillment.services import backstop, funds, outages, shortage
 from fulfillment.services.budget import Grant
 from fulfillment.services.claiming import (
     CATALOG,
@@ -74,7 +74,9 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
 
         def ask() -> Quotes:
             with for_catalog:
-                return context.provider(account).quote(asked)
+                return backstop.read(
+                    lambda: context.provider(account).quote(asked), f"the catalog of {account}"
+                )
 
         try:
             if claim.has_failed:  # one request shows whether the account answers again

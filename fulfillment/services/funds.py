@@ -9,7 +9,7 @@ from typing import TypeVar
 from fulfillment.crash import crash_point
 from fulfillment.errors import ProviderError
 from fulfillment.log import get_logger
-from fulfillment.services import brakes, outages
+from fulfillment.services import backstop, brakes, outages
 from fulfillment.services.budget import Grant
 from fulfillment.services.claiming import (
     WALLET,
@@ -112,7 +112,8 @@ def record_figure(context: Context, session: Session, account: str, figure: Figu
 def read_figure(context: Context, account: str) -> Figure:
     """Ask the provider for the balance. Raises ProviderError."""
     requested_at = context.now()
-    return Figure(context.provider(account).wallet_mills(), requested_at)
+    ask = context.provider(account).wallet_mills
+    return Figure(backstop.read(ask, f"the wallet of {account}"), requested_at)
 
 
 def refresh_wallet(context: Context, account: str) -> None:

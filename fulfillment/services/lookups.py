@@ -7,7 +7,7 @@ the provider until it was asked for alone.
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 
-from fulfillment.errors import ProviderError, ProviderNotReached
+from fulfillment.errors import ProviderError
 from fulfillment.services import backstop
 from fulfillment.services.budget import Grant
 from fulfillment.services.context import Context
@@ -25,7 +25,7 @@ def look_up(
             return context.provider(account).reports(names)
 
     try:
-        return backstop.alone(act, ", ".join(names), _failed)
+        return backstop.read(act, ", ".join(names))
     except ProviderError as error:
         return error
 
@@ -42,7 +42,3 @@ def look_up_alone(
     context.threads.all_done(flying)
     grant.give_back()
     return {name: future.result() for name, future in zip(asked, flying, strict=True)}
-
-
-def _failed(reason: str) -> Mapping[str, OrderReport]:
-    raise ProviderNotReached(reason)

@@ -199,7 +199,7 @@ class World:
         self.faults.is_on = True
         self._stack.enter_context(self.bus.installed(self.context))
         # What is set aside is a bug: nothing that the simulation sends may come to that.
-        aside = mock.patch.object(backstop, "set_aside", self._note_bug)
+        aside = mock.patch.object(backstop, "note_bug", self._note_bug)
         self._stack.enter_context(aside)
         self._stack.enter_context(mock.patch.object(ledger, "hold", self._hold))
         self.database.on_held = self._check_held
@@ -212,8 +212,8 @@ class World:
     def __exit__(self, *error: Any) -> None:
         self._stack.close()
 
-    def _note_bug(self, order: str, error: Exception) -> None:
-        self.scheduler.errors.append((order, error))
+    def _note_bug(self, event: str, error: Exception, **what: str) -> None:
+        self.scheduler.errors.append((f"{event} {what}", error))
 
     def _clear(self) -> None:
         # Down to files of no length: rows without an order come as they lie, which must not depend

@@ -144,8 +144,9 @@ def read_catalog(
     priced = {key for item in found.values() for key in (item.id, item.market_hash_name)}
     for entry in odd:
         for key in {entry.id, entry.market_hash_name} & {*wanted, *names} - priced:
-            text = f"{bytes(entry.price).decode()} {bytes(entry.currency).decode()}"
-            unclear.setdefault(key, not_exact(clean(text, WORD_LENGTH) or ""))
+            text = b"%b %b" % (bytes(entry.price), bytes(entry.currency))
+            told = clean(text.decode(errors="replace"), WORD_LENGTH)
+            unclear.setdefault(key, not_exact(told or ""))
     return clear, len(items), unclear
 
 
