@@ -77,6 +77,12 @@ class Unknown:
     odd_refusal: str | None = None
     was_answered: bool | None = None
 
+    @property
+    def is_failed_lookup(self) -> bool:
+        """Say whether nothing was sent but a lookup, and that failed."""
+        is_asked = self.error is not None and not isinstance(self.error, OverBudget)
+        return is_asked and self.was_answered is None and self.empty_at is None
+
 
 Answer = Answered | Refused | NotSent | Unknown
 

@@ -1,5 +1,6 @@
 """What to do when an account's provider cannot be asked: leave the account alone for a while."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from fulfillment.crash import crash_point
@@ -27,6 +28,18 @@ def is_away(error: ProviderError | None) -> bool:
     if isinstance(error, ProviderNotReached | ProviderDeniesAccount):
         return True
     return error is not None and error.is_outage
+
+
+def of_the_account(errors: Sequence[ProviderError], *, is_answered: bool) -> ProviderError | None:
+    """Give what tells of all these failed lookups that the account is to be left alone.
+
+    One lookup that failed is about its orders; several, and none that was answered, are not.
+    """
+    for error in errors:
+        if isinstance(error, ProviderDeniesAccount) or error.retry_after is not None:
+            return error
+    away = [error for error in errors if is_away(error)]
+    return away[0] if len(away) > 1 and not is_answered else None
 
 
 @repeated

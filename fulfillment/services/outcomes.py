@@ -127,6 +127,8 @@ def _write_open(
             moves.append(_review(context, order, note, claim))
             continue
         gap = unknowns.retry_gap(policy, attempt, now, context.jitter(), may_post=may_post)
+        if isinstance(answer, Unknown) and answer.is_failed_lookup:
+            gap = max(gap, unknowns.gap_after_failed_lookup(attempt, now, context.jitter()))
         if answer.error is not None and answer.error.retry_after is not None:
             gap = max(gap, answer.error.retry_after)
         due_at = now + gap

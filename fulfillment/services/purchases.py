@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from fulfillment.crash import crash_point
-from fulfillment.errors import ProviderDeniesAccount, ProviderError, ProviderOutcomeUnknown
+from fulfillment.errors import (
+    OverBudget,
+    ProviderDeniesAccount,
+    ProviderError,
+    ProviderOutcomeUnknown,
+)
 from fulfillment.log import get_logger
 from fulfillment.services import outages
-from fulfillment.services.answers import Answer, Unknown
+from fulfillment.services.answers import Answer, Answered, Unknown
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.store import purchases
@@ -70,16 +75,22 @@ class Watch:
         self._attempts = claim.attempts
         self._until = until
         self._is_counted = claim.purchases.unanswered > 0
+        #: Lookups that failed, and whether any was answered.
+        self._failed: list[ProviderError] = []
+        self._is_any_answered = False
         #: Nobody knows yet whether purchases are answered again: no second one may leave.
         self.is_ahead = until is not None
 
     def heed(self, answers: Sequence[tuple[Order, Answer]]) -> bool:
         """Note what came back; say whether to stop here, since the account is to be left alone."""
-        asked = [answer.error for _, answer in answers if answer.was_answered is None]
-        away = next((error for error in asked if error and outages.is_away(error)), None)
+        unasked = [answer.error for _, answer in answers if answer.was_answered is None]
+        is_spent = any(isinstance(error, OverBudget) for error in unasked)
+        self._failed += [e for e in unasked if e and not isinstance(e, OverBudget)]
+        is_answered = any(answer.was_answered for _, answer in answers)
+        self._is_any_answered |= is_answered or any(_has_told(answer) for _, answer in answers)
+        away = outages.of_the_account(self._failed, is_answered=self._is_any_answered)
         if away is not None:
             outages.pause(self._context, self._account, away)
-        is_answered = any(answer.was_answered for _, answer in answers)
         if is_answered and (self.is_ahead or self._is_counted):
             _work(self._context, self._account, went_ahead=self.is_ahead)
             self.is_ahead = self._is_counted = False
@@ -89,7 +100,7 @@ class Watch:
             if answer.was_answered is False
             and self._counts(order, error := _error(answer), is_answered=is_answered)
         ]
-        return self._fail(errors) or away is not None
+        return self._fail(errors) or away is not None or is_spent
 
     def _counts(self, order: Order, error: ProviderError, *, is_answered: bool) -> bool:
         """Say whether a purchase without a yes or a no tells of the account.
@@ -119,6 +130,12 @@ class Watch:
         """Let another go ahead where none was sent after all."""
         if self.is_ahead and self._until is not None:
             _come_back(self._context, self._account, self._until)
+
+
+def _has_told(answer: Answer) -> bool:
+    """Say whether the provider was asked what it has, and said so."""
+    is_empty = isinstance(answer, Unknown) and answer.empty_at is not None
+    return is_empty or isinstance(answer, Answered)
 
 
 def _error(answer: Answer) -> ProviderError:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 from fulfillment.crash import crash_point
 from fulfillment.errors import (
     OverBudget,
-    ProviderDeniesAccount,
     ProviderError,
 )
 from fulfillment.log import get_logger
@@ -339,7 +338,7 @@ def _ask(
             found.asked.extend(group)
             found.reports.update(answer)
     errors = [a for a in answers if isinstance(a, ProviderError) and not isinstance(a, OverBudget)]
-    told = _of_the_account(errors, is_answered=bool(found.asked))
+    told = outages.of_the_account(errors, is_answered=bool(found.asked))
     if told is not None:
         outages.pause(context, account, told)
     return found
@@ -372,18 +371,6 @@ def _ask_alone(
     alone = look_up_alone(context, account, executor, Purpose.POLL, names)
     kept += [[order] for order in left_out]
     return kept, [*answers, *(alone.get(name, OverBudget()) for name in names)]
-
-
-def _of_the_account(errors: Sequence[ProviderError], *, is_answered: bool) -> ProviderError | None:
-    """Give what tells that the account is to be left alone.
-
-    One lookup that failed is about its orders; several, and none that was answered, are not.
-    """
-    for error in errors:
-        if isinstance(error, ProviderDeniesAccount) or error.retry_after is not None:
-            return error
-    away = [error for error in errors if outages.is_away(error)]
-    return away[0] if len(away) > 1 and not is_answered else None
 
 
 def reconcile_now(context: Context, external_ids: Iterable[str] | None) -> int:

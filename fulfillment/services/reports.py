@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from fulfillment.crash import crash_point
 from fulfillment.errors import ConfigurationError
 from fulfillment.log import get_logger
+from fulfillment.providers.reading import HIDDEN
 from fulfillment.services import brakes, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.decide import Decision, Money, decide
@@ -25,9 +26,13 @@ from schemas.checkout import trade_url_parts
 from schemas.enums import OrderStatus, Source
 from schemas.messages import NEEDS_REVIEW
 from schemas.money import cents_to_mills
-from schemas.provider import OrderReport
+from schemas.provider import OrderReport, ReportState
 
 log = get_logger(__name__)
+
+#: What of a report may be in a provider's own words, whatever its state.
+_TEXTS = ("failure_code", "failure_message", "alarm", "item_name")
+_ALL_TEXTS = (*_TEXTS, "raw_status")
 
 
 @dataclass
@@ -83,7 +88,7 @@ def apply_reports(
     before = locked if locked is not None else orders.lock(session, list(reports))
     moves, money = [], _Money()
     for order in before:
-        report = reports[order.id]
+        report = _without_token(context, order, reports[order.id])
         if order.account != account:
             moves.append(stray(order, account, report, by, now))
             continue
@@ -108,7 +113,7 @@ def apply_reports(
 
 def is_news(context: Context, order: Order, report: OrderReport, now: datetime) -> bool:
     """Say whether the report changes anything of the order, which is at the account that told."""
-    decision = _decided(context, order, report, now)
+    decision = _decided(context, order, _without_token(context, order, report), now)
     return decision.target is not None or bool(decision.money)
 
 
@@ -127,19 +132,36 @@ def _decided(
         now,
         timedelta(seconds=settings.trade_window_s),
         cents_to_mills(settings.price_limit_cents(order.expected_price_cents)),
-        partner=_partner(context.seal, order.trade_url_sealed) if report.partner else None,
+        partner=_recipient(context.seal, order.trade_url_sealed)[0] if report.partner else None,
         is_by_a_person=is_by_a_person,
     )
 
 
 @lru_cache(maxsize=10_000)  # an order under way is told of again and again
-def _partner(seal: Seal, trade_url_sealed: bytes | None) -> int | None:
-    """Give the number of the recipient that was asked for; None where nobody can read it now."""
+def _recipient(seal: Seal, trade_url_sealed: bytes | None) -> tuple[int, str] | tuple[None, None]:
+    """Give number and token of the recipient asked for; nothing where nobody can read it now."""
     if trade_url_sealed is None:
-        return None
+        return None, None
     with suppress(ConfigurationError, ValueError):
-        return trade_url_parts(seal.open(trade_url_sealed).decode())[0]
-    return None
+        return trade_url_parts(seal.open(trade_url_sealed).decode())
+    return None, None
+
+
+def _without_token(context: Context, order: Order, report: OrderReport) -> OrderReport:
+    """Take the recipient's trade token out of what a provider says in words of its own.
+
+    What no word of its contract says is kept, shown and logged.
+    """
+    is_known = report.state is not ReportState.UNKNOWN
+    texts = {
+        name: text
+        for name in (_TEXTS if is_known else _ALL_TEXTS)
+        if (text := getattr(report, name)) and text != order.market_hash_name
+    }
+    token = _recipient(context.seal, order.trade_url_sealed)[1] if texts else None
+    if token is None or not any(token in text for text in texts.values()):
+        return report
+    return replace(report, **{name: text.replace(token, HIDDEN) for name, text in texts.items()})
 
 
 def stray(

@@ -21,6 +21,8 @@ REVIEW_AFTER = timedelta(hours=1)
 LONGEST = timedelta(days=1)
 _FIRST_RETRY_S = 1.0
 _SLOWEST_RETRY_S = 30.0
+#: Of an outcome that has been unknown for hours, where its lookups fail.
+_SLOWEST_FAILED_S = 300.0
 
 
 class Step(StrEnum):
@@ -94,3 +96,15 @@ def retry_gap(
         if now < allowed_at < now + gap:
             return allowed_at - now
     return gap
+
+
+def gap_after_failed_lookup(attempt: Attempt, now: datetime, jitter: float) -> timedelta:
+    """Give the pause after a lookup that failed, which the attempt does not count.
+
+    It is half of the time for which the outcome is unknown, up to 30 s, and after ten minutes a
+    twentieth of it, up to 5 minutes: nothing grows without end by one order's lookups.
+    """
+    unknown_s = (now - (attempt.unknown_since or now)).total_seconds()
+    slowest_s = min(max(unknown_s / 20, _SLOWEST_RETRY_S), _SLOWEST_FAILED_S)
+    seconds = min(max(unknown_s / 2, _FIRST_RETRY_S), slowest_s)
+    return timedelta(seconds=seconds * (0.8 + 0.4 * jitter))

@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from fulfillment.errors import ProviderNotReached, ProviderRefused
 from fulfillment.providers.http import HTTPClient
@@ -131,6 +132,24 @@ def test_what_was_not_asked_for_is_kept_from_a_person_by_no_poll(
     assert "EvilEvil" not in str(kept)
     assert TOKEN not in str(kept)
     assert_invariants(context)
+
+
+@pytest.mark.parametrize("field", ["failure_code", "failure_message", "alarm", "raw_status"])
+def test_a_trade_token_in_a_providers_own_words_is_kept_nowhere(
+    context: Context, provider: FakeProvider, clock: FakeClock, field: str
+) -> None:
+    order = accepted(context)
+    details = {"failure_code": "odd", field: f"bad link 123456789/{TOKEN} given"}
+    state = R.UNKNOWN if field == "raw_status" else R.FAILED
+    provider.says(order.external_id, state, **details)
+
+    with capture_logs() as logs:
+        let_pass(context, clock, 2)
+
+    kept = [rows(context, f"SELECT * FROM {t}") for t in ("orders", "order_events", "attempts")]
+    told = messages_of(context, order)
+    assert "bad link" in str([kept, told])
+    assert TOKEN not in str([kept, told, logs, view(context, order)])
 
 
 def test_another_purchase_under_the_id_fails_nothing(

@@ -1,5 +1,6 @@
 """What follows a purchase of unknown outcome, by what the provider documents (DESIGN section 3)."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
@@ -12,6 +13,7 @@ from fulfillment.services.context import Context
 from fulfillment.services.operations import Resolution
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
+from schemas.provider import OrderReport
 from schemas.provider import ReportState as R
 from tests.conftest import MakeContext
 from tests.support import (
@@ -102,6 +104,40 @@ def test_lookups_that_fail_are_no_empty_lookups(
 
     assert len(careful.bodies) == 1
     assert attempt_of(context, order).empty_lookups == 0
+
+
+def test_lookups_of_one_order_that_fail_become_rare_and_hold_nobody_else_up(
+    context: Context, careful: FakeProvider, clock: FakeClock
+) -> None:
+    """Its own page is broken at the provider: nothing that is asked about the others is."""
+    broken = lost(context, careful, is_made=True)
+    answer = careful.reports
+
+    def reports(external_ids: Sequence[str]) -> dict[str, OrderReport]:
+        found = answer(external_ids)
+        if broken.external_id in external_ids:
+            raise ProviderNotReached("HTTP 500", is_outage=True)
+        return found
+
+    careful.reports = reports  # type: ignore[method-assign]
+    begun = lookups(careful)
+
+    pauses = set()
+    for _ in range(20):
+        pass_time(context, clock, 60, step=3)
+        other = receive_one(context)
+        run_chain(context)
+        assert again(context, other).status is S.ACCEPTED
+        (wallet,) = operations.wallets(context)
+        pauses.add(wallet.paused_until)
+
+    assert pauses == {None}
+    assert 20 < lookups(careful) - begun <= 50
+    assert len(view(context, broken).timeline) < 110
+    assert len(careful.bodies) == 1 + 20
+    del careful.reports
+    pass_time(context, clock, 200, step=5)
+    assert again(context, broken).status in {S.ACCEPTED, S.NEEDS_REVIEW}
 
 
 def test_a_used_id_is_adopted_and_not_posted_a_third_time(
