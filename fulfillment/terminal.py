@@ -2,12 +2,14 @@
 
 import io
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from fulfillment import log
 from fulfillment.errors import InvalidInput
@@ -16,9 +18,26 @@ from fulfillment.settings import load_settings
 if TYPE_CHECKING:
     from fulfillment.services.context import Context
 
-# Names and notes come from outside: what looks like markup in them is none.
-out = Console(markup=False, emoji=False)
-err = Console(markup=False, emoji=False, stderr=True)
+#: What commands a terminal: C0 (but for the line's end), DEL and C1.
+_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+
+class _Plain(Console):
+    """Shows text from outside as it is: neither markup nor commands to the terminal."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(markup=False, emoji=False, stderr=stderr)
+
+    def render_str(self, text: str, **more: Any) -> Text:
+        return super().render_str(_written_out(text), **more)
+
+
+def _written_out(text: str) -> str:
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+out = _Plain()
+err = _Plain(stderr=True)
 
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -52,7 +71,7 @@ def print_json(value: Any) -> None:
     is_any_text = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     text = json.dumps(value, indent=2, ensure_ascii=not is_any_text)
     # A refused id may hold half a surrogate pair, which is no text.
-    sys.stdout.write(text.encode(errors="replace").decode() + "\n")
+    sys.stdout.write(_written_out(text).encode(errors="replace").decode() + "\n")
 
 
 def dollars(cents: int | None) -> str:

@@ -73,6 +73,30 @@ def test_names_that_look_like_markup_are_shown_as_they_are(
     assert "[/oops] (us)" in listed.stdout
 
 
+def test_no_text_from_outside_commands_the_terminal(
+    context: Context, environment: dict[str, str]
+) -> None:
+    (placed,) = receive(context, checkout(marketHashName="AK\x9b31m\x7f"))
+    change = "UPDATE orders SET failure_code = 'x', failed_by = 'us', failure_message = %(n)s"
+    with context.database.transaction() as session:
+        session.execute(change, {"n": "\x1b[2J\x9d0;x\x07"})
+    commands = [
+        ["order", placed.external_id],
+        ["order", placed.external_id, "--json"],
+        ["orders"],
+        ["orders", "--json"],
+        ["order", "\x1b[2J"],
+        ["reconcile", "\x1b[31m\x9b"],
+    ]
+
+    done = [run(environment, *command) for command in commands]
+
+    printed = ["".join((each.stdout + each.stderr).split()) for each in done]
+    assert [text for text in printed if not text.isprintable()] == []
+    assert "AK\\u009b31m\\u007f" in printed[0]
+    assert json.loads(done[1].stdout)["marketHashName"] == "AK\x9b31m\x7f"
+
+
 def test_whoever_doubts_the_database_is_told_that_stops_may_be_missing(
     context: Context, environment: dict[str, str]
 ) -> None:
