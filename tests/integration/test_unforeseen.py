@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from fulfillment.errors import InvalidInput, ServerUnreachable
-from fulfillment.services import intake
+from fulfillment.services import intake, operations
 from fulfillment.services.context import Context
 from fulfillment.store import orders
 from fulfillment.store.engine import Session
@@ -21,7 +21,16 @@ from fulfillment.web import metrics
 from schemas.checkout import CheckoutEvent
 from schemas.enums import OrderStatus as S
 from tests.integration.web_client import Store, error_of
-from tests.support import checkout, rows
+from tests.support import (
+    FakeClock,
+    FakeProvider,
+    again,
+    checkout,
+    receive_one,
+    rows,
+    run_chain,
+    run_sweep,
+)
 
 #: A checkout under this id is one that we fail at.
 ODD = "odd"
@@ -109,6 +118,29 @@ def test_where_the_database_refuses_service_all_checkouts_are_kept_for_later(
 
     assert before == []
     assert [result.is_new for result in results] == [True] * 5
+
+
+@pytest.mark.parametrize("read", ["quote", "wallet_mills"])
+def test_an_answer_that_we_fail_at_is_an_outage_of_its_account(
+    context: Context, provider: FakeProvider, clock: FakeClock, read: str
+) -> None:
+    order = receive_one(context)
+
+    def failing(*_: object) -> None:
+        raise TypeError("canary-detail")
+
+    setattr(provider, read, failing)
+    with capture_logs() as logs:
+        run_chain(context)
+    (wallet,) = operations.wallets(context)
+    delattr(provider, read)
+    clock.advance(60)
+    run_sweep(context)
+
+    assert wallet.paused_until is not None
+    assert [line["what"] for line in logs if line["event"] == "answer.set_aside"]
+    assert "canary" not in str(logs)
+    assert again(context, order).status is S.ACCEPTED
 
 
 @pytest.mark.usefixtures("bug")

@@ -12,6 +12,9 @@ from fulfillment.providers.skinsnode import wire as skinsnode
 from schemas.provider import Want
 
 HALF = "AK\ud83d"
+#: Written as it stands here: what is no UTF-8.
+TORN = "AK\xff"
+EMOJI = "Sticker \U0001f525"
 
 
 @pytest.mark.parametrize(
@@ -36,21 +39,37 @@ def test_what_is_no_json_is_still_refused(text: bytes) -> None:
         decode_listed(text, str)
 
 
-def test_each_provider_prices_the_other_items() -> None:
+def written(document: object) -> bytes:
+    return json.dumps(document).replace(r"AK\u00ff", "AK\xff").encode("latin-1")
+
+
+@pytest.mark.parametrize("name", [HALF, TORN, EMOJI, HALF + TORN])
+@pytest.mark.parametrize("is_odd", [False, True])
+def test_each_provider_prices_the_other_items(name: str, is_odd: bool) -> None:
+    """Where an entry is odd besides, each is read by itself."""
+    odd: dict[str, object] = {"price": "none"} if is_odd else {}
     items = [
-        {"id": "1", "marketHashName": HALF, "price": 5, "currency": "USD", "available": True},
+        {"id": "1", "marketHashName": name, "price": 5, "currency": "USD", "available": True} | odd,
         {"id": "2", "marketHashName": "B", "price": 7, "currency": "USD", "available": True},
     ]
-    found, *_ = skinsnode.read_catalog(json.dumps({"items": items}).encode(), {"2"})
+    found, *_ = skinsnode.read_catalog(written({"items": items}), {"2"}, {name})
     assert found["2"].price == 7
 
-    rows = [{"id": 1, "name": HALF, "price": 0.05}, {"id": 2, "name": "B", "price": 0.07}]
-    answer = json.dumps({"status": "success", "items": rows}).encode()
-    back = skinsback.read_listing(answer, [Want("2")])
+    odd = {"name": None, "title": name} if is_odd else {}
+    rows = [{"id": 1, "name": name, "price": 0.05} | odd, {"id": 2, "name": "B", "price": 0.07}]
+    back = skinsback.read_listing(written({"status": "success", "items": rows}), [Want("2")])
     assert isinstance(back, Listed)
     assert back.by_id["2"] == ("B", 70)
 
     link = Listed()
-    answer = json.dumps({"success": True, "data": {"items": rows}}).encode()
-    skinslink.read_listing(answer, ["B"], link)
+    skinslink.read_listing(written({"success": True, "data": {"items": rows}}), ["B"], link)
     assert link.by_name["B"] == 70
+
+
+def test_an_odd_price_that_is_no_text_is_told_of_as_far_as_it_can_be_read() -> None:
+    items = [{"id": "1", "marketHashName": "A", "price": "AK\xff", "currency": "USD"}]
+    items += [{"id": "2", "marketHashName": "B", "price": 7, "currency": "USD"}]  # type: ignore[dict-item]
+
+    _, _, unclear = skinsnode.read_catalog(written({"items": items}), {"1"})
+
+    assert "\ufffd" in unclear["1"]

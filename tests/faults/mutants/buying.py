@@ -279,4 +279,25 @@ BUYING = (
         "        if isinstance(error, Exception):",
         integration("unforeseen"),
     ),
+    Mutant(
+        "own_bug_is_no_outage", "I2", "an answer that our code fails at ends the step in silence",
+        SERVICES + "backstop.py",
+        "        raise ProviderNotReached(_unreadable(error)) from None",
+        "        raise",
+        integration("unforeseen"),
+    ),
+    Mutant(
+        "one_lookup_tells_of_all", "I2", "an account rests for one order whose lookup fails",
+        SERVICES + "outages.py",
+        "    return away[0] if len(away) > 1 and not is_answered else None",
+        "    return away[0] if away and not is_answered else None",
+        integration("unknown_policies"),
+    ),
+    Mutant(
+        "failed_lookups_never_rest", "I9", "one whose lookup fails is asked about every second",
+        SERVICES + "outcomes.py",
+        "        if isinstance(answer, Unknown) and answer.is_failed_lookup:",
+        "        if isinstance(answer, Unknown) and answer.is_failed_lookup and order.id < 0:",
+        integration("unknown_policies"),
+    ),
 )  # fmt: skip
