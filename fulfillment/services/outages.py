@@ -38,7 +38,7 @@ def of_the_account(errors: Sequence[ProviderError], *, is_answered: bool) -> Pro
     for error in errors:
         if isinstance(error, ProviderDeniesAccount) or error.retry_after is not None:
             return error
-    away = [error for error in errors if is_away(error)]
+    away = [error for error in errors if is_away(error) and not isinstance(error, OverBudget)]
     return away[0] if len(away) > 1 and not is_answered else None
 
 

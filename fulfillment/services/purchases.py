@@ -85,7 +85,7 @@ class Watch:
         """Note what came back; say whether to stop here, since the account is to be left alone."""
         unasked = [answer.error for _, answer in answers if answer.was_answered is None]
         is_spent = any(isinstance(error, OverBudget) for error in unasked)
-        self._failed += [e for e in unasked if e and not isinstance(e, OverBudget)]
+        self._failed += filter(None, unasked)
         is_answered = any(answer.was_answered for _, answer in answers)
         self._is_any_answered |= is_answered or any(_has_told(answer) for _, answer in answers)
         away = outages.of_the_account(self._failed, is_answered=self._is_any_answered)

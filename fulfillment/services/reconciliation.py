@@ -337,7 +337,7 @@ def _ask(
         else:
             found.asked.extend(group)
             found.reports.update(answer)
-    errors = [a for a in answers if isinstance(a, ProviderError) and not isinstance(a, OverBudget)]
+    errors = [answer for answer in answers if isinstance(answer, ProviderError)]
     told = outages.of_the_account(errors, is_answered=bool(found.asked))
     if told is not None:
         outages.pause(context, account, told)

@@ -237,9 +237,11 @@ def _ask(
             found.note(account, [left_out[name]], alone[name])
         else:
             found.unasked.add(left_out[name].id)
-    errors = [a for a in (*answers, *alone.values()) if isinstance(a, ProviderError)]
-    if errors:
-        outages.pause(context, account, errors[0])
+    told = (*answers, *alone.values())
+    errors = [answer for answer in told if isinstance(answer, ProviderError)]
+    failure = outages.of_the_account(errors, is_answered=len(errors) < len(told))
+    if failure is not None:
+        outages.pause(context, account, failure)
 
 
 @repeated

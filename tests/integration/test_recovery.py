@@ -9,6 +9,7 @@ from fulfillment.errors import ProviderNotReached
 from fulfillment.providers.base import AfterUnknown, BeforeSend
 from fulfillment.services import recovery, watchdog
 from fulfillment.services.context import Context, register_accounts
+from fulfillment.store import accounts
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
 from schemas.provider import OrderReport
@@ -255,6 +256,29 @@ def test_an_account_that_cannot_be_asked_keeps_the_order_until_it_can(
 
     assert waiting == (S.RECEIVED, 0)
     assert again(context, order).status is S.ACCEPTED
+
+
+def test_an_order_that_no_lookup_tells_of_keeps_no_other_from_being_looked_for(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    provider.lookup_limit = 100
+    lose_everything(context)
+    odd, *others = receive(context, *(checkout() for _ in range(4)))
+
+    def fail(what: str) -> None:
+        if what == f"order {odd.external_id}":
+            raise ProviderNotReached("HTTP 500", is_outage=True)
+
+    provider.on_read = fail
+    settle(context, clock)
+    run_sweep(context)
+    clock.advance(11)
+    run_sweep(context)
+
+    with context.database.transaction() as session:
+        assert accounts.paused_until(session, "main", context.now()) is None
+    assert {again(context, order).status for order in others} == {S.ACCEPTED}
+    assert again(context, odd).status is S.RECEIVED
 
 
 @pytest.mark.parametrize("status", [S.RESERVED, S.SUBMITTING])

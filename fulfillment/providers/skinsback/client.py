@@ -7,6 +7,7 @@ written anywhere.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 from msgspec import structs
@@ -34,6 +35,10 @@ LIMIT_PAUSE = timedelta(seconds=60)  # error -7 names no length; the limit is by
 LOOKUP_LIMIT = 100
 
 
+class _Spoilt(ProviderNotReached):
+    """A lookup whose answer is of no use: for one order in it, for their number, or an outage."""
+
+
 class SkinsBack:
     """One SkinsBack project."""
 
@@ -57,6 +62,7 @@ class SkinsBack:
         self._is_checking_recipient = is_checking_recipient
         self.requests_per_purchase = 2 if is_checking_recipient else 1
         self.lookup_limit = LOOKUP_LIMIT
+        self._turns = count()
 
     def quote(self, wants: Sequence[Want]) -> Quotes:
         """Search the wanted names; where an id comes without a name, read the whole list."""
@@ -144,12 +150,21 @@ class SkinsBack:
             raise no
 
     def reports(self, external_ids: Sequence[str]) -> dict[str, OrderReport]:
-        """Ask for many orders at once; where one unknown id spoils the answer, for fewer."""
+        """Ask for many orders at once; where one of them spoils the answer, for fewer.
+
+        One that spoils it alone is left out: whoever asks for many asks for such a one by itself.
+        """
         found: dict[str, OrderReport] = {}
-        waiting = external_ids
+        waiting, is_up = external_ids, False
         while waiting:
             part = waiting[: self.lookup_limit]
-            reports = self._look_up(part)
+            is_spoilt, reports = False, None
+            try:
+                reports = self._look_up(part)
+            except _Spoilt:
+                if len(external_ids) == 1:
+                    raise
+                is_spoilt = True
             if reports is None and len(part) > 1:
                 # Kept for the next call: the rate budget may end this one here.
                 self.lookup_limit = len(part) // 2
@@ -157,21 +172,47 @@ class SkinsBack:
                 found |= reports or {}
                 waiting = waiting[len(part) :]
                 self.lookup_limit = min(self.lookup_limit * 2, LOOKUP_LIMIT)
+            if is_spoilt and not is_up:
+                self._check_is_up(external_ids)
+            # Of one alone nobody knows whether it is the order or the provider.
+            is_up = not is_spoilt or len(part) > 1
         return found
 
+    def _check_is_up(self, external_ids: Sequence[str]) -> None:
+        """Ask for two orders alone, each time for others. Raises ProviderNotReached if both fail.
+
+        A provider that is down is not asked for all of them.
+        """
+        first = next(self._turns)
+        for place in (first, first + len(external_ids) // 2):
+            try:
+                self._look_up([external_ids[place % len(external_ids)]])
+                return
+            except _Spoilt as error:
+                failure = error
+        self.lookup_limit = LOOKUP_LIMIT
+        raise failure
+
     def _look_up(self, external_ids: Sequence[str]) -> dict[str, OrderReport] | None:
-        """Ask once; None where the answer does not say which order it is about, or not known."""
+        """Ask once; None where the answer does not say which order it is about, or not known.
+
+        Raises _Spoilt for an answer that fewer orders may do without.
+        """
         method = "market_getinfo"
         body = wire.write_request(method, custom_ids=list(external_ids))
-        answer = self._answer(method, self._send(body, method))
-        if isinstance(answer, Problem):
-            if not answer.is_about(*wire.NOT_FOUND):
-                raise _error(method, answer, wire.STANDARD, ProviderNotReached)
-            return None
         try:
-            return _by_custom_id(answer.get("items"), external_ids)
+            answer = wire.read_answer(self._send(body, method))
+            if not isinstance(answer, Problem):
+                return _by_custom_id(answer.get("items"), external_ids)
         except Unusable as error:
-            raise ProviderNotReached(f"{method}: {error}") from error
+            raise _Spoilt(f"{method}: {error}") from error
+        except ProviderNotReached as error:
+            if error.is_outage and error.retry_after is None:
+                raise _Spoilt(str(error)) from error
+            raise
+        if answer.is_about(*wire.NOT_FOUND):
+            return None
+        raise _error(method, answer, wire.STANDARD, _Spoilt)
 
     def read_webhook(self, headers: Mapping[str, str], body: bytes) -> WebhookNotice:
         """Verify and read one delivery; see `webhook.read`."""
@@ -253,6 +294,8 @@ def _by_custom_id(items: Any, asked: Sequence[str]) -> dict[str, OrderReport] | 
     A row that cannot be read is told of as such, one that was not asked for is left out; neither
     spoils another.
     """
+    if isinstance(items, dict) and items:
+        items = list(items.values())  # as PHP writes a list that has gaps
     if not isinstance(items, list):
         raise Unusable("expected a list of purchases")
     found: dict[str, OrderReport] = {}

@@ -1,0 +1,176 @@
+"""One order, or too many at once, that spoils SkinsBack's answer to many costs no other its own."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import pytest
+
+from fulfillment.errors import OverBudget, ProviderNotReached
+from fulfillment.providers.skinsback.client import LOOKUP_LIMIT
+from schemas.provider import ReportState
+from tests.unit.test_skinsback import ROW, answering, error, look_up, saying
+
+NAMES = [f"order-{place}" for place in range(40)]
+
+
+def rows(names: list[str]) -> list[dict[str, Any]]:
+    return [{**ROW, "custom_id": name, "buy_id": name[6:]} for name in names]
+
+
+def raw(text: str, status: int = 200) -> httpx.Response:
+    return httpx.Response(status, content=text.encode())
+
+
+def odd_row(text: str) -> Callable[[], httpx.Response]:
+    """Answer with a row of this as its reason: what cannot be read spoils the whole document."""
+    row = json.dumps({**ROW, "error_reason": "?"}).replace('"?"', text)
+    return lambda: raw(f'{{"status":"success","items":[{row}]}}')
+
+
+SPOILT: dict[str, Callable[[], Any]] = {
+    "another error": lambda: error(99, "internal_error"),
+    "HTTP 400": lambda: httpx.Response(400, json=error(3, "wrong_custom_id")),
+    "HTTP 404": lambda: raw("not found", 404),
+    "HTTP 500": lambda: raw("oops", 500),
+    "HTTP 502": lambda: raw("<html>", 502),
+    "nothing": lambda: raw(""),
+    "no JSON": lambda: raw("<html>"),
+    "no status": lambda: {"items": []},
+    "no list": lambda: {"status": "success", "items": None},
+    "half a pair": odd_row(r'"caf\udce9"'),
+    "no number": odd_row("NaN"),
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT.values(), ids=SPOILT)
+@pytest.mark.parametrize("poison", [{0}, {39}, {0, 1, 20}, {17, 18, 19}])
+def test_an_order_that_spoils_every_answer_it_is_in_is_left_out_alone(
+    poison: set[int], spoilt: Callable[[], Any]
+) -> None:
+    odd = {NAMES[place] for place in poison}
+    asked = []
+
+    def respond(fields: dict[str, Any], request: httpx.Request) -> Any:
+        asked.append(fields["custom_ids"])
+        names = fields["custom_ids"]
+        return spoilt() if odd & set(names) else {"status": "success", "items": rows(names)}
+
+    provider = answering(respond)
+
+    # Two orders are asked for to see whether anything is answered, other ones at each call.
+    found: dict[str, Any] = {}
+    for _ in range(3):
+        with suppress(ProviderNotReached):
+            found = provider.reports(NAMES)
+            break
+
+    assert set(found) == set(NAMES) - odd
+    assert all(each.state is ReportState.COMPLETED for each in found.values())
+    assert len(asked) < 45
+    for name in odd:
+        with pytest.raises(ProviderNotReached):
+            provider.reports([name])
+
+
+@pytest.mark.parametrize("most", [1, 7, 20])
+@pytest.mark.parametrize("spoilt", SPOILT.values(), ids=SPOILT)
+def test_a_limit_of_orders_at_once_is_kept_to(spoilt: Callable[[], Any], most: int) -> None:
+    def respond(fields: dict[str, Any], request: httpx.Request) -> Any:
+        names = fields["custom_ids"]
+        return spoilt() if len(names) > most else {"status": "success", "items": rows(names)}
+
+    assert set(answering(respond).reports(NAMES)) == set(NAMES)
+
+
+@pytest.mark.parametrize("spoilt", SPOILT.values(), ids=SPOILT)
+def test_a_provider_that_is_down_is_asked_twice_more_and_the_next_time_as_before(
+    spoilt: Callable[[], Any],
+) -> None:
+    asked = []
+
+    def respond(fields: dict[str, Any], request: httpx.Request) -> Any:
+        asked.append(len(fields["custom_ids"]))
+        return spoilt()
+
+    provider = answering(respond)
+    for _ in range(2):
+        with pytest.raises(ProviderNotReached):
+            provider.reports(NAMES)
+
+    assert asked == [40, 1, 1] * 2
+    assert provider.lookup_limit == LOOKUP_LIMIT
+
+
+def test_a_provider_that_goes_down_while_it_is_asked_is_asked_no_more() -> None:
+    asked = []
+
+    def respond(fields: dict[str, Any], request: httpx.Request) -> Any:
+        asked.append(len(fields["custom_ids"]))
+        is_answered = len(asked) == 2
+        return {"status": "success", "items": rows(NAMES[:20])} if is_answered else raw("", 500)
+
+    with pytest.raises(ProviderNotReached):
+        answering(respond).reports(NAMES)
+
+    assert len(asked) < 15
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        error(-7, "request_limit_reached"),
+        error(-9, "under_maintenance"),
+        httpx.Response(429),
+        httpx.Response(503, headers={"retry-after": "30"}),
+    ],
+)
+def test_what_tells_of_the_account_is_no_matter_of_fewer_orders(answer: Any) -> None:
+    asked = []
+
+    def respond(fields: dict[str, Any], request: httpx.Request) -> Any:
+        asked.append(fields)
+        return answer
+
+    with pytest.raises(ProviderNotReached):
+        answering(respond).reports(NAMES)
+
+    assert len(asked) == 1
+
+
+def test_the_budget_is_kept_to_where_an_order_spoils_the_answer() -> None:
+    """One request a call: each call goes on where the one before it had to stop."""
+    allowed = 0
+
+    def respond(fields: dict[str, Any], request: httpx.Request) -> Any:
+        nonlocal allowed
+        if allowed == 0:
+            raise OverBudget
+        allowed -= 1
+        names = fields["custom_ids"]
+        return raw("", 500) if NAMES[7] in names else {"status": "success", "items": rows(names)}
+
+    provider = answering(respond)
+    found: set[str] = set()
+    waiting = NAMES
+    for _ in range(60):
+        allowed = 1
+        part = waiting[: provider.lookup_limit]
+        try:
+            found |= set(provider.reports(part))
+        except OverBudget:
+            continue
+        except ProviderNotReached:
+            assert part == [NAMES[7]]
+        waiting = waiting[len(part) :]
+
+    assert found == {*NAMES} - {NAMES[7]}
+
+
+def test_rows_may_come_as_an_object() -> None:
+    provider = saying({"status": "success", "items": {"0": ROW, "5": {**ROW, "custom_id": "b"}}})
+
+    assert set(provider.reports(["order-1", "b"])) == {"order-1", "b"}
+    assert look_up(ROW) == saying({"status": "success", "items": {"x": ROW}}).reports(["order-1"])
