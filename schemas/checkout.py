@@ -6,6 +6,7 @@ from typing import Annotated
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -91,7 +92,21 @@ ExternalId = Annotated[
 ]
 #: Whatever has a pattern is text that UTF-8 can write.
 _PRINTABLE = r"^[^\x00-\x1f]+$"
-Text = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=_PRINTABLE)]
+_NOT_BLANK = r"^[^\x00-\x1f]*[^\x00-\x1f\s][^\x00-\x1f]*$"
+
+
+def _is_not_blank(value: str) -> str:
+    if value.isspace():
+        raise ValueError("expected a text, found only blanks")
+    return value
+
+
+Text = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=300, pattern=_PRINTABLE),
+    AfterValidator(_is_not_blank),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 300, "pattern": _NOT_BLANK}),
+]
 
 
 class CheckoutEvent(BaseModel):

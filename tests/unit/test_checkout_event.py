@@ -179,6 +179,14 @@ def test_a_text_that_no_column_holds_is_refused(field: str, value: Any) -> None:
     assert refusal_of(checkout(**{field: value})).field == field
 
 
+@pytest.mark.parametrize("field", ["catalogItemId", "marketHashName"])
+@pytest.mark.parametrize("value", [" ", "    ", "\u00a0\u2003 \u3000"])
+def test_a_text_of_blanks_is_refused_by_name(field: str, value: str) -> None:
+    refusal = refusal_of(checkout(**{field: value}))
+
+    assert str(refusal) == f"{field}: expected a text, found only blanks"
+
+
 @pytest.mark.parametrize("field", ["externalId", "catalogItemId", "expectedPrice", "tradeUrl"])
 def test_a_missing_field_is_named(field: str) -> None:
     raw = checkout()

@@ -57,8 +57,8 @@ def test_each_provider_prices_the_other_items(name: str, is_odd: bool) -> None:
 
     odd = {"name": None, "title": name} if is_odd else {}
     rows = [{"id": 1, "name": name, "price": 0.05} | odd, {"id": 2, "name": "B", "price": 0.07}]
-    back = skinsback.read_listing(written({"status": "success", "items": rows}), [Want("2")])
-    assert isinstance(back, Listed)
+    back = Listed()
+    skinsback.read_listing(written({"status": "success", "items": rows}), [Want("2")], back)
     assert back.by_id["2"] == ("B", 70)
 
     link = Listed()

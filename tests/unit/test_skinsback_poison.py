@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from fulfillment.errors import OverBudget, ProviderNotReached
-from fulfillment.providers.skinsback.client import LOOKUP_LIMIT
-from schemas.provider import ReportState
-from tests.unit.test_skinsback import ROW, answering, error, look_up, saying
+from fulfillment.providers.skinsback.client import LOOKUP_LIMIT, SkinsBack
+from schemas.provider import ReportState, Want
+from tests.unit.test_skinsback import ITEM, ROW, answering, error, look_up, saying
 
 NAMES = [f"order-{place}" for place in range(40)]
 
@@ -174,3 +174,103 @@ def test_rows_may_come_as_an_object() -> None:
 
     assert set(provider.reports(["order-1", "b"])) == {"order-1", "b"}
     assert look_up(ROW) == saying({"status": "success", "items": {"x": ROW}}).reports(["order-1"])
+
+
+# --- searches
+
+
+def searching(
+    refuse: Callable[[list[str]], Any], most: int = 1_000
+) -> tuple[SkinsBack, list[list[str]]]:
+    """Give a provider whose searches `refuse` may spoil, and what it was asked for."""
+    asked: list[list[str]] = []
+
+    def respond(fields: dict[str, Any], request: httpx.Request) -> Any:
+        names = fields["names"]
+        asked.append(names)
+        if len(names) > most:
+            return error(3, "too_many_names")
+        items = [{**ITEM, "id": name[6:], "name": name} for name in names]
+        return refuse(names) or {"status": "success", "items": items}
+
+    return answering(respond), asked
+
+
+@pytest.mark.parametrize("odd", ["   ", "order-0 "])
+def test_a_name_that_is_refused_as_too_short_is_no_items_and_spoils_no_other(odd: str) -> None:
+    def refuse(names: list[str]) -> Any:
+        return error(2, "name_min_length_3") if odd in names else None
+
+    provider, _ = searching(refuse)
+    wants = [Want("1", name) for name in (odd, *NAMES)]
+
+    quotes = provider.quote(wants)
+    alone = provider.quote(wants[:1])
+
+    assert {want.market_hash_name for want in quotes.found} == set(NAMES[1:2])
+    assert quotes.searched == dict.fromkeys(NAMES, True)
+    for each in (quotes, alone):
+        assert wants[0] not in each.unclear
+        assert (each.unasked, odd in each.searched) == (frozenset(), False)
+
+
+def test_a_name_that_is_refused_for_nobody_knows_what_is_unclear_and_spoils_no_other() -> None:
+    provider, _ = searching(lambda names: error(99, "blue_moon") if "bad" in names else None)
+    bad = Want("bad")
+
+    quotes = provider.quote([bad, *map(Want, NAMES)])
+
+    assert {want.catalog_item_id for want in quotes.found} == set(NAMES)
+    assert "blue_moon" in quotes.unclear[bad]
+    assert "bad" not in quotes.searched
+    assert set(provider.quote([bad]).unclear) == {bad}
+
+
+def test_a_limit_of_names_in_one_search_is_kept_to() -> None:
+    provider, asked = searching(lambda names: None, most=7)
+
+    quotes = provider.quote([Want(name) for name in NAMES])
+
+    assert len(quotes.found) == len(NAMES)
+    assert len(asked) < 20
+
+
+def test_where_every_name_is_refused_it_is_the_search() -> None:
+    provider, _ = searching(lambda names: error(1, "name_or_names_required"))
+
+    with pytest.raises(ProviderNotReached):
+        provider.quote([Want(name) for name in NAMES])
+
+
+def test_a_search_tells_of_the_account_at_once() -> None:
+    provider, asked = searching(lambda names: error(-6, "market_disabled"))
+
+    with pytest.raises(ProviderNotReached):
+        provider.quote([Want(name) for name in NAMES])
+
+    assert len(asked) == 1
+
+
+def test_what_the_budget_cuts_off_of_a_search_is_unasked() -> None:
+    """One request a call: each call goes on where the one before it had to stop."""
+    allowed = 0
+
+    def refuse(names: list[str]) -> Any:
+        nonlocal allowed
+        if allowed == 0:
+            raise OverBudget
+        allowed -= 1
+        return error(2) if NAMES[7] in names else None
+
+    provider, _ = searching(refuse)
+    waiting = list(map(Want, NAMES))
+    found = set()
+    for _ in range(20):
+        allowed = 1
+        with suppress(OverBudget):
+            quotes = provider.quote(waiting)
+            found |= {want.catalog_item_id for want in quotes.found}
+            waiting = [want for want in waiting if want in quotes.unasked]
+
+    assert not waiting
+    assert found == {*NAMES} - {NAMES[7]}

@@ -13,6 +13,7 @@ from typing import Any
 from msgspec import structs
 
 from fulfillment.errors import (
+    OverBudget,
     ProviderDeniesAccount,
     ProviderError,
     ProviderNotReached,
@@ -22,7 +23,7 @@ from fulfillment.errors import (
 from fulfillment.log import get_logger
 from fulfillment.providers.base import AfterUnknown, BeforeSend
 from fulfillment.providers.http import LIST_LIMIT, HTTPClient, Unusable, read_json
-from fulfillment.providers.reading import STEAM_ID_BASE, bad_trade_url, recipient
+from fulfillment.providers.reading import STEAM_ID_BASE, Listed, bad_trade_url, recipient
 from fulfillment.providers.skinsback import webhook, wire
 from fulfillment.providers.skinsback.wire import Meaning, Problem, Purchase, Refusal, Table
 from schemas.provider import OrderReport, PurchaseCommand, Quotes, Want, WebhookNotice
@@ -33,6 +34,7 @@ LIST_S = 60.0  # the price list may be tens of megabytes
 LIMIT_PAUSE = timedelta(seconds=60)  # error -7 names no length; the limit is by the minute
 #: How many orders one lookup asks for; the documentation names no maximum.
 LOOKUP_LIMIT = 100
+MOST_NAMES = 1_000  # in one search; nor does it name one of these
 
 
 class _Spoilt(ProviderNotReached):
@@ -63,30 +65,72 @@ class SkinsBack:
         self.requests_per_purchase = 2 if is_checking_recipient else 1
         self.lookup_limit = LOOKUP_LIMIT
         self._turns = count()
+        self._most_names = MOST_NAMES
 
     def quote(self, wants: Sequence[Want]) -> Quotes:
         """Search the wanted names; where an id comes without a name, read the whole list."""
-        fields: dict[str, Any]
-        names: list[str] = []
-        if any(w.market_hash_name is None and wire.skin_id_of(w.catalog_item_id) for w in wants):
-            method, fields = "market_pricelist", {"full": 1}
-        else:
-            names = sorted({want.market_hash_name or want.catalog_item_id for want in wants})
-            # A shorter name would be refused, and the others with it.
-            names = [name for name in names if len(name) >= wire.SHORTEST_NAME]
-            method, fields = "market_search", {"names": names}
-            if not names:
-                return Quotes({}, 0)
+        if all(w.market_hash_name or not wire.skin_id_of(w.catalog_item_id) for w in wants):
+            return self._search(wants)
+        method, listed = "market_pricelist", Listed()
+        problem = self._list(method, wants, listed, full=1)
+        if problem is not None:
+            raise _error(method, problem, wire.STANDARD, ProviderNotReached)
+        return replace(wire.quotes(wants, listed), is_whole=True)
+
+    def _search(self, wants: Sequence[Want]) -> Quotes:
+        """Search the wanted names, as far as the rate budget goes.
+
+        One that is refused spoils a search: then fewer are searched together, until it is alone. No
+        item has a name that is refused as too short; for what else one is refused, nobody knows.
+        """
+        method, listed = "market_search", Listed()
+        # A shorter name would be refused, and the others with it.
+        named = {name for want in wants if len(name := wire.name_of(want)) >= wire.SHORTEST_NAME}
+        waiting = names = sorted(named)
+        searched: list[str] = []
+        refused: dict[str, Problem] = {}
+        while waiting:
+            group = waiting[: self._most_names]
+            try:
+                problem = self._list(method, wants, listed, names=group)
+            except OverBudget:
+                if waiting is names:
+                    raise
+                break
+            if problem is not None and problem.meaning(wire.STANDARD) is not None:
+                raise _error(method, problem, wire.STANDARD, ProviderNotReached)
+            if problem is not None and len(group) > 1:
+                self._most_names = len(group) // 2
+                continue
+            waiting = waiting[len(group) :]
+            self._most_names = min(self._most_names * 2, MOST_NAMES)
+            if problem is None:
+                searched += group
+            elif not problem.is_about(*wire.TOO_SHORT):
+                refused[group[0]] = problem
+        if len(refused) == len(names) > 1:
+            # Not one name that it takes: the search has changed.
+            raise ProviderNotReached(f"{method}: every name is refused, {problem}")
+        unasked = frozenset(want for want in wants if wire.name_of(want) in waiting)
+        quotes = wire.quotes([want for want in wants if want not in unasked], listed)
+        odd = {w: str(refused[name]) for w in wants if (name := wire.name_of(w)) in refused}
+        return replace(
+            quotes,
+            unclear={**quotes.unclear, **odd},
+            unasked=unasked,
+            searched={name: name in listed.names for name in searched},
+        )
+
+    def _list(
+        self, method: str, wants: Sequence[Want], listed: Listed, **fields: Any
+    ) -> Problem | None:
+        """Add what is listed of the wanted skins; or give the problem."""
         body = wire.write_request(method, game=wire.GAME, **fields)
         answer = self._send(body, method, total_s=LIST_S, limit=LIST_LIMIT, accept_gzip=True)
         try:
-            listed = wire.read_listing(answer, wants)
+            return wire.read_listing(answer, wants, listed)
         except Unusable as error:
             raise ProviderNotReached(f"{method}: {error}") from error
-        if isinstance(listed, Problem):
-            raise _error(method, listed, wire.STANDARD, ProviderNotReached)
-        searched = {name: name in listed.names for name in names}
-        return replace(wire.quotes(wants, listed), is_whole=not names, searched=searched)
 
     def wallet_mills(self) -> int:
         """Read the project's balance."""

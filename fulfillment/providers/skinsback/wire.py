@@ -91,6 +91,8 @@ class Refusal:
     text: str
 
 
+NOT_FOUND = ("offer_not_found", 2)
+TOO_SHORT = ("name_min_length_3", 2)
 #: The name, which counts first, and the code -> what it means.
 Table = Mapping[tuple[str, int | None], Meaning | Refusal]
 #: Of every method.
@@ -109,7 +111,7 @@ STANDARD: Table = {
 PURCHASE: Table = {
     **STANDARD,
     ("missing_name_and_id", 1): Refusal(FailureCode.REFUSED, "neither name nor id"),
-    ("name_min_length_3", 2): Refusal(FailureCode.ITEM_UNAVAILABLE, "the name is too short"),
+    TOO_SHORT: Refusal(FailureCode.ITEM_UNAVAILABLE, "the name is too short"),
     ("missing_partner_or_token", 3): Refusal(
         FailureCode.INVALID_TRADE_URL, "partner or token is missing"
     ),
@@ -139,7 +141,6 @@ RECIPIENT: Table = {
         FailureCode.RECIPIENT_CANNOT_TRADE, "the recipient's inventory is hidden"
     ),
 }
-NOT_FOUND = ("offer_not_found", 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +271,12 @@ def read_answer(body: bytes) -> dict[str, Any] | Problem:
     return Problem(None, name)
 
 
-def read_listing(body: bytes, wants: Sequence[Want]) -> Listed | Problem:
-    """Find the wanted skins of a price list or a search. Raises Unusable."""
+def name_of(want: Want) -> str:
+    return want.market_hash_name or want.catalog_item_id
+
+
+def read_listing(body: bytes, wants: Sequence[Want], listed: Listed) -> Problem | None:
+    """Add the wanted skins of a price list or a search to `listed`. Raises Unusable."""
     rows = _rows(body.removeprefix(BOM))
     if rows is None:
         answer = read_answer(body)
@@ -279,8 +284,8 @@ def read_listing(body: bytes, wants: Sequence[Want]) -> Listed | Problem:
             return answer
         raise Unusable("expected a list of items")
     ids = {id_ for want in wants if (id_ := skin_id_of(want.catalog_item_id))}
-    names = {want.market_hash_name or want.catalog_item_id for want in wants}
-    listed = Listed(size=len(rows))
+    names = set(map(name_of, wants))
+    listed.size += len(rows)
     is_any_usable = False
     for row in rows:
         skin_id = number(row.id)
@@ -289,7 +294,7 @@ def read_listing(body: bytes, wants: Sequence[Want]) -> Listed | Problem:
         is_any_usable = is_any_usable or price_of(bytes(row.price)) is not None
     if rows and not is_any_usable:
         raise Unusable("expected items with a price, found none")
-    return listed
+    return None
 
 
 def _rows(body: bytes) -> list[Row] | None:
@@ -322,7 +327,7 @@ def quotes(wants: Sequence[Want], listed: Listed) -> Quotes:
     for want in wants:
         item_id = item_asked_for(want, listed.by_id)
         skin_id = skin_id_of(item_id)
-        name = want.market_hash_name or want.catalog_item_id
+        name = name_of(want)
         # A name's lowest price may have come from a row that another contradicts.
         if why := listed.why_unclear(skin_id or name, want.market_hash_name):
             unclear[want] = why
