@@ -35,6 +35,7 @@ LIST_LIMIT = 256 * 1024 * 1024  # Skinslink's full list is about 200 MB
 #: A list that comes in one piece is not copied: its pages are taken from the system once.
 LARGEST_PIECE = 16 * 1024 * 1024
 CONNECT_S = 5.0
+DENIED = (401, 403)
 LONGEST_PAUSE = timedelta(hours=1)
 BOM = b"\xef\xbb\xbf"
 #: It may be text that no UTF-8 can write.
@@ -72,7 +73,7 @@ class NotJSON(Unusable):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A complete 2xx, or a 4xx that is about the request (not 401, 403, 429)."""
+    """A complete 2xx, or a 4xx that is about the request (not 429, rarely 401 and 403)."""
 
     status: int
     body: bytes = field(repr=False)
@@ -115,6 +116,7 @@ class HTTPClient:
         name: str = "",
         is_throttled_unacted: bool = False,
         before_send: BeforeSend | None = None,
+        is_answer: Callable[[bytes], bool] | None = None,
     ) -> Answer:
         """Send one request and read its whole answer.
 
@@ -123,7 +125,7 @@ class HTTPClient:
         for a purchase. `name` stands for method and path in messages, where one path serves all;
         `is_throttled_unacted` says that a 429 means: nothing was done, of a purchase too.
         `before_send` is called before the first byte, also after connecting; what it raises comes
-        out as it is.
+        out as it is. `is_answer` says of the body of a 401 or 403 that it counts, and not the code.
         """
         what = name or f"{method} {path.partition('?')[0]}"
         doubt = ProviderOutcomeUnknown if is_purchase else ProviderNotReached
@@ -165,6 +167,11 @@ class HTTPClient:
             if is_purchase:
                 crash_point("post.answered")
             try:
+                if is_answer is not None and response.status_code in DENIED:
+                    with suppress(httpx.HTTPError, Unusable):
+                        body = _read_body(response, limit)
+                        if is_answer(body):
+                            return Answer(response.status_code, body)
                 throttled = ProviderNotReached if is_throttled_unacted else doubt
                 self._check_status(response, what, doubt, throttled)
                 return Answer(response.status_code, _read_body(response, limit))
@@ -191,7 +198,7 @@ class HTTPClient:
         throttled: type[ProviderError],
     ) -> None:
         status = response.status_code
-        if status in (401, 403):
+        if status in DENIED:
             raise ProviderDeniesAccount(f"{what}: credentials or address refused (HTTP {status})")
         if status == 429 or status >= 500:
             kind = throttled if status == 429 else doubt

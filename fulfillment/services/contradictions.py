@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from fulfillment.store.models import Order
+from schemas.enums import OrderStatus
 from schemas.provider import OrderReport
 
 ITEM, PURCHASE, RECIPIENT = "item", "purchase", "recipient"
@@ -26,6 +27,18 @@ def told_by(order: Order, report: OrderReport, partner: int | None) -> list[str]
     if _differ(partner, report.partner):
         found.append(RECIPIENT)
     return found
+
+
+def not_told(order: Order, found: Sequence[str]) -> list[str]:
+    """Give what is news of these.
+
+    Where a person looks anyway, or nothing is left to stop, one of each kind is: a provider may
+    name another purchase, or item, in each of its answers.
+    """
+    if order.status not in (OrderStatus.NEEDS_REVIEW, OrderStatus.COMPLETED):
+        return [each for each in found if each not in order.contradictions]
+    kinds = {each.split()[0] for each in order.contradictions}
+    return [each for each in found if each.split()[0] not in kinds]
 
 
 def left_open(order: Order, report: OrderReport, partner: int | None) -> list[str]:

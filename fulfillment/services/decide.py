@@ -105,7 +105,7 @@ def _contradicted(order: Order, report: OrderReport, partner: int | None) -> Dec
         return None
     is_open = order.status is OrderStatus.NEEDS_REVIEW
     found = contradictions.told_by(order, report, partner)
-    fresh = [each for each in found if each not in order.contradictions]
+    fresh = contradictions.not_told(order, found)
     if not fresh and not (is_open and (found or contradictions.left_open(order, report, partner))):
         return None
     known = {"provider_status": report.raw_status}

@@ -94,6 +94,25 @@ def test_what_was_not_asked_for_brings_an_order_under_way_to_a_person_once(
     assert (other_word.target, other_word.is_alarm) == (S.NEEDS_REVIEW, False)
 
 
+@pytest.mark.parametrize("status", [*UNDER_WAY, S.COMPLETED])
+@pytest.mark.parametrize("key", ["provider_reference", "item_name"])
+def test_what_is_told_otherwise_in_each_answer_is_told_to_a_person_once(
+    status: S, key: str
+) -> None:
+    order = some_order(status=status, **WANTED)
+    alarms = []
+
+    for place in range(5):
+        said = report(R.SENT, charged_mills=1, **{key: f"{9000 + place}"})
+        decision = judged(order, said)
+        order = after(order, decision)
+        alarms.append(decision.is_alarm)
+
+    assert alarms == [True, False, False, False, False]
+    assert len(order.contradictions) == 1
+    assert order.status is (S.COMPLETED if status is S.COMPLETED else S.NEEDS_REVIEW)
+
+
 @pytest.mark.parametrize(("odd", "kept"), ODD)
 def test_only_what_sets_it_right_or_a_person_ends_a_quarantine(
     odd: dict[str, Any], kept: str

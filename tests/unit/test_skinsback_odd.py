@@ -6,7 +6,13 @@ from typing import Any
 import httpx
 import pytest
 
-from fulfillment.errors import ProviderDeniesAccount, ProviderError, ProviderNotReached
+from fulfillment.errors import (
+    ProviderDeniesAccount,
+    ProviderError,
+    ProviderNotReached,
+    ProviderOutcomeUnknown,
+    ProviderRefused,
+)
 from fulfillment.providers.signing import hmac_hex
 from fulfillment.providers.skinsback import webhook
 from schemas.provider import ReportState, Want
@@ -20,6 +26,7 @@ from tests.unit.test_skinsback import (
     answering,
     buy,
     error,
+    look_up,
     saying,
 )
 
@@ -107,3 +114,52 @@ def test_what_a_check_says_about_the_account_stops_the_purchase(
 
     with pytest.raises(kind):
         buy(answering(respond, is_checking_recipient=True))
+
+
+@pytest.mark.parametrize("debited", [0, "0", "0.000"])
+@pytest.mark.parametrize("word", ["waiting_accept", "accepted", "canceled", "rollback_user"])
+def test_a_sum_of_nothing_is_not_told_yet(word: str, debited: object) -> None:
+    report = look_up({**ROW, "offer_status": word, "balance_debited_sum": debited})["order-1"]
+
+    assert (report.charged_mills, report.alarm) == (None, None)
+
+
+@pytest.mark.parametrize("word", ["canceled", "timeout", "trade_create_error"])
+def test_of_what_ended_without_the_item_no_sum_is_an_alarm(word: str) -> None:
+    row = {**ROW, "offer_status": word, "balance_debited_sum": "448.95"}
+
+    assert look_up(row)["order-1"].alarm is None
+    assert "blue_moon" in look_up({**row, "error_reason": "blue_moon"})["order-1"].alarm
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_what_skinsback_itself_says_counts_and_not_the_http_code(status: int) -> None:
+    def answer(content: Any) -> httpx.Response:
+        return httpx.Response(status, json=content)
+
+    with pytest.raises(ProviderRefused) as refused:
+        buy(saying(answer(error(5, "skin_unavailable"))))
+    with pytest.raises(ProviderOutcomeUnknown):
+        buy(saying(answer(error(99, "blue_moon"))))
+    with pytest.raises(ProviderDeniesAccount):
+        buy(saying(answer(error(-10, "invalid_client_secret"))))
+
+    assert refused.value.code == "item_unavailable"
+    assert saying(answer(error(2, "offer_not_found"))).reports(["order-1"]) == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b'{"error":"forbidden"}',
+        b'{"status":"error","error_message":"forbidden"}',
+        b'{"status":"error","error_code":"NaN"}',
+        b"x" * 2_000_000,
+    ],
+)
+def test_a_denial_that_is_not_skinsbacks_own_answer_is_one(content: bytes) -> None:
+    with pytest.raises(ProviderDeniesAccount):
+        buy(saying(httpx.Response(403, content=content)))

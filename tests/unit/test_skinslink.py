@@ -294,6 +294,13 @@ def test_a_price_that_is_not_exact_makes_its_item_unclear_and_never_gone(price: 
     assert set(with_another.unclear) == {by_id}
 
 
+@pytest.mark.parametrize("data", [{"total": 0}, {"items": None}, {"items": []}])
+def test_a_search_that_finds_nothing_may_leave_the_items_out(data: dict[str, Any]) -> None:
+    quotes = saying(200, success({"game": "csgo", **data})).quote([Want(NAME)])
+
+    assert (quotes.found, quotes.searched) == ({}, {NAME: False})
+
+
 def test_names_are_searched_in_short_addresses() -> None:
     names = [f"★ Karambit | Doppler {place} (Factory New)" for place in range(200)]
     searches = []
@@ -372,6 +379,15 @@ def test_the_contracts_vector_verifies_and_is_a_hint() -> None:
 
     assert (notice.external_id, notice.provider_reference) == ("ord-2026-000017", "178")
     assert (notice.signed_at, notice.report) == (None, None)
+
+
+@pytest.mark.parametrize("number", [0, 2**63, 2**64 - 1])
+def test_a_purchase_may_have_any_number(number: int) -> None:
+    sign = base64.b64encode(hashlib.sha256(f"{number}{SECRET}".encode()).digest()).decode()
+    body = json.dumps({**HINT, "purchase_id": number, "sign": sign}).encode()
+
+    assert webhook.read(body, (SECRET,)).provider_reference == str(number)
+    assert look_up(id=number).provider_reference == str(number)
 
 
 def test_unsigned_fields_do_not_make_new_deliveries() -> None:

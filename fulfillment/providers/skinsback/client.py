@@ -293,7 +293,13 @@ class SkinsBack:
             headers = {"x-client-id": self._client_id, "x-client-secret": self._client_secret}
         # The HTTP code of errors is not documented: what the body says is what counts.
         return self._http.request(
-            "POST", "", headers=headers, content=body, name=method, **options
+            "POST",
+            "",
+            headers=headers,
+            content=body,
+            name=method,
+            is_answer=wire.is_answer,
+            **options,
         ).body
 
 

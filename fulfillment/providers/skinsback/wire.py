@@ -275,6 +275,14 @@ def name_of(want: Want) -> str:
     return want.market_hash_name or want.catalog_item_id
 
 
+def is_answer(body: bytes) -> bool:
+    """Say whether this is SkinsBack's own word, whatever the HTTP code: a success or a code."""
+    with suppress(Unusable):
+        answer = read_answer(body)
+        return not isinstance(answer, Problem) or answer.code is not None
+    return False
+
+
 def read_listing(body: bytes, wants: Sequence[Want], listed: Listed) -> Problem | None:
     """Add the wanted skins of a price list or a search to `listed`. Raises Unusable."""
     rows = _rows(body.removeprefix(BOM))
@@ -369,6 +377,8 @@ def read_purchase(row: Any) -> Purchase:
     assert isinstance(item, dict)
     state = STATES.get(word, ReportState.UNKNOWN)
     charged, alarm = _charge(item.get("price"), row.get("balance_debited_sum"))
+    if state in UNFULFILLED:
+        alarm = None  # nothing is booked
     is_held, until = _flag(row.get("in_hold")), _hold_end(row.get("in_hold_until"))
     report = OrderReport(
         external_id=custom_id or "",
@@ -401,13 +411,16 @@ def _with_failure(report: OrderReport, word: str, reason: object) -> OrderReport
 def _charge(price: object, debited: object) -> tuple[int | None, str | None]:
     """Say what is booked: the sum taken from the balance, if it can be the price in dollars.
 
-    The documentation's own examples have sums that can only be another currency (section 3). Then
-    the price is booked, which is surely dollars, and a person is told.
+    A sum of 0 is not taken yet, or given back: nothing is told. The documentation's own examples
+    have sums that can only be another currency (section 3). Then the price is booked, which is
+    surely dollars, and a person is told.
     """
     price_mills = None if price is None else dollars(price)
     if debited is None or (type(debited) is type(price) and debited == price):
         return price_mills, None
     mills = dollars(debited)
+    if mills == 0:
+        return None, None
     if price_mills is None or abs(mills - price_mills) * 100 <= PLAUSIBLE_PERCENT * price_mills:
         return mills, None
     alarm = (

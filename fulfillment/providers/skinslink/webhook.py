@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from fulfillment.errors import WebhookRejected
 from fulfillment.providers.http import Unusable, read_json
-from fulfillment.providers.reading import order_id
+from fulfillment.providers.reading import number, order_id
 from fulfillment.providers.signing import BAD_SIGNATURE, is_base64_of
 from fulfillment.providers.skinslink import wire
 from schemas.provider import WebhookNotice
@@ -22,7 +22,7 @@ def read(body: bytes, secrets: Sequence[str]) -> WebhookNotice:
     except Unusable as error:
         raise WebhookRejected("expected one JSON object") from error
     purchase_id = document.get("purchase_id") if isinstance(document, dict) else None
-    if type(purchase_id) is not int or not 0 <= purchase_id < 2**63:
+    if type(purchase_id) is not int or number(purchase_id) is None:
         raise WebhookRejected("expected a purchase_id, a natural number")
     signature = document.get("sign")
     digests = [hashlib.sha256(f"{purchase_id}{secret}".encode()).digest() for secret in secrets]

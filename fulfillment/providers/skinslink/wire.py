@@ -87,7 +87,7 @@ class Row(msgspec.Struct, gc=False):
 
 
 class Items(msgspec.Struct):
-    items: list[msgspec.Raw]
+    items: list[msgspec.Raw] | None = None  # left out of a search that finds nothing
 
 
 class Listing(msgspec.Struct):
@@ -163,15 +163,16 @@ def read_listing(body: bytes, names: Sequence[str], listed: Listed) -> None:
         raise Unusable("expected a list of items") from None
     if not listing.success:
         raise Unusable("expected a successful search")
+    items = listing.data.items or []
     wanted, is_any_usable = set(names), False
-    for raw in listing.data.items:
+    for raw in items:
         with suppress(msgspec.DecodeError, RecursionError):
             row = decode_listed(raw, Row)
             listed.size += 1
             if row.name in wanted:
                 listed.add(None if row.id is None else str(row.id), row.name, bytes(row.price))
             is_any_usable = is_any_usable or price_of(bytes(row.price)) is not None
-    if listing.data.items and not is_any_usable:
+    if items and not is_any_usable:
         raise Unusable("expected items with a price, found none")
 
 
