@@ -235,8 +235,9 @@ def test_a_limit_of_names_in_one_search_is_kept_to() -> None:
     assert len(asked) < 20
 
 
-def test_where_every_name_is_refused_it_is_the_search() -> None:
-    provider, _ = searching(lambda names: error(1, "name_or_names_required"))
+@pytest.mark.parametrize("no", [error(2, "name_min_length_3"), error(99, "blue_moon")])
+def test_where_every_name_is_refused_the_items_are_not_gone(no: Any) -> None:
+    provider, _ = searching(lambda names: no)
 
     with pytest.raises(ProviderNotReached):
         provider.quote([Want(name) for name in NAMES])

@@ -106,17 +106,18 @@ class SkinsBack:
             self._most_names = min(self._most_names * 2, MOST_NAMES)
             if problem is None:
                 searched += group
-            elif not problem.is_about(*wire.TOO_SHORT):
+            else:
                 refused[group[0]] = problem
         if len(refused) == len(names) > 1:
-            # Not one name that it takes: the search has changed.
+            # Not one name that it takes: the search has changed, the items are not gone.
             raise ProviderNotReached(f"{method}: every name is refused, {problem}")
         unasked = frozenset(want for want in wants if wire.name_of(want) in waiting)
         quotes = wire.quotes([want for want in wants if want not in unasked], listed)
-        odd = {w: str(refused[name]) for w in wants if (name := wire.name_of(w)) in refused}
+        odd = {name: str(no) for name, no in refused.items() if not no.is_about(*wire.TOO_SHORT)}
+        unclear = {want: odd[name] for want in wants if (name := wire.name_of(want)) in odd}
         return replace(
             quotes,
-            unclear={**quotes.unclear, **odd},
+            unclear={**quotes.unclear, **unclear},
             unasked=unasked,
             searched={name: name in listed.names for name in searched},
         )
