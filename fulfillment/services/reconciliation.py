@@ -351,7 +351,7 @@ def _ask_alone(
     groups: Sequence[Sequence[Polled]],
     answers: Sequence[Mapping[str, OrderReport] | ProviderError],
 ) -> tuple[list[Sequence[Polled]], list[Mapping[str, OrderReport] | ProviderError]]:
-    """Ask for each order alone that the provider has and that its answer to many leaves out.
+    """Ask for each order alone that is expected and that its answer to many leaves out.
 
     Gives the groups and answers with those apart; one that the rate budget has no room for is
     answered by that.
@@ -361,7 +361,7 @@ def _ask_alone(
     for group, answer in zip(groups, answers, strict=True):
         lost: list[Polled] = []
         if len(group) > 1 and not isinstance(answer, ProviderError):
-            lost = [o for o in group if o.is_known and o.external_id not in answer]
+            lost = [o for o in group if o.is_expected and o.external_id not in answer]
         left_out += lost
         kept.append([order for order in group if order not in lost])
     if not left_out:

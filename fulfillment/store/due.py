@@ -8,8 +8,10 @@ from datetime import datetime, timedelta
 from itertools import starmap
 from typing import NamedTuple
 
+from fulfillment import states
 from fulfillment.store.engine import Session
 from fulfillment.store.models import ORDER_COLUMNS, Order, columns
+from schemas.enums import OrderStatus
 
 
 class Due(NamedTuple):
@@ -28,8 +30,6 @@ class Polled(NamedTuple):
     #: Who may have it, and whether its account was found to be another's.
     merchant: str | None
     is_strange: bool
-    #: The provider has said that it has this order.
-    is_known: bool
 
     @property
     def id(self) -> int:
@@ -39,7 +39,16 @@ class Polled(NamedTuple):
     def external_id(self) -> str:
         return self.order.external_id
 
+    @property
+    def is_expected(self) -> bool:
+        """Say whether the provider was heard to have it, or somebody says that there is news."""
+        order = self.order
+        is_heard = order.status in _HEARD or order.told_status is not None
+        return is_heard or order.poll_wanted_at is not None
 
+
+#: Statuses in which the provider was heard to have it.
+_HEARD = states.FOLLOWED | {OrderStatus.COMPLETED}
 #: By how much of its length the time between two polls may be longer, so that they spread.
 SPREAD = 0.2
 #: By how much of it a claim is longer in any case: so long the question may take to be asked.
@@ -57,8 +66,7 @@ _TO_POLL = f"""
            o.status = 'sent' AND coalesce(o.trade_deadline_at <= %(now)s, false),
            CASE WHEN a.unknown_since IS NOT NULL OR a.state NOT IN ('reserved', 'sending')
                 THEN a.merchant END,
-           a.strange_since IS NOT NULL,
-           o.status IN ('accepted', 'queued', 'processing', 'pending', 'sent', 'completed')
+           a.strange_since IS NOT NULL
       FROM orders o
       LEFT JOIN attempts a ON a.account = o.account AND a.external_id = o.external_id
      WHERE o.id = ANY(%(ids)s) AND o.account = %(account)s ORDER BY o.id

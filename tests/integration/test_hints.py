@@ -25,7 +25,9 @@ from tests.support import (
     FakeClock,
     FakeProvider,
     again,
+    checkout,
     messages_of,
+    receive,
     receive_one,
     report,
     rows,
@@ -350,3 +352,34 @@ def test_what_anybody_may_repeat_is_no_sign_that_webhooks_flow(
     next_poll_at = again(context, order).next_poll_at
     assert next_poll_at is not None
     assert (next_poll_at - clock.now() > timedelta(minutes=6)) is flows
+
+
+def test_a_hint_about_an_order_that_is_over_outlives_an_answer_to_many_that_leaves_it_out(
+    make_context: MakeContext, clock: FakeClock
+) -> None:
+    """Delivered after all: the money is gone, and nobody else would ask."""
+    provider = FakeProvider()
+    provider.lookup_limit = 100
+    context = make_context(provider)
+    placed = receive(context, *(checkout() for _ in range(4)))
+    run_chain(context)
+    for order in placed:
+        provider.says(order.external_id, R.EXPIRED)
+    clock.advance(60)
+    run_polls(context)
+    clock.advance(3600)
+
+    provider.told_at_once = 2
+    for order in placed:
+        provider.says(order.external_id, R.COMPLETED, charged_mills=6120)
+        provider.notice = WebhookNotice(order.external_id, None, None, identity=order.external_id)
+        webhooks.take(context, "main", {}, b"{}")
+    webhooks.apply_deliveries(context)
+    for _ in range(10):
+        clock.advance(20)
+        run_polls(context)
+
+    after = [again(context, order) for order in placed]
+    assert {order.status for order in after} == {S.EXPIRED}
+    assert {order.charged_mills for order in after} == {6120}
+    assert {order.next_poll_at for order in after} == {None}
