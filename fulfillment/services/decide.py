@@ -175,7 +175,7 @@ def _quarantine(order: Order, report: OrderReport, note: str) -> Decision:
         return Decision(OrderStatus.NEEDS_REVIEW, note, changes, is_alarm=True)
     if order.provider_status == report.raw_status:
         return NOTHING
-    words = _with_late(order, report)
+    words = with_late(order, report.raw_status)
     if words is None and not _is_refused(order):
         return NOTHING  # a provider may say it in turns with one that is known
     changes |= {"late_words": words} if words is not None else {}
@@ -186,17 +186,17 @@ def _quarantine(order: Order, report: OrderReport, note: str) -> Decision:
 
 def _late(order: Order, report: OrderReport) -> Decision:
     """Record an answer that is older than what is known, once, and ignore it."""
-    words = _with_late(order, report)
+    words = with_late(order, report.raw_status)
     if words is None:
         return NOTHING
     note = f"{report.raw_status!r} comes late: ignored"
     return Decision(order.status, note, {"late_words": words})
 
 
-def _with_late(order: Order, report: OrderReport) -> str | None:
+def with_late(order: Order, word: str) -> str | None:
     """Give the order's late words with this one; None where it was told before, or too many are."""
     words = order.late_words.split("\n") if order.late_words else []
-    word = report.raw_status.replace("\n", " ")
+    word = word.replace("\n", " ")
     return None if word in words or len(words) >= _MOST_WORDS else "\n".join([*words, word])
 
 

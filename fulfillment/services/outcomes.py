@@ -44,10 +44,11 @@ def _write_refusals(
     answers: Sequence[tuple[Order, Answer]],
     now: datetime,
 ) -> None:
+    refused = {order.id: answer for order, answer in answers if isinstance(answer, Refused)}
+    # Read anew: while they were asked for, their account may have told that there is news of them.
     moves = [
-        _go_on(context, order, answer, claim) or _end(order, answer, claim)
-        for order, answer in answers
-        if isinstance(answer, Refused)
+        _go_on(context, order, refused[order.id], claim) or _end(order, refused[order.id], claim)
+        for order in orders.lock(session, list(refused))
     ]
     moved = orders.apply(session, moves, now)
     crash_point("outcome.refused", moved)

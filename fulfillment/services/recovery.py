@@ -18,7 +18,7 @@ from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.lookups import look_up, look_up_alone
 from fulfillment.services.merchants import why_strange
-from fulfillment.services.reports import apply_reports
+from fulfillment.services.reports import apply_reports, stray
 from fulfillment.states import UNFULFILLED
 from fulfillment.store import accounts, claims, doubts, ledger, orders
 from fulfillment.store.accounts import Purpose
@@ -287,8 +287,11 @@ def _adopt(
     tried = ledger.tried_at(session, [order.id for order in locked])
     refused = [o for o in locked if where[o.id] != o.account and where[o.id] in tried.get(o.id, ())]
     if refused:
-        # What that account refused once is not made good again: a person was told, nothing more is
-        # bought, and the order ends when its time is over.
+        # What that account refused once is not made good again: a person is told once, nothing more
+        # is bought, and the order ends when its time is over.
+        places = [(order, where[order.id]) for order in refused]
+        strays = [stray(o, at, reports[o.id][at], Source.SWEEP, now) for o, at in places]
+        orders.apply(session, [move for move in strays if "late_words" in move.changes], now)
         claims.release(session, [order.id for order in refused], claim.name, now + _REFUSED_AGAIN)
         locked = [order for order in locked if order not in refused]
     left = [order for order in locked if where[order.id] != order.account]

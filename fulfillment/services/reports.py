@@ -15,7 +15,7 @@ from fulfillment.log import get_logger
 from fulfillment.providers.reading import HIDDEN
 from fulfillment.services import brakes, schedule
 from fulfillment.services.context import Context
-from fulfillment.services.decide import Decision, Money, decide
+from fulfillment.services.decide import Decision, Money, decide, with_late
 from fulfillment.states import FINAL, FOLLOWED, RANK, UNFULFILLED
 from fulfillment.store import ledger, orders
 from fulfillment.store.engine import Session
@@ -180,7 +180,9 @@ def stray(
     if is_alarm:
         note += "; it may have been bought " + ("there" if order.is_unsent else "twice")
         log.warning("order.alarm", order_id=order.external_id, note=note)
-    changes = {"told_early_at": now} if is_alarm and order.is_unsent else {}
+    changes: dict[str, Any] = {"told_early_at": now} if is_alarm and order.is_unsent else {}
+    if is_alarm and (words := with_late(order, f"had by {account}")) is not None:
+        changes["late_words"] = words
     tell = (NEEDS_REVIEW,) if is_alarm else ()
     return Move(order.id, order.status, order.status, by, note, changes, tell=tell)
 

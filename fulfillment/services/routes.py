@@ -48,13 +48,16 @@ def reroute(
     """Write the move to the order's next account; None where there is none left.
 
     `source` is the order's status where it changed since it was read. Money that is held for it is
-    to be released in the same transaction.
+    to be released in the same transaction. Who says no and has news of it all the same, is asked
+    before anything is bought elsewhere.
     """
     left = _left(context, order)
     if not left:
         return None
     source = source or order.status
     has_begun = source in (OrderStatus.RESERVED, OrderStatus.SUBMITTING)
+    told_early = {"told_early_at": context.now()} if order.poll_wanted_at is not None else {}
+    nothing_due = {"next_poll_at": None, "poll_wanted_at": None}
     return Move(
         order.id,
         source,
@@ -68,8 +71,9 @@ def reroute(
             "quoted_mills": None,
             "quoted_item_id": None,
             "funds_deadline_at": None,
+            **told_early,
         },
-        {**UNCLAIMED, "next_attempt_at": context.now(), "next_poll_at": None},
+        {**UNCLAIMED, **nothing_due, "next_attempt_at": context.now()},
         claim=claim,
     )
 

@@ -49,6 +49,7 @@ _SETTABLE = (
     "next_attempt_at",
     "next_poll_at",
     "polled_at",
+    "poll_wanted_at",
     "polls",
     "next_watch_at",
     "claim",

@@ -79,6 +79,17 @@ def order(context: Context, provider: Skinslink, clock: FakeClock) -> Order:
     return again(context, order)
 
 
+def routed(make_context: MakeContext, provider: Skinslink, second: FakeProvider) -> Context:
+    """Give a route over two accounts."""
+    accounts = {
+        "main": {"provider": "skinslink", "api_key": "ak_test_51d0b8"},
+        "second": {"client_id": "second", "client_secret": "s"},
+    }
+    context = make_context(provider, accounts=accounts, routes={"any": "main,second"})
+    context._providers.update(second=second)
+    return context
+
+
 def hint(context: Context, status: str, **more: object) -> Verdict:
     """Deliver what the provider has signed, or somebody who has seen one delivery has written."""
     digest = hashlib.sha256(f"{PURCHASE}{SECRET}".encode()).digest()
@@ -196,6 +207,34 @@ def test_a_hint_that_comes_before_the_posts_answer_outlives_a_refusal(
     assert again(context, order).next_poll_at is None
 
 
+@pytest.mark.parametrize("is_made", [True, False])
+def test_a_hint_that_comes_before_a_refusal_is_looked_into_before_the_next_account_buys(
+    make_context: MakeContext, provider: Skinslink, clock: FakeClock, is_made: bool
+) -> None:
+    second = FakeProvider()
+    context = routed(make_context, provider, second)
+
+    def tell(fields: dict[str, Any]) -> None:
+        hint(context, "accepted", merchant_tx_id=fields["external_id"])
+        webhooks.apply_deliveries(context)
+
+    provider.on_purchase = tell
+    provider.fail_purchase(ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "sold"), is_made=is_made)
+    order = receive_one(context, account="any", marketHashName=NAME)
+    run_chain(context)
+    for _ in range(20):
+        run_chain(context, "second")
+        clock.advance(20)
+        run_ticks(context)
+
+    after = again(context, order)
+    assert len(provider.orders) + len(second.orders) == 1
+    assert (after.account, after.poll_wanted_at) == ("second", None)
+    assert [m["type"] for m in messages_of(context, order)].count(NEEDS_REVIEW) == is_made
+    notes = [entry.note for entry in view(context, order).timeline]
+    assert sum("it may have been bought there" in note for note in notes) == is_made
+
+
 def test_a_delivery_that_is_signed_as_a_whole_is_not_applied_again(
     make_context: MakeContext, clock: FakeClock
 ) -> None:
@@ -219,12 +258,7 @@ def test_a_hint_about_an_order_that_went_on_to_another_account_is_not_applied_ag
     make_context: MakeContext, provider: Skinslink, clock: FakeClock
 ) -> None:
     second = FakeProvider()
-    accounts = {
-        "main": {"provider": "skinslink", "api_key": "ak_test_51d0b8"},
-        "second": {"client_id": "second", "client_secret": "s"},
-    }
-    context = make_context(provider, accounts=accounts, routes={"any": "main,second"})
-    context._providers.update(second=second)
+    context = routed(make_context, provider, second)
     provider.fail_purchase(ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "gone"), is_made=False)
     order = receive_one(context, account="any", marketHashName=NAME)
     run_chain(context)
