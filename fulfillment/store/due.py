@@ -74,9 +74,10 @@ _TO_POLL = f"""
 
 _OF_ACCOUNT = "AND o.account = %(account)s"
 _OVER = "AND o.status = 'sent' AND o.trade_deadline_at <= %(now)s"
-# Until about when its next poll will be: an answer without news has nothing to write.
+# Until about when its next poll will be: an answer without news has nothing to write. After a hint,
+# or the end of its window, a message that is lost is to cost as little as may be.
 _POLL = """polled_at = %(now)s, polls = polls + 1, next_poll_at = %(now)s + %(gap)s
-    * CASE WHEN overdue OR trade_deadline_at <= %(now)s THEN 1  -- as often as may be
+    * CASE WHEN overdue OR trade_deadline_at <= %(now)s OR poll_wanted_at IS NOT NULL THEN 1
            ELSE least(power(%(growth)s, least(polls, 20)), %(most)s) * (1 + %(lag)s) END
     * (1 + %(spread)s * (id %% 64) / 63.0)"""
 _CLAIM_POLLS = _CLAIM.format(

@@ -219,6 +219,24 @@ def test_a_hint_is_heard_whatever_else_has_asked_the_provider_just_before(
     assert again(context, order).next_poll_at is None
 
 
+def test_a_hint_whose_polls_message_is_lost_waits_for_no_more_than_the_smallest_interval(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = accepted(context)
+    for _ in range(9):
+        clock.advance(600)
+        run_polls(context)
+    clock.advance(60)
+    provider.says(order.external_id, R.SENT)
+    hint(context, provider, order, "the offer is out")
+
+    assert [batch["ids"] for batch in reconciliation.poll_due(context)] == [[order.id]]  # and lost
+    clock.advance(31)
+    run_polls(context)
+
+    assert again(context, order).status is S.SENT
+
+
 def test_a_wish_of_code_of_before_is_heard_though_it_knows_no_time_for_it(
     context: Context, provider: FakeProvider, clock: FakeClock
 ) -> None:
