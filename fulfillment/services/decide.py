@@ -23,6 +23,8 @@ from schemas.provider import OrderReport, ReportState
 REVERSAL_WATCH = timedelta(days=8)
 #: No delivery is watched for longer, whatever its provider says: dates may be wrong.
 _LONGEST_WATCH = timedelta(days=30)
+#: So long after the told end of a hold the provider is to say what came of it; clocks differ.
+AFTER_PROTECTION = timedelta(minutes=30)
 #: So many words of one order that nobody can use are logged.
 _MOST_WORDS = 10
 #: The provider has not yet been heard to have the order: its next report may adopt it.
@@ -138,7 +140,7 @@ def _apply(
         note += f"; {report.alarm}" if report.alarm else ""
         return _quarantine(order, report, note)
     if order.status in FINAL:
-        return _after_the_end(order, report, target, cap_mills)
+        return _after_the_end(order, report, target, now, cap_mills)
     if order.status not in FOLLOWED | UNCONFIRMED:
         # Somebody else uses our ids, or our rows were lost: it is looked for before it is bought.
         return Decision(
@@ -252,7 +254,7 @@ def _worry(report: OrderReport, news: Mapping[str, Any], cap_mills: int) -> str:
 
 
 def _after_the_end(
-    order: Order, report: OrderReport, target: OrderStatus, cap_mills: int
+    order: Order, report: OrderReport, target: OrderStatus, now: datetime, cap_mills: int
 ) -> Decision:
     if order.status is OrderStatus.COMPLETED and target is OrderStatus.REVERSED:
         money: tuple[Money, ...] = (Money.SETTLE,) if order.charged_mills is None else ()
@@ -265,7 +267,7 @@ def _after_the_end(
     if order.status is OrderStatus.REVERSED and target is OrderStatus.REVERSED:
         return Decision(None, money=(Money.REFUND,) if report.refunded_at else ())
     if target is order.status is OrderStatus.COMPLETED:
-        return _after_delivery(order, report, cap_mills)
+        return _after_delivery(order, report, now, cap_mills)
     if order.status in UNFULFILLED and target not in FINAL:
         return _life_after_the_end(order, report, target)
     if RANK[target] < RANK[order.status]:
@@ -322,7 +324,7 @@ def _life_after_the_end(order: Order, report: OrderReport, target: OrderStatus) 
     return NOTHING
 
 
-def _after_delivery(order: Order, report: OrderReport, cap_mills: int) -> Decision:
+def _after_delivery(order: Order, report: OrderReport, now: datetime, cap_mills: int) -> Decision:
     """Take note of what is told after the delivery: its charge, and how long it can be undone.
 
     A charge that was not told before is booked now; of one that was booked, the difference.
@@ -346,13 +348,15 @@ def _after_delivery(order: Order, report: OrderReport, cap_mills: int) -> Decisi
     if _is_settled(order, report) and order.reversible_until is not None:
         changes |= {"reversible_until": None, "provider_status": report.raw_status}
         notes.append("settled: the provider says that it can be undone no more")
-    elif report.reversible_until is not None:
-        until = min(
-            report.reversible_until, (order.completed_at or order.created_at) + _LONGEST_WATCH
-        )
+    elif until := report.reversible_until or (order.reversible_until if report.is_held else None):
+        completed_at = order.completed_at or order.created_at
+        latest = completed_at + _LONGEST_WATCH
+        until, note = min(until, latest), "the provider says until when it can be undone"
+        if report.is_held and now >= max(until, completed_at) + AFTER_PROTECTION:
+            until, note = latest, "the provider holds it for longer than it said"
         if until != order.reversible_until:
             changes["reversible_until"] = until
-            notes.append("the provider says until when it can be undone")
+            notes.append(note)
     if not notes:
         return NOTHING
     return Decision(order.status, "; ".join(notes), changes, money, is_alarm)

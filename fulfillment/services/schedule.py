@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 
 from fulfillment.services.context import Context
+from fulfillment.services.decide import AFTER_PROTECTION
 from fulfillment.store import due
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus
@@ -14,8 +15,6 @@ OVERDUE_GRACE = timedelta(minutes=10)
 _MOST_BACKOFF = 10  # times the smallest interval: 5 minutes
 _QUIET_BACKOFF = 20  # while webhooks flow, polls are only a safety net
 _SLOWEST_WATCH = timedelta(hours=6)
-#: Whatever the provider's clock says: ours may be ahead of it.
-_AFTER_PROTECTION = timedelta(minutes=30)
 _GROWTH = 1.5
 
 
@@ -90,7 +89,7 @@ def next_reversal_poll(
 
     The gaps grow with the time since the delivery, up to six hours.
     """
-    last = max(until, completed_at) + _AFTER_PROTECTION
+    last = max(until, completed_at) + AFTER_PROTECTION
     if now >= last:
         return None
     smallest = 4 * context.settings.poll_min_interval_s

@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -236,6 +237,54 @@ def test_a_delivered_order_is_watched_for_a_reversal_for_eight_days(
     assert until is not None
     assert 30 <= polls_of(provider) - before <= 80
     assert again(context, order).next_poll_at is None
+
+
+@pytest.mark.parametrize("end_in_days", [3, None])
+@pytest.mark.parametrize("becomes", [R.REVERSED, R.COMPLETED])
+def test_a_hold_that_outlasts_its_told_end_is_watched_until_the_provider_settles_it(
+    context: Context, provider: FakeProvider, clock: FakeClock, end_in_days: int | None, becomes: R
+) -> None:
+    order = accepted(context)
+    told: dict[str, Any] = {"charged_mills": PRICE_MILLS, "raw_status": "hold", "is_held": True}
+    if end_in_days is not None:
+        told["reversible_until"] = clock.now() + timedelta(days=end_in_days)
+    provider.says(order.external_id, R.COMPLETED, **told)
+    for _ in range(10 * 24):
+        clock.advance(3600)
+        run_polls(context)
+    held = again(context, order)
+
+    is_settled = becomes is R.COMPLETED
+    provider.says(order.external_id, becomes, raw_status="settled", is_settled=is_settled)
+    clock.advance(8 * 3600)
+    run_polls(context)
+
+    assert held.status is S.COMPLETED
+    assert again(context, order).status is S(becomes.value)
+    assert again(context, order).next_poll_at is None
+    assert_invariants(context)
+
+
+def test_a_hold_that_never_ends_is_watched_for_thirty_days(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = accepted(context)
+    soon = clock.now() + timedelta(minutes=5)
+    told = {"charged_mills": PRICE_MILLS, "is_held": True, "reversible_until": soon}
+    provider.says(order.external_id, R.COMPLETED, **told)
+    asked = []
+    for day in range(32):
+        before = polls_of(provider)
+        for _ in range(48):
+            clock.advance(1800)
+            run_polls(context)
+        asked.append(polls_of(provider) - before)
+        assert (again(context, order).next_poll_at is not None) is (day < 30)
+
+    assert all(3 <= polls <= 5 for polls in asked[2:29])
+    assert asked[31] == 0
+    events = [entry.note for entry in view(context, order).timeline]
+    assert events.count("the provider holds it for longer than it said") == 1
 
 
 @pytest.mark.parametrize(("is_refunded", "kinds"), [(True, ["refund"]), (False, [])])

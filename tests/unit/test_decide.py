@@ -494,6 +494,26 @@ def test_the_end_of_a_hold_may_be_told_after_the_delivery() -> None:
     assert decided(said, **HELD, reversible_until=end) == Decision()
 
 
+@pytest.mark.parametrize("end", [NOW - timedelta(hours=1), None])
+def test_a_hold_beyond_its_told_end_is_watched_for_the_longest_time(end: datetime | None) -> None:
+    """Until the provider says what came of it; a hold may still end undone."""
+    delivered_at, latest = NOW - timedelta(days=9), NOW + timedelta(days=21)
+    known: dict[str, Any] = HELD | {"completed_at": delivered_at}
+    held = report(R.COMPLETED, is_held=True, reversible_until=end)
+    told = {"reversible_until": end or delivered_at + REVERSAL_WATCH}
+
+    longer = decided(held, **known, **told)
+    again = decided(held, **known, reversible_until=latest)
+    settled = decided(report(R.COMPLETED, is_settled=True), **known, reversible_until=latest)
+    not_told = decided(report(R.COMPLETED, reversible_until=end), **known, **told)
+    just_over = NOW - timedelta(minutes=29)
+    too_soon = decided(replace(held, reversible_until=None), **known, reversible_until=just_over)
+
+    assert longer.changes == {"reversible_until": latest}
+    assert settled.changes["reversible_until"] is None
+    assert again == not_told == too_soon == Decision()
+
+
 def test_a_doubtful_charge_is_alarmed_once() -> None:
     said = report(R.SENT, charged_mills=CAP_MILLS, alarm="not believed")
 

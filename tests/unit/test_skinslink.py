@@ -233,6 +233,8 @@ def test_a_hold_can_be_undone_until_its_end(end: str) -> None:
     report = look_up(status="hold", hold_end_date=end, trade_offer_id="7000000002")
 
     assert report.reversible_until == datetime(2026, 11, 27, 12, 31, tzinfo=UTC)
+    assert report.is_held
+    assert look_up(status="completed").is_held is None
     assert report.steam_offer_id == "7000000002"
 
 

@@ -51,6 +51,7 @@ STATES = {
     "reverted": ReportState.REVERSED,
 }
 SETTLED = "completed"
+HOLD = "hold"
 FAILED = "failed"
 DUPLICATE = "duplicate_purchase"
 FAILURES = {
@@ -216,9 +217,10 @@ def read_purchase(data: Mapping[str, Any], external_id: str) -> OrderReport:
         raw_status=clean(word, WORD_LENGTH) or "",
         charged_mills=None if amount is None else dollars(amount),
         steam_offer_id=number(data.get("trade_offer_id")),
-        reversible_until=instant(data.get("hold_end_date")) if word == "hold" else None,
+        reversible_until=instant(data.get("hold_end_date")) if word == HOLD else None,
         provider_reference=number(data.get("id")),
         is_settled=word == SETTLED,
+        is_held=True if word == HOLD else None,
         **item_told(data.get("item")),
         partner=partner_of_steam_id(data.get("steam_id")),
     )
