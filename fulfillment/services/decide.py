@@ -50,6 +50,7 @@ class Decision(msgspec.Struct, frozen=True):
     changes: Mapping[str, Any] = msgspec.field(default_factory=dict)
     money: tuple[Money, ...] = ()
     is_alarm: bool = False
+    is_doubtful: bool = False  # the provider is to be asked whether it is still so
 
 
 NOTHING = Decision()
@@ -64,18 +65,20 @@ def decide(
     *,
     partner: int | None = None,
     is_by_a_person: bool = False,
+    as_of: datetime | None = None,
 ) -> Decision:
     """Say what a report means for the order as it is now.
 
     `window` is the account's trade window, `cap_mills` the most that may be charged, `partner` the
     recipient's number that was asked for. What a person has looked at is not held against it.
+    `as_of` is a time that the report is surely younger than, where one is known.
     """
     if report.charged_mills == 0:
         report = replace(report, charged_mills=None)  # nothing is free: it is not told yet
     if is_by_a_person:
         return _adopted(order, report, now, window, cap_mills, partner)
     contradicted = _contradicted(order, report, partner)
-    return contradicted or _apply(order, report, now, window, cap_mills)
+    return contradicted or _apply(order, report, now, window, cap_mills, as_of=as_of)
 
 
 def _adopted(
@@ -132,6 +135,7 @@ def _apply(
     cap_mills: int,
     *,
     is_by_a_person: bool = False,
+    as_of: datetime | None = None,
 ) -> Decision:
     target = report.state.order_status()
     news = _news(order, report)
@@ -139,6 +143,8 @@ def _apply(
         note = f"unknown provider status {report.raw_status!r}: nothing is concluded from it"
         note += f"; {report.alarm}" if report.alarm else ""
         return _quarantine(order, report, note)
+    if order.status in UNFULFILLED and target not in FINAL:
+        return _life_after_the_end(order, report, target, as_of)
     if order.status in FINAL:
         return _after_the_end(order, report, target, now, cap_mills)
     if order.status not in FOLLOWED | UNCONFIRMED:
@@ -268,8 +274,6 @@ def _after_the_end(
         return Decision(None, money=(Money.REFUND,) if report.refunded_at else ())
     if target is order.status is OrderStatus.COMPLETED:
         return _after_delivery(order, report, now, cap_mills)
-    if order.status in UNFULFILLED and target not in FINAL:
-        return _life_after_the_end(order, report, target)
     if RANK[target] < RANK[order.status]:
         return _late(order, report)
     if order.lives_on and target in UNFULFILLED:
@@ -306,19 +310,25 @@ def _is_refused(order: Order) -> bool:
     return order.provider_status is None or order.failed_by == FailedBy.US
 
 
-def _life_after_the_end(order: Order, report: OrderReport, target: OrderStatus) -> Decision:
+def _life_after_the_end(
+    order: Order, report: OrderReport, target: OrderStatus, as_of: datetime | None
+) -> Decision:
     """Tell once that the provider has what is over for us, and see how it goes on there.
 
     Money is attached to an order that we believe free. Of one that the provider has ended itself,
-    its older words only come late.
+    its older words only come late: that an offer is out of which nobody has heard, may be one, and
+    may be another try. Only what was surely said after the end tells.
     """
     changes = {"provider_status": report.raw_status, "told_status": target.value}
-    if _is_refused(order):
+    is_ended_there = order.told_status in UNFULFILLED
+    is_since = as_of is not None and order.updated_at <= as_of
+    if _is_refused(order) or (is_ended_there and is_since):
         note = f"the provider says {report.raw_status!r} after the end ({order.status})"
         note += ": not applied; it is asked how that ends"
         return Decision(order.status, note, changes, is_alarm=True)
     if not order.lives_on or order.told_status is None:
-        return _late(order, report)
+        is_unheard = is_ended_there and target is OrderStatus.SENT and order.sent_at is None
+        return replace(_late(order, report), is_doubtful=is_unheard)
     if RANK[target] > RANK[order.told_status]:
         return Decision(order.status, f"it goes on at the provider: {report.raw_status!r}", changes)
     return NOTHING

@@ -233,7 +233,9 @@ def _write_polls(
         locked = orders.lock(session, [order.id for order in asked])
         by_id = {o.id: reports[o.external_id] for o in locked if o.external_id in reports}
         known = [order for order in locked if order.id in by_id]
-        moved = apply_reports(context, session, account, by_id, Source.POLL, locked=known)
+        moved = apply_reports(
+            context, session, account, by_id, Source.POLL, locked=known, as_of=answers_until
+        )
         locked = [order for order in locked if order.account == account]  # it may have gone on
         for order in locked:
             if order.id not in by_id:
@@ -245,8 +247,8 @@ def _write_polls(
             at = _next(context, after, now, flows).after(after, now)
             # Of code of before, that knows no such time, a wish only moves the next poll.
             wanted_at = now if order.next_poll_at not in (None, was_due[order.id]) else None
-            if order.poll_wanted_at is not None and order.poll_wanted_at > answers_until:
-                wanted_at = max(now, min(order.poll_wanted_at, context.now()))
+            if after.poll_wanted_at is not None and after.poll_wanted_at > answers_until:
+                wanted_at = max(now, min(after.poll_wanted_at, context.now()))
             if wanted_at is not None:
                 at = schedule.soon_for_news(context, at, wanted_at)
             nexts[order.id] = at

@@ -78,6 +78,7 @@ def apply_reports(
     by: Source,
     *,
     locked: Sequence[Order] | None = None,
+    as_of: datetime | None = None,
 ) -> dict[int, Order]:
     """Apply an account's reports by order id; give the orders that changed.
 
@@ -92,7 +93,8 @@ def apply_reports(
         if order.account != account:
             moves.append(stray(order, account, report, by, now))
             continue
-        decision = _decided(context, order, report, now, is_by_a_person=by is Source.OPERATOR)
+        is_by_a_person = by is Source.OPERATOR
+        decision = _decided(context, order, report, now, is_by_a_person=is_by_a_person, as_of=as_of)
         if by is Source.SUBMIT and decision.target is None:
             # A webhook was faster; the log still has an outcome for every request of ours.
             note = f"our request is answered {report.raw_status!r}: known already"
@@ -124,6 +126,7 @@ def _decided(
     now: datetime,
     *,
     is_by_a_person: bool = False,
+    as_of: datetime | None = None,
 ) -> Decision:
     settings = context.account(order.account)
     return decide(
@@ -134,6 +137,7 @@ def _decided(
         cents_to_mills(settings.price_limit_cents(order.expected_price_cents)),
         partner=_recipient(context.seal, order.trade_url_sealed)[0] if report.partner else None,
         is_by_a_person=is_by_a_person,
+        as_of=as_of,
     )
 
 
@@ -192,6 +196,9 @@ def _move(context: Context, order: Order, decision: Decision, by: Source, now: d
     due: dict[str, Any] = {}
     if decision.target is not order.status:
         due = _due(context, order, decision, now)
+    elif decision.is_doubtful:
+        at = schedule.soon_for_news(context, order.next_poll_at, now)
+        due = {"next_poll_at": at, "poll_wanted_at": now}
     elif "told_status" in decision.changes:
         due = {"next_poll_at": _next_after_the_end(context, order, decision, now)}
     if "next_poll_at" in due and order.poll_wanted_at is not None:

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from fulfillment.errors import ProviderNotReached, ProviderRefused
 from fulfillment.providers.http import HTTPClient
 from fulfillment.providers.skinsnode.client import SkinsNode
-from fulfillment.services import invariants, operations
+from fulfillment.services import invariants, operations, webhooks
 from fulfillment.services.context import Context
 from fulfillment.services.operations import Resolution
 from fulfillment.services.reports import apply_reports
@@ -19,6 +19,7 @@ from schemas.enums import FailureCode, Source
 from schemas.enums import OrderStatus as S
 from schemas.messages import NEEDS_REVIEW
 from schemas.provider import ReportState as R
+from schemas.provider import WebhookNotice
 from tests.conftest import MakeContext
 from tests.support import (
     ITEM,
@@ -293,6 +294,88 @@ def test_a_person_ends_a_stalled_order_and_hears_of_it_should_it_live_on(
 
 
 # --- life after the end
+
+
+def hint(context: Context, provider: FakeProvider, order: Order, what: str) -> None:
+    """Take in a webhook that only says that there is news of the order."""
+    provider.notice = WebhookNotice(order.external_id, None, None, identity=what)
+    webhooks.take(context, "main", {}, b"{}")
+    webhooks.apply_deliveries(context)
+
+
+@pytest.mark.parametrize("after_s", [1, 3600])
+@pytest.mark.parametrize("how", ["a hint", "a word"])
+def test_another_try_after_the_providers_own_end_is_told_once_and_seen_to_its_end(
+    context: Context, provider: FakeProvider, clock: FakeClock, how: str, after_s: int
+) -> None:
+    """The customer has an offer of an order that is over for the store."""
+    order = accepted(context)
+    provider.says(order.external_id, R.FAILED, raw_status="trade_create_error")
+    clock.advance(60)
+    run_polls(context)
+    clock.advance(after_s)
+
+    provider.says(order.external_id, R.SENT)
+    if how == "a hint":
+        hint(context, provider, order, "waiting_accept")
+    else:
+        webhook(context, order, R.SENT)
+    let_pass(context, clock, 0.1, step_s=10)
+    told = again(context, order), alarms(context, order)
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+    let_pass(context, clock, 1)
+
+    assert (told[0].status, told[0].told_status, told[1]) == (S.FAILED, S.SENT, 1)
+    after = again(context, order)
+    assert (after.status, after.told_status) == (S.FAILED, S.COMPLETED)
+    assert entries(context, order)[-1] == ("settle", PRICE_MILLS)
+    assert (after.next_poll_at, after.poll_wanted_at) == (None, None)
+    assert_invariants(context)
+
+
+def test_a_late_word_after_the_providers_own_end_costs_one_question_and_no_alarm(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = accepted(context)
+    provider.says(order.external_id, R.CANCELLED)
+    clock.advance(60)
+    run_polls(context)
+    asked = len(provider.reads)
+
+    for _ in range(3):
+        for word in (R.QUEUED, R.PENDING, R.SENT):
+            webhook(context, order, word)
+        let_pass(context, clock, 0.1, step_s=10)
+
+    after = again(context, order)
+    assert (after.status, after.told_status) == (S.CANCELLED, S.CANCELLED)
+    assert len([read for read in provider.reads[asked:] if read.startswith("order")]) == 1
+    assert (after.next_poll_at, after.poll_wanted_at) == (None, None)
+    assert alarms(context, order) == 0
+
+
+def test_an_answer_that_the_end_overtook_is_no_sign_of_life(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = accepted(context)
+    provider.says(order.external_id, R.SENT)
+
+    def end(_: str) -> None:
+        provider.on_read = lambda what: None
+        webhook(context, order, R.CANCELLED)
+
+    provider.on_read = end
+    clock.advance(60)
+    run_polls(context)
+    overtaken = again(context, order)
+    provider.says(order.external_id, R.CANCELLED)
+    let_pass(context, clock, 0.1, step_s=10)
+
+    after = again(context, order)
+    assert overtaken.status is S.CANCELLED
+    assert overtaken.next_poll_at is not None  # it may have been the other way round
+    assert (after.told_status, after.next_poll_at) == (S.CANCELLED, None)
+    assert alarms(context, order) == 0
 
 
 @pytest.mark.parametrize("end", [R.COMPLETED, R.FAILED])

@@ -188,6 +188,7 @@ def test_an_older_word_after_the_providers_end_is_recorded_and_ignored(status: S
     older = [w for w in WORDS if RANK[S(w.value)] < RANK[status]]
     told = status if status in UNFULFILLED else None
     order: dict[str, Any] = {"status": status, "failed_by": "provider", "told_status": told}
+    order["sent_at"] = NOW
 
     decisions = [decided(report(word), **order) for word in older]
 

@@ -1,5 +1,6 @@
 """What a report is about: another item, purchase or recipient than asked for is never applied."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -38,10 +39,8 @@ RIGHT: dict[str, Any] = {
 UNDER_WAY = sorted(FOLLOWED | {S.SUBMITTING})
 
 
-def judged(order: Order, said: OrderReport, *, is_by_a_person: bool = False) -> Decision:
-    return decide(
-        order, said, NOW, WINDOW, CAP_MILLS, partner=PARTNER, is_by_a_person=is_by_a_person
-    )
+def judged(order: Order, said: OrderReport, **how: Any) -> Decision:
+    return decide(order, said, NOW, WINDOW, CAP_MILLS, partner=PARTNER, **how)
 
 
 def after(order: Order, decision: Decision) -> Order:
@@ -294,3 +293,24 @@ def test_older_words_of_an_order_that_the_provider_ended_are_no_sign_of_life(wor
 
     assert not decision.is_alarm
     assert not after(ended, decision).lives_on
+
+
+@pytest.mark.parametrize("is_heard", [True, False])
+def test_that_an_offer_is_out_after_the_end_is_asked_about_once_and_told_where_it_is_so(
+    is_heard: bool,
+) -> None:
+    order = some_order(status=S.PENDING, provider_status="pending")
+    order = replace(order, sent_at=NOW) if is_heard else order
+    ended = replace(after(order, judged(order, report(R.FAILED))), updated_at=NOW)
+
+    unclear = judged(ended, report(R.SENT))
+    earlier = judged(ended, report(R.SENT), as_of=NOW - timedelta(seconds=1))
+    surely = judged(ended, report(R.SENT), as_of=NOW)
+    living = after(ended, surely)
+
+    assert unclear == earlier
+    assert (unclear.is_alarm, unclear.is_doubtful) == (False, not is_heard)
+    assert not judged(ended, report(R.PENDING)).is_doubtful
+    assert (surely.is_alarm, surely.target, surely.money) == (True, S.FAILED, ())
+    assert living.lives_on
+    assert judged(living, report(R.SENT), as_of=NOW) == Decision()

@@ -298,7 +298,7 @@ TELLING = (
     Mutant(
         "hint_leaves_no_trace", "I7", "a hint beside a poll is forgotten where the claim ends soon",
         SERVICES + "reconciliation.py",
-        "                wanted_at = max(now, min(order.poll_wanted_at, context.now()))",
+        "                wanted_at = max(now, min(after.poll_wanted_at, context.now()))",
         "                pass",
         integration("poll_claims"),
     ),
