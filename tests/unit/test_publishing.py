@@ -1,26 +1,31 @@
 """How a group of messages is sent to RabbitMQ: of one order one at a time."""
 
-import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from kombu.exceptions import OperationalError
 
 from fulfillment.messaging import confirming
-from fulfillment.messaging.confirming import PATIENCE_S, Confirming, Doubt, _name_in, _rounds
+from fulfillment.messaging.confirming import PATIENCE_S, Confirming, _name_in, _rounds
 from fulfillment.messaging.outgoing import Outgoing
-
-
-def of(*orders: str) -> list[Outgoing]:
-    """Write a message about each of these orders."""
-    return [message("order.updated", each) for each in orders]
-
-
-def message(key: str, order: str) -> Outgoing:
-    return (key, json.dumps({"externalId": order}).encode(), {})
+from tests.unit.rabbitmq import (
+    KEYS,
+    REMINDER,
+    REVIEW,
+    UPDATED,
+    Failing,
+    Outbox,
+    Routing,
+    Slow,
+    assert_in_order,
+    bindings,
+    message,
+    numbered,
+    of,
+    publisher_to,
+)
 
 
 @pytest.mark.parametrize(
@@ -52,38 +57,6 @@ def test_messages_that_name_no_order_keep_their_order_among_themselves(body: byt
     assert _rounds(map(_name_in, [odd, *of("a"), odd, odd])) == [[0, 1], [2], [3]]
 
 
-class Slow:
-    """A RabbitMQ whose confirms take a while, by a clock of its own."""
-
-    def __init__(self, takes_s: float) -> None:
-        self.takes_s, self.now_s = takes_s, 0.0
-        names = ("basic_return", "basic_ack", "basic_nack")
-        self.events: dict[str, set[Any]] = {name: set() for name in names}
-        self.sent: list[bytes] = []
-        self.waiting: list[tuple[float, int]] = []
-
-    def confirm_select(self) -> None:
-        pass
-
-    def prepare_message(self, body: bytes, *_: Any) -> bytes:
-        return body
-
-    def basic_publish(self, body: bytes, *_: Any, **__: Any) -> None:
-        self.sent.append(body)
-        self.waiting.append((self.now_s + self.takes_s, len(self.sent)))
-
-    def drain_events(self, timeout: float) -> None:
-        if not self.waiting or self.waiting[0][0] > self.now_s + timeout:
-            self.now_s += timeout
-            raise TimeoutError
-        self.now_s, tag = self.waiting.pop(0)
-        for act in self.events["basic_ack"]:
-            act(tag, False)
-
-    def monotonic(self) -> float:
-        return self.now_s
-
-
 @pytest.mark.parametrize("takes_s", [0.1, 2, 4, 6])
 def test_a_slow_broker_is_sent_little_twice_and_each_group_comes_on(
     monkeypatch: pytest.MonkeyPatch, takes_s: float
@@ -111,113 +84,9 @@ def test_a_broker_that_confirms_nothing_is_told_of(monkeypatch: pytest.MonkeyPat
         Confirming(slow, slow, {}).publish(of("a"), 7)  # type: ignore[arg-type]
 
 
-UPDATED, REMINDER, REVIEW = "order.updated", "trade.reminder", "order.needs_review"
-KEYS = (UPDATED, REMINDER, REVIEW)
-
-
-def bindings(*keys: str) -> frozenset[tuple[str, str, str]]:
-    return frozenset((key, "", "") for key in keys)
-
-
-class Routing(Slow):
-    """A RabbitMQ that has queues for some keys; `plan` says for which, from message to message."""
-
-    def __init__(self, *keys: str, plan: Iterable[set[str]] = ()) -> None:
-        super().__init__(0.0)
-        self.keys = set(keys)
-        self.plan = iter(plan)
-        self.heard: list[Outgoing] = []
-        self.tried: list[Outgoing] = []
-
-    def basic_publish(self, body: bytes, *args: Any, **more: Any) -> None:
-        super().basic_publish(body, *args, **more)
-        exchange, key = args
-        self.keys = next(self.plan, self.keys)
-        self.tried.append((key, body, {}))
-        if key in self.keys:
-            self.heard.append((key, body, {}))
-            return
-        for act in self.events["basic_return"]:
-            act(None, exchange, key, SimpleNamespace(body=body))
-
-    @property
-    def first_heard(self) -> list[Outgoing]:
-        return [each for place, each in enumerate(self.heard) if each not in self.heard[:place]]
-
-
-EARLIER = [message(key, "earlier") for key in KEYS]
-
-
-class Outbox:
-    """Has a publisher publish what waits, as the relay does."""
-
-    def __init__(
-        self, broker: Routing, *known: str, told_before: Sequence[Outgoing] = EARLIER
-    ) -> None:
-        self.broker = broker
-        self.doubts: dict[str, Doubt] = {}
-        self.publisher = publisher_to(broker, *known, doubts=self.doubts)
-        self.waiting: list[Outgoing] = []
-        self.publisher.told_before = {each[0]: each for each in told_before}
-
-    def turn(self) -> None:
-        self._publish()
-        if self.publisher.is_in_doubt:
-            self.publisher.settle(7)
-
-    def until_one_is_overdue(self) -> None:
-        """Go on until a key that reaches nobody would be given up next."""
-        self._publish()
-        while not (self.publisher.is_in_doubt and self._is_any_overdue()):
-            if self.publisher.is_in_doubt:
-                self.publisher.settle(7)
-            self._publish()
-
-    def _is_any_overdue(self) -> bool:
-        return any(doubt.is_overdue for doubt in self.doubts.values())
-
-    def _publish(self) -> None:
-        self.publisher.publish(self.waiting, 7)
-        told = set(self.publisher.confirmed)
-        self.waiting = [each for n, each in enumerate(self.waiting) if n not in told]
-        if not told:
-            self.broker.now_s += 2
-
-    def turns_until_empty(self) -> int:
-        for turn in range(1, 400):
-            if not self.waiting:
-                return turn
-            self.turn()
-        raise AssertionError(f"{len(self.waiting)} wait for ever")
-
-
-def publisher_to(
-    broker: Routing, *known: str, doubts: dict[str, Doubt] | None = None
-) -> Confirming:
-    kept: dict[str, Doubt] = {} if doubts is None else doubts
-    publisher = Confirming(broker, broker, kept)  # type: ignore[arg-type]
-    publisher.known = bindings(*known)
-    return publisher
-
-
 @pytest.fixture
 def by_its_clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda broker: monkeypatch.setattr(confirming, "time", broker)
-
-
-def numbered(rnd: random.Random, orders: int, count: int) -> list[Outgoing]:
-    """Write messages of some orders, each different from all others."""
-    names = [f"o{rnd.randrange(orders)}" for _ in range(count)]
-    return [
-        (rnd.choice(KEYS), json.dumps({"externalId": name, "n": n}).encode(), {})
-        for n, name in enumerate(names)
-    ]
-
-
-def assert_in_order(heard: list[Outgoing], written: list[Outgoing]) -> None:
-    for name in set(map(_name_in, written)):
-        expected = [each for each in written if _name_in(each) == name and each in heard]
-        assert [each for each in heard if _name_in(each) == name] == expected
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -448,25 +317,6 @@ def test_of_a_key_that_is_missing_one_message_a_group_is_sent(by_its_clock: Any)
     broker.keys = {UPDATED}
     publisher.publish(group, 7)
     assert publisher.confirmed == list(range(100))
-
-
-class Failing(Routing):
-    """Does not take its nth message: it refuses it, or says nothing of it."""
-
-    def __init__(self, *keys: str, nth: int, says_so: bool) -> None:
-        super().__init__(*keys)
-        self.nth, self.says_so = nth, says_so
-
-    def drain_events(self, timeout: float) -> None:
-        if not self.waiting or self.waiting[0][1] != self.nth:
-            super().drain_events(timeout)
-            return
-        if not self.says_so:
-            self.now_s += timeout
-            raise TimeoutError
-        _, tag = self.waiting.pop(0)
-        for act in self.events["basic_nack"]:
-            act(tag, False)
 
 
 @pytest.mark.parametrize("says_so", [True, False])
