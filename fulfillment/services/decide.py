@@ -322,6 +322,11 @@ def _life_after_the_end(
     changes = {"provider_status": report.raw_status, "told_status": target.value}
     is_ended_there = order.told_status in UNFULFILLED
     is_since = as_of is not None and order.updated_at <= as_of
+    if is_ended_there and is_since and not _is_refused(order):
+        words = with_late(order, f"{report.raw_status} after the end")
+        if words is None:
+            return NOTHING  # a provider may say both in turns
+        changes["late_words"] = words
     if _is_refused(order) or (is_ended_there and is_since):
         note = f"the provider says {report.raw_status!r} after the end ({order.status})"
         note += ": not applied; it is asked how that ends"

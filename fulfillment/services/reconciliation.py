@@ -46,6 +46,8 @@ _TICK_GAP = timedelta(seconds=1)
 _FLOWING = timedelta(minutes=2)
 #: What could not be asked about is as if it had been due for so long: no longer, or it is overdue.
 _BEFORE_OTHERS = timedelta(minutes=1)
+#: So long somebody's word that there is news is followed where every question fails.
+_WISH_LASTS = timedelta(days=1)
 
 
 def webhook_heartbeat(account: str) -> str:
@@ -162,7 +164,7 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
     heartbeat = beats.get(webhook_heartbeat(account))
     flows = heartbeat is not None and now - heartbeat <= _FLOWING
     if unasked or round_.failed:
-        _put_back(context, unasked, round_.failed, now)
+        _put_back(context, unasked, round_, now, flows=flows)
 
     # From here on, and not from when the first was asked, the provider's cache is reckoned.
     answered_at = context.now()
@@ -200,14 +202,34 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
 
 @repeated
 def _put_back(
-    context: Context, unasked: Sequence[Polled], failed: Sequence[Polled], now: datetime
+    context: Context, unasked: Sequence[Polled], round_: "_Round", now: datetime, *, flows: bool
 ) -> None:
-    """Make orders due again: before others those not asked about, soon those that failed."""
+    """Make orders due again: before others those not asked about, soon those that failed.
+
+    Where the others are answered a failure is the order's own: it is one of its polls, so that they
+    become rare and end some day.
+    """
     gap = schedule.poll_gap(context).least
     with context.database.transaction() as session:
-        for members, at in ((unasked, now - min(gap, _BEFORE_OTHERS)), (failed, now + gap)):
-            if members:
-                due.put_back(session, [order.id for order in members], at)
+        if unasked:
+            before_others = now - min(gap, _BEFORE_OTHERS)
+            due.put_back(session, [order.id for order in unasked], before_others)
+        if round_.is_outage:
+            due.put_back(session, [order.id for order in round_.failed], now + gap)
+        elif round_.failed:
+            due.put_off(session, [_after_failure(context, m, now, flows) for m in round_.failed])
+
+
+def _after_failure(
+    context: Context, member: Polled, now: datetime, flows: bool
+) -> tuple[int, datetime | None, datetime | None]:
+    """Give the order, when its poll's claim ends, and when it is to be asked about again."""
+    order = member.order
+    at = _next(context, order, now, flows).at
+    if order.poll_wanted_at is not None and now - order.poll_wanted_at < _WISH_LASTS:
+        wanted = schedule.next_poll(context, order, now, webhooks_flow=False).at
+        at = min(filter(None, (at, wanted)))
+    return order.id, order.next_poll_at, at
 
 
 @repeated
@@ -311,6 +333,8 @@ class _Round:
     asked: list[Polled] = field(default_factory=list)
     unasked: list[Polled] = field(default_factory=list)
     failed: list[Polled] = field(default_factory=list)
+    #: The account is to be left alone; what failed tells nothing of its orders.
+    is_outage: bool = False
 
 
 def _ask(
@@ -341,6 +365,7 @@ def _ask(
             found.reports.update(answer)
     errors = [answer for answer in answers if isinstance(answer, ProviderError)]
     told = outages.of_the_account(errors, is_answered=bool(found.asked))
+    found.is_outage = told is not None
     if told is not None:
         outages.pause(context, account, told)
     return found

@@ -1,5 +1,6 @@
 """Apply what providers report to many orders at once: events, hold ledger and next due times."""
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,8 +32,10 @@ from schemas.provider import OrderReport, ReportState
 log = get_logger(__name__)
 
 #: What of a report may be in a provider's own words, whatever its state.
-_TEXTS = ("failure_code", "failure_message", "alarm", "item_name")
+_TEXTS = ("failure_code", "failure_message", "alarm")
 _ALL_TEXTS = (*_TEXTS, "raw_status")
+#: Steam's are eight characters long; what is far shorter is no secret, but part of many words.
+_SHORTEST_TOKEN = 6
 
 
 @dataclass
@@ -160,12 +163,15 @@ def _without_token(context: Context, order: Order, report: OrderReport) -> Order
     texts = {
         name: text
         for name in (_TEXTS if is_known else _ALL_TEXTS)
-        if (text := getattr(report, name)) and text != order.market_hash_name
+        if (text := getattr(report, name))
     }
     token = _recipient(context.seal, order.trade_url_sealed)[1] if texts else None
-    if token is None or not any(token in text for text in texts.values()):
+    if token is None or len(token) < _SHORTEST_TOKEN:
         return report
-    return replace(report, **{name: text.replace(token, HIDDEN) for name, text in texts.items()})
+    # Not a part of a word: somebody's token may be part of a code that the contract knows.
+    word = re.compile(rf"(?<![A-Za-z0-9_-]){re.escape(token)}(?![A-Za-z0-9_-])")
+    found = {name: word.sub(HIDDEN, text) for name, text in texts.items()}
+    return report if found == texts else replace(report, **found)
 
 
 def stray(

@@ -180,7 +180,8 @@ def _ask_if_left(context: Context, account: str, order_id: int) -> OrderReport |
         return None
     try:
         with context.budget(account).take(Purpose.POLL):
-            return context.provider(account).reports([order.external_id]).get(order.external_id)
+            ask = partial(context.provider(account).reports, [order.external_id])
+            return backstop.read(ask, order.external_id).get(order.external_id)
     except ProviderError as error:
         log.warning("webhook.not_asked", order_id=order.external_id, reason=str(error))
         return None

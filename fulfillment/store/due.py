@@ -150,6 +150,30 @@ def put_back(session: Session, order_ids: list[int], at: datetime) -> None:
     )
 
 
+def put_off(
+    session: Session, polls: Sequence[tuple[int, datetime | None, datetime | None]]
+) -> None:
+    """Set when orders of failed polls are due again: (id, end of the poll's claim, next poll).
+
+    What somebody has moved meanwhile stays.
+    """
+    ids, claimed, nexts = zip(*polls, strict=True)
+    session.execute(
+        """
+            WITH put AS (
+                SELECT * FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(claimed)s AS timestamptz[]),
+                                     CAST(%(nexts)s AS timestamptz[])) AS n(id, claimed, next)
+            ), locked AS (
+                SELECT o.id FROM orders o JOIN put n ON n.id = o.id AND n.claimed = o.next_poll_at
+                 ORDER BY o.id FOR UPDATE OF o
+            )
+            UPDATE orders o SET next_poll_at = n.next FROM put n
+             WHERE o.id = n.id AND o.id IN (SELECT id FROM locked)
+            """,
+        {"ids": list(ids), "claimed": list(claimed), "nexts": list(nexts)},
+    )
+
+
 def poll_at(
     session: Session,
     order_ids: list[int],

@@ -135,6 +135,20 @@ def test_what_was_not_asked_for_is_kept_from_a_person_by_no_poll(
     assert_invariants(context)
 
 
+@pytest.mark.parametrize("token", ["trade", "a", "invalid_", "_trade_"])
+def test_a_code_that_holds_somebodys_token_by_chance_stays_whole(
+    context: Context, provider: FakeProvider, clock: FakeClock, token: str
+) -> None:
+    order = receive_one(context, tradeUrl=TRADE_URL.replace(TOKEN, token))
+    run_chain(context)
+    code = FailureCode.INVALID_TRADE_URL.value
+    provider.says(order.external_id, R.FAILED, failure_code=code, failure_message="a bad trade")
+
+    let_pass(context, clock, 2)
+
+    assert again(context, order).failure_code == code
+
+
 @pytest.mark.parametrize("field", ["failure_code", "failure_message", "alarm", "raw_status"])
 def test_a_trade_token_in_a_providers_own_words_is_kept_nowhere(
     context: Context, provider: FakeProvider, clock: FakeClock, field: str

@@ -28,7 +28,7 @@ from tests.support import (
     run_polls,
     run_ticks,
 )
-from tests.unit.test_publishing import Routing, publisher_to
+from tests.unit.rabbitmq import Routing, publisher_to
 
 Told = dict[int, list[tuple[str, str]]]
 QUEUE: Binding = ("order.#", r"^order\..*?$", "store.updates")

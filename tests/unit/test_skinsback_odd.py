@@ -13,6 +13,7 @@ from fulfillment.errors import (
     ProviderOutcomeUnknown,
     ProviderRefused,
 )
+from fulfillment.providers.reading import dollars
 from fulfillment.providers.signing import hmac_hex
 from fulfillment.providers.skinsback import webhook
 from schemas.provider import ReportState, Want
@@ -117,11 +118,20 @@ def test_what_a_check_says_about_the_account_stops_the_purchase(
 
 
 @pytest.mark.parametrize("debited", [0, "0", "0.000"])
-@pytest.mark.parametrize("word", ["waiting_accept", "accepted", "canceled", "rollback_user"])
+@pytest.mark.parametrize("word", ["waiting_accept", "canceled", "rollback_user"])
 def test_a_sum_of_nothing_is_not_told_yet(word: str, debited: object) -> None:
     report = look_up({**ROW, "offer_status": word, "balance_debited_sum": debited})["order-1"]
 
     assert (report.charged_mills, report.alarm) == (None, None)
+
+
+def test_what_is_delivered_for_nothing_is_booked_at_its_price_and_told() -> None:
+    row = {**ROW, "offer_status": "accepted", "balance_debited_sum": 0}
+
+    report = look_up(row)["order-1"]
+
+    assert report.charged_mills == dollars(ITEM["price"])
+    assert "is not believed" in (report.alarm or "")
 
 
 @pytest.mark.parametrize("word", ["canceled", "timeout", "trade_create_error"])

@@ -197,7 +197,7 @@ def searching(
 
 
 @pytest.mark.parametrize("odd", ["   ", "order-0 "])
-def test_a_name_that_is_refused_as_too_short_is_no_items_and_spoils_no_other(odd: str) -> None:
+def test_a_name_that_is_refused_as_too_short_is_unclear_and_spoils_no_other(odd: str) -> None:
     def refuse(names: list[str]) -> Any:
         return error(2, "name_min_length_3") if odd in names else None
 
@@ -210,7 +210,7 @@ def test_a_name_that_is_refused_as_too_short_is_no_items_and_spoils_no_other(odd
     assert {want.market_hash_name for want in quotes.found} == set(NAMES[1:2])
     assert quotes.searched == dict.fromkeys(NAMES, True)
     for each in (quotes, alone):
-        assert wants[0] not in each.unclear
+        assert "name_min_length_3" in each.unclear[wants[0]]
         assert (each.unasked, odd in each.searched) == (frozenset(), False)
 
 
@@ -243,6 +243,53 @@ def test_where_every_name_is_refused_the_items_are_not_gone(no: Any) -> None:
         provider.quote([Want(name) for name in NAMES])
 
 
+@pytest.mark.parametrize("count", [1, 2, 64])
+@pytest.mark.parametrize("has_worked", [False, True])
+def test_a_search_that_takes_no_name_is_an_outage_after_a_few_requests(
+    count: int, has_worked: bool
+) -> None:
+    is_broken = False
+    provider, asked = searching(lambda names: error(11, "unavailable") if is_broken else None)
+    if has_worked:
+        provider.quote([Want("before")])
+    is_broken = True
+    wants = [Want(f"name-{n}") for n in range(count)]
+
+    for _ in range(3):
+        asked.clear()
+        with pytest.raises(ProviderNotReached):
+            provider.quote(wants)
+        assert len(asked) <= 9
+
+
+def test_a_search_that_takes_no_name_before_the_budget_ends_is_no_answer() -> None:
+    left = 3
+
+    def refuse(names: list[str]) -> Any:
+        nonlocal left
+        if left == 0:
+            raise OverBudget
+        left -= 1
+        return error(2, "name_min_length_3")
+
+    provider, _ = searching(refuse)
+
+    with pytest.raises(ProviderNotReached):
+        provider.quote([Want(name) for name in NAMES])
+
+
+def test_two_refused_names_are_no_outage_where_another_is_taken() -> None:
+    provider, _ = searching(lambda names: error(2) if {"bad", "odd"} & {*names} else None)
+    wants = [Want("bad"), Want("odd"), Want(NAMES[0])]
+
+    found = set()
+    for _ in range(4):
+        with suppress(ProviderNotReached):
+            found |= set(provider.quote(wants).found)
+
+    assert found == {wants[2]}
+
+
 def test_a_search_tells_of_the_account_at_once() -> None:
     provider, asked = searching(lambda names: error(-6, "market_disabled"))
 
@@ -253,7 +300,7 @@ def test_a_search_tells_of_the_account_at_once() -> None:
 
 
 def test_what_the_budget_cuts_off_of_a_search_is_unasked() -> None:
-    """One request a call: each call goes on where the one before it had to stop."""
+    """Two requests a call: each call goes on where the one before it had to stop."""
     allowed = 0
 
     def refuse(names: list[str]) -> Any:
@@ -267,7 +314,7 @@ def test_what_the_budget_cuts_off_of_a_search_is_unasked() -> None:
     waiting = list(map(Want, NAMES))
     found = set()
     for _ in range(20):
-        allowed = 1
+        allowed = 2
         with suppress(OverBudget):
             quotes = provider.quote(waiting)
             found |= {want.catalog_item_id for want in quotes.found}

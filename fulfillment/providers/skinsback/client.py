@@ -66,6 +66,8 @@ class SkinsBack:
         self.lookup_limit = LOOKUP_LIMIT
         self._turns = count()
         self._most_names = MOST_NAMES
+        #: One that a search was answered for.
+        self._known_name: str | None = None
 
     def quote(self, wants: Sequence[Want]) -> Quotes:
         """Search the wanted names; where an id comes without a name, read the whole list."""
@@ -80,47 +82,61 @@ class SkinsBack:
     def _search(self, wants: Sequence[Want]) -> Quotes:
         """Search the wanted names, as far as the rate budget goes.
 
-        One that is refused spoils a search: then fewer are searched together, until it is alone. No
-        item has a name that is refused as too short; for what else one is refused, nobody knows.
+        One that is refused spoils a search: then fewer are searched together, until it is alone.
+        Why it is refused nobody knows; that no item has this name is nowhere said.
         """
         method, listed = "market_search", Listed()
         # A shorter name would be refused, and the others with it.
         named = {name for want in wants if len(name := wire.name_of(want)) >= wire.SHORTEST_NAME}
-        waiting = names = sorted(named)
+        first = next(self._turns) % len(named) if named else 0
+        names = sorted(named)
+        waiting = names[first:] + names[:first]  # so that the same ones do not always come first
         searched: list[str] = []
-        refused: dict[str, Problem] = {}
+        refused: dict[str, str] = {}
         while waiting:
             group = waiting[: self._most_names]
             try:
                 problem = self._list(method, wants, listed, names=group)
             except OverBudget:
-                if waiting is names:
+                if not searched:
                     raise
                 break
-            if problem is not None and problem.meaning(wire.STANDARD) is not None:
-                raise _error(method, problem, wire.STANDARD, ProviderNotReached)
-            if problem is not None and len(group) > 1:
-                self._most_names = len(group) // 2
-                continue
-            waiting = waiting[len(group) :]
-            self._most_names = min(self._most_names * 2, MOST_NAMES)
             if problem is None:
                 searched += group
+                self._known_name = group[0]
+                self._most_names = min(self._most_names * 2, MOST_NAMES)
+            elif problem.meaning(wire.STANDARD) is not None:
+                raise _error(method, problem, wire.STANDARD, ProviderNotReached)
+            elif len(group) > 1:
+                self._most_names = len(group) // 2
+                continue
             else:
-                refused[group[0]] = problem
-        if len(refused) == len(names) > 1:
-            # Not one name that it takes: the search has changed, the items are not gone.
-            raise ProviderNotReached(f"{method}: every name is refused, {problem}")
+                refused[group[0]] = str(problem)
+            waiting = waiting[len(group) :]
+            if refused and not searched and (len(refused) > 1 or not waiting):
+                self._check_search(method, refused, wants)
         unasked = frozenset(want for want in wants if wire.name_of(want) in waiting)
         quotes = wire.quotes([want for want in wants if want not in unasked], listed)
-        odd = {name: str(no) for name, no in refused.items() if not no.is_about(*wire.TOO_SHORT)}
-        unclear = {want: odd[name] for want in wants if (name := wire.name_of(want)) in odd}
+        unclear = {want: refused[name] for want in wants if (name := wire.name_of(want)) in refused}
         return replace(
             quotes,
             unclear={**quotes.unclear, **unclear},
             unasked=unasked,
             searched={name: name in listed.names for name in searched},
         )
+
+    def _check_search(self, method: str, refused: Mapping[str, str], wants: Sequence[Want]) -> None:
+        """Search a name that was taken before. Raises ProviderNotReached if it is not now.
+
+        So also where none is known: a search that takes no name is broken, and not the names.
+        """
+        known = self._known_name
+        if known is not None and known not in refused:
+            problem = self._list(method, wants, Listed(), names=[known])
+            if problem is None:
+                return
+        self._most_names = MOST_NAMES
+        raise ProviderNotReached(f"{method}: every name is refused, {next(iter(refused.values()))}")
 
     def _list(
         self, method: str, wants: Sequence[Want], listed: Listed, **fields: Any

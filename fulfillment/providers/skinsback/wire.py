@@ -376,9 +376,7 @@ def read_purchase(row: Any) -> Purchase:
     item = row.get("item") if isinstance(row.get("item"), dict) else {}
     assert isinstance(item, dict)
     state = STATES.get(word, ReportState.UNKNOWN)
-    charged, alarm = _charge(item.get("price"), row.get("balance_debited_sum"))
-    if state in UNFULFILLED:
-        alarm = None  # nothing is booked
+    charged, alarm = _charge(item.get("price"), row.get("balance_debited_sum"), state)
     is_held, until = _flag(row.get("in_hold")), _hold_end(row.get("in_hold_until"))
     report = OrderReport(
         external_id=custom_id or "",
@@ -408,21 +406,23 @@ def _with_failure(report: OrderReport, word: str, reason: object) -> OrderReport
     return replace(report, failure_code=code, failure_message=message, alarm=alarm)
 
 
-def _charge(price: object, debited: object) -> tuple[int | None, str | None]:
+def _charge(price: object, debited: object, state: ReportState) -> tuple[int | None, str | None]:
     """Say what is booked: the sum taken from the balance, if it can be the price in dollars.
 
     A sum of 0 is not taken yet, or given back: nothing is told. The documentation's own examples
     have sums that can only be another currency (section 3). Then the price is booked, which is
-    surely dollars, and a person is told.
+    surely dollars, and a person is told; so also where the item was delivered for nothing.
     """
     price_mills = None if price is None else dollars(price)
     if debited is None or (type(debited) is type(price) and debited == price):
         return price_mills, None
     mills = dollars(debited)
-    if mills == 0:
+    if mills == 0 and state is not ReportState.COMPLETED:
         return None, None
     if price_mills is None or abs(mills - price_mills) * 100 <= PLAUSIBLE_PERCENT * price_mills:
         return mills, None
+    if state in UNFULFILLED:
+        return price_mills, None  # nothing is booked
     alarm = (
         f"balance_debited_sum {price_text(mills)} is not believed beside the price "
         f"{price_text(price_mills)}, which is booked"

@@ -277,7 +277,7 @@ TELLING = (
     Mutant(
         "own_words_are_kept", "I6", "a trade token in a provider's free text is stored and logged",
         SERVICES + "reports.py",
-        "    if token is None or not any(token in text for text in texts.values()):",
+        "    if token is None or len(token) < _SHORTEST_TOKEN:",
         "    if token is None or texts:",
         integration("news_of_orders"),
     ),

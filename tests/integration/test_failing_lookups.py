@@ -1,0 +1,140 @@
+"""Orders whose lookups fail, or answer now so and now so: rare questions, and nobody else waits."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from fulfillment.errors import ProviderNotReached, ProviderRefused
+from fulfillment.services import reconciliation, webhooks
+from fulfillment.services.context import Context
+from fulfillment.store.models import Order
+from schemas.enums import FailureCode
+from schemas.enums import OrderStatus as S
+from schemas.messages import NEEDS_REVIEW
+from schemas.provider import OrderReport, WebhookNotice
+from schemas.provider import ReportState as R
+from tests.conftest import MakeContext
+from tests.support import (
+    NAME,
+    PRICE_CENTS,
+    FakeClock,
+    FakeProvider,
+    again,
+    messages_of,
+    receive_one,
+    rows,
+    run_chain,
+    run_polls,
+    run_sweep,
+    view,
+)
+
+PRICE_MILLS = PRICE_CENTS * 10
+APPLIED = "SELECT applied_at FROM webhook_deliveries"
+
+
+def accepted(context: Context) -> Order:
+    order = receive_one(context)
+    run_chain(context)
+    assert again(context, order).status is S.ACCEPTED
+    return order
+
+
+def test_polls_of_one_order_that_fail_become_rare_and_end_with_its_watch(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    broken, good = accepted(context), accepted(context)
+    answer = provider.reports
+    asked = 0
+
+    def reports(external_ids: Sequence[str]) -> dict[str, OrderReport]:
+        nonlocal asked
+        if broken.external_id in external_ids:
+            asked += 1
+            raise ProviderNotReached("HTTP 500", is_outage=True)
+        return answer(external_ids)
+
+    for order in (broken, good):
+        provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+    provider.reports = reports  # type: ignore[method-assign]
+    under_way = _asked_within(context, clock, 3600, lambda: asked)
+    del provider.reports
+    run_polls_now(context, broken)
+    assert again(context, broken).status is S.COMPLETED
+
+    provider.reports = reports  # type: ignore[method-assign]
+    delivered = _asked_within(context, clock, 3600, lambda: asked)
+    clock.advance(9 * 24 * 3600)
+    run_polls(context)
+    over = _asked_within(context, clock, 3600, lambda: asked)
+
+    assert 10 <= under_way <= 25
+    assert delivered <= 15
+    assert (over, again(context, broken).next_poll_at) == (0, None)
+
+
+def _asked_within(
+    context: Context, clock: FakeClock, seconds: int, asked: Callable[[], int]
+) -> int:
+    before = asked()
+    for _ in range(seconds // 20):
+        clock.advance(20)
+        run_polls(context)
+    return asked() - before
+
+
+def run_polls_now(context: Context, order: Order) -> None:
+    reconciliation.reconcile_now(context, [order.external_id])
+    run_polls(context)
+
+
+@pytest.mark.parametrize("words", [[R.SENT, R.FAILED], [R.PENDING, R.FAILED], [R.ACCEPTED]])
+def test_a_provider_that_says_both_in_turns_after_its_own_end_is_told_of_once(
+    context: Context, provider: FakeProvider, clock: FakeClock, words: list[R]
+) -> None:
+    """Two servers of it, of which one is behind; anybody may hint as often as he likes."""
+    order = accepted(context)
+    provider.says(order.external_id, R.FAILED, failure_code="x")
+    clock.advance(60)
+    run_polls(context)
+
+    for n in range(60):
+        clock.advance(60)
+        provider.says(order.external_id, words[n % len(words)])
+        run_polls_now(context, order)
+
+    told = [message["type"] for message in messages_of(context, order)]
+    assert told.count(NEEDS_REVIEW) == 1
+    assert len(view(context, order).timeline) < 15
+
+
+def test_a_hint_about_an_order_that_went_on_stops_no_other_where_our_reader_fails_at_it(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    second = FakeProvider()
+    account = {"provider": "skinsnode", "base_url": "http://127.0.0.1:9", "client_secret": "s"}
+    accounts = {name: account | {"client_id": name} for name in ("main", "second")}
+    context = make_context(provider, accounts=accounts, routes={"any": "main,second"})
+    context._providers.update(second=second)
+    provider.fail_purchase(ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "sold"))
+    gone = receive_one(context, account="any", marketHashName=NAME)
+    run_chain(context)
+    run_chain(context, "second")
+    other = accepted(context)
+    answer = provider.reports
+
+    def reports(external_ids: Sequence[str]) -> dict[str, OrderReport]:
+        if gone.external_id in external_ids:
+            raise UnicodeDecodeError("utf-8", b"x", 0, 1, "canary")
+        return answer(external_ids)
+
+    provider.reports = reports  # type: ignore[method-assign]
+    for order in (gone, other):
+        provider.notice = WebhookNotice(order.external_id, None, None, identity=order.external_id)
+        webhooks.take(context, "main", {}, b"{}")
+    webhooks.apply_deliveries(context)
+    run_sweep(context)
+
+    assert again(context, gone).account == "second"
+    assert again(context, other).poll_wanted_at is not None
+    assert {row["applied_at"] is None for row in rows(context, APPLIED)} == {False}
