@@ -138,13 +138,17 @@ def _decided(
         now,
         timedelta(seconds=settings.trade_window_s),
         cents_to_mills(settings.price_limit_cents(order.expected_price_cents)),
-        partner=_recipient(context.seal, order.trade_url_sealed)[0] if report.partner else None,
+        partner=_partner(context.seal, order.trade_url_sealed) if report.partner else None,
         is_by_a_person=is_by_a_person,
         as_of=as_of,
     )
 
 
-@lru_cache(maxsize=10_000)  # an order under way is told of again and again
+@lru_cache(maxsize=5_000)  # an order under way is told of again and again
+def _partner(seal: Seal, trade_url_sealed: bytes | None) -> int | None:
+    return _recipient(seal, trade_url_sealed)[0]
+
+
 def _recipient(seal: Seal, trade_url_sealed: bytes | None) -> tuple[int, str] | tuple[None, None]:
     """Give number and token of the recipient asked for; nothing where nobody can read it now."""
     if trade_url_sealed is None:
