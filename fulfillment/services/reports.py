@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import lru_cache
 from typing import Any
 
 from msgspec.structs import replace
@@ -34,6 +33,9 @@ log = get_logger(__name__)
 #: What of a report may be in a provider's own words, whatever its state.
 _TEXTS = ("failure_code", "failure_message", "alarm")
 _ALL_TEXTS = (*_TEXTS, "raw_status")
+#: By the last bytes of the sealed trade URL, which are its own: what a worker keeps is small.
+_partners: dict[bytes, int] = {}
+_MARK_BYTES, _MOST_PARTNERS = 16, 10_000
 #: Steam's are eight characters long; what is far shorter is no secret, but part of many words.
 _SHORTEST_TOKEN = 6
 
@@ -144,9 +146,17 @@ def _decided(
     )
 
 
-@lru_cache(maxsize=5_000)  # an order under way is told of again and again
 def _partner(seal: Seal, trade_url_sealed: bytes | None) -> int | None:
-    return _recipient(seal, trade_url_sealed)[0]
+    """Give the recipient's number, which is remembered: an order under way is told of again."""
+    mark = trade_url_sealed[-_MARK_BYTES:] if trade_url_sealed else b""
+    if (known := _partners.get(mark)) is not None:
+        return known
+    partner = _recipient(seal, trade_url_sealed)[0]
+    if len(_partners) >= _MOST_PARTNERS:
+        _partners.clear()
+    if partner is not None:
+        _partners[mark] = partner
+    return partner
 
 
 def _recipient(seal: Seal, trade_url_sealed: bytes | None) -> tuple[int, str] | tuple[None, None]:
