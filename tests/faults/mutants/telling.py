@@ -270,8 +270,8 @@ TELLING = (
     Mutant(
         "two_moments_are_a_minute", "I8", "who is heard twice was there all the while",
         "fulfillment/messaging/confirming.py",
-        "        if self.others_since_s is None or now_s - self.others_seen_s > _RECENT_S:",
-        "        if self.others_since_s is None:",
+        "        if all(witness[:2] in self._returned for witness in witnesses):",
+        "        if not witnesses:",
         within(UNIT, "publishing"),
     ),
     Mutant(
