@@ -321,6 +321,15 @@ def run_sweep(context: Context) -> None:
         webhooks.apply_deliveries(context)
 
 
+def accepted(context: Context) -> Order:
+    """Give an order that the provider has."""
+    order = receive_one(context)
+    run_chain(context)
+    found = again(context, order)
+    assert found.status is OrderStatus.ACCEPTED
+    return found
+
+
 def run_polls(context: Context) -> None:
     """Do what one `reconcile.poll_due` sets going."""
     for batch in reconciliation.poll_due(context):

@@ -8,10 +8,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from fulfillment.crash import crash_point
-from fulfillment.errors import (
-    OverBudget,
-    ProviderError,
-)
+from fulfillment.errors import OverBudget, ProviderError
 from fulfillment.log import get_logger
 from fulfillment.services import backstop, merchants, outages, pulse, schedule
 from fulfillment.services.budget import Grant

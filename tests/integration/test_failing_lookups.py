@@ -19,6 +19,7 @@ from tests.support import (
     PRICE_CENTS,
     FakeClock,
     FakeProvider,
+    accepted,
     again,
     messages_of,
     receive_one,
@@ -31,13 +32,6 @@ from tests.support import (
 
 PRICE_MILLS = PRICE_CENTS * 10
 APPLIED = "SELECT applied_at FROM webhook_deliveries"
-
-
-def accepted(context: Context) -> Order:
-    order = receive_one(context)
-    run_chain(context)
-    assert again(context, order).status is S.ACCEPTED
-    return order
 
 
 def test_polls_of_one_order_that_fail_become_rare_and_end_with_its_watch(

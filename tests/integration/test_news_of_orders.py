@@ -29,6 +29,7 @@ from tests.support import (
     TRADE_URL,
     FakeClock,
     FakeProvider,
+    accepted,
     again,
     assert_invariants,
     attempt_of,
@@ -47,13 +48,6 @@ from tests.support import (
 PRICE_MILLS = PRICE_CENTS * 10
 HOUR_S = 3600.0
 STRANGER = "https://steamcommunity.com/tradeoffer/new/?partner=666&token=EvilEvil"
-
-
-def accepted(context: Context) -> Order:
-    order = receive_one(context)
-    run_chain(context)
-    assert again(context, order).status is S.ACCEPTED
-    return order
 
 
 def alarms(context: Context, order: Order) -> int:

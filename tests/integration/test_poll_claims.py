@@ -18,10 +18,11 @@ from schemas.enums import Source
 from schemas.provider import OrderReport, WebhookNotice
 from schemas.provider import ReportState as R
 from tests.conftest import MakeContext
-from tests.integration.test_reconciliation import accepted, polls_of
+from tests.integration.test_reconciliation import polls_of
 from tests.support import (
     FakeClock,
     FakeProvider,
+    accepted,
     again,
     checkout,
     receive,

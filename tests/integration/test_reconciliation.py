@@ -11,7 +11,6 @@ from fulfillment.errors import ProviderDeniesAccount, ProviderNotReached
 from fulfillment.services import invariants, operations, reconciliation, watchdog
 from fulfillment.services.context import Context
 from fulfillment.services.reports import apply_reports
-from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
 from schemas.enums import Source
 from schemas.provider import ReportState as R
@@ -21,6 +20,7 @@ from tests.support import (
     FakeClock,
     FakeProvider,
     Simulator,
+    accepted,
     again,
     assert_invariants,
     checkout,
@@ -37,13 +37,6 @@ from tests.support import (
 )
 
 PRICE_MILLS = PRICE_CENTS * 10
-
-
-def accepted(context: Context) -> Order:
-    """Give an order that the provider has."""
-    order = receive_one(context)
-    run_chain(context)
-    return again(context, order)
 
 
 def polls_of(provider: FakeProvider) -> int:
