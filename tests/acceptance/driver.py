@@ -153,7 +153,17 @@ class Driver:
 
     def wait_for(self, ends: dict[str, str], timeout_s: float = 90.0) -> None:
         """Wait until each order has come to its scripted end."""
-        until("the scripted ends", lambda: self.statuses(ends) == ends, timeout_s)
+
+        def others() -> dict[str, str]:
+            return dict(self.statuses(ends).items() - ends.items())
+
+        try:
+            until("the scripted ends", lambda: not others(), timeout_s)
+        except AssertionError:
+            wrong = {
+                name: (status, self.order(name)["timeline"]) for name, status in others().items()
+            }
+            raise AssertionError(f"not within {timeout_s} s at their ends: {wrong}") from None
 
     def kill_and_revive(self, name: str) -> None:
         """Kill a child and wait until the supervisor has started it again."""
