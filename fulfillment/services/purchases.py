@@ -30,16 +30,17 @@ SEVERAL = 3
 
 @repeated
 def fail(
-    context: Context, account: str, errors: Sequence[ProviderError], *, went_ahead: bool = False
+    context: Context, account: str, errors: Sequence[ProviderError], *, after_pause: bool = False
 ) -> datetime | None:
     """Count purchases that brought neither a yes nor a no; give until when purchases rest by that.
 
-    None where that is no outage yet. What was sent before a pause does not make it longer.
+    None where that is no outage yet. While they are broken only what was sent after a pause, ahead
+    of all others, makes a further one: what was sent before they broke may fail long after it.
     """
     now = context.now()
     with context.database.transaction() as session:
         known = purchases.count_unanswered(session, account, len(errors))
-        if known.are_paused(now) and not went_ahead:
+        if known.are_broken and not after_pause:
             return known.paused_until
         away = next((error for error in errors if outages.is_away(error)), None)
         if away is None and known.unanswered < SEVERAL and not known.are_broken:
@@ -122,7 +123,7 @@ class Watch:
             if is_wish or isinstance(error, ProviderDeniesAccount):
                 outages.pause(self._context, self._account, error)  # it is about all requests
                 break
-        until = fail(self._context, self._account, errors, went_ahead=self.is_ahead)
+        until = fail(self._context, self._account, errors, after_pause=self.is_ahead)
         self.is_ahead = False
         return until is not None
 

@@ -169,6 +169,17 @@ def test_a_late_answer_to_what_was_sent_before_an_outage_mends_nothing(
     assert purchases_of(context)["until"] is not None
 
 
+def test_late_failures_of_what_was_sent_before_an_outage_make_no_further_pauses(
+    context: Context, clock: FakeClock
+) -> None:
+    until = purchases.fail(context, "main", [DOWN])
+    for _ in range(5):
+        clock.advance(10)
+        assert purchases.fail(context, "main", [DOWN, SILENT]) == until
+
+    assert purchases_of(context) == {"unanswered": 11, "pauses": 1, "until": until}
+
+
 def test_of_all_batches_one_purchase_goes_ahead(
     make_context: MakeContext, provider: FakeProvider, clock: FakeClock
 ) -> None:
