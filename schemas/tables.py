@@ -240,11 +240,14 @@ class AttemptRow(SQLModel, table=True):
             postgresql_where="hold_closed_at IS NULL",
         ),
         Index("ix_attempts_strange", "order_id", postgresql_where="strange_since IS NOT NULL"),
+        # By these a balance that is read looks at no attempt that only waits for its end.
+        Index("ix_attempts_unabsorbed", "account", postgresql_where="absorbed_at IS NULL"),
         Index(
-            "ix_attempts_unabsorbed",
+            "ix_attempts_unreleased",
             "account",
-            postgresql_where="absorbed_at IS NULL OR hold_closed_at IS NULL OR unbooked > 0",
+            postgresql_where="hold_closed_at IS NULL AND ended_at IS NOT NULL",
         ),
+        Index("ix_attempts_unbooked", "account", postgresql_where="unbooked > 0"),
     )
 
     id: int | None = Field(default=None, primary_key=True, sa_type=BigInteger)

@@ -481,8 +481,8 @@ def accounts_to_read(
     rows = session.execute(
         """
             SELECT DISTINCT account FROM attempts
-             WHERE (absorbed_at IS NULL OR hold_closed_at IS NULL)
-               AND (ended_at + %(lag)s <= %(now)s
+             WHERE (absorbed_at IS NULL AND ended_at + %(lag)s <= %(now)s
+                    OR hold_closed_at IS NULL AND ended_at + %(lag)s <= %(now)s
                     OR (absorbed_at IS NULL AND account <> ALL(%(debited_at_end)s)
                         AND confirmed_at + %(lag)s <= %(now)s))
                AND NOT EXISTS (SELECT 1 FROM accounts a

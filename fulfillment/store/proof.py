@@ -41,10 +41,10 @@ _ABSORB = """
                                      ELSE hold_closed_at END,
                unbooked = unbooked + 1
          WHERE account = ANY({same_wallet})
-           AND (absorbed_at IS NULL OR hold_closed_at IS NULL)
            AND state NOT IN ('reserved', 'sending')
            AND (absorbed_at IS NULL AND {debited} + %(lag)s <= %(at)s
-                OR ended_at + %(lag)s <= %(at)s)
+                OR absorbed_at IS NULL AND ended_at + %(lag)s <= %(at)s
+                OR hold_closed_at IS NULL AND ended_at + %(lag)s <= %(at)s)
            AND {is_newer}
         RETURNING *
     )
@@ -93,25 +93,29 @@ _PROVE = f"""
                coalesce(sum(greatest(-change, 0)) FILTER (WHERE NOT is_new), 0) AS back
           FROM booked
     ), open AS (
-        -- What was booked of the others stands as it is: nothing has happened to them since.
         -- Of a former name of the account nothing is booked here, but for a day it may be open.
-        SELECT coalesce(sum(greatest(a.hold_mills, coalesce(o.charged_mills, 0))) FILTER (
-                            WHERE a.absorbed_at IS NULL AND a.state <> 'reserved'), 0) AS most,
-               coalesce(sum(CASE WHEN a.account = %(account)s THEN a.booked_mills
-                                 ELSE a.hold_mills END) FILTER (
-                            WHERE a.absorbed_at IS NOT NULL), 0) AS booked
+        SELECT coalesce(sum(greatest(a.hold_mills, coalesce(o.charged_mills, 0))), 0) AS mills
           FROM attempts a JOIN orders o ON o.id = a.order_id
          WHERE a.account = ANY({SAME_WALLET})
            AND (a.account = %(account)s OR a.created_at > %(at)s - interval '1 day')
-           AND (a.absorbed_at IS NULL OR a.hold_closed_at IS NULL
-                AND (a.unbooked = 0 OR a.account <> %(account)s))
+           AND a.absorbed_at IS NULL AND a.state <> 'reserved'
+    ), kept AS (
+        -- What was booked of the others stands as it is: nothing has happened to them since. They
+        -- are all that is open: summed up only where a balance is above what is expected.
+        SELECT coalesce(sum(CASE WHEN a.account = %(account)s THEN a.booked_mills
+                                 ELSE a.hold_mills END), 0) AS mills
+          FROM attempts a
+         WHERE a.account = ANY({SAME_WALLET})
+           AND (a.account = %(account)s OR a.created_at > %(at)s - interval '1 day')
+           AND a.absorbed_at IS NOT NULL AND a.hold_closed_at IS NULL
+           AND (a.unbooked = 0 OR a.account <> %(account)s)
     ), bounds AS (
-        SELECT o.most AS open,
-               o.booked + coalesce(sum(f.cost) FILTER (WHERE f.absorbed_at IS NOT NULL
-                                                         AND f.hold_closed_at IS NULL), 0)
+        SELECT o.mills AS open,
+               coalesce(sum(f.cost) FILTER (WHERE f.absorbed_at IS NOT NULL
+                                              AND f.hold_closed_at IS NULL), 0)
                    + coalesce(sum(f.awaited), 0) AS may_return
           FROM open o LEFT JOIN followed f ON true
-         GROUP BY o.most, o.booked
+         GROUP BY o.mills
     ), expected AS (
         -- What is learned later than its money was seen was taken for unexplained: it is no more.
         SELECT w.account, w.opening_mills IS NULL AS is_first,
@@ -119,12 +123,15 @@ _PROVE = f"""
                least(w.credited_mills, s.back) AS was_credited,
                coalesce(w.expected_mills - s.fresh - s.late + s.back
                         + least(w.unexplained_mills, s.late) - least(w.credited_mills, s.back),
-                        CASE WHEN b.open = 0 AND b.may_return = 0 THEN %(mills)s END) AS mills,
+                        CASE WHEN b.open = 0 AND b.may_return + (SELECT mills FROM kept) = 0
+                             THEN %(mills)s END) AS mills,
                b.open, b.may_return
           FROM wallets w, sums s, bounds b WHERE w.account = %(account)s
     ), told AS (
         SELECT *, coalesce(greatest(mills - open - %(mills)s, 0), 0) AS missing,
-               CASE WHEN %(mills)s > mills + may_return THEN %(mills)s - mills ELSE 0 END AS credit
+               CASE WHEN %(mills)s <= mills THEN 0
+                    WHEN %(mills)s > mills + may_return + (SELECT mills FROM kept)
+                    THEN %(mills)s - mills ELSE 0 END AS credit
           FROM expected
     )
     UPDATE wallets w
