@@ -294,6 +294,13 @@ BUYING = (
         integration("unknown_policies"),
     ),
     Mutant(
+        "late_failures_pause_again", "I2", "orders wait for what failed before an outage was seen",
+        SERVICES + "purchases.py",
+        "        if known.are_broken and not after_pause:",
+        "        if known.are_paused(now) and not after_pause:",
+        integration("purchase_outages"),
+    ),
+    Mutant(
         "failed_lookups_never_rest", "I9", "one whose lookup fails is asked about every second",
         SERVICES + "outcomes.py",
         "        if isinstance(answer, Unknown) and answer.is_failed_lookup:",
