@@ -226,6 +226,50 @@ def test_a_name_that_is_refused_for_nobody_knows_what_is_unclear_and_spoils_no_o
     assert set(provider.quote([bad]).unclear) == {bad}
 
 
+@pytest.mark.parametrize("has_worked", [False, True])
+@pytest.mark.parametrize("spoilt", SPOILT.values(), ids=SPOILT)
+def test_a_name_that_spoils_every_search_it_is_in_is_unclear_alone(
+    spoilt: Callable[[], Any], has_worked: bool
+) -> None:
+    provider, asked = searching(lambda names: spoilt() if "bad" in names else None)
+    if has_worked:
+        provider.quote([Want("before")])
+    bad, found = Want("bad"), set[str]()
+    unclear: set[Want] = set()
+    asked.clear()
+    # Where no name was ever taken, a few attempts find one that is.
+    for _ in range(6):
+        with suppress(ProviderNotReached):
+            quotes = provider.quote([bad, *map(Want, NAMES)])
+            found, unclear = {want.catalog_item_id for want in quotes.found}, set(quotes.unclear)
+            break
+
+    assert (found, unclear) == (set(NAMES), {bad})
+    assert len(asked) < 40
+    assert set(provider.quote([bad]).unclear) == {bad}
+
+
+@pytest.mark.parametrize("has_worked", [False, True])
+@pytest.mark.parametrize("spoilt", SPOILT.values(), ids=SPOILT)
+def test_a_search_that_is_down_is_asked_little_and_goes_on_when_it_is_up(
+    spoilt: Callable[[], Any], has_worked: bool
+) -> None:
+    is_down = False
+    provider, asked = searching(lambda names: spoilt() if is_down else None)
+    if has_worked:
+        provider.quote(list(map(Want, NAMES[:5])))
+    is_down = True
+
+    for _ in range(5):
+        asked.clear()
+        with pytest.raises(ProviderNotReached):
+            provider.quote(list(map(Want, NAMES)))
+        assert len(asked) <= 10
+    is_down = False
+
+    assert len(provider.quote(list(map(Want, NAMES))).found) == len(NAMES)
+
+
 def test_a_limit_of_names_in_one_search_is_kept_to() -> None:
     provider, asked = searching(lambda names: None, most=7)
 

@@ -4,7 +4,8 @@ The client secret is also the webhook key: it is sent in one header, or only sig
 written anywhere.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from itertools import count
@@ -13,7 +14,6 @@ from typing import Any
 from msgspec import structs
 
 from fulfillment.errors import (
-    OverBudget,
     ProviderDeniesAccount,
     ProviderError,
     ProviderNotReached,
@@ -25,6 +25,7 @@ from fulfillment.providers.base import AfterUnknown, BeforeSend
 from fulfillment.providers.http import LIST_LIMIT, HTTPClient, Unusable, read_json
 from fulfillment.providers.reading import STEAM_ID_BASE, Listed, bad_trade_url, recipient
 from fulfillment.providers.skinsback import webhook, wire
+from fulfillment.providers.skinsback.search import NameSearch, Spoilt
 from fulfillment.providers.skinsback.wire import Meaning, Problem, Purchase, Refusal, Table
 from schemas.provider import OrderReport, PurchaseCommand, Quotes, Want, WebhookNotice
 
@@ -34,11 +35,7 @@ LIST_S = 60.0  # the price list may be tens of megabytes
 LIMIT_PAUSE = timedelta(seconds=60)  # error -7 names no length; the limit is by the minute
 #: How many orders one lookup asks for; the documentation names no maximum.
 LOOKUP_LIMIT = 100
-MOST_NAMES = 1_000  # in one search; nor does it name one of these
-
-
-class _Spoilt(ProviderNotReached):
-    """A lookup whose answer is of no use: for one order in it, for their number, or an outage."""
+_SEARCH = "market_search"
 
 
 class SkinsBack:
@@ -65,9 +62,7 @@ class SkinsBack:
         self.requests_per_purchase = 2 if is_checking_recipient else 1
         self.lookup_limit = LOOKUP_LIMIT
         self._turns = count()
-        self._most_names = MOST_NAMES
-        #: One that a search was answered for.
-        self._known_name: str | None = None
+        self._names = NameSearch()
 
     def quote(self, wants: Sequence[Want]) -> Quotes:
         """Search the wanted names; where an id comes without a name, read the whole list."""
@@ -80,74 +75,35 @@ class SkinsBack:
         return replace(wire.quotes(wants, listed), is_whole=True)
 
     def _search(self, wants: Sequence[Want]) -> Quotes:
-        """Search the wanted names, as far as the rate budget goes.
+        """Search the wanted names, as far as the rate budget goes."""
+        listed = Listed()
 
-        One that is refused spoils a search: then fewer are searched together, until it is alone.
-        Why it is refused nobody knows; that no item has this name is nowhere said.
-        """
-        method, listed = "market_search", Listed()
+        def ask(names: Sequence[str]) -> None:
+            problem = self._list(_SEARCH, wants, listed, names=names)
+            if problem is not None:
+                raise _error(_SEARCH, problem, wire.STANDARD, Spoilt)
+
         # A shorter name would be refused, and the others with it.
         named = {name for want in wants if len(name := wire.name_of(want)) >= wire.SHORTEST_NAME}
-        first = next(self._turns) % len(named) if named else 0
-        names = sorted(named)
-        waiting = names[first:] + names[:first]  # so that the same ones do not always come first
-        searched: list[str] = []
-        refused: dict[str, str] = {}
-        while waiting:
-            group = waiting[: self._most_names]
-            try:
-                problem = self._list(method, wants, listed, names=group)
-            except OverBudget:
-                if not searched:
-                    raise
-                break
-            if problem is None:
-                searched += group
-                self._known_name = group[0]
-                self._most_names = min(self._most_names * 2, MOST_NAMES)
-            elif problem.meaning(wire.STANDARD) is not None:
-                raise _error(method, problem, wire.STANDARD, ProviderNotReached)
-            elif len(group) > 1:
-                self._most_names = len(group) // 2
-                continue
-            else:
-                refused[group[0]] = str(problem)
-            waiting = waiting[len(group) :]
-            if refused and not searched and (len(refused) > 1 or not waiting):
-                self._check_search(method, refused, wants)
-        unasked = frozenset(want for want in wants if wire.name_of(want) in waiting)
+        found = self._names.run(named, ask)
+        unasked = frozenset(want for want in wants if wire.name_of(want) in found.unasked)
         quotes = wire.quotes([want for want in wants if want not in unasked], listed)
-        unclear = {want: refused[name] for want in wants if (name := wire.name_of(want)) in refused}
+        refused = {want: found.refused.get(wire.name_of(want)) for want in wants}
         return replace(
             quotes,
-            unclear={**quotes.unclear, **unclear},
+            unclear={**quotes.unclear, **{want: why for want, why in refused.items() if why}},
             unasked=unasked,
-            searched={name: name in listed.names for name in searched},
+            searched={name: name in listed.names for name in found.answered},
         )
-
-    def _check_search(self, method: str, refused: Mapping[str, str], wants: Sequence[Want]) -> None:
-        """Search a name that was taken before. Raises ProviderNotReached if it is not now.
-
-        So also where none is known: a search that takes no name is broken, and not the names.
-        """
-        known = self._known_name
-        if known is not None and known not in refused:
-            problem = self._list(method, wants, Listed(), names=[known])
-            if problem is None:
-                return
-        self._most_names = MOST_NAMES
-        raise ProviderNotReached(f"{method}: every name is refused, {next(iter(refused.values()))}")
 
     def _list(
         self, method: str, wants: Sequence[Want], listed: Listed, **fields: Any
     ) -> Problem | None:
         """Add what is listed of the wanted skins; or give the problem."""
         body = wire.write_request(method, game=wire.GAME, **fields)
-        answer = self._send(body, method, total_s=LIST_S, limit=LIST_LIMIT, accept_gzip=True)
-        try:
+        with _spoilt(method):
+            answer = self._send(body, method, total_s=LIST_S, limit=LIST_LIMIT, accept_gzip=True)
             return wire.read_listing(answer, wants, listed)
-        except Unusable as error:
-            raise ProviderNotReached(f"{method}: {error}") from error
 
     def wallet_mills(self) -> int:
         """Read the project's balance."""
@@ -222,7 +178,7 @@ class SkinsBack:
             is_spoilt, reports = False, None
             try:
                 reports = self._look_up(part)
-            except _Spoilt:
+            except Spoilt:
                 if len(external_ids) == 1:
                     raise
                 is_spoilt = True
@@ -249,7 +205,7 @@ class SkinsBack:
             try:
                 self._look_up([external_ids[place % len(external_ids)]])
                 return
-            except _Spoilt as error:
+            except Spoilt as error:
                 failure = error
         self.lookup_limit = LOOKUP_LIMIT
         raise failure
@@ -257,23 +213,17 @@ class SkinsBack:
     def _look_up(self, external_ids: Sequence[str]) -> dict[str, OrderReport] | None:
         """Ask once; None where the answer does not say which order it is about, or not known.
 
-        Raises _Spoilt for an answer that fewer orders may do without.
+        Raises Spoilt for an answer that fewer orders may do without.
         """
         method = "market_getinfo"
         body = wire.write_request(method, custom_ids=list(external_ids))
-        try:
+        with _spoilt(method):
             answer = wire.read_answer(self._send(body, method))
             if not isinstance(answer, Problem):
                 return _by_custom_id(answer.get("items"), external_ids)
-        except Unusable as error:
-            raise _Spoilt(f"{method}: {error}") from error
-        except ProviderNotReached as error:
-            if error.is_outage and error.retry_after is None:
-                raise _Spoilt(str(error)) from error
-            raise
         if answer.is_about(*wire.NOT_FOUND):
             return None
-        raise _error(method, answer, wire.STANDARD, _Spoilt)
+        raise _error(method, answer, wire.STANDARD, Spoilt)
 
     def read_webhook(self, headers: Mapping[str, str], body: bytes) -> WebhookNotice:
         """Verify and read one delivery; see `webhook.read`."""
@@ -318,6 +268,19 @@ class SkinsBack:
             is_answer=wire.is_answer,
             **options,
         ).body
+
+
+@contextmanager
+def _spoilt(method: str) -> Iterator[None]:
+    """Tell an answer that less might have spoilt less from one that is about the account."""
+    try:
+        yield
+    except Unusable as error:
+        raise Spoilt(f"{method}: {error}", is_outage=error.is_outage) from error
+    except ProviderNotReached as error:
+        if error.is_outage and error.retry_after is None:
+            raise Spoilt(str(error), is_outage=True) from error
+        raise
 
 
 def _error(
