@@ -20,6 +20,7 @@ from fulfillment.errors import (
     ProviderRefused,
 )
 from fulfillment.providers.base import AfterUnknown
+from fulfillment.services import backstop
 from fulfillment.services.brakes import STOPPED_GAP
 from fulfillment.services.context import Context
 from fulfillment.services.unknowns import Step
@@ -200,7 +201,8 @@ def _doubt(context: Context, order: Order, refusal: ProviderRefused) -> Answer:
 def _ask_for(context: Context, order: Order) -> Answered | Unknown:
     asked_at = context.now()
     try:
-        found = context.provider(order.account).reports([order.external_id])
+        ask = partial(context.provider(order.account).reports, [order.external_id])
+        found = backstop.read(ask, order.external_id)
     except ProviderError as error:
         return Unknown(f"lookup: {error}", error)
     crash_point("lookup.answered")

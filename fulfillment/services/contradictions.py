@@ -20,7 +20,7 @@ def told_by(order: Order, report: OrderReport, partner: int | None) -> list[str]
     recipient's is a person's and not named.
     """
     found = []
-    if _is_of_another_item(order, report):
+    if is_of_another_item(order, report):
         found.append(f"{ITEM} {report.item_name or report.item_id}")
     if _differ(order.provider_reference, report.provider_reference):
         found.append(f"{PURCHASE} {report.provider_reference}")
@@ -46,7 +46,7 @@ def left_open(order: Order, report: OrderReport, partner: int | None) -> list[st
     thing as it was asked for."""
     set_right = {
         ITEM: bool(_told_items(report) & _own_items(order))
-        and not _is_of_another_item(order, report),
+        and not is_of_another_item(order, report),
         PURCHASE: report.provider_reference is not None,
         RECIPIENT: None not in (partner, report.partner),
     }
@@ -71,7 +71,7 @@ def _differ(asked: object, told: object) -> bool:
     return None not in (asked, told) and asked != told
 
 
-def _is_of_another_item(order: Order, report: OrderReport) -> bool:
+def is_of_another_item(order: Order, report: OrderReport) -> bool:
     """Say whether what was bought has another name than the order, or neither its id nor its name.
 
     An order may be of a name or of an id, so that either one alone proves nothing by differing,

@@ -27,6 +27,9 @@ _LONGEST_WATCH = timedelta(days=30)
 AFTER_PROTECTION = timedelta(minutes=30)
 #: So many words of one order that nobody can use are logged.
 _MOST_WORDS = 10
+#: So often an order that the provider has ended is followed again, though it was told before.
+_MOST_LIVES = 4
+_AFTER_THE_END = " after the end"
 #: The provider has not yet been heard to have the order: its next report may adopt it.
 UNCONFIRMED = frozenset({OrderStatus.SUBMITTING, OrderStatus.NEEDS_REVIEW})
 
@@ -203,9 +206,16 @@ def _late(order: Order, report: OrderReport) -> Decision:
 
 def with_late(order: Order, word: str) -> str | None:
     """Give the order's late words with this one; None where it was told before, or too many are."""
-    words = order.late_words.split("\n") if order.late_words else []
-    word = word.replace("\n", " ")
+    words, word = _late_words(order), _line(word)
     return None if word in words or len(words) >= _MOST_WORDS else "\n".join([*words, word])
+
+
+def _line(word: str) -> str:
+    return word.replace("\n", " ")
+
+
+def _late_words(order: Order) -> list[str]:
+    return order.late_words.split("\n") if order.late_words else []
 
 
 def _is_older(order: Order, report: OrderReport, target: OrderStatus) -> bool:
@@ -322,15 +332,17 @@ def _life_after_the_end(
     changes = {"provider_status": report.raw_status, "told_status": target.value}
     is_ended_there = order.told_status in UNFULFILLED
     is_since = as_of is not None and order.updated_at <= as_of
-    if is_ended_there and is_since and not _is_refused(order):
-        words = with_late(order, f"{report.raw_status} after the end")
-        if words is None:
+    is_another_life, is_told = is_ended_there and is_since, False
+    if is_another_life and not _is_refused(order):
+        words, word = _late_words(order), f"{_line(report.raw_status)}{_AFTER_THE_END}"
+        if sum(each.endswith(_AFTER_THE_END) for each in words) >= _MOST_LIVES:
             return NOTHING  # a provider may say both in turns
-        changes["late_words"] = words
-    if _is_refused(order) or (is_ended_there and is_since):
+        is_told = word in words
+        changes["late_words"] = "\n".join([*words, word])
+    if _is_refused(order) or is_another_life:
         note = f"the provider says {report.raw_status!r} after the end ({order.status})"
         note += ": not applied; it is asked how that ends"
-        return Decision(order.status, note, changes, is_alarm=True)
+        return Decision(order.status, note, changes, is_alarm=not is_told)
     if not order.lives_on or order.told_status is None:
         is_unheard = is_ended_there and target is OrderStatus.SENT and order.sent_at is None
         return replace(_late(order, report), is_doubtful=is_unheard)

@@ -16,6 +16,7 @@ from fulfillment.log import get_logger
 from fulfillment.services import outages
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
+from fulfillment.services.dispatch import overdue_refusal
 from fulfillment.services.lookups import look_up, look_up_alone
 from fulfillment.services.merchants import why_strange
 from fulfillment.services.reports import apply_reports, stray
@@ -292,7 +293,11 @@ def _adopt(
         places = [(order, where[order.id]) for order in refused]
         strays = [stray(o, at, reports[o.id][at], Source.SWEEP, now) for o, at in places]
         orders.apply(session, [move for move in strays if "late_words" in move.changes], now)
-        claims.release(session, [order.id for order in refused], claim.name, now + _REFUSED_AGAIN)
+        over = [overdue_refusal(order, now, Source.SWEEP, claim.name) for order in refused]
+        ended = orders.apply(session, [move for move in over if move], now)
+        ledger.refuse(session, [Posting(order_id, "never sent") for order_id in ended], now)
+        waiting = [order.id for order in refused if order.id not in ended]
+        claims.release(session, waiting, claim.name, now + _REFUSED_AGAIN)
         locked = [order for order in locked if order not in refused]
     left = [order for order in locked if where[order.id] != order.account]
     postings = [Posting(order.id, "found elsewhere", account=order.account) for order in left]

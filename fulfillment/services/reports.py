@@ -1,6 +1,5 @@
 """Apply what providers report to many orders at once: events, hold ledger and next due times."""
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from fulfillment.log import get_logger
 from fulfillment.providers.reading import HIDDEN
 from fulfillment.services import brakes, schedule
 from fulfillment.services.context import Context
+from fulfillment.services.contradictions import is_of_another_item
 from fulfillment.services.decide import Decision, Money, decide, with_late
 from fulfillment.states import FINAL, FOLLOWED, RANK, UNFULFILLED
 from fulfillment.store import ledger, orders
@@ -23,7 +23,7 @@ from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Move, Order
 from fulfillment.store.sealing import Seal
 from schemas.checkout import trade_url_parts
-from schemas.enums import OrderStatus, Source
+from schemas.enums import FailureCode, OrderStatus, Source
 from schemas.messages import NEEDS_REVIEW
 from schemas.money import cents_to_mills
 from schemas.provider import OrderReport, ReportState
@@ -33,6 +33,8 @@ log = get_logger(__name__)
 #: What of a report may be in a provider's own words, whatever its state.
 _TEXTS = ("failure_code", "failure_message", "alarm")
 _ALL_TEXTS = (*_TEXTS, "raw_status")
+#: Somebody's token may be a part of one of these by chance.
+_OWN_WORDS = frozenset(FailureCode)
 #: By the last bytes of the sealed trade URL, which are its own: what a worker keeps is small.
 _partners: dict[bytes, int] = {}
 _MARK_BYTES, _MOST_PARTNERS = 16, 10_000
@@ -173,18 +175,16 @@ def _without_token(context: Context, order: Order, report: OrderReport) -> Order
 
     What no word of its contract says is kept, shown and logged.
     """
-    is_known = report.state is not ReportState.UNKNOWN
+    names = _TEXTS if report.state is not ReportState.UNKNOWN else _ALL_TEXTS
+    if is_of_another_item(order, report):
+        names = (*names, "item_name")
     texts = {
-        name: text
-        for name in (_TEXTS if is_known else _ALL_TEXTS)
-        if (text := getattr(report, name))
+        name: text for name in names if (text := getattr(report, name)) and text not in _OWN_WORDS
     }
     token = _recipient(context.seal, order.trade_url_sealed)[1] if texts else None
     if token is None or len(token) < _SHORTEST_TOKEN:
         return report
-    # Not a part of a word: somebody's token may be part of a code that the contract knows.
-    word = re.compile(rf"(?<![A-Za-z0-9_-]){re.escape(token)}(?![A-Za-z0-9_-])")
-    found = {name: word.sub(HIDDEN, text) for name, text in texts.items()}
+    found = {name: text.replace(token, HIDDEN) for name, text in texts.items()}
     return report if found == texts else replace(report, **found)
 
 

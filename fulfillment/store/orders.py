@@ -296,13 +296,17 @@ def lock(session: Session, order_ids: Sequence[int]) -> list[Order]:
 
 
 def lock_overdue(session: Session, now: datetime, limit: int) -> list[Order]:
-    """Lock unclaimed orders whose time to be submitted or paid for is over, oldest first."""
+    """Lock unclaimed orders whose time to be submitted or paid for is over, oldest first.
+
+    One that may have been bought all the same does not end before it was looked for.
+    """
     statement = f"""
         SELECT {columns(ORDER_COLUMNS)} FROM orders
          WHERE next_attempt_at IS NOT NULL
            AND (status = ANY(%(unsent)s) OR status = 'submitting' AND between_attempts)
            AND (submit_by <= %(now)s OR funds_deadline_at <= %(now)s)
            AND (claimed_until IS NULL OR claimed_until <= %(now)s) AND NOT {UNSEARCHED}
+           AND coalesce(told_early_at <= searched_at, told_early_at IS NULL)
          ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
         """  # noqa: S608 - the names are constants
     unsent = [*states.WAITING, OrderStatus.RESERVED]

@@ -99,7 +99,45 @@ def test_a_provider_that_says_both_in_turns_after_its_own_end_is_told_of_once(
 
     told = [message["type"] for message in messages_of(context, order)]
     assert told.count(NEEDS_REVIEW) == 1
-    assert len(view(context, order).timeline) < 15
+    assert len(view(context, order).timeline) < 20
+
+
+def test_what_lives_again_after_its_second_end_is_followed_and_booked(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = accepted(context)
+    for state in (R.FAILED, R.SENT, R.FAILED, R.SENT):
+        clock.advance(60)
+        provider.says(order.external_id, state, failure_code="x")
+        run_polls_now(context, order)
+        _asked_within(context, clock, 300, lambda: 0)
+
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+    _asked_within(context, clock, 3600, lambda: 0)
+
+    assert again(context, order).charged_mills == PRICE_MILLS
+    told = [message["type"] for message in messages_of(context, order)]
+    assert told.count(NEEDS_REVIEW) == 2  # of its life, and of its money
+
+
+def test_a_life_after_the_end_is_told_though_many_odd_words_were(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = accepted(context)
+    for n in range(12):
+        clock.advance(60)
+        provider.says(order.external_id, R.UNKNOWN, raw_status=f"blue moon {n}")
+        run_polls_now(context, order)
+    provider.says(order.external_id, R.FAILED, failure_code="x")
+    run_polls_now(context, order)
+    before = len(messages_of(context, order))
+    clock.advance(60)
+    provider.says(order.external_id, R.SENT)
+    run_polls_now(context, order)
+
+    assert again(context, order).told_status is S.SENT
+    told = [message["type"] for message in messages_of(context, order)[before:]]
+    assert told.count(NEEDS_REVIEW) == 1
 
 
 def test_a_hint_about_an_order_that_went_on_stops_no_other_where_our_reader_fails_at_it(

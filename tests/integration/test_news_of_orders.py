@@ -143,12 +143,15 @@ def test_a_code_that_holds_somebodys_token_by_chance_stays_whole(
     assert again(context, order).failure_code == code
 
 
-@pytest.mark.parametrize("field", ["failure_code", "failure_message", "alarm", "raw_status"])
+@pytest.mark.parametrize("words", ["bad link 123456789/{} given", "bad link_{}_1", "bad link{}-"])
+@pytest.mark.parametrize(
+    "field", ["failure_code", "failure_message", "alarm", "raw_status", "item_name"]
+)
 def test_a_trade_token_in_a_providers_own_words_is_kept_nowhere(
-    context: Context, provider: FakeProvider, clock: FakeClock, field: str
+    context: Context, provider: FakeProvider, clock: FakeClock, field: str, words: str
 ) -> None:
     order = accepted(context)
-    details = {"failure_code": "odd", field: f"bad link 123456789/{TOKEN} given"}
+    details = {"failure_code": "odd", "item_id": "999", field: words.format(TOKEN)}
     state = R.UNKNOWN if field == "raw_status" else R.FAILED
     provider.says(order.external_id, state, **details)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -265,7 +266,7 @@ class SkinsBack:
             headers=headers,
             content=body,
             name=method,
-            is_answer=wire.is_answer,
+            is_answer=partial(wire.is_answer, method),
             **options,
         ).body
 

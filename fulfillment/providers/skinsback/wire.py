@@ -5,7 +5,7 @@ for success.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -141,6 +141,12 @@ RECIPIENT: Table = {
         FailureCode.RECIPIENT_CANNOT_TRADE, "the recipient's inventory is hidden"
     ),
 }
+_TABLES: Mapping[str, Iterable[tuple[str, int | None]]] = {
+    "market_buy": PURCHASE,
+    "user_inventory": RECIPIENT,
+    "market_getinfo": (*STANDARD, NOT_FOUND),
+    "market_search": (*STANDARD, TOO_SHORT),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +159,8 @@ class Problem:
     def __str__(self) -> str:
         return f"error {self.code} {self.name or ''}".rstrip()
 
-    def is_about(self, name: str, code: int) -> bool:
-        return self.name == name or (self.name is None and self.code == code)
+    def is_about(self, name: str, code: int | None) -> bool:
+        return self.name == name or (self.name is None and self.code == code is not None)
 
     def meaning(self, table: Table) -> Meaning | Refusal | None:
         """Look the problem up by its name, then by its code; None for one not in the table."""
@@ -275,11 +281,17 @@ def name_of(want: Want) -> str:
     return want.market_hash_name or want.catalog_item_id
 
 
-def is_answer(body: bytes) -> bool:
-    """Say whether this is SkinsBack's own word, whatever the HTTP code: a success or a code."""
+def is_answer(method: str, body: bytes) -> bool:
+    """Say whether this is SkinsBack's own word about what was asked, whatever the HTTP code.
+
+    It is a success, or an error that the method is documented to have. Of another one a 401 or 403
+    is the only part that says anything.
+    """
     with suppress(Unusable):
         answer = read_answer(body)
-        return not isinstance(answer, Problem) or answer.code is not None
+        return not isinstance(answer, Problem) or any(
+            answer.is_about(*error) for error in _TABLES.get(method, STANDARD)
+        )
     return False
 
 
