@@ -200,6 +200,8 @@ class OrderRow(SQLModel, table=True):
     #: its answer cannot be from before.
     poll_wanted_at: datetime | None = _time(nullable=True)
     polls: int = 0
+    #: Of these the last ones, so many, failed.
+    failed_polls: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     #: The trade-window watchdog is to look.
     next_watch_at: datetime | None = _time(nullable=True)
     claim: str | None = None

@@ -27,6 +27,8 @@ WORD = re.compile(r"\S+")
 #: Steam's are eight characters long: also one that only stands behind the word.
 TOKEN = re.compile(r"(?i)\btoken(\s?(=|:|%3D)\s?\S+|\W{1,3}[A-Z0-9_-]{8}\b)")
 HIDDEN = "[removed]"
+#: Of so many rows it may be by chance that none has a price which can be read.
+FEW_ROWS = 3
 UNREADABLE = " (unreadable)"
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 WORD_LENGTH = 64

@@ -22,9 +22,9 @@ from fulfillment.store import accounts, due, leases, ledger, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.due import Due, Polled
 from fulfillment.store.engine import repeated
-from fulfillment.store.models import Order
+from fulfillment.store.models import Move, Order
 from schemas.enums import OrderStatus, Source
-from schemas.messages import Batch
+from schemas.messages import NEEDS_REVIEW, Batch
 from schemas.provider import OrderReport
 
 log = get_logger(__name__)
@@ -43,8 +43,6 @@ _TICK_GAP = timedelta(seconds=1)
 _FLOWING = timedelta(minutes=2)
 #: What could not be asked about is as if it had been due for so long: no longer, or it is overdue.
 _BEFORE_OTHERS = timedelta(minutes=1)
-#: So long somebody's word that there is news is followed where every question fails.
-_WISH_LASTS = timedelta(days=1)
 
 
 def webhook_heartbeat(account: str) -> str:
@@ -161,7 +159,7 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
     heartbeat = beats.get(webhook_heartbeat(account))
     flows = heartbeat is not None and now - heartbeat <= _FLOWING
     if unasked or round_.failed:
-        _put_back(context, unasked, round_, now, flows=flows)
+        _put_back(context, unasked, round_, now)
 
     # From here on, and not from when the first was asked, the provider's cache is reckoned.
     answered_at = context.now()
@@ -172,6 +170,7 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
             report is None
             or member.is_strange
             or member.order.poll_wanted_at is not None
+            or member.order.failed_polls
             or is_news(context, member.order, report, answered_at)
         ):
             return False
@@ -198,13 +197,11 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
 
 
 @repeated
-def _put_back(
-    context: Context, unasked: Sequence[Polled], round_: "_Round", now: datetime, *, flows: bool
-) -> None:
+def _put_back(context: Context, unasked: Sequence[Polled], round_: "_Round", now: datetime) -> None:
     """Make orders due again: before others those not asked about, soon those that failed.
 
-    Where the others are answered a failure is the order's own: it is one of its polls, so that they
-    become rare and end some day.
+    Where the others are answered a failure is the order's own: its polls become rare, and where
+    they are given up a person is told.
     """
     gap = schedule.poll_gap(context).least
     with context.database.transaction() as session:
@@ -214,19 +211,18 @@ def _put_back(
         if round_.is_outage:
             due.put_back(session, [order.id for order in round_.failed], now + gap)
         elif round_.failed:
-            due.put_off(session, [_after_failure(context, m, now, flows) for m in round_.failed])
+            failed = {member.id: member.order for member in round_.failed}
+            again_at = {o.id: schedule.poll_after_failure(context, o, now) for o in failed.values()}
+            polls = [(o.id, o.next_poll_at, again_at[o.id]) for o in failed.values()]
+            given_up = due.put_off(session, polls)
+            orders.apply(session, [_given_up(failed[id_]) for id_ in sorted(given_up)], now)
 
 
-def _after_failure(
-    context: Context, member: Polled, now: datetime, flows: bool
-) -> tuple[int, datetime | None, datetime | None]:
-    """Give the order, when its poll's claim ends, and when it is to be asked about again."""
-    order = member.order
-    at = _next(context, order, now, flows).at
-    if order.poll_wanted_at is not None and now - order.poll_wanted_at < _WISH_LASTS:
-        wanted = schedule.next_poll(context, order, now, webhooks_flow=False).at
-        at = min(filter(None, (at, wanted)))
-    return order.id, order.next_poll_at, at
+def _given_up(order: Order) -> Move:
+    """Tell a person of an order about which its provider gives no answer, for ever."""
+    log.error("poll.given_up", order_id=order.external_id, status=order.status)
+    note = "it was asked about for long, without an answer, and is asked about no more"
+    return Move(order.id, order.status, order.status, Source.POLL, note, tell=(NEEDS_REVIEW,))
 
 
 @repeated
@@ -360,7 +356,13 @@ def _ask(
         else:
             found.asked.extend(group)
             found.reports.update(answer)
-    errors = [answer for answer in answers if isinstance(answer, ProviderError)]
+    # One question about many is as much as several: it was asked in parts before it failed.
+    errors = [
+        answer
+        for group, answer in zip(members, answers, strict=True)
+        if isinstance(answer, ProviderError)
+        for _ in group[:2]
+    ]
     told = outages.of_the_account(errors, is_answered=bool(found.asked))
     found.is_outage = told is not None
     if told is not None:

@@ -3,7 +3,8 @@
 from datetime import datetime, timedelta
 
 from fulfillment.services.context import Context
-from fulfillment.services.decide import AFTER_PROTECTION
+from fulfillment.services.decide import AFTER_PROTECTION, REVERSAL_WATCH
+from fulfillment.states import FINAL
 from fulfillment.store import due
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus
@@ -16,6 +17,9 @@ _MOST_BACKOFF = 10  # times the smallest interval: 5 minutes
 _QUIET_BACKOFF = 20  # while webhooks flow, polls are only a safety net
 _SLOWEST_WATCH = timedelta(hours=6)
 _GROWTH = 1.5
+_MOST_GROWN = 30  # of more failures the power is no use
+#: So long after the end of a watch, or after a hint to what is over, an answer is waited for.
+_ASKED_FOR = timedelta(days=2)
 
 
 def _jittered(context: Context, seconds: float, spread: float = due.SPREAD) -> timedelta:
@@ -67,6 +71,35 @@ def next_poll(
     if order.status is OrderStatus.SENT and deadline is not None and now < deadline < at:
         return due.NextPoll(max(deadline, now + gap_before_news(context)))
     return due.NextPoll(at, now + timedelta(seconds=smallest * factor))
+
+
+def poll_after_failure(context: Context, order: Order, now: datetime) -> datetime | None:
+    """Give the next poll of an order of which one failed; None where it is given up.
+
+    The first comes as soon as one may, however many were answered before; each further one later,
+    of what is over at most every six hours.
+    """
+    over_at = _over_at(order)
+    if over_at is not None and now >= over_at + _ASKED_FOR:
+        return None
+    smallest = context.settings.poll_min_interval_s
+    slowest = smallest * _MOST_BACKOFF
+    if order.status in FINAL and not order.lives_on:
+        slowest = max(_SLOWEST_WATCH.total_seconds(), slowest)
+    gap = smallest * _GROWTH ** min(order.failed_polls, _MOST_GROWN)
+    return now + _jittered(context, min(gap, slowest))
+
+
+def _over_at(order: Order) -> datetime | None:
+    """Say since when only an answer is awaited that was asked for before."""
+    if order.status is OrderStatus.COMPLETED:
+        completed_at = order.completed_at or order.created_at
+        watched_until = max(order.reversible_until or completed_at, completed_at) + AFTER_PROTECTION
+        is_charged = order.charged_mills is not None
+        return watched_until if is_charged else max(watched_until, completed_at + REVERSAL_WATCH)
+    if order.status in FINAL and not order.lives_on:
+        return order.poll_wanted_at or order.updated_at
+    return None
 
 
 def longest_poll_gap(context: Context) -> timedelta:

@@ -152,13 +152,13 @@ def put_back(session: Session, order_ids: list[int], at: datetime) -> None:
 
 def put_off(
     session: Session, polls: Sequence[tuple[int, datetime | None, datetime | None]]
-) -> None:
+) -> set[int]:
     """Set when orders of failed polls are due again: (id, end of the poll's claim, next poll).
 
-    What somebody has moved meanwhile stays.
+    What somebody has moved meanwhile stays. Gives which are due no more: their next poll is None.
     """
     ids, claimed, nexts = zip(*polls, strict=True)
-    session.execute(
+    rows = session.execute(
         """
             WITH put AS (
                 SELECT * FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(claimed)s AS timestamptz[]),
@@ -167,11 +167,15 @@ def put_off(
                 SELECT o.id FROM orders o JOIN put n ON n.id = o.id AND n.claimed = o.next_poll_at
                  ORDER BY o.id FOR UPDATE OF o
             )
-            UPDATE orders o SET next_poll_at = n.next FROM put n
+            UPDATE orders o SET next_poll_at = n.next, failed_polls = o.failed_polls + 1,
+                   poll_wanted_at = CASE WHEN n.next IS NOT NULL THEN o.poll_wanted_at END
+              FROM put n
              WHERE o.id = n.id AND o.id IN (SELECT id FROM locked)
+            RETURNING o.id, o.next_poll_at
             """,
         {"ids": list(ids), "claimed": list(claimed), "nexts": list(nexts)},
     )
+    return {row.id for row in rows if row.next_poll_at is None}
 
 
 def poll_at(
@@ -344,7 +348,7 @@ def polled(
     """
     session.execute(
         """
-            UPDATE orders o SET polled_at = %(at)s, next_poll_at = n.next,
+            UPDATE orders o SET polled_at = %(at)s, next_poll_at = n.next, failed_polls = 0,
                    poll_wanted_at = CASE WHEN o.poll_wanted_at > %(answers_until)s
                                          THEN least(o.poll_wanted_at, %(now)s) END
               FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(nexts)s AS timestamptz[]))

@@ -52,6 +52,7 @@ class Order(msgspec.Struct, frozen=True):
     polled_at: datetime | None
     poll_wanted_at: datetime | None
     polls: int
+    failed_polls: int
     next_watch_at: datetime | None
     claim: str | None
     claimed_until: datetime | None

@@ -1,6 +1,7 @@
 """Orders whose lookups fail, or answer now so and now so: rare questions, and nobody else waits."""
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 
 import pytest
 
@@ -31,6 +32,7 @@ from tests.support import (
 )
 
 PRICE_MILLS = PRICE_CENTS * 10
+END = timedelta(minutes=30)
 APPLIED = "SELECT applied_at FROM webhook_deliveries"
 
 
@@ -58,13 +60,105 @@ def test_polls_of_one_order_that_fail_become_rare_and_end_with_its_watch(
 
     provider.reports = reports  # type: ignore[method-assign]
     delivered = _asked_within(context, clock, 3600, lambda: asked)
-    clock.advance(9 * 24 * 3600)
+    clock.advance(11 * 24 * 3600)
     run_polls(context)
     over = _asked_within(context, clock, 3600, lambda: asked)
 
     assert 10 <= under_way <= 25
     assert delivered <= 15
     assert (over, again(context, broken).next_poll_at) == (0, None)
+    told = [message["type"] for message in messages_of(context, broken)]
+    assert told.count(NEEDS_REVIEW) == 1
+
+
+def blink(context: Context, provider: FakeProvider, clock: FakeClock) -> None:
+    """Let the next question that is asked fail, and no further one."""
+    provider.reads_fail(ProviderNotReached("HTTP 502", is_outage=True))
+    asked = len(provider.reads)
+    for _ in range(3600):
+        run_polls(context)
+        if len(provider.reads) > asked:
+            break
+        clock.advance(1)
+    provider.reads_fail(None)
+    assert len(provider.reads) > asked
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_last_look_at_a_delivery_is_repeated_where_it_fails(
+    context: Context, provider: FakeProvider, clock: FakeClock, count: int
+) -> None:
+    provider.lookup_limit = 100
+    placed = [accepted(context) for _ in range(count)]
+    for order in placed:
+        provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+    run_polls_now(context, *placed)
+    _asked_within(context, clock, 60, lambda: 0)
+    last = max(again(context, each).reversible_until or clock.now() for each in placed) + END
+    while clock.now() < last:
+        ahead = max(again(context, each).next_poll_at or last for each in placed) - clock.now()
+        clock.advance(max(ahead.total_seconds(), 0) + 1)
+        if clock.now() < last:
+            run_polls(context)
+
+    for order in placed:
+        provider.says(order.external_id, R.REVERSED)
+    blink(context, provider, clock)
+    _asked_within(context, clock, 60, lambda: 0)
+
+    assert {again(context, each).status for each in placed} == {S.REVERSED}
+
+
+@pytest.mark.parametrize("what", ["deadline", "hint"])
+def test_a_question_that_fails_once_is_asked_again_within_the_minute(
+    context: Context, provider: FakeProvider, clock: FakeClock, what: str
+) -> None:
+    order = accepted(context)
+    provider.says(order.external_id, R.PENDING)
+    for _ in range(14):  # so that its polls have become rare
+        clock.advance(400)
+        run_polls(context)
+    provider.says(order.external_id, R.SENT)
+    run_polls_now(context, order)
+    _asked_within(context, clock, 120, lambda: 0)
+    deadline = again(context, order).trade_deadline_at
+    assert deadline is not None
+    if what == "hint":
+        provider.notice = WebhookNotice(order.external_id, None, None, identity="h")
+        webhooks.take(context, "main", {}, b"{}")
+        webhooks.apply_deliveries(context)
+    else:
+        clock.advance((deadline - clock.now()).total_seconds())
+
+    blink(context, provider, clock)
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+    _asked_within(context, clock, 60, lambda: 0)
+
+    assert again(context, order).status is S.COMPLETED
+
+
+def test_a_hint_to_an_ended_order_that_is_never_answered_is_told_to_a_person(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    provider.fail_purchase(ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "sold"), is_made=True)
+    order = receive_one(context)
+    run_chain(context)
+    assert again(context, order).status is S.FAILED
+    provider.notice = WebhookNotice(order.external_id, None, None, identity="h")
+    webhooks.take(context, "main", {}, b"{}")
+    webhooks.apply_deliveries(context)
+    provider.reads_fail(ProviderNotReached("HTTP 500", is_outage=True))
+
+    for _ in range(6 * 24):
+        clock.advance(1800)
+        run_polls(context)
+
+    told = [message["type"] for message in messages_of(context, order)]
+    assert told.count(NEEDS_REVIEW) == 1
+    assert again(context, order).next_poll_at is None
+    asked = len(provider.reads)
+    _asked_within(context, clock, 3600, lambda: 0)
+    assert len(provider.reads) == asked
 
 
 def _asked_within(
@@ -77,8 +171,8 @@ def _asked_within(
     return asked() - before
 
 
-def run_polls_now(context: Context, order: Order) -> None:
-    reconciliation.reconcile_now(context, [order.external_id])
+def run_polls_now(context: Context, *placed: Order) -> None:
+    reconciliation.reconcile_now(context, [order.external_id for order in placed])
     run_polls(context)
 
 

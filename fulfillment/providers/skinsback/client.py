@@ -15,6 +15,7 @@ from typing import Any
 from msgspec import structs
 
 from fulfillment.errors import (
+    OverBudget,
     ProviderDeniesAccount,
     ProviderError,
     ProviderNotReached,
@@ -183,6 +184,11 @@ class SkinsBack:
                 if len(external_ids) == 1:
                     raise
                 is_spoilt = True
+            except ProviderNotReached as error:
+                if error.retry_after is None and not isinstance(error, OverBudget):
+                    # It may be too slow for so many: waiting for parts of them now takes too long.
+                    self.lookup_limit = max(len(part) // 2, 1)
+                raise
             if reports is None and len(part) > 1:
                 # Kept for the next call: the rate budget may end this one here.
                 self.lookup_limit = len(part) // 2

@@ -17,8 +17,9 @@ import msgspec
 from msgspec.structs import replace
 
 from fulfillment.providers import reading
-from fulfillment.providers.http import BOM, Unusable, read_json
+from fulfillment.providers.http import BOM, NotJSON, Unusable, read_json
 from fulfillment.providers.reading import (
+    FEW_ROWS,
     WORD_LENGTH,
     Listed,
     clean,
@@ -312,7 +313,7 @@ def read_listing(body: bytes, wants: Sequence[Want], listed: Listed) -> Problem 
         if skin_id in ids or row.name in names:
             listed.add(skin_id, row.name, bytes(row.price))
         is_any_usable = is_any_usable or price_of(bytes(row.price)) is not None
-    if rows and not is_any_usable:
+    if len(rows) > FEW_ROWS and not is_any_usable:
         raise Unusable("expected items with a price, found none")
     return None
 
@@ -327,7 +328,7 @@ def _rows(body: bytes) -> list[Row] | None:
         except (msgspec.DecodeError, RecursionError):
             return None
     except (msgspec.DecodeError, RecursionError):
-        raise Unusable("expected a list in JSON") from None
+        raise NotJSON("expected a list in JSON") from None
     if listing.status != "success":
         return None
     if isinstance(listing, Listing):
