@@ -221,6 +221,7 @@ def some_order(**overrides: Any) -> Order:
         "status": OrderStatus.RECEIVED,
         "overdue": False,
         "polls": 0,
+        "failed_polls": 0,
         "sequence": 1,
         "created_at": now,
         "updated_at": now,

@@ -229,6 +229,21 @@ def _is_older(order: Order, report: OrderReport, target: OrderStatus) -> bool:
     return steps.index(target) < steps.index(order.status)
 
 
+def _is_behind(order: Order, report: OrderReport, now: datetime) -> bool:
+    """Say whether the provider has told of the order since: a charge or an offer is not undone.
+
+    A time that is not over yet is a wrong clock's, and says nothing.
+    """
+    if order.reported_at is None or report.reported_at is None or order.reported_at > now:
+        return False
+    return report.reported_at < order.reported_at
+
+
+def _told_at(report: OrderReport) -> dict[str, Any]:
+    """Give the provider's own time of its news: what it told before is none any more."""
+    return {} if report.reported_at is None else {"reported_at": report.reported_at}
+
+
 def _news(order: Order, report: OrderReport) -> dict[str, Any]:
     """Collect what the report adds to the row, whatever its status."""
     news: dict[str, Any] = {}
@@ -246,6 +261,8 @@ def _news(order: Order, report: OrderReport) -> dict[str, Any]:
 def _same(
     order: Order, report: OrderReport, news: dict[str, Any], now: datetime, cap_mills: int
 ) -> Decision:
+    if _is_behind(order, report, now):
+        news = {}
     overdue = order.trade_deadline_at is not None and now >= order.trade_deadline_at
     if order.status is OrderStatus.SENT and overdue and not order.overdue:
         note = "the trade window is over and the provider still says sent"
@@ -255,7 +272,7 @@ def _same(
         return NOTHING
     worry = _worry(report, news, cap_mills)
     note = worry or "the provider adds " + ", ".join(sorted(news))
-    return Decision(order.status, note, news, is_alarm=bool(worry))
+    return Decision(order.status, note, news | _told_at(report), is_alarm=bool(worry))
 
 
 def _worry(report: OrderReport, news: Mapping[str, Any], cap_mills: int) -> str:
@@ -360,6 +377,8 @@ def _after_delivery(order: Order, report: OrderReport, now: datetime, cap_mills:
     notes: list[str] = []
     money: tuple[Money, ...] = ()
     is_alarm = False
+    if _is_behind(order, report, now):
+        return NOTHING
     charged = report.charged_mills
     if charged is not None and charged != order.charged_mills:
         changes["charged_mills"] = charged
@@ -386,6 +405,7 @@ def _after_delivery(order: Order, report: OrderReport, now: datetime, cap_mills:
             notes.append(note)
     if not notes:
         return NOTHING
+    changes |= _told_at(report)
     return Decision(order.status, "; ".join(notes), changes, money, is_alarm)
 
 
@@ -413,8 +433,7 @@ def _forward(
         changes["told_status"] = None
     if order.contradictions and order.status is OrderStatus.NEEDS_REVIEW:
         changes["contradictions"] = []  # set right, or taken for right by a person
-    if report.reported_at is not None:
-        changes["reported_at"] = report.reported_at
+    changes |= _told_at(report)
     confirm = order.status not in FOLLOWED
     money: tuple[Money, ...] = (Money.CONFIRM,) if confirm else ()
     note, is_alarm = "", False

@@ -1,7 +1,7 @@
 """Write what came of submits: accepted, refused, or still unknown and due again soon."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from fulfillment.crash import crash_point
 from fulfillment.services import schedule, unknowns
@@ -16,6 +16,9 @@ from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Move, Order
 from schemas.enums import FailedBy, OrderStatus, Source
 from schemas.messages import NEEDS_REVIEW
+
+#: So long after its end an order that may have been bought is asked about once more.
+_LAST_LOOK = timedelta(minutes=5)
 
 
 @repeated
@@ -47,7 +50,8 @@ def _write_refusals(
     refused = {order.id: answer for order, answer in answers if isinstance(answer, Refused)}
     # Read anew: while they were asked for, their account may have told that there is news of them.
     moves = [
-        _go_on(context, order, refused[order.id], claim) or _end(order, refused[order.id], claim)
+        _go_on(context, order, refused[order.id], claim)
+        or _end(context, order, refused[order.id], claim)
         for order in orders.lock(session, list(refused))
     ]
     moved = orders.apply(session, moves, now)
@@ -60,11 +64,29 @@ def _go_on(context: Context, order: Order, answer: Refused, claim: KeptClaim) ->
     """Let an order with a route try its next account, if that could help."""
     if not is_tried_elsewhere(answer.error):
         return None
-    why, source = str(answer.error), OrderStatus.SUBMITTING
-    return reroute(context, order, why, Source.SUBMIT, claim.name, source=source)
+    return reroute(
+        context,
+        order,
+        str(answer.error),
+        Source.SUBMIT,
+        claim.name,
+        source=OrderStatus.SUBMITTING,
+        is_doubtful=_was_unknown(order, claim),
+    )
 
 
-def _end(order: Order, answer: Refused, claim: KeptClaim) -> Move:
+def _was_unknown(order: Order, claim: KeptClaim) -> bool:
+    """Say whether it may have been bought by an earlier request: a no may have come of that."""
+    attempt = claim.attempts.get(order.id)
+    return attempt is not None and attempt.unknown_since is not None
+
+
+def _end(context: Context, order: Order, answer: Refused, claim: KeptClaim) -> Move:
+    """End an order by a no; one that may have been bought before is asked about once more."""
+    due = dict(NOTHING_DUE)
+    if _was_unknown(order, claim):
+        now = context.now()
+        due |= {"next_poll_at": now + _LAST_LOOK, "poll_wanted_at": now}
     return Move(
         order.id,
         OrderStatus.SUBMITTING,
@@ -76,7 +98,7 @@ def _end(order: Order, answer: Refused, claim: KeptClaim) -> Move:
             "failure_message": answer.error.message,
             "failed_by": _decided_by(answer).value,
         },
-        NOTHING_DUE,
+        due,
         claim=claim.name,
     )
 

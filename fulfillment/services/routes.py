@@ -44,19 +44,22 @@ def reroute(
     claim: str | None = None,
     *,
     source: OrderStatus | None = None,
+    is_doubtful: bool = False,
 ) -> Move | None:
     """Write the move to the order's next account; None where there is none left.
 
     `source` is the order's status where it changed since it was read. Money that is held for it is
-    to be released in the same transaction. Who says no and has news of it all the same, is asked
-    before anything is bought elsewhere.
+    to be released in the same transaction. Who says no and has news of it all the same, or said it
+    after an outcome that was unknown (`is_doubtful`), is asked once more before anything is bought
+    elsewhere.
     """
     left = _left(context, order)
     if not left:
         return None
     source = source or order.status
     has_begun = source in (OrderStatus.RESERVED, OrderStatus.SUBMITTING)
-    told_early = {"told_early_at": context.now()} if order.poll_wanted_at is not None else {}
+    is_doubtful = is_doubtful or order.poll_wanted_at is not None
+    told_early = {"told_early_at": context.now()} if is_doubtful else {}
     nothing_due = {"next_poll_at": None, "poll_wanted_at": None}
     return Move(
         order.id,

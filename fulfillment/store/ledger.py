@@ -86,11 +86,12 @@ def lock_spending(session: Session) -> None:
 
 
 _SPENT = """
-    SELECT coalesce(sum(greatest(a.hold_mills, coalesce(e.amount_mills, 0) + (
+    SELECT coalesce(sum(greatest(a.hold_mills, o.charged_mills, coalesce(e.amount_mills, 0) + (
                SELECT coalesce(sum(j.amount_mills), 0) FROM wallet_entries j
                 WHERE a.state = 'completed' AND j.order_id = a.order_id
                   AND j.account = a.account AND j.kind = 'adjust'))), 0)
       FROM attempts a
+      LEFT JOIN orders o ON o.id = a.order_id AND o.account = a.account
       LEFT JOIN wallet_entries e ON e.attempt_id = a.id AND e.kind = 'settle'
      WHERE a.account = {of} AND a.state <> 'refused'
        AND NOT (a.state = 'ended' AND a.hold_closed_at IS NOT NULL)
@@ -105,7 +106,8 @@ def spent_mills(session: Session, account: str | None, since: datetime) -> int:
     """Give the most that the account, or all together, can have spent after `since`.
 
     The provider takes an order at some time between its hold and its confirmation, so an attempt
-    counts until its confirmation is older; what was refused or released was not spent.
+    counts until its confirmation is older; what was refused or released was not spent. A charge
+    counts from when it is told.
     """
     statement = _SPENT_BY_ALL if account is None else _SPENT_BY_ONE
     return int(session.scalar(statement, {"account": account, "since": since}))

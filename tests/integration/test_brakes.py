@@ -322,6 +322,22 @@ def test_no_sliding_hour_sees_more_than_the_cap_however_late_the_provider_takes_
         assert len(within) <= 2
 
 
+def test_a_charge_above_the_price_uses_up_the_cap_from_when_it_is_told(
+    capped: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    dear = receive_one(capped)
+    run_chain(capped)
+    twice = 2 * PRICE_MILLS
+    provider.says(dear.external_id, R.PENDING, charged_mills=twice)
+    clock.advance(60)
+    run_polls(capped)
+    other = receive_one(capped)
+    run_chain(capped)
+
+    assert again(capped, dear).charged_mills == twice
+    assert again(capped, other).status is S.AWAITING_FUNDS
+
+
 def test_an_outcome_that_stays_unknown_uses_up_the_cap_and_a_refusal_frees_it(
     capped: Context, provider: FakeProvider, clock: FakeClock
 ) -> None:

@@ -352,6 +352,7 @@ def test_each_column_of_an_order_is_told_by_its_log_or_known_to_be_none_of_its_b
             "polled_at",
             "poll_wanted_at",
             "polls",
+            "failed_polls",
             "next_watch_at",
         ),
         *("claim", "claimed_until", "searched_at", "late_words"),

@@ -43,6 +43,7 @@ DUE = {
     "next_poll_at",
     "polled_at",
     "polls",
+    "failed_polls",
     "next_watch_at",
     "claim",
     "claimed_until",

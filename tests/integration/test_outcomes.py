@@ -14,8 +14,8 @@ from fulfillment.services import brakes, reconciliation, submission
 from fulfillment.services.context import Context
 from fulfillment.services.reports import apply_reports
 from fulfillment.store.models import Order
+from schemas.enums import FailureCode, Source
 from schemas.enums import OrderStatus as S
-from schemas.enums import Source
 from schemas.provider import ReportState as R
 from tests.conftest import MakeContext
 from tests.support import (
@@ -389,3 +389,32 @@ def test_nothing_is_bought_for_more_than_the_settings_allow_by_then(
     assert (ended.status, ended.failure_code) == (S.FAILED, "price_changed")
     assert len(provider.bodies) == posted == int(is_unknown)
     assert available(after) == provider.balance_mills
+
+
+def test_what_a_no_ended_after_an_unknown_outcome_is_asked_about_once_more(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    """A provider that forgets an order for a minute: our own purchase is what took the item."""
+    order = receive_one(context)
+    provider.fail_purchase(ProviderOutcomeUnknown("timeout"), is_made=True)
+    gone = ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "gone")
+    for _ in range(5):
+        provider.fail_purchase(gone)
+    run_chain(context)
+    bought = dict(provider.orders)
+    provider.orders.clear()
+    for _ in range(20):
+        clock.advance(5)
+        run_sweep(context)
+    ended = again(context, order).status
+
+    provider.orders |= bought
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+    for _ in range(40):
+        clock.advance(10)
+        run_polls(context)
+
+    assert ended is S.FAILED
+    assert entries(context, order)[-1] == ("settle", PRICE_MILLS)
+    assert [m["type"] for m in messages_of(context, order)].count("order.needs_review") == 1
+    assert again(context, order).next_poll_at is None

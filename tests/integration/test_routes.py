@@ -382,6 +382,8 @@ def test_while_the_first_is_unknown_the_second_is_not_asked(mall: Mall) -> None:
     # Believed only when a lookup past the provider's cache knows nothing either.
     assert len(seen) > mall.context.cache_time.total_seconds()
     mall.pass_time(2)
+    assert mall.bought_at(order) == []
+    mall.pass_time(110)  # it is asked once more, when no answer can be older than the last request
     assert mall.bought_at(order) == ["back"]
     assert attempts(mall.context, order)[0] == ("node", "refused", False)
 

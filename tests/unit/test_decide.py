@@ -427,6 +427,23 @@ def test_among_the_three_early_words_the_providers_newer_one_counts(status: S, w
     assert is_recorded_and_ignored(after_older, status)
 
 
+@pytest.mark.parametrize("status", [S.SENT, S.COMPLETED])
+def test_a_charge_or_an_offer_that_was_told_before_another_takes_nothing_back(status: S) -> None:
+    first = {"charged_mills": 6110, "steam_offer_id": "7"}
+    known: dict[str, Any] = {"status": status, "provider_status": status.value, **first}
+    known |= {"reported_at": NOW, "completed_at": NOW if status is S.COMPLETED else None}
+    said = report(R(status.value), charged_mills=6100, steam_offer_id="8")
+
+    late = decided(replace(said, reported_at=NOW - timedelta(seconds=1)), **known)
+    of_the_same_time = decided(replace(said, reported_at=NOW), **known)
+    wrong = known | {"reported_at": NOW + timedelta(days=1)}
+    by_a_wrong_clock = decided(replace(said, reported_at=NOW), **wrong)
+
+    assert late == NOTHING
+    assert of_the_same_time.changes["charged_mills"] == 6100
+    assert by_a_wrong_clock.changes["charged_mills"] == 6100
+
+
 def test_doubled_webhooks_never_send_an_order_to_and_fro_among_the_early_words() -> None:
     times = {word.value: NOW + timedelta(seconds=place) for place, word in enumerate(EARLY)}
     order = some_order(status=S.SUBMITTING)
