@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from fulfillment.errors import ProviderRefused
+from fulfillment.errors import ProviderNotReached, ProviderRefused
 from fulfillment.services import invariants, webhooks
 from fulfillment.services.context import Context, register_accounts
 from schemas.enums import FailureCode
@@ -126,3 +126,28 @@ def test_a_word_that_turns_out_to_be_about_nothing_only_delays_the_purchase(
 
     assert again(context, order).status is S.ACCEPTED
     assert (len(main.bodies), backup.bodies) == (1, [])
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_what_waits_for_funds_does_not_end_unasked_where_it_is_said_to_be_bought(
+    context: Context, main: FakeProvider, clock: FakeClock, is_answered: bool
+) -> None:
+    main.balance_mills = 1
+    (order,) = receive(context, checkout(account="main", marketHashName=NAME))
+    run_chain(context)
+    assert again(context, order).status is S.AWAITING_FUNDS
+    main.says(order.external_id, R.SENT)
+    if not is_answered:
+        main.reads_fail(ProviderNotReached("HTTP 500", is_outage=True))
+
+    hear(context, main, order.external_id, R.SENT)
+    for _ in range(5):  # its deadlines are over long before the end
+        clock.advance(2400)
+        go_on(context, clock)
+    while_away = again(context, order).status
+    main.reads_fail(None)
+    go_on(context, clock)
+
+    assert while_away is (S.SENT if is_answered else S.AWAITING_FUNDS)
+    assert again(context, order).status is S.SENT
+    assert main.bodies == []
