@@ -91,15 +91,17 @@ def poll_after_failure(context: Context, order: Order, now: datetime) -> datetim
 
 
 def _over_at(order: Order) -> datetime | None:
-    """Say since when only an answer is awaited that was asked for before."""
+    """Say since when only an answer is awaited that was asked for before; None: not yet."""
+    if order.status not in FINAL or order.lives_on:
+        return None
+    over_at = order.poll_wanted_at or order.updated_at
     if order.status is OrderStatus.COMPLETED:
         completed_at = order.completed_at or order.created_at
         watched_until = max(order.reversible_until or completed_at, completed_at) + AFTER_PROTECTION
-        is_charged = order.charged_mills is not None
-        return watched_until if is_charged else max(watched_until, completed_at + REVERSAL_WATCH)
-    if order.status in FINAL and not order.lives_on:
-        return order.poll_wanted_at or order.updated_at
-    return None
+        over_at = max(over_at, watched_until)
+        if order.charged_mills is None:
+            over_at = max(over_at, completed_at + REVERSAL_WATCH)
+    return over_at
 
 
 def longest_poll_gap(context: Context) -> timedelta:

@@ -137,21 +137,33 @@ def test_a_question_that_fails_once_is_asked_again_within_the_minute(
     assert again(context, order).status is S.COMPLETED
 
 
+@pytest.mark.parametrize("end", [S.FAILED, S.COMPLETED])
 def test_a_hint_to_an_ended_order_that_is_never_answered_is_told_to_a_person(
-    context: Context, provider: FakeProvider, clock: FakeClock
+    context: Context, provider: FakeProvider, clock: FakeClock, end: S
 ) -> None:
-    provider.fail_purchase(ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "sold"), is_made=True)
+    if end is S.FAILED:
+        refusal = ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "sold")
+        provider.fail_purchase(refusal, is_made=True)
     order = receive_one(context)
     run_chain(context)
-    assert again(context, order).status is S.FAILED
+    if end is S.COMPLETED:
+        provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+        run_polls_now(context, order)
+        for _ in range(20):  # until long after its watch is over
+            clock.advance(24 * 3600)
+            run_polls(context)
+        assert again(context, order).next_poll_at is None
+    assert again(context, order).status is end
     provider.notice = WebhookNotice(order.external_id, None, None, identity="h")
     webhooks.take(context, "main", {}, b"{}")
     webhooks.apply_deliveries(context)
     provider.reads_fail(ProviderNotReached("HTTP 500", is_outage=True))
 
+    asked = len(provider.reads)
     for _ in range(6 * 24):
         clock.advance(1800)
         run_polls(context)
+    assert len(provider.reads) - asked > 10
 
     told = [message["type"] for message in messages_of(context, order)]
     assert told.count(NEEDS_REVIEW) == 1
