@@ -39,6 +39,7 @@ class Money(StrEnum):
 
     NOTHING = "nothing"
     CONFIRM = "confirm"  # the provider has the order
+    CHARGE = "charge"  # above its hold, told before the delivery
     SETTLE = "settle"  # delivered: the charge is booked
     END = "end"  # ended without the item: a later figure releases the hold
     REFUND = "refund"  # delivered and undone, and the provider gave the money back
@@ -272,7 +273,12 @@ def _same(
         return NOTHING
     worry = _worry(report, news, cap_mills)
     note = worry or "the provider adds " + ", ".join(sorted(news))
-    return Decision(order.status, note, news | _told_at(report), is_alarm=bool(worry))
+    money = (Money.CHARGE,) if _is_above_its_hold(order, news) else ()
+    return Decision(order.status, note, news | _told_at(report), money, is_alarm=bool(worry))
+
+
+def _is_above_its_hold(order: Order, news: Mapping[str, Any]) -> bool:
+    return (news.get("charged_mills") or 0) > (order.quoted_mills or 0)
 
 
 def _worry(report: OrderReport, news: Mapping[str, Any], cap_mills: int) -> str:
@@ -436,6 +442,8 @@ def _forward(
     changes |= _told_at(report)
     confirm = order.status not in FOLLOWED
     money: tuple[Money, ...] = (Money.CONFIRM,) if confirm else ()
+    if target in FOLLOWED and _is_above_its_hold(order, news):
+        money += (Money.CHARGE,)
     note, is_alarm = "", False
     # A provider's clock may be wrong: nothing has happened later than now, or before the order.
     reported = min(max(report.reported_at or now, order.created_at), now)

@@ -47,6 +47,7 @@ class _Money:
     """The postings of a batch, by kind."""
 
     confirmed: list[int] = field(default_factory=list)
+    charged: list[int] = field(default_factory=list)
     settled: list[Posting] = field(default_factory=list)
     adjusted: list[Posting] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
@@ -55,6 +56,8 @@ class _Money:
     def add(self, order: Order, decision: Decision) -> None:
         if Money.CONFIRM in decision.money:
             self.confirmed.append(order.id)
+        if Money.CHARGE in decision.money:
+            self.charged.append(order.id)
         charged = decision.changes.get("charged_mills", order.charged_mills)
         if Money.SETTLE in decision.money:
             self.settled.append(Posting(order.id, "delivered", charged))
@@ -68,6 +71,8 @@ class _Money:
     def post(self, session: Session, now: datetime) -> None:
         if self.confirmed:
             ledger.confirm(session, self.confirmed, now)
+        if self.charged:
+            ledger.note_charges(session, self.charged)
         ledger.settle(session, self.settled, now)
         if self.adjusted:
             ledger.adjust(session, self.adjusted, now)

@@ -62,14 +62,20 @@ def has_figure_since_catalog(session: Session, account: str, since: datetime) ->
 def available_mills(session: Session, account: str) -> int:
     """Give what may be committed now; nothing where no figure was ever read.
 
-    A charge above its hold counts in full, until a figure tells of it.
+    A charge above its hold counts in full, until a figure tells of it: the hold's part may be seen
+    before the rest.
     """
     row = session.one(
         f"""
             SELECT coalesce(w.figure_mills, 0) - (
                 SELECT coalesce(sum(greatest(a.hold_mills, coalesce(o.charged_mills, 0))), 0)
                   FROM attempts a JOIN orders o ON o.id = a.order_id
-                 WHERE a.account = ANY({SAME_WALLET}) AND a.absorbed_at IS NULL)
+                 WHERE a.account = ANY({SAME_WALLET}) AND a.absorbed_at IS NULL) - (
+                SELECT coalesce(sum(o.charged_mills - a.hold_mills), 0)
+                  FROM attempts a JOIN orders o ON o.id = a.order_id AND o.account = a.account
+                 WHERE a.account = ANY({SAME_WALLET}) AND a.unbooked > 0
+                   AND a.state = 'accepted' AND a.absorbed_at IS NOT NULL
+                   AND o.charged_mills > a.hold_mills)
               FROM wallets w WHERE w.account = %(account)s
             """,  # noqa: S608 - a constant
         {"account": account},
@@ -408,6 +414,19 @@ def end(
 def release_ended(session: Session, postings: Sequence[Posting], now: datetime) -> None:
     """Release the holds of ended attempts whose wallet nobody will read again."""
     _close(session, postings, now, state=AttemptState.ENDED, kind="release", was="ended")
+
+
+def note_charges(session: Session, order_ids: Sequence[int]) -> None:
+    """Note that a charge above the hold is told of orders under way: the next figures are to tell.
+
+    It is booked with the delivery; until then the wallet's proof expects it (store/proof.py).
+    """
+    session.execute(
+        "UPDATE attempts a SET unbooked = unbooked + 1 FROM orders o "
+        "WHERE o.id = ANY(%(ids)s) AND a.account = o.account AND a.external_id = o.external_id "
+        "AND a.state = 'accepted'",
+        {"ids": list(order_ids)},
+    )
 
 
 #: What is booked as spent for an attempt `a`: what was settled, and what was adjusted later.

@@ -57,21 +57,27 @@ _ABSORB = """
 
 # `unbooked` counts what has happened to an attempt's money: a row that changes while it is booked
 # is booked by the next figure. A refund is expected to be seen `lag` after it was told of, and so
-# is a charge that was told anew: until then a figure may tell of it or not.
+# is a charge that was told anew, or above its hold: until then a figure may tell of it or not.
 # Nothing is booked by a figure that comes later than one that was asked for after it.
 _PROVE = f"""
     WITH followed AS (
         SELECT a.id, a.booked_mills, a.unbooked, a.absorbed_at, a.hold_closed_at,
                CASE WHEN a.absorbed_at IS NULL OR a.state = 'refused'
                       OR (a.state = 'ended' AND a.hold_closed_at IS NOT NULL) THEN 0
-                    ELSE coalesce(s.amount_mills, a.hold_mills) + j.booked
+                    ELSE coalesce(s.amount_mills, greatest(a.hold_mills, c.mills)) + j.booked
                          - CASE WHEN r.at + %(lag)s <= %(at)s THEN r.amount_mills ELSE 0 END
                     END AS cost,
                CASE WHEN r.at + %(lag)s > %(at)s THEN r.amount_mills ELSE 0 END + j.awaited
+                    + CASE WHEN c.told_at + %(lag)s > %(at)s THEN c.mills - a.hold_mills ELSE 0 END
                     AS awaited
           FROM attempts a
           LEFT JOIN wallet_entries s ON s.attempt_id = a.id AND s.kind = 'settle'
           LEFT JOIN wallet_entries r ON r.attempt_id = a.id AND r.kind = 'refund'
+          LEFT JOIN LATERAL (
+               -- A charge above the hold, told before the delivery, and when at the latest.
+               SELECT o.charged_mills AS mills, o.updated_at AS told_at FROM orders o
+                WHERE o.id = a.order_id AND o.account = a.account AND a.state = 'accepted'
+                  AND o.charged_mills > a.hold_mills) c ON true
          CROSS JOIN LATERAL (
                SELECT coalesce(sum(e.amount_mills) FILTER (
                           WHERE e.amount_mills > 0 OR e.at + %(lag)s <= %(at)s), 0) AS booked,

@@ -6,9 +6,10 @@ from collections.abc import Callable
 import pytest
 
 from fulfillment.errors import ProviderNotReached
-from fulfillment.services import brakes, catalog, dispatch, funds, operations, sweep
+from fulfillment.services import brakes, catalog, dispatch, funds, operations, reconciliation, sweep
 from fulfillment.services.context import Context
 from schemas.enums import OrderStatus as S
+from schemas.provider import ReportState as R
 from tests.conftest import MakeContext
 from tests.support import (
     PRICE_CENTS,
@@ -16,10 +17,14 @@ from tests.support import (
     FakeClock,
     FakeProvider,
     again,
+    assert_invariants,
+    available,
     checkout,
+    entries,
     receive,
     receive_one,
     run_chain,
+    run_polls,
     run_sweep,
     take_figure,
 )
@@ -278,3 +283,97 @@ def test_a_wallet_is_read_every_hour_although_nothing_happens(
     sweep.resume_stuck(context)
 
     assert operations.wallets(context)[0].unexplained == 100
+
+
+@pytest.mark.parametrize("is_taken_first", [True, False])
+def test_a_charge_above_the_price_that_is_told_before_the_delivery_is_explained(
+    context: Context, provider: FakeProvider, clock: FakeClock, is_taken_first: bool
+) -> None:
+    """It is told, and taken from the balance, in either order; and booked with the delivery."""
+    order = receive_one(context)
+    take_figure(context)
+    run_chain(context)
+    clock.advance(40)
+    take_figure(context)  # tells of the hold
+    more, charged = 20_000, PRICE_CENTS * 10 + 20_000
+
+    def take() -> None:
+        provider.balance_mills -= more
+        clock.advance(6)
+        take_figure(context)
+
+    def tell() -> None:
+        provider.says(order.external_id, R.PENDING, charged_mills=charged)
+        reconciliation.reconcile_now(context, [order.external_id])
+        run_polls(context)
+
+    first, then = (take, tell) if is_taken_first else (tell, take)
+    first()
+    then()
+    for _ in range(4):
+        clock.advance(20)
+        take_figure(context)
+    told = operations.wallets(context)[0]
+    provider.says(order.external_id, R.COMPLETED, charged_mills=charged)
+    reconciliation.reconcile_now(context, [order.external_id])
+    run_polls(context)
+    for _ in range(3):
+        clock.advance(40)
+        take_figure(context)
+
+    (wallet,) = operations.wallets(context)
+    assert (told.unexplained, told.credited) == (0, 0)
+    assert (wallet.unexplained, wallet.credited) == (0, 0)
+    assert entries(context, order) == [("hold", PRICE_CENTS * 10), ("settle", charged)]
+    assert_invariants(context)
+
+
+def test_a_charge_above_the_price_is_not_spent_again_while_the_balance_may_be_older(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = receive_one(context)
+    run_chain(context)
+    clock.advance(40)
+    take_figure(context)
+    before = available(context)
+
+    provider.says(order.external_id, R.PENDING, charged_mills=PRICE_CENTS * 10 + 20_000)
+    reconciliation.reconcile_now(context, [order.external_id])
+    run_polls(context)
+    told = available(context)
+    clock.advance(6)
+    take_figure(context)  # out of the provider's cache
+    cached = available(context)
+    provider.balance_mills -= 20_000
+    clock.advance(40)
+    take_figure(context)
+
+    assert [told - before, cached - before, available(context) - before] == [-20_000] * 3
+    assert operations.wallets(context)[0].unexplained == 0
+
+
+def test_an_order_that_was_charged_too_much_and_fails_is_free_of_it_with_its_hold(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = receive_one(context)
+    run_chain(context)
+    clock.advance(40)
+    take_figure(context)
+    provider.says(order.external_id, R.PENDING, charged_mills=PRICE_CENTS * 10 + 20_000)
+    provider.balance_mills -= 20_000
+    reconciliation.reconcile_now(context, [order.external_id])
+    run_polls(context)
+    clock.advance(40)
+    take_figure(context)
+    provider.says(order.external_id, R.FAILED, failure_code="x")
+    provider.balance_mills += PRICE_CENTS * 10 + 20_000
+    reconciliation.reconcile_now(context, [order.external_id])
+    run_polls(context)
+    for _ in range(3):
+        clock.advance(40)
+        take_figure(context)
+
+    (wallet,) = operations.wallets(context)
+    assert (wallet.unexplained, wallet.credited) == (0, 0)
+    assert available(context) == provider.balance_mills
+    assert_invariants(context)

@@ -402,14 +402,17 @@ def test_the_same_word_again_adds_nothing(status: S) -> None:
     assert decided(said, status=status, **known) == Decision()
 
 
-def test_the_same_word_with_more_in_it_records_what_is_new() -> None:
+@pytest.mark.parametrize(("held", "money"), [(6110, ()), (6109, (Money.CHARGE,))])
+def test_the_same_word_with_more_in_it_records_what_is_new(
+    held: int, money: tuple[Money, ...]
+) -> None:
     said = report(R.PENDING, charged_mills=6110, steam_offer_id="7")
 
-    decision = decided(said, status=S.PENDING, provider_status="pending")
+    decision = decided(said, status=S.PENDING, provider_status="pending", quoted_mills=held)
 
     assert decision.target is S.PENDING
     assert decision.changes == {"charged_mills": 6110, "steam_offer_id": "7"}
-    assert decision.money == ()
+    assert decision.money == money
 
 
 EARLY_PAIRS = [(old, R(new.value)) for old, new in permutations(EARLY, 2)]
