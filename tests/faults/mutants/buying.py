@@ -301,6 +301,20 @@ BUYING = (
         integration("purchase_outages"),
     ),
     Mutant(
+        "no_is_believed_at_once", "I1", "what a provider forgot for a minute is bought elsewhere",
+        SERVICES + "outcomes.py",
+        "        is_doubtful=_was_unknown(order, claim),",
+        "        is_doubtful=False,",
+        integration("routes", "routes_faults"),
+    ),
+    Mutant(
+        "told_charge_is_free", "I3", "what was charged above the price is spent again",
+        STORE + "ledger.py",
+        "                   AND o.charged_mills > a.hold_mills)",
+        "                   AND o.charged_mills < 0)",
+        integration("funds"),
+    ),
+    Mutant(
         "failed_lookups_never_rest", "I9", "one whose lookup fails is asked about every second",
         SERVICES + "outcomes.py",
         "        if isinstance(answer, Unknown) and answer.is_failed_lookup:",

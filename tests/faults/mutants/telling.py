@@ -282,6 +282,20 @@ TELLING = (
         integration("news_of_orders"),
     ),
     Mutant(
+        "failed_question_is_the_last", "I2", "a watch ends with a question that nobody answered",
+        SERVICES + "schedule.py",
+        "    if over_at is not None and now >= over_at + _ASKED_FOR:",
+        "    if over_at is not None and now >= over_at:",
+        integration("failing_lookups"),
+    ),
+    Mutant(
+        "older_word_takes_back", "I4", "a late webhook takes a charge or an offer back",
+        SERVICES + "decide.py",
+        "    return report.reported_at < order.reported_at",
+        "    return False",
+        within(UNIT, "decide"),
+    ),
+    Mutant(
         "held_order_goes_on", "I8", "what comes after a message that came back is not held",
         "fulfillment/messaging/confirming.py",
         "                group.held.add(group.names[place])",
