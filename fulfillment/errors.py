@@ -133,15 +133,22 @@ class ProviderError(FulfillmentError):
     """Anything short of a definite yes from a provider.
 
     `retry_after` is the provider's own wish for a pause, if it gave one; `is_outage` says that the
-    answer (a 5xx, a page that is no JSON) tells of the provider's state, not of one order.
+    answer (a 5xx, a page that is no JSON) tells of the provider's state, not of one order; `is_cut`
+    that no answer came, or not its end.
     """
 
     def __init__(
-        self, message: str, *, retry_after: timedelta | None = None, is_outage: bool = False
+        self,
+        message: str,
+        *,
+        retry_after: timedelta | None = None,
+        is_outage: bool = False,
+        is_cut: bool = False,
     ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
         self.is_outage = is_outage
+        self.is_cut = is_cut
 
 
 class ProviderRefused(ProviderError):
@@ -171,6 +178,10 @@ class OverBudget(ProviderNotReached):
 
     def __init__(self) -> None:
         super().__init__("the account's rate budget is used up; nothing was sent")
+
+
+class AskForFewer(OverBudget):
+    """The provider did not answer for so many at once, but does answer: ask for fewer, soon."""
 
 
 class NotLetGo(ProviderError):

@@ -180,7 +180,8 @@ class HTTPClient:
         except NOT_SENT as error:
             failure = ProviderNotReached(f"{what}: nothing was sent, {_connect_reason(error)}")
         except httpx.HTTPError as error:
-            failure = doubt(f"{what}: no complete answer ({type(error).__name__})")
+            message = f"{what}: no complete answer ({type(error).__name__})"
+            failure = doubt(message, is_cut=True)
         except Unusable as error:
             failure = doubt(f"{what}: {error}")
         # Raised out here, so that no foreign exception (it knows the headers) hangs on as context.

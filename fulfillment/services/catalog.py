@@ -19,7 +19,13 @@ from fulfillment.services.claiming import (
 from fulfillment.services.context import Context
 from fulfillment.services.purchases import fail
 from fulfillment.services.recovery import search_first
-from fulfillment.services.routes import has_next, leave_unreachable, reroute_or_refuse, rerouted_to
+from fulfillment.services.routes import (
+    has_next,
+    leave_unreachable,
+    reroute,
+    reroute_or_refuse,
+    rerouted_to,
+)
 from fulfillment.store import accounts, claims, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
@@ -34,6 +40,8 @@ log = get_logger(__name__)
 
 #: How soon to ask again about an item whose price the catalog does not clearly say.
 _UNCLEAR_S = 10.0
+#: So old an order that has another account waits no longer for one that is not clear about it.
+_UNCLEAR_FOR = timedelta(minutes=1)
 #: The catalog's and the wallet's.
 _REQUESTS = 2
 _UNFIT = "its id or name is no text that an item has"
@@ -96,7 +104,7 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
             due_at = fail(context, account, [nothing], after_pause=after_pause)
             return _leave(context, batch, claim, nothing, due_at)
         goes_on, left_for = _write(context, claim, quotes, requested_at, figure)
-        if not goes_on:
+        if not goes_on and (quotes.is_whole or quotes.searched):
             # Where the wallet is asked next, its answer says whether the account works: pauses
             # grow although the catalog alone can be read.
             outages.works(context, account)
@@ -181,6 +189,12 @@ def _quote(
             is_any_unchanged = True  # it waited, and nothing is new
         else:
             moves.append(_priced(order, quote, claim))
+    for order in members:
+        if order.id in why_unclear and context.now() - order.created_at >= _UNCLEAR_FOR:
+            reason = why_unclear[order.id]
+            if going_on := reroute(context, order, reason, Source.CATALOG, claim.name):
+                moves.append(going_on)
+                del why_unclear[order.id]
     moved = orders.apply(session, moves, context.now())
     if unasked:
         claims.release(session, [order.id for order in unasked], claim.name)

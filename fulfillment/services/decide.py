@@ -262,8 +262,11 @@ def _news(order: Order, report: OrderReport) -> dict[str, Any]:
 def _same(
     order: Order, report: OrderReport, news: dict[str, Any], now: datetime, cap_mills: int
 ) -> Decision:
-    if _is_behind(order, report, now):
-        news = {}
+    is_behind = _is_behind(order, report, now)
+    if is_behind:
+        # It takes nothing back; but what nobody has told yet is news all the same.
+        known = ("charged_mills", "steam_offer_id", "provider_reference")
+        news = {k: v for k, v in news.items() if k in known and getattr(order, k) is None}
     overdue = order.trade_deadline_at is not None and now >= order.trade_deadline_at
     if order.status is OrderStatus.SENT and overdue and not order.overdue:
         note = "the trade window is over and the provider still says sent"
@@ -274,7 +277,8 @@ def _same(
     worry = _worry(report, news, cap_mills)
     note = worry or "the provider adds " + ", ".join(sorted(news))
     money = (Money.CHARGE,) if _is_above_its_hold(order, news) else ()
-    return Decision(order.status, note, news | _told_at(report), money, is_alarm=bool(worry))
+    told_at = {} if is_behind else _told_at(report)
+    return Decision(order.status, note, news | told_at, money, is_alarm=bool(worry))
 
 
 def _is_above_its_hold(order: Order, news: Mapping[str, Any]) -> bool:
@@ -383,7 +387,8 @@ def _after_delivery(order: Order, report: OrderReport, now: datetime, cap_mills:
     notes: list[str] = []
     money: tuple[Money, ...] = ()
     is_alarm = False
-    if _is_behind(order, report, now):
+    is_behind = _is_behind(order, report, now)
+    if is_behind and order.charged_mills is not None:
         return NOTHING
     charged = report.charged_mills
     if charged is not None and charged != order.charged_mills:
@@ -411,7 +416,7 @@ def _after_delivery(order: Order, report: OrderReport, now: datetime, cap_mills:
             notes.append(note)
     if not notes:
         return NOTHING
-    changes |= _told_at(report)
+    changes |= {} if is_behind else _told_at(report)
     return Decision(order.status, "; ".join(notes), changes, money, is_alarm)
 
 

@@ -38,6 +38,7 @@ log = get_logger(__name__)
 #: How often a waiting account's balance is looked at; one probe serves all its waiting orders.
 _PROBE_S = 10.0
 _READ_GAP = timedelta(seconds=5)
+_PROOF_GAP = timedelta(minutes=1)
 #: A figure that was read beside the catalog longer ago than this is asked for again.
 _FRESH = timedelta(seconds=2)
 
@@ -125,15 +126,23 @@ def refresh_wallet(context: Context, account: str) -> None:
 
 
 def prove_wallets(context: Context) -> None:
-    """Read the wallets that nobody has read for an hour; one that cannot be read stops nothing."""
+    """Read the wallets that nobody has read for an hour; one that cannot be read stops nothing.
+
+    It is tried once a minute.
+    """
+    now = context.now()
     with context.database.transaction() as session:
-        overdue = proof.overdue(session, context.now())
+        overdue = [
+            account
+            for account in proof.overdue(session, now)
+            if account in context.settings.accounts
+            and leases.acquire(session, f"proof:{account}", uuid.uuid4().hex, now, now + _PROOF_GAP)
+        ]
     for account in overdue:
-        if account in context.settings.accounts:
-            try:
-                _read_alone(context, account)
-            except ProviderError as error:
-                log.warning("wallet.not_read", account=account, reason=str(error))
+        try:
+            _read_alone(context, account)
+        except ProviderError as error:
+            log.warning("wallet.not_read", account=account, reason=str(error))
 
 
 def _read_alone(context: Context, account: str) -> None:

@@ -19,7 +19,7 @@ from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
 from fulfillment.services.lookups import look_up, look_up_alone
 from fulfillment.services.merchants import why_strange
-from fulfillment.services.reports import apply_reports, stray
+from fulfillment.services.reports import apply_reports, strays
 from fulfillment.states import UNFULFILLED
 from fulfillment.store import accounts, claims, doubts, ledger, orders
 from fulfillment.store.accounts import Purpose
@@ -35,7 +35,7 @@ from schemas.provider import OrderReport
 log = get_logger(__name__)
 
 #: How soon to look again where an account could not be asked.
-_AGAIN = timedelta(seconds=10)
+_AGAIN, _SLOWEST_AGAIN = timedelta(seconds=10), timedelta(minutes=5)
 #: How soon where one was asked that had refused the order and has it all the same.
 _REFUSED_AGAIN = timedelta(minutes=1)
 #: How soon where an account cannot tell, until somebody sees to it.
@@ -245,6 +245,11 @@ def _ask(
         outages.pause(context, account, failure)
 
 
+def _gap_unasked(since: datetime | None, now: datetime) -> timedelta:
+    """Give how soon to look again where an account could not be asked: rarer with the time."""
+    return min(max(_AGAIN, (now - (since or now)) / 60), _SLOWEST_AGAIN)
+
+
 @repeated
 def _write(
     context: Context,
@@ -263,7 +268,10 @@ def _write(
         if absent:
             doubts.note_searched(session, absent, began)
         if found.unasked:
-            claims.release(session, sorted(found.unasked), claim.name, now + _AGAIN)
+            for order in members:
+                if order.id in found.unasked:
+                    gap = _gap_unasked(order.doubted_since(claim.doubted_since), now)
+                    claims.release(session, [order.id], claim.name, now + gap)
         if mute:
             claims.release(session, mute, claim.name, now + _MUTE_GAP)
         crash_point("recovery.before_commit")
@@ -290,10 +298,15 @@ def _adopt(
     if refused:
         # What that account refused once is not made good again: a person is told once, nothing more
         # is bought, and the order ends when its time is over.
-        places = [(order, where[order.id]) for order in refused]
-        strays = [stray(o, at, reports[o.id][at], Source.SWEEP, now) for o, at in places]
-        orders.apply(session, [move for move in strays if "late_words" in move.changes], now)
-        over = [overdue_refusal(order, now, Source.SWEEP, claim.name) for order in refused]
+        of_refused = [(o, where[o.id], reports[o.id][where[o.id]]) for o in refused]
+        noted = strays(session, of_refused, Source.SWEEP, now)
+        orders.apply(session, [move for move in noted if "late_words" in move.changes], now)
+        attempts = ledger.attempts_of(session, [order.id for order in refused])
+        over = [
+            overdue_refusal(order, now, Source.SWEEP, claim.name)
+            for order in refused
+            if (attempt := attempts.get(order.id)) is None or attempt.is_unsent
+        ]
         ended = orders.apply(session, [move for move in over if move], now)
         ledger.refuse(session, [Posting(order_id, "never sent") for order_id in ended], now)
         waiting = [order.id for order in refused if order.id not in ended]

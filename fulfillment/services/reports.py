@@ -20,7 +20,7 @@ from fulfillment.states import FINAL, FOLLOWED, RANK, UNFULFILLED
 from fulfillment.store import ledger, orders
 from fulfillment.store.engine import Session
 from fulfillment.store.ledger import Posting
-from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Move, Order
+from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Attempt, Move, Order
 from fulfillment.store.sealing import Seal
 from schemas.checkout import trade_url_parts
 from schemas.enums import FailureCode, OrderStatus, Source
@@ -99,11 +99,11 @@ def apply_reports(
     """
     now = context.now()
     before = locked if locked is not None else orders.lock(session, list(reports))
-    moves, money = [], _Money()
-    for order in before:
-        report = _without_token(context, order, reports[order.id])
+    told = [(order, account, _without_token(context, order, reports[order.id])) for order in before]
+    moves = strays(session, [each for each in told if each[0].account != account], by, now)
+    money = _Money()
+    for order, _, report in told:
         if order.account != account:
-            moves.append(stray(order, account, report, by, now))
             continue
         is_by_a_person = by is Source.OPERATOR
         decision = _decided(context, order, report, now, is_by_a_person=is_by_a_person, as_of=as_of)
@@ -193,23 +193,50 @@ def _without_token(context: Context, order: Order, report: OrderReport) -> Order
     return report if found == texts else replace(report, **found)
 
 
-def stray(
-    order: Order, account: str, report: OrderReport | None, by: Source, now: datetime
-) -> Move:
-    """Note what an account says of an order that went on from it to another one.
+def strays(
+    session: Session,
+    told: Sequence[tuple[Order, str, OrderReport | None]],
+    by: Source,
+    now: datetime,
+) -> list[Move]:
+    """Note what accounts say of orders that went on from them to another one, and are locked:
+    (order, account, report).
 
     Nothing is concluded from it; but where it does not say that nothing was bought, money may have
     been spent twice, and a person is told. Where nothing has been sent to the other one yet,
-    nothing is, unless the first turns out to know nothing of it. `report` None: what it says is not
-    known.
+    nothing is, unless the first turns out to know nothing of it. A report of None: what it says is
+    not known.
     """
+    attempts = ledger.attempts_of(session, [order.id for order, *_ in told]) if told else {}
+    return [
+        _stray(order, account, report, by, now, is_unsent=_is_unsent(order, attempts.get(order.id)))
+        for order, account, report in told
+    ]
+
+
+def _is_unsent(order: Order, attempt: Attempt | None) -> bool:
+    """Say whether surely no byte has left to the order's present account; it is locked."""
+    return order.is_unsent or (
+        order.status is OrderStatus.SUBMITTING and attempt is not None and attempt.is_unsent
+    )
+
+
+def _stray(
+    order: Order,
+    account: str,
+    report: OrderReport | None,
+    by: Source,
+    now: datetime,
+    *,
+    is_unsent: bool,
+) -> Move:
     word = f"reports {report.raw_status!r} of" if report else "has news of"
     note = f"{account} {word} this order, which went on from there to {order.account}: not applied"
     is_alarm = report is None or report.state.order_status() not in UNFULFILLED
     if is_alarm:
-        note += "; it may have been bought " + ("there" if order.is_unsent else "twice")
+        note += "; it may have been bought " + ("there" if is_unsent else "twice")
         log.warning("order.alarm", order_id=order.external_id, note=note)
-    changes: dict[str, Any] = {"told_early_at": now} if is_alarm and order.is_unsent else {}
+    changes: dict[str, Any] = {"told_early_at": now} if is_alarm and is_unsent else {}
     if is_alarm and (words := with_late(order, f"had by {account}")) is not None:
         changes["late_words"] = words
     tell = (NEEDS_REVIEW,) if is_alarm else ()

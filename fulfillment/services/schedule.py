@@ -86,7 +86,8 @@ def poll_after_failure(context: Context, order: Order, now: datetime) -> datetim
     slowest = smallest * _MOST_BACKOFF
     if order.status in FINAL and not order.lives_on:
         slowest = max(_SLOWEST_WATCH.total_seconds(), slowest)
-    gap = smallest * _GROWTH ** min(order.failed_polls, _MOST_GROWN)
+    grown = 0 if order.overdue else min(order.failed_polls, _MOST_GROWN)
+    gap = smallest * _GROWTH**grown
     return now + _jittered(context, min(gap, slowest))
 
 

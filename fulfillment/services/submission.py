@@ -7,36 +7,32 @@ tens of milliseconds, so that a slow answer delays only its own order.
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
 from itertools import accumulate
 
-from fulfillment.crash import crash_point
-from fulfillment.errors import ConfigurationError
 from fulfillment.log import get_logger
 from fulfillment.providers.base import Provider
 from fulfillment.services import backstop, outages
 from fulfillment.services.answers import Answer, Answered, NotSent, Unknown, ask
-from fulfillment.services.brakes import STOPPED_GAP, LastLook
+from fulfillment.services.brakes import LastLook
 from fulfillment.services.budget import Grant
 from fulfillment.services.claiming import SUBMIT, KeptClaim, take_over
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
-from fulfillment.services.merchants import keep_own, why_strange
+from fulfillment.services.intents import Task, begin, begin_within, committed, hold_back_within
+from fulfillment.services.merchants import keep_own
 from fulfillment.services.outcomes import write_outcomes
 from fulfillment.services.purchases import Watch, go_ahead
 from fulfillment.services.recovery import search_first
 from fulfillment.services.threads import Share
 from fulfillment.services.unknowns import Step, next_step
-from fulfillment.store import claims, ledger, orders, purchases
+from fulfillment.store import claims, ledger, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Posting
-from fulfillment.store.models import Attempt, Move, Order
+from fulfillment.store.models import Attempt, Order
 from schemas.enums import OrderStatus, Source
 from schemas.messages import Batch
-from schemas.money import charge_in_cents
-from schemas.provider import PurchaseCommand
 
 log = get_logger(__name__)
 
@@ -47,22 +43,10 @@ _FEW = 4
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
-    """One order to be posted, or whose unknown outcome is to be resolved."""
-
-    order: Order
-    attempt: Attempt
-    body: bytes
-    step: Step
-    #: Before the switch was looked at for it, by the monotonic clock.
-    made_at_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class _Begun:
     """What was begun together with the claim, and the requests that were taken for it."""
 
-    tasks: Sequence[_Task]
+    tasks: Sequence[Task]
     grant: Grant
 
 
@@ -105,7 +89,7 @@ def _submit(context: Context, batch: Batch, slots: Share, free: int) -> bool:
         if claim is None:
             return False
         begun = at_once.tasks if at_once else []
-        _committed(begun)
+        committed(begun)
         slots.give_back(free - len(begun))
         attempts = claim.attempts
         left = {order.id for order in claim.orders} - {task.order.id for task in begun}
@@ -193,7 +177,7 @@ def _begin_at_once(
     cost = context.provider(claim.account).requests_per_purchase
     if not budget.seems_enough(session, Purpose.SUBMIT, len(fresh[:free]) * cost):
         return None
-    begun = _begin_within(context, session, claim, fresh[:free], now)
+    begun = begin_within(context, session, claim, fresh[:free], now)
     # Last: its row is waited for. What it does not suffice for after all is not sent.
     return _Begun(begun, budget.take_within(session, Purpose.SUBMIT, len(begun) * cost))
 
@@ -257,22 +241,7 @@ def _put_off(context: Context, claim: KeptClaim, rest: list[Order]) -> None:
 def _hold_back(context: Context, claim: KeptClaim, rest: Sequence[Order]) -> None:
     if rest:
         with context.database.transaction() as session:
-            _hold_back_within(session, claim, rest, context.now())
-
-
-def _hold_back_within(
-    session: Session, claim: KeptClaim, rest: Sequence[Order], now: datetime
-) -> None:
-    """Leave orders until purchases are answered again; the sweep sees by itself when that is.
-
-    Of one whose submit has begun it cannot tell whether it only has to be looked up.
-    """
-    begun = [order.id for order in rest if order.status is OrderStatus.SUBMITTING]
-    fresh = [order.id for order in rest if order.status is not OrderStatus.SUBMITTING]
-    if fresh:
-        claims.release(session, fresh, claim.name)
-    if begun:
-        claims.release(session, begun, claim.name, now + STOPPED_GAP)
+            hold_back_within(session, claim, rest, context.now())
 
 
 def _run(
@@ -290,12 +259,12 @@ def _run(
     """
     limit = context.account(claim.account).max_submits_in_flight
     allowed = 1 if claim.has_failed or watch.is_ahead else limit
-    flying: dict[Future[Answer], _Task] = {}
+    flying: dict[Future[Answer], Task] = {}
     look = LastLook(context, claim.account)
     is_stopped = False
     with context.threads.pool(limit, "submit") as executor:
 
-        def send(tasks: Sequence[_Task], taken: Grant | None = None) -> None:
+        def send(tasks: Sequence[Task], taken: Grant | None = None) -> None:
             for task in tasks:
                 grant = taken or grants[_purpose(task.attempt)]
                 future = executor.submit(_ask, context, claim, task, grant, look)
@@ -308,7 +277,7 @@ def _run(
             most = 0 if is_stopped else min(allowed - len(flying), len(waiting))
             if most > 0 and (free := slots.take(most)):
                 group = [waiting.popleft() for _ in range(free)]
-                begun = _begin(context, claim, group, is_ahead=watch.is_ahead)
+                begun = begin(context, claim, group, is_ahead=watch.is_ahead)
                 slots.give_back(free - len(begun))
                 send(begun)
             if not flying:
@@ -328,13 +297,13 @@ def _run(
     return not is_stopped
 
 
-def _collect(context: Context, flying: dict[Future[Answer], _Task]) -> list[tuple[Order, Answer]]:
+def _collect(context: Context, flying: dict[Future[Answer], Task]) -> list[tuple[Order, Answer]]:
     """Wait for an answer, and a moment longer for those that come with it."""
     done = context.threads.first_done(flying, _GROUP_S)
     return [(flying.pop(future).order, future.result()) for future in done]
 
 
-def _ask(context: Context, claim: KeptClaim, task: _Task, grant: Grant, look: LastLook) -> Answer:
+def _ask(context: Context, claim: KeptClaim, task: Task, grant: Grant, look: LastLook) -> Answer:
     if not claim.is_held:
         reason = "the claim was lost before the request"
         # That this request was not sent says nothing about an earlier one.
@@ -354,147 +323,3 @@ def _ask(context: Context, claim: KeptClaim, task: _Task, grant: Grant, look: La
             )
 
     return backstop.alone(act, task.order.external_id, Unknown)
-
-
-@repeated
-def _begin(
-    context: Context, claim: KeptClaim, group: list[Order], *, is_ahead: bool
-) -> list[_Task]:
-    """Commit the intent to send, with the exact bytes, before any of them leaves."""
-    with context.database.transaction() as session:
-        now = context.now()
-        tasks = _begin_within(context, session, claim, group, now, is_ahead=is_ahead)
-    _committed(tasks)
-    return tasks
-
-
-def _committed(tasks: Sequence[_Task]) -> None:
-    crash_point("intent.after_commit", tasks)
-
-
-def _begin_within(
-    context: Context,
-    session: Session,
-    claim: KeptClaim,
-    group: Sequence[Order],
-    now: datetime,
-    *,
-    is_ahead: bool = False,
-) -> list[_Task]:
-    """Write the intents; what is given back may be sent once they are committed.
-
-    What goes ahead is sent although purchases are broken.
-    """
-    tasks, unwritten = _tasks(context, group, claim.attempts)
-    if unwritten:
-        claims.release(session, unwritten, claim.name, now + STOPPED_GAP)
-    gate = purchases.gate(session, claim.account)
-    if gate.is_stopped or (gate.are_broken and not is_ahead):
-        tasks = _without_posts(session, claim, tasks, now, is_stopped=gate.is_stopped)
-    moves = [
-        Move(
-            task.order.id,
-            task.order.status,
-            OrderStatus.SUBMITTING,
-            Source.SUBMIT,
-            _intent(task),
-            claim=claim.name,
-        )
-        for task in tasks
-    ]
-    begun = orders.apply(session, moves, now)
-    posts = [t for t in tasks if t.order.id in begun and t.step is Step.POST]
-    sealed = {task.order.id: context.seal.seal(task.body) for task in posts}
-    ledger.begin_posts(session, sealed, context.account(claim.account).merchant, now)
-    crash_point("intent.before_commit", tasks)
-    # Each task keeps the attempt as it was: that tells whether an earlier post is unresolved.
-    return [task for task in tasks if task.order.id in begun]
-
-
-def _without_posts(
-    session: Session, claim: KeptClaim, tasks: list[_Task], now: datetime, *, is_stopped: bool
-) -> list[_Task]:
-    """Leave out what must not be sent now; what may have been sent is looked up.
-
-    What is too late is kept: of that nothing is posted anyway.
-    """
-    kept: list[_Task] = []
-    held: list[Order] = []
-    for task in tasks:
-        if task.step is Step.LOOK_UP or task.order.submit_by <= now:
-            kept.append(task)
-        elif task.attempt.unknown_since is not None:
-            kept.append(replace(task, step=Step.LOOK_UP))
-        else:
-            held.append(task.order)
-    if is_stopped:
-        claims.release(session, [order.id for order in held], claim.name, now + STOPPED_GAP)
-    else:
-        _hold_back_within(session, claim, held, now)
-    return kept
-
-
-def _tasks(
-    context: Context, group: Sequence[Order], attempts: Mapping[int, Attempt]
-) -> tuple[list[_Task], list[int]]:
-    """Give the tasks, and the ids of orders of which nothing can be sent: for want of their key, or
-    because no request can be written of them.
-
-    Such an order waits for its key or its end. What may have been sent is looked up all the same.
-    """
-    tasks, unwritten = [], []
-    for order in group:
-        attempt = attempts[order.id]
-        try:
-            task = _task(context, order, attempt)
-        except ConfigurationError as error:
-            log.error("submit.cannot_open", order_id=order.external_id, reason=str(error))
-            task = None
-        if task is not None:
-            tasks.append(task)
-        elif attempt.unknown_since is not None:
-            made_at_s = context.clock.monotonic()
-            tasks.append(_Task(order, attempt, b"", Step.LOOK_UP, made_at_s))
-        else:
-            unwritten.append(order.id)
-    return tasks, unwritten
-
-
-def _task(context: Context, order: Order, attempt: Attempt) -> _Task | None:
-    """Give the task; None where its request cannot be written, as nobody expects."""
-
-    def write() -> _Task | None:
-        step = next_step(context.provider(order.account).after_unknown, attempt)
-        body = _body(context, order, attempt)
-        return _Task(order, attempt, body, step, context.clock.monotonic())
-
-    return backstop.alone(write, order.external_id, lambda _: None)
-
-
-def _intent(task: _Task) -> str:
-    if task.step is Step.LOOK_UP:
-        return f"resolving an unknown outcome, lookup {task.attempt.empty_lookups + 1}"
-    if task.attempt.unknown_since is not None:
-        return f"resolving an unknown outcome, request {task.attempt.posts + 1}"
-    return f"about to buy for {charge_in_cents(task.attempt.hold_mills)} cents"
-
-
-def _body(context: Context, order: Order, attempt: Attempt) -> bytes:
-    """Give the stored bytes of a post that was begun before, or write those of a new one.
-
-    Bytes that never left, for a merchant that the account is no more, are written anew.
-    """
-    is_own = why_strange(context, order.account, attempt.merchant) is None
-    if attempt.body_sealed is not None and is_own:
-        return context.seal.open(attempt.body_sealed)
-    assert order.trade_url_sealed is not None
-    return context.provider(order.account).purchase_body(
-        PurchaseCommand(
-            external_id=order.external_id,
-            catalog_item_id=order.quoted_item_id or order.catalog_item_id,
-            market_hash_name=order.market_hash_name,
-            price_mills=attempt.hold_mills,
-            trade_url=context.seal.open(order.trade_url_sealed).decode(),
-            webhook_url=context.webhook_url(order.account),
-        )
-    )

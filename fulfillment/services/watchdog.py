@@ -6,11 +6,14 @@ here ever declares an order failed or an offer expired.
 
 from datetime import datetime, timedelta
 
+from msgspec.structs import replace
+
 from fulfillment.crash import crash_point
 from fulfillment.log import get_logger
 from fulfillment.services import pulse, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
+from fulfillment.services.unknowns import REVIEW_AFTER
 from fulfillment.states import FOLLOWED
 from fulfillment.store import due, leases, ledger, orders
 from fulfillment.store.engine import repeated
@@ -88,13 +91,27 @@ def _look(order: Order, now: datetime, deadline: datetime) -> Move:
     return Move(order.id, order.status, order.status, Source.WATCHDOG, note, changes, tell=tell)
 
 
+def _late_end(order: Order, now: datetime) -> Move | None:
+    """End an order in time; one that may be bought, which nobody could tell, is told to a person.
+
+    Its account is asked about it until there is an answer.
+    """
+    end = overdue_refusal(order, now, Source.SWEEP)
+    if end is None or order.was_searched(None):
+        return end
+    note = f"{end.note}; an account told of it, and could not be asked: it may have been bought"
+    log.warning("order.alarm", order_id=order.external_id, note=note)
+    due = {**end.due, "next_poll_at": now, "poll_wanted_at": now}
+    return replace(end, note=note, due=due, tell=(NEEDS_REVIEW,))
+
+
 @repeated
 def expire_waiting(context: Context) -> list[str]:
     """End orders that were not submitted in time, also while their provider cannot be asked."""
     now = context.now()
     with context.database.transaction() as session:
-        late = orders.lock_overdue(session, now, _LIMIT)
-        moves = [overdue_refusal(order, now, Source.SWEEP) for order in late]
+        late = orders.lock_overdue(session, now, _LIMIT, REVIEW_AFTER)
+        moves = [_late_end(order, now) for order in late]
         ended = orders.apply(session, [move for move in moves if move], now)
         ledger.refuse(session, [Posting(order_id, "never sent") for order_id in ended], now)
         crash_point("expire.before_commit", ended)

@@ -18,7 +18,7 @@ from fulfillment.services import backstop, clock_guard, pulse, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.merchants import is_strange
 from fulfillment.services.reconciliation import webhook_heartbeat
-from fulfillment.services.reports import apply_reports, stray
+from fulfillment.services.reports import apply_reports, strays
 from fulfillment.store import due, inbox, ledger, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
@@ -194,22 +194,19 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
     by_order = {each.order_id: each for each in deliveries}
     with context.database.transaction() as session:
         locked = orders.lock(session, list(by_order))
-        strays = [order for order in locked if order.account != by_order[order.id].account]
-        moves = [
-            stray(order, by_order[order.id].account, by_order[order.id].report, Source.WEBHOOK, now)
-            for order in strays
-        ]
-        orders.apply(session, moves, now)
-        gone = [o for o in locked if o.account not in context.settings.accounts and o not in strays]
+        left = [order for order in locked if order.account != by_order[order.id].account]
+        of_left = [(o, by_order[o.id].account, by_order[o.id].report) for o in left]
+        orders.apply(session, strays(session, of_left, Source.WEBHOOK, now), now)
+        gone = [o for o in locked if o.account not in context.settings.accounts and o not in left]
         attempts = ledger.attempts_of(session, [order.id for order in locked])
         strange = [
             order
             for order in locked
-            if order not in strays
+            if order not in left
             and order not in gone
             and is_strange(context, order.account, attempts.get(order.id))
         ]
-        apart = {order.id for order in (*strays, *gone, *strange)}
+        apart = {order.id for order in (*left, *gone, *strange)}
         present = [order for order in locked if order.id not in apart]
         asked = [order.id for order in present if by_order[order.id].report is None]
         # Of an order that has ended too: what is hinted at then is money that we know nothing of.
@@ -222,7 +219,7 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
             reports = {o.id: report for o in told if (report := by_order[o.id].report)}
             moved |= apply_reports(context, session, account, reports, Source.WEBHOOK, locked=told)
         outcomes = {each.id: _outcome(each, moved) for each in deliveries}
-        outcomes |= {by_order[order.id].id: _STRAY for order in strays}
+        outcomes |= {by_order[order.id].id: _STRAY for order in left}
         outcomes |= {by_order[order.id].id: _GONE for order in gone}
         outcomes |= {by_order[order.id].id: _STRANGE for order in strange}
         inbox.mark_applied(session, outcomes, now)

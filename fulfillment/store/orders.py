@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -295,10 +295,11 @@ def lock(session: Session, order_ids: Sequence[int]) -> list[Order]:
     return [Order.of(row) for row in session.rows(_LOCK, {"ids": list(order_ids)})]
 
 
-def lock_overdue(session: Session, now: datetime, limit: int) -> list[Order]:
+def lock_overdue(session: Session, now: datetime, limit: int, patience: timedelta) -> list[Order]:
     """Lock unclaimed orders whose time to be submitted or paid for is over, oldest first.
 
-    One that may have been bought all the same does not end before it was looked for.
+    One of which somebody told too early does not end before it was looked for, or could not be
+    until `patience` after its time.
     """
     statement = f"""
         SELECT {columns(ORDER_COLUMNS)} FROM orders
@@ -306,11 +307,12 @@ def lock_overdue(session: Session, now: datetime, limit: int) -> list[Order]:
            AND (status = ANY(%(unsent)s) OR status = 'submitting' AND between_attempts)
            AND (submit_by <= %(now)s OR funds_deadline_at <= %(now)s)
            AND (claimed_until IS NULL OR claimed_until <= %(now)s) AND NOT {UNSEARCHED}
-           AND coalesce(told_early_at <= searched_at, told_early_at IS NULL)
+           AND (coalesce(told_early_at <= searched_at, told_early_at IS NULL)
+                OR submit_by <= %(impatient)s)
          ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
         """  # noqa: S608 - the names are constants
     unsent = [*states.WAITING, OrderStatus.RESERVED]
-    parameters = {"unsent": unsent, "now": now, "limit": limit}
+    parameters = {"unsent": unsent, "now": now, "limit": limit, "impatient": now - patience}
     return [Order.of(row) for row in session.rows(statement, parameters)]
 
 

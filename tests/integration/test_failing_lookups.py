@@ -28,6 +28,7 @@ from tests.support import (
     run_chain,
     run_polls,
     run_sweep,
+    run_ticks,
     view,
 )
 
@@ -276,3 +277,31 @@ def test_a_hint_about_an_order_that_went_on_stops_no_other_where_our_reader_fail
     assert again(context, gone).account == "second"
     assert again(context, other).poll_wanted_at is not None
     assert {row["applied_at"] is None for row in rows(context, APPLIED)} == {False}
+
+
+def test_an_order_past_its_window_is_asked_about_every_half_minute_though_that_fails(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = accepted(context)
+    provider.says(order.external_id, R.SENT)
+    run_polls_now(context, order)
+    provider.on_read = _no_order
+    for _ in range(360):
+        clock.advance(10)
+        run_ticks(context)
+    before = _lookups(provider)
+    for _ in range(90):
+        clock.advance(10)
+        run_ticks(context)
+
+    assert again(context, order).overdue
+    assert 15 <= _lookups(provider) - before <= 30
+
+
+def _no_order(what: str) -> None:
+    if what.startswith("order"):
+        raise ProviderNotReached("HTTP 500", is_outage=True)
+
+
+def _lookups(provider: FakeProvider) -> int:
+    return sum(what.startswith("order") for what in provider.reads)

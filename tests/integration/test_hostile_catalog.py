@@ -283,6 +283,29 @@ def test_an_order_with_another_account_waits_for_no_doubted_search(
     assert _statuses(context, placed) == {S.ACCEPTED}
 
 
+def test_an_order_with_another_account_waits_a_minute_for_one_that_is_not_clear(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    second = FakeProvider()
+    account = {"provider": "skinsnode", "base_url": "http://127.0.0.1:9", "client_secret": "s"}
+    accounts = {name: account | {"client_id": name} for name in ("main", "second")}
+    context = make_context(provider, accounts=accounts, routes={"any": "main,second"})
+    context._providers["second"] = second
+    provider.quote = lambda wants: Quotes(  # type: ignore[method-assign]
+        {}, 0, unclear=dict.fromkeys(wants, "error 99 blue_moon")
+    )
+    order = receive_one(context, account="any", marketHashName=NAME)
+    run_chain(context)
+    at_once = again(context, order).account
+    for _ in range(7):
+        clock.advance(10)
+        run_sweep(context)
+
+    assert at_once == "main"
+    assert again(context, order).account == "second"
+    assert len(second.bodies) == 1
+
+
 def test_a_search_in_between_hides_no_half_catalog(
     context: Context, whole: FakeProvider, clock: FakeClock
 ) -> None:

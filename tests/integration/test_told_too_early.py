@@ -4,9 +4,11 @@ from datetime import timedelta
 
 import pytest
 
-from fulfillment.errors import ProviderNotReached, ProviderRefused
-from fulfillment.services import invariants, webhooks
+from fulfillment.errors import ProviderNotReached, ProviderOutcomeUnknown, ProviderRefused
+from fulfillment.providers.base import AfterUnknown
+from fulfillment.services import brakes, invariants, recovery, webhooks
 from fulfillment.services.context import Context, register_accounts
+from fulfillment.store import purchases
 from schemas.enums import FailureCode
 from schemas.enums import OrderStatus as S
 from schemas.money import cents_to_mills
@@ -22,10 +24,16 @@ from tests.support import (
     FakeProvider,
     again,
     checkout,
+    entries,
+    gather,
+    messages_of,
     receive,
     report,
     run_chain,
+    run_polls,
     run_sweep,
+    run_ticks,
+    submit,
     view,
 )
 
@@ -146,8 +154,100 @@ def test_what_waits_for_funds_does_not_end_unasked_where_it_is_said_to_be_bought
         go_on(context, clock)
     while_away = again(context, order).status
     main.reads_fail(None)
+    for _ in range(10):
+        go_on(context, clock)
+        run_polls(context)
+
+    assert main.bodies == []
+    if is_answered:
+        assert while_away is S.SENT
+        return
+    # An hour after its time a person is told, and it is asked about until there is an answer.
+    assert while_away is S.FAILED
+    assert again(context, order).told_status is S.SENT
+    told = [message["type"] for message in messages_of(context, order)]
+    assert told.count("order.needs_review") >= 2
+
+
+@pytest.mark.parametrize("why", ["the worker died", "stopped", "broken"])
+def test_what_is_held_at_the_next_account_and_not_sent_is_not_bought_where_the_first_has_it(
+    context: Context, main: FakeProvider, backup: FakeProvider, clock: FakeClock, why: str
+) -> None:
+    main.fail_purchase(ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "gone"), is_made=True)
+    (order,) = receive(context, checkout(account="both", marketHashName=NAME))
+    run_chain(context)
+    batch = gather(context, "backup")
+    assert batch is not None
+    if why == "broken":
+        with context.database.transaction() as session:
+            purchases.pause(session, "backup", clock.now() + timedelta(seconds=90), "x")
+    if why == "stopped":
+        brakes.stop(context, "backup", "x", "test")
+    if why != "the worker died":
+        submit(context, batch)
+    assert again(context, order).status is S.SUBMITTING
+    assert not again(context, order).between_attempts
+    clock.advance(60)
+
+    hear(context, main, order.external_id, R.SENT)
+    if why == "stopped":
+        brakes.resume(context, "backup", "x", "test")
     go_on(context, clock)
 
-    assert while_away is (S.SENT if is_answered else S.AWAITING_FUNDS)
-    assert again(context, order).status is S.SENT
-    assert main.bodies == []
+    assert backup.bodies == []
+    assert "it may have been bought there" in str(view(context, order).timeline)
+
+
+@pytest.mark.parametrize("policy", list(AfterUnknown))
+def test_an_unknown_outcome_at_the_next_account_is_not_ended_by_what_the_first_has(
+    context: Context,
+    main: FakeProvider,
+    backup: FakeProvider,
+    clock: FakeClock,
+    policy: AfterUnknown,
+) -> None:
+    backup.after_unknown = policy
+    main.fail_purchase(ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "gone"), is_made=True)
+    backup.fail_purchase(ProviderOutcomeUnknown("lost"), is_made=True)
+    (order,) = receive(context, checkout(account="both", marketHashName=NAME))
+    run_chain(context)
+    run_chain(context, "backup")
+    bought = backup.orders.pop(order.external_id)  # its lookups do not show it yet
+    recovery.doubt(context, timedelta(hours=24))
+    for _ in range(40):
+        clock.advance(200)
+        run_sweep(context)
+
+    found = again(context, order)
+    assert found.status in (S.SUBMITTING, S.NEEDS_REVIEW)
+    assert [kind for kind, _ in entries(context, order)] == ["hold", "release", "hold"]
+    backup.orders[order.external_id] = bought
+
+
+@pytest.mark.parametrize("what", ["the next is stopped", "the next is away", "the first is away"])
+def test_an_order_that_cannot_be_searched_ends_an_hour_after_its_time_and_is_told(
+    context: Context, main: FakeProvider, backup: FakeProvider, clock: FakeClock, what: str
+) -> None:
+    main.fail_purchase(ProviderOutcomeUnknown("lost"))
+    for _ in range(30):
+        main.fail_purchase(ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "gone"))
+    (order,) = receive(context, checkout(account="both", marketHashName=NAME))
+    run_chain(context)
+    while again(context, order).account == "main":
+        clock.advance(5)
+        run_sweep(context)
+    if what == "the next is stopped":
+        brakes.stop(context, "backup", "x", "test")
+    else:
+        away = backup if "next" in what else main
+        away.reads_fail(ProviderNotReached("down", is_outage=True))
+    asked = len(main.reads)
+    for _ in range(12):
+        clock.advance(900)
+        run_ticks(context)
+
+    assert again(context, order).status is S.FAILED
+    assert backup.bodies == []
+    told = [message["type"] for message in messages_of(context, order)]
+    assert "order.needs_review" in told
+    assert len(main.reads) - asked < 100

@@ -442,7 +442,13 @@ def test_a_charge_or_an_offer_that_was_told_before_another_takes_nothing_back(st
     wrong = known | {"reported_at": NOW + timedelta(days=1)}
     by_a_wrong_clock = decided(replace(said, reported_at=NOW), **wrong)
 
+    first_told = decided(
+        replace(said, reported_at=NOW - timedelta(seconds=1)), **known | {"charged_mills": None}
+    )
+
     assert late == NOTHING
+    assert first_told.changes["charged_mills"] == 6100
+    assert "reported_at" not in first_told.changes
     assert of_the_same_time.changes["charged_mills"] == 6100
     assert by_a_wrong_clock.changes["charged_mills"] == 6100
 

@@ -122,8 +122,22 @@ def test_of_a_lookup_that_is_not_answered_to_its_end_fewer_are_asked_for_the_nex
         with suppress(ProviderNotReached):
             found |= provider.reports(NAMES[: provider.lookup_limit])
 
-    assert asked[:4] == [40, 20, 10, 20]
+    # After each that is cut one alone shows that the provider is up.
+    assert asked == [40, 1, 20, 1, 10, 11, 1, 5, 6]
     assert set(found) >= set(NAMES[:10])
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_lookup_that_is_not_answered_though_one_is_asked_for_is_a_failure(count: int) -> None:
+    def respond(fields: dict[str, Any], request: httpx.Request) -> Any:
+        raise httpx.ReadTimeout("slow")
+
+    provider = answering(respond)
+    with pytest.raises(ProviderNotReached) as failure:
+        provider.reports(NAMES[:count])
+
+    assert not isinstance(failure.value, OverBudget)
+    assert provider.lookup_limit == (LOOKUP_LIMIT if count == 1 else 20)
 
 
 def test_a_provider_that_goes_down_while_it_is_asked_is_asked_no_more() -> None:
@@ -392,6 +406,8 @@ def test_a_price_that_cannot_be_read_is_no_outage_where_nothing_else_is_searched
     quotes = provider.quote([Want("odd")])
 
     assert "10.0051" in quotes.unclear[Want("odd")]
+    with pytest.raises(ProviderNotReached):  # of a whole list it is
+        provider.quote([Want("777")])
 
 
 def test_two_refused_names_are_no_outage_where_another_is_taken() -> None:

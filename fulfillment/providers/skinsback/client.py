@@ -15,7 +15,7 @@ from typing import Any
 from msgspec import structs
 
 from fulfillment.errors import (
-    OverBudget,
+    AskForFewer,
     ProviderDeniesAccount,
     ProviderError,
     ProviderNotReached,
@@ -63,6 +63,8 @@ class SkinsBack:
         self._is_checking_recipient = is_checking_recipient
         self.requests_per_purchase = 2 if is_checking_recipient else 1
         self.lookup_limit = LOOKUP_LIMIT
+        #: Above it a lookup was not answered to its end; it grows again by one with each that is.
+        self._most_lookups = LOOKUP_LIMIT
         self._turns = count()
         self._names = NameSearch()
 
@@ -105,7 +107,7 @@ class SkinsBack:
         body = wire.write_request(method, game=wire.GAME, **fields)
         with _spoilt(method):
             answer = self._send(body, method, total_s=LIST_S, limit=LIST_LIMIT, accept_gzip=True)
-            return wire.read_listing(answer, wants, listed)
+            return wire.read_listing(answer, wants, listed, is_search=method == _SEARCH)
 
     def wallet_mills(self) -> int:
         """Read the project's balance."""
@@ -185,9 +187,11 @@ class SkinsBack:
                     raise
                 is_spoilt = True
             except ProviderNotReached as error:
-                if error.retry_after is None and not isinstance(error, OverBudget):
+                if len(part) > 1 and error.is_cut:
                     # It may be too slow for so many: waiting for parts of them now takes too long.
-                    self.lookup_limit = max(len(part) // 2, 1)
+                    self._most_lookups = self.lookup_limit = len(part) // 2
+                    self._look_up([part[next(self._turns) % len(part)]])
+                    raise AskForFewer from error
                 raise
             if reports is None and len(part) > 1:
                 # Kept for the next call: the rate budget may end this one here.
@@ -195,7 +199,9 @@ class SkinsBack:
             else:
                 found |= reports or {}
                 waiting = waiting[len(part) :]
-                self.lookup_limit = min(self.lookup_limit * 2, LOOKUP_LIMIT)
+                if len(part) >= self._most_lookups:
+                    self._most_lookups = min(self._most_lookups + 1, LOOKUP_LIMIT)
+                self.lookup_limit = min(self.lookup_limit * 2, self._most_lookups)
             if is_spoilt and not is_up:
                 self._check_is_up(external_ids)
             # Of one alone nobody knows whether it is the order or the provider.

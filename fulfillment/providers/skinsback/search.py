@@ -35,6 +35,7 @@ class Searched:
     unasked: list[str] = field(default_factory=list)
     #: A name was taken since the last one that was refused.
     is_up: bool = False
+    in_a_row: int = 0
 
     def take(self, names: Sequence[str]) -> None:
         """Take names that were asked for off those that were not."""
@@ -84,8 +85,14 @@ class NameSearch:
         except OverBudget:
             if not (found.answered or found.refused):
                 raise
-        if found.answered or found.is_up:
-            self._remember_odd(found.refused)
+        except Spoilt:
+            if not found.answered:
+                raise
+            found.refused.clear()  # it has begun to refuse all
+            found.is_up = False
+        else:
+            if found.answered or found.is_up:
+                self._remember_odd(found.refused)
         found.refused |= resting
         return found
 
@@ -108,6 +115,7 @@ class NameSearch:
     def _answered(self, found: Searched, group: Sequence[str]) -> None:
         found.take(group)
         found.answered += group
+        found.in_a_row = 0
         for name in group:
             self._odd.pop(name, None)
         if group[0] not in self._taken:
@@ -120,6 +128,10 @@ class NameSearch:
             self._check_witnesses(found, ask, error, name)
         found.take([name])
         found.refused[name] = str(error)
+        found.in_a_row += 1
+        if found.in_a_row % self._patience == 0:
+            found.is_up = False
+            self._check_witnesses(found, ask, error)
         found.is_up = found.is_up and not error.is_outage
         if not (found.answered or found.is_up) and len(found.refused) >= self._patience:
             self._give_up(found, error)

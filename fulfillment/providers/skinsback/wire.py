@@ -296,7 +296,9 @@ def is_answer(method: str, body: bytes) -> bool:
     return False
 
 
-def read_listing(body: bytes, wants: Sequence[Want], listed: Listed) -> Problem | None:
+def read_listing(
+    body: bytes, wants: Sequence[Want], listed: Listed, *, is_search: bool = False
+) -> Problem | None:
     """Add the wanted skins of a price list or a search to `listed`. Raises Unusable."""
     rows = _rows(body.removeprefix(BOM))
     if rows is None:
@@ -313,7 +315,7 @@ def read_listing(body: bytes, wants: Sequence[Want], listed: Listed) -> Problem 
         if skin_id in ids or row.name in names:
             listed.add(skin_id, row.name, bytes(row.price))
         is_any_usable = is_any_usable or price_of(bytes(row.price)) is not None
-    if len(rows) > FEW_ROWS and not is_any_usable:
+    if len(rows) > (FEW_ROWS if is_search else 0) and not is_any_usable:
         raise Unusable("expected items with a price, found none")
     return None
 

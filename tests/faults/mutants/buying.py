@@ -57,7 +57,7 @@ BUYING = (
     ),
     Mutant(
         "other_bytes_are_replayed", "I1", "a replay is written anew instead of sent as it was",
-        SERVICES + "submission.py",
+        SERVICES + "intents.py",
         "    if attempt.body_sealed is not None and is_own:",
         "    if attempt.body_sealed is not None and attempt.posts > 1000:",
         integration("outcomes"),
@@ -225,7 +225,7 @@ BUYING = (
     ),
     Mutant(
         "switch_is_not_looked_at", "I3", "a stopped account still sends what was gathered",
-        SERVICES + "submission.py",
+        SERVICES + "intents.py",
         "    if gate.is_stopped or (gate.are_broken and not is_ahead):",
         "    if gate.are_broken and not is_ahead:",
         integration("brakes"),
