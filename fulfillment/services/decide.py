@@ -30,6 +30,8 @@ _MOST_WORDS = 10
 #: So often an order that the provider has ended is followed again, though it was told before.
 _MOST_LIVES = 4
 _AFTER_THE_END = " after the end"
+#: What stands among an order's late words before an account that it has left and that has it.
+HAD_BY = "had by "
 #: The provider has not yet been heard to have the order: its next report may adopt it.
 UNCONFIRMED = frozenset({OrderStatus.SUBMITTING, OrderStatus.NEEDS_REVIEW})
 
@@ -207,7 +209,7 @@ def _late(order: Order, report: OrderReport) -> Decision:
 
 def with_late(order: Order, word: str) -> str | None:
     """Give the order's late words with this one; None where it was told before, or too many are."""
-    words, word = _late_words(order), _line(word)
+    words, word = late_words(order), _line(word)
     return None if word in words or len(words) >= _MOST_WORDS else "\n".join([*words, word])
 
 
@@ -215,7 +217,7 @@ def _line(word: str) -> str:
     return word.replace("\n", " ")
 
 
-def _late_words(order: Order) -> list[str]:
+def late_words(order: Order) -> list[str]:
     return order.late_words.split("\n") if order.late_words else []
 
 
@@ -361,7 +363,7 @@ def _life_after_the_end(
     is_since = as_of is not None and order.updated_at <= as_of
     is_another_life, is_told = is_ended_there and is_since, False
     if is_another_life and not _is_refused(order):
-        words, word = _late_words(order), f"{_line(report.raw_status)}{_AFTER_THE_END}"
+        words, word = late_words(order), f"{_line(report.raw_status)}{_AFTER_THE_END}"
         if sum(each.endswith(_AFTER_THE_END) for each in words) >= _MOST_LIVES:
             return NOTHING  # a provider may say both in turns
         is_told = word in words
@@ -388,8 +390,10 @@ def _after_delivery(order: Order, report: OrderReport, now: datetime, cap_mills:
     money: tuple[Money, ...] = ()
     is_alarm = False
     is_behind = _is_behind(order, report, now)
-    if is_behind and order.charged_mills is not None:
-        return NOTHING
+    if is_behind:
+        if order.charged_mills is not None:
+            return NOTHING
+        report = replace(report, reversible_until=None, is_held=None, is_settled=False)
     charged = report.charged_mills
     if charged is not None and charged != order.charged_mills:
         changes["charged_mills"] = charged

@@ -1,6 +1,6 @@
 """Commit what is about to be sent to a provider, with its exact bytes, before a byte leaves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -80,10 +80,8 @@ def begin_within(
         for task in tasks
     ]
     begun = orders.apply(session, moves, now)
-    told = _told_early(begun, tasks, claim)
-    if told:
-        claims.release(session, sorted(told), claim.name)
-    tasks = [task for task in tasks if task.order.id not in told]
+    if told := _told_early(begun, claim):
+        tasks = _without_told(session, claim, tasks, told)
     posts = [t for t in tasks if t.order.id in begun and t.step is Step.POST]
     sealed = {task.order.id: context.seal.seal(task.body) for task in posts}
     ledger.begin_posts(session, sealed, context.account(claim.account).merchant, now)
@@ -92,17 +90,22 @@ def begin_within(
     return [task for task in tasks if task.order.id in begun]
 
 
-def _told_early(begun: Mapping[int, Order], tasks: Sequence[Task], claim: KeptClaim) -> set[int]:
-    """Give the orders that somebody has been heard to have since they were looked for.
+def _told_early(begun: Mapping[int, Order], claim: KeptClaim) -> set[int]:
+    """Give the orders that somebody has been heard to have since they were looked for."""
+    return {id_ for id_, order in begun.items() if not order.was_searched(claim.doubted_since)}
 
-    Of an intent that is not committed; who is posted already is looked up anyway.
-    """
-    fresh = {task.order.id for task in tasks if task.attempt.unknown_since is None}
-    return {
-        order_id
-        for order_id in fresh & begun.keys()
-        if not begun[order_id].was_searched(claim.doubted_since)
-    }
+
+def _without_told(
+    session: Session, claim: KeptClaim, tasks: Sequence[Task], told: Set[int]
+) -> list[Task]:
+    """Send nothing of these: what may have been sent is looked up, all else searched first."""
+    fresh = [t.order.id for t in tasks if t.order.id in told and t.attempt.unknown_since is None]
+    claims.release(session, fresh, claim.name)
+    return [
+        replace(task, step=Step.LOOK_UP) if task.order.id in told else task
+        for task in tasks
+        if task.order.id not in fresh
+    ]
 
 
 def _without_posts(

@@ -147,7 +147,7 @@ def _write_open(
         if isinstance(answer, Unknown) and unknowns.is_for_a_person(
             policy, order, attempt, now, longest_call, is_empty=order.id in empty
         ):
-            moves.append(_review(context, order, note, claim))
+            moves.append(review(context, order, note, claim))
             continue
         gap = unknowns.retry_gap(policy, attempt, now, context.jitter(), may_post=may_post)
         if isinstance(answer, Unknown) and answer.is_failed_lookup:
@@ -170,7 +170,7 @@ def _write_open(
     ledger.not_sent(session, [order_id for order_id in unsent if order_id in moved])
 
 
-def _review(context: Context, order: Order, note: str, claim: KeptClaim) -> Move:
+def review(context: Context, order: Order, note: str, claim: KeptClaim) -> Move:
     """Hand an order to a person; its hold stays, and it is adopted should it turn up in a poll."""
     return Move(
         order.id,

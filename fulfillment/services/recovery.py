@@ -16,10 +16,13 @@ from fulfillment.log import get_logger
 from fulfillment.services import outages
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
+from fulfillment.services.decide import HAD_BY, late_words
 from fulfillment.services.dispatch import overdue_refusal
 from fulfillment.services.lookups import look_up, look_up_alone
 from fulfillment.services.merchants import why_strange
+from fulfillment.services.outcomes import review
 from fulfillment.services.reports import apply_reports, strays
+from fulfillment.services.unknowns import REVIEW_AFTER
 from fulfillment.states import UNFULFILLED
 from fulfillment.store import accounts, claims, doubts, ledger, orders
 from fulfillment.store.accounts import Purpose
@@ -135,15 +138,16 @@ def _places(context: Context, claim: KeptClaim, members: Sequence[Order]) -> dic
     """Name the accounts at which each order may have been bought, those of its route first.
 
     Where our rows are doubted a route may have named any account when it was bought; where one
-    provider told of it too early, it is one that the order's attempts tell of. A checkout that
-    names an account is bought there and nowhere else.
+    provider told of it too early, it is one that the order's attempts tell of, or that one. A
+    checkout that names an account is bought there and nowhere else.
     """
     configured = context.settings.accounts
     with context.database.transaction() as session:
         tried = ledger.tried_at(session, [order.id for order in members])
     places = {}
     for order in members:
-        named = [order.account, *order.fallbacks, *tried.get(order.id, ())]
+        tellers = [w.removeprefix(HAD_BY) for w in late_words(order) if w.startswith(HAD_BY)]
+        named = [order.account, *order.fallbacks, *tried.get(order.id, ()), *tellers]
         if order.route is not None and claim.doubted_since is not None:
             named += configured
         places[order.id] = [name for name in dict.fromkeys(named) if name in configured]
@@ -299,16 +303,19 @@ def _adopt(
         # What that account refused once is not made good again: a person is told once, nothing more
         # is bought, and the order ends when its time is over.
         of_refused = [(o, where[o.id], reports[o.id][where[o.id]]) for o in refused]
-        noted = strays(session, of_refused, Source.SWEEP, now)
+        noted = strays(context, session, of_refused, Source.SWEEP, now)
         orders.apply(session, [move for move in noted if "late_words" in move.changes], now)
         attempts = ledger.attempts_of(session, [order.id for order in refused])
-        over = [
-            overdue_refusal(order, now, Source.SWEEP, claim.name)
-            for order in refused
-            if (attempt := attempts.get(order.id)) is None or attempt.is_unsent
-        ]
+        over, reviewed = [], []
+        for order in refused:
+            if (attempt := attempts.get(order.id)) is None or attempt.is_unsent:
+                over.append(overdue_refusal(order, now, Source.SWEEP, claim.name))
+            elif now - max(attempt.unknown_since or now, order.submit_by) >= REVIEW_AFTER:
+                note = f"another account has it: {where[order.id]}"
+                reviewed.append(review(context, order, note, claim))
         ended = orders.apply(session, [move for move in over if move], now)
         ledger.refuse(session, [Posting(order_id, "never sent") for order_id in ended], now)
+        ended |= orders.apply(session, reviewed, now)
         waiting = [order.id for order in refused if order.id not in ended]
         claims.release(session, waiting, claim.name, now + _REFUSED_AGAIN)
         locked = [order for order in locked if order not in refused]

@@ -15,7 +15,7 @@ from fulfillment.providers.reading import HIDDEN
 from fulfillment.services import brakes, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.contradictions import is_of_another_item
-from fulfillment.services.decide import Decision, Money, decide, with_late
+from fulfillment.services.decide import HAD_BY, Decision, Money, decide, with_late
 from fulfillment.states import FINAL, FOLLOWED, RANK, UNFULFILLED
 from fulfillment.store import ledger, orders
 from fulfillment.store.engine import Session
@@ -100,7 +100,8 @@ def apply_reports(
     now = context.now()
     before = locked if locked is not None else orders.lock(session, list(reports))
     told = [(order, account, _without_token(context, order, reports[order.id])) for order in before]
-    moves = strays(session, [each for each in told if each[0].account != account], by, now)
+    gone = [each for each in told if each[0].account != account]
+    moves = strays(context, session, gone, by, now)
     money = _Money()
     for order, _, report in told:
         if order.account != account:
@@ -194,6 +195,7 @@ def _without_token(context: Context, order: Order, report: OrderReport) -> Order
 
 
 def strays(
+    context: Context,
     session: Session,
     told: Sequence[tuple[Order, str, OrderReport | None]],
     by: Source,
@@ -203,13 +205,19 @@ def strays(
     (order, account, report).
 
     Nothing is concluded from it; but where it does not say that nothing was bought, money may have
-    been spent twice, and a person is told. Where nothing has been sent to the other one yet,
-    nothing is, unless the first turns out to know nothing of it. A report of None: what it says is
-    not known.
+    been spent twice, and a person is told. Where nothing is bought at the other one yet, nothing
+    is, unless the first turns out to know nothing of it. A report of None: it is not known.
     """
     attempts = ledger.attempts_of(session, [order.id for order, *_ in told]) if told else {}
     return [
-        _stray(order, account, report, by, now, is_unsent=_is_unsent(order, attempts.get(order.id)))
+        _stray(
+            order,
+            account,
+            report and _without_token(context, order, report),
+            by,
+            now,
+            is_unsent=_is_unsent(order, attempts.get(order.id)),
+        )
         for order, account, report in told
     ]
 
@@ -236,8 +244,10 @@ def _stray(
     if is_alarm:
         note += "; it may have been bought " + ("there" if is_unsent else "twice")
         log.warning("order.alarm", order_id=order.external_id, note=note)
-    changes: dict[str, Any] = {"told_early_at": now} if is_alarm and is_unsent else {}
-    if is_alarm and (words := with_late(order, f"had by {account}")) is not None:
+    # Also of what has been sent: it may turn out not to have left, or to be refused there.
+    is_early = is_alarm and (is_unsent or order.status is OrderStatus.SUBMITTING)
+    changes: dict[str, Any] = {"told_early_at": now} if is_early else {}
+    if is_alarm and (words := with_late(order, f"{HAD_BY}{account}")) is not None:
         changes["late_words"] = words
     tell = (NEEDS_REVIEW,) if is_alarm else ()
     return Move(order.id, order.status, order.status, by, note, changes, tell=tell)

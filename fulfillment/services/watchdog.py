@@ -94,7 +94,7 @@ def _look(order: Order, now: datetime, deadline: datetime) -> Move:
 def _late_end(order: Order, now: datetime) -> Move | None:
     """End an order in time; one that may be bought, which nobody could tell, is told to a person.
 
-    Its account is asked about it until there is an answer.
+    The account where it is now is asked about it until there is an answer.
     """
     end = overdue_refusal(order, now, Source.SWEEP)
     if end is None or order.was_searched(None):
@@ -111,7 +111,12 @@ def expire_waiting(context: Context) -> list[str]:
     now = context.now()
     with context.database.transaction() as session:
         late = orders.lock_overdue(session, now, _LIMIT, REVIEW_AFTER)
-        moves = [_late_end(order, now) for order in late]
+        attempts = ledger.attempts_of(session, [order.id for order in late])
+        moves = [
+            _late_end(order, now)
+            for order in late
+            if order.is_unsent or ((a := attempts.get(order.id)) and a.is_unsent)
+        ]
         ended = orders.apply(session, [move for move in moves if move], now)
         ledger.refuse(session, [Posting(order_id, "never sent") for order_id in ended], now)
         crash_point("expire.before_commit", ended)

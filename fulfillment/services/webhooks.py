@@ -196,7 +196,7 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
         locked = orders.lock(session, list(by_order))
         left = [order for order in locked if order.account != by_order[order.id].account]
         of_left = [(o, by_order[o.id].account, by_order[o.id].report) for o in left]
-        orders.apply(session, strays(session, of_left, Source.WEBHOOK, now), now)
+        orders.apply(session, strays(context, session, of_left, Source.WEBHOOK, now), now)
         gone = [o for o in locked if o.account not in context.settings.accounts and o not in left]
         attempts = ledger.attempts_of(session, [order.id for order in locked])
         strange = [

@@ -74,7 +74,7 @@ def available_mills(session: Session, account: str) -> int:
                 SELECT coalesce(sum(o.charged_mills - a.hold_mills), 0)
                   FROM attempts a JOIN orders o ON o.id = a.order_id AND o.account = a.account
                  WHERE a.account = ANY({SAME_WALLET}) AND a.unbooked > 0
-                   AND a.state = 'accepted' AND a.absorbed_at IS NOT NULL
+                   AND a.state IN ('accepted', 'completed') AND a.absorbed_at IS NOT NULL
                    AND o.charged_mills > a.hold_mills)
               FROM wallets w WHERE w.account = %(account)s
             """,  # noqa: S608 - a constant

@@ -65,12 +65,13 @@ _ATTEMPTS = (
         "intent_is_kept",
         "whatever was bought was written down before it was sent",
         # What a restored database had forgotten is adopted without (services/recovery.py): its
-        # price is then told by the sweep, as nobody else does.
+        # price is then told by the sweep, as nobody else does. So is what was told of and ended.
         """
         SELECT o.external_id FROM orders o JOIN attempts a ON a.order_id = o.id
          WHERE o.id = ANY(%(ids)s) AND a.state IN ('sending', 'accepted', 'completed', 'ended')
            AND (a.sending_at IS NULL OR a.last_post_at IS NULL
                 OR a.body_sealed IS NULL AND o.trade_url_sealed IS NOT NULL)
+           AND NOT (a.posts = 0 AND o.told_early_at IS NOT NULL)
            AND NOT EXISTS (SELECT 1 FROM order_events e WHERE e.order_id = o.id
                               AND e.source = 'sweep' AND e.changes ->> 'quoted_mills' IS NOT NULL)
         """,

@@ -69,6 +69,8 @@ _PROVE = f"""
                     END AS cost,
                CASE WHEN r.at + %(lag)s > %(at)s THEN r.amount_mills ELSE 0 END + j.awaited
                     + CASE WHEN c.told_at + %(lag)s > %(at)s THEN c.mills - a.hold_mills ELSE 0 END
+                    + CASE WHEN s.at + %(lag)s > %(at)s
+                           THEN greatest(s.amount_mills - a.hold_mills, 0) ELSE 0 END
                     AS awaited
           FROM attempts a
           LEFT JOIN wallet_entries s ON s.attempt_id = a.id AND s.kind = 'settle'
@@ -92,10 +94,13 @@ _PROVE = f"""
                unbooked = CASE WHEN f.awaited > 0 THEN a.unbooked ELSE 0 END
           FROM followed f
          WHERE a.id = f.id AND f.unbooked > 0 AND a.unbooked = f.unbooked
-        RETURNING f.cost - f.booked_mills AS change, f.absorbed_at = %(at)s AS is_new
+        RETURNING f.cost - f.booked_mills AS change, f.absorbed_at = %(at)s AS is_new,
+                  a.hold_mills AS hold
     ), sums AS (
-        SELECT coalesce(sum(change) FILTER (WHERE is_new), 0) AS fresh,
-               coalesce(sum(greatest(change, 0)) FILTER (WHERE NOT is_new), 0) AS late,
+        -- What was charged above the hold may have been seen, and told of, before the rest.
+        SELECT coalesce(sum(least(change, hold)) FILTER (WHERE is_new), 0) AS fresh,
+               coalesce(sum(greatest(CASE WHEN is_new THEN change - hold ELSE change END, 0)), 0)
+                   AS late,
                coalesce(sum(greatest(-change, 0)) FILTER (WHERE NOT is_new), 0) AS back
           FROM booked
     ), open AS (

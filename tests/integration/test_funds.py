@@ -377,3 +377,61 @@ def test_an_order_that_was_charged_too_much_and_fails_is_free_of_it_with_its_hol
     assert (wallet.unexplained, wallet.credited) == (0, 0)
     assert available(context) == provider.balance_mills
     assert_invariants(context)
+
+
+@pytest.mark.parametrize("is_told_before", [True, False])
+def test_a_charge_above_the_price_is_not_spent_again_directly_after_the_delivery(
+    context: Context, provider: FakeProvider, clock: FakeClock, is_told_before: bool
+) -> None:
+    order = receive_one(context)
+    take_figure(context)
+    run_chain(context)
+    clock.advance(45)
+    take_figure(context)
+    charged = PRICE_MILLS + 20_000
+
+    def tell(state: R) -> None:
+        provider.says(order.external_id, state, charged_mills=charged)
+        reconciliation.reconcile_now(context, [order.external_id])
+        run_polls(context)
+
+    before = available(context)
+    if is_told_before:
+        tell(R.PENDING)
+        clock.advance(28)
+    tell(R.COMPLETED)
+    clock.advance(3)
+    take_figure(context)  # out of the provider's cache
+    cached = available(context)
+    provider.balance_mills -= 20_000
+    for _ in range(4):
+        clock.advance(45)
+        take_figure(context)
+
+    assert [cached - before, available(context) - before] == [-20_000] * 2
+    assert operations.wallets(context)[0].unexplained == 0
+    assert operations.wallets(context)[0].credited == 0
+
+
+def test_a_charge_that_is_seen_before_it_is_told_and_before_its_hold_is_taken_back(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = receive_one(context)
+    take_figure(context)
+    run_chain(context)
+    clock.advance(6)
+    provider.balance_mills -= 20_000
+    clock.advance(6)
+    take_figure(context)
+    seen = operations.wallets(context)[0].unexplained
+    clock.advance(20)
+    provider.says(order.external_id, R.PENDING, charged_mills=PRICE_MILLS + 20_000)
+    reconciliation.reconcile_now(context, [order.external_id])
+    run_polls(context)
+    for _ in range(4):
+        clock.advance(45)
+        take_figure(context)
+
+    (wallet,) = operations.wallets(context)
+    assert seen == 2_000
+    assert (wallet.unexplained, wallet.credited) == (0, 0)

@@ -446,7 +446,14 @@ def test_a_charge_or_an_offer_that_was_told_before_another_takes_nothing_back(st
         replace(said, reported_at=NOW - timedelta(seconds=1)), **known | {"charged_mills": None}
     )
 
+    held = {"reversible_until": NOW + timedelta(days=2), "is_held": False}
+    of_the_hold = decided(
+        replace(said, reported_at=NOW - timedelta(seconds=1), charged_mills=None, **held),
+        **known | {"charged_mills": None, "reversible_until": NOW + timedelta(days=9)},
+    )
+
     assert late == NOTHING
+    assert "reversible_until" not in of_the_hold.changes
     assert first_told.changes["charged_mills"] == 6100
     assert "reported_at" not in first_told.changes
     assert of_the_same_time.changes["charged_mills"] == 6100

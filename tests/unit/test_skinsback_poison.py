@@ -137,7 +137,7 @@ def test_a_lookup_that_is_not_answered_though_one_is_asked_for_is_a_failure(coun
         provider.reports(NAMES[:count])
 
     assert not isinstance(failure.value, OverBudget)
-    assert provider.lookup_limit == (LOOKUP_LIMIT if count == 1 else 20)
+    assert provider.lookup_limit == LOOKUP_LIMIT
 
 
 def test_a_provider_that_goes_down_while_it_is_asked_is_asked_no_more() -> None:
@@ -367,6 +367,29 @@ def test_a_search_that_takes_no_name_before_the_budget_ends_is_no_answer() -> No
 
     assert (quotes.found, quotes.searched) == ({}, {})
     assert len(quotes.unclear) + len(quotes.unasked) == len(NAMES)
+
+
+@pytest.mark.parametrize("answered", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("spoilt", [SPOILT["another error"], SPOILT["HTTP 500"]])
+def test_of_a_search_that_goes_down_midway_nothing_is_said_to_be_gone(
+    spoilt: Callable[[], Any], answered: int
+) -> None:
+    left = answered
+
+    def refuse(names: list[str]) -> Any:
+        nonlocal left
+        if len(names) > 1 or left <= 0:
+            return spoilt()
+        left -= 1
+        return None
+
+    provider, _ = searching(refuse)
+    wants = [Want(name) for name in NAMES[:20]]
+
+    quotes = provider.quote(wants)
+
+    assert quotes.found
+    assert {*quotes.found, *quotes.unclear, *quotes.unasked} == set(wants)
 
 
 def test_names_that_are_refused_again_and_again_are_searched_rarely() -> None:

@@ -189,8 +189,8 @@ class SkinsBack:
             except ProviderNotReached as error:
                 if len(part) > 1 and error.is_cut:
                     # It may be too slow for so many: waiting for parts of them now takes too long.
-                    self._most_lookups = self.lookup_limit = len(part) // 2
                     self._look_up([part[next(self._turns) % len(part)]])
+                    self._most_lookups = self.lookup_limit = len(part) // 2
                     raise AskForFewer from error
                 raise
             if reports is None and len(part) > 1:
@@ -220,7 +220,7 @@ class SkinsBack:
                 return
             except Spoilt as error:
                 failure = error
-        self.lookup_limit = LOOKUP_LIMIT
+        self.lookup_limit = self._most_lookups
         raise failure
 
     def _look_up(self, external_ids: Sequence[str]) -> dict[str, OrderReport] | None:

@@ -88,8 +88,9 @@ class NameSearch:
         except Spoilt:
             if not found.answered:
                 raise
-            found.refused.clear()  # it has begun to refuse all
-            found.is_up = False
+            # It has begun to refuse all: of these nothing is known.
+            found.unasked = [*found.refused, *found.unasked]
+            found.refused.clear()
         else:
             if found.answered or found.is_up:
                 self._remember_odd(found.refused)
