@@ -27,8 +27,7 @@ WORD = re.compile(r"\S+")
 #: Steam's are eight characters long: also one that only stands behind the word.
 TOKEN = re.compile(r"(?i)\btoken(\s?(=|:|%3D)\s?\S+|\W{1,3}[A-Z0-9_-]{8}\b)")
 HIDDEN = "[removed]"
-#: Of so many rows it may be by chance that none has a price which can be read.
-FEW_ROWS = 3
+_AMOUNT = re.compile(rb'"?[0-9]{1,12}([.,][0-9]{1,12})?"?')
 UNREADABLE = " (unreadable)"
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 WORD_LENGTH = 64
@@ -158,6 +157,11 @@ def price_of(text: bytes) -> int | None:
         return dollars(read_json(text)) or None
     except Unusable:
         return None
+
+
+def is_priced(text: bytes) -> bool:
+    """Say whether a listed price's JSON text is an amount, though perhaps not an exact one."""
+    return _AMOUNT.fullmatch(text) is not None and re.search(rb"[1-9]", text) is not None
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from fulfillment.errors import InvalidInput, ServerUnreachable
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
-from fulfillment.store import accounts, doubts, due, ledger, proof, switches
+from fulfillment.store import accounts, doubts, due, proof, spending, switches
 from fulfillment.store.engine import Session
 from fulfillment.store.switches import ALL, Stop
 from schemas.money import cap_in_cents, cents_to_mills, charge_in_cents
@@ -117,7 +117,7 @@ def show_accounts(context: Context) -> list[AccountView]:
 
 
 def _spent_mills(context: Context, session: Session, account: str | None) -> int:
-    return ledger.spent_mills(session, account, context.now() - _HOUR)
+    return spending.spent_mills(session, account, context.now() - _HOUR)
 
 
 def watch_reversals(context: Context, session: Session, account: str) -> None:
@@ -250,7 +250,7 @@ def room(context: Context, session: Session, account: str) -> Room:
     """
     own, of_all = _caps(context, account)
     if of_all is not None:
-        ledger.lock_spending(session)
+        spending.lock_spending(session)
         of_all = cents_to_mills(of_all) - _spent_mills(context, session, None)
     if own is not None:
         own = cents_to_mills(own) - _spent_mills(context, session, account)

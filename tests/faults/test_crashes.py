@@ -105,7 +105,7 @@ def test_a_purchase_posted_again_after_a_death_where_it_may_be_two_is_found_out(
     job = Job("looked_up_only", ("http.sent in submit",))
     assert run_job(job, engine).violations == []
 
-    with mock.patch("fulfillment.services.submission.next_step", return_value=Step.POST):
+    with mock.patch("fulfillment.services.intents.next_step", return_value=Step.POST):
         report = run_job(job, engine)
 
     assert any(violation.startswith("I1 ") for violation in report.violations)

@@ -14,7 +14,7 @@ from fulfillment.errors import ConfigurationError, InvalidInput, ProviderOutcome
 from fulfillment.providers.base import AfterUnknown
 from fulfillment.services import brakes, operations, submission
 from fulfillment.services.context import Context
-from fulfillment.store import ledger
+from fulfillment.store import spending
 from fulfillment.store.models import Order
 from fulfillment.store.switches import Stop
 from fulfillment.web.metrics import DatabaseCollector
@@ -451,7 +451,7 @@ def test_two_accounts_that_allocate_at_once_do_not_both_take_the_last_room(
     of_two_accounts(capped_together, 2)
     with ThreadPoolExecutor(2) as executor:
         with capped_together.database.transaction() as session:
-            ledger.lock_spending(session)
+            spending.lock_spending(session)
             flying = [executor.submit(gather, capped_together, name) for name in ("main", "second")]
             locks = "SELECT count(*) AS n FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
             until(lambda: rows(capped_together, locks)[0]["n"] == 2)

@@ -429,8 +429,9 @@ def test_a_price_that_cannot_be_read_is_no_outage_where_nothing_else_is_searched
     quotes = provider.quote([Want("odd")])
 
     assert "10.0051" in quotes.unclear[Want("odd")]
-    with pytest.raises(ProviderNotReached):  # of a whole list it is
-        provider.quote([Want("777")])
+    item["price"] = None  # where nothing has an amount at all it is one
+    with pytest.raises(ProviderNotReached):
+        saying({"status": "success", "items": [item]}).quote([Want("777")])
 
 
 def test_two_refused_names_are_no_outage_where_another_is_taken() -> None:

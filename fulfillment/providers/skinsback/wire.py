@@ -19,19 +19,18 @@ from msgspec.structs import replace
 from fulfillment.providers import reading
 from fulfillment.providers.http import BOM, NotJSON, Unusable, read_json
 from fulfillment.providers.reading import (
-    FEW_ROWS,
     WORD_LENGTH,
     Listed,
     clean,
     decode_listed,
     dollars,
     instant,
+    is_priced,
     item_asked_for,
     item_told,
     number,
     order_id,
     partner_of_steam_id,
-    price_of,
     recipient,
     sensible,
 )
@@ -74,6 +73,12 @@ FAILURES = {
 UNFULFILLED = {ReportState.FAILED, ReportState.CANCELLED, ReportState.EXPIRED}
 #: How far the sum taken from the balance may lie from the price before nobody believes it.
 PLAUSIBLE_PERCENT = 5
+
+
+class NothingUsable(Unusable):
+    """A list of which no entry can be used, or none has a price."""
+
+    is_outage = True
 
 
 class Meaning(Enum):
@@ -296,16 +301,14 @@ def is_answer(method: str, body: bytes) -> bool:
     return False
 
 
-def read_listing(
-    body: bytes, wants: Sequence[Want], listed: Listed, *, is_search: bool = False
-) -> Problem | None:
+def read_listing(body: bytes, wants: Sequence[Want], listed: Listed) -> Problem | None:
     """Add the wanted skins of a price list or a search to `listed`. Raises Unusable."""
     rows = _rows(body.removeprefix(BOM))
     if rows is None:
         answer = read_answer(body)
         if isinstance(answer, Problem):
             return answer
-        raise Unusable("expected a list of items")
+        raise NothingUsable("expected a list of items")
     ids = {id_ for want in wants if (id_ := skin_id_of(want.catalog_item_id))}
     names = set(map(name_of, wants))
     listed.size += len(rows)
@@ -314,9 +317,9 @@ def read_listing(
         skin_id = number(row.id)
         if skin_id in ids or row.name in names:
             listed.add(skin_id, row.name, bytes(row.price))
-        is_any_usable = is_any_usable or price_of(bytes(row.price)) is not None
-    if len(rows) > (FEW_ROWS if is_search else 0) and not is_any_usable:
-        raise Unusable("expected items with a price, found none")
+        is_any_usable = is_any_usable or is_priced(bytes(row.price))
+    if rows and not is_any_usable:
+        raise NothingUsable("expected items with a price, found none")
     return None
 
 
@@ -340,7 +343,7 @@ def _rows(body: bytes) -> list[Row] | None:
         with suppress(msgspec.DecodeError, RecursionError):
             rows.append(decode_listed(raw, Row))
     if listing.items and not rows:
-        raise Unusable("expected a list with usable entries, found none")
+        raise NothingUsable("expected a list with usable entries, found none")
     return rows
 
 

@@ -15,19 +15,18 @@ from msgspec.structs import replace
 from fulfillment.providers import reading
 from fulfillment.providers.http import BOM, Unusable, read_json
 from fulfillment.providers.reading import (
-    FEW_ROWS,
     WORD_LENGTH,
     Listed,
     clean,
     decode_listed,
     dollars,
     instant,
+    is_priced,
     item_asked_for,
     item_told,
     number,
     order_id,
     partner_of_steam_id,
-    price_of,
     recipient,
 )
 from schemas.enums import FailureCode
@@ -173,8 +172,8 @@ def read_listing(body: bytes, names: Sequence[str], listed: Listed) -> None:
             listed.size += 1
             if row.name in wanted:
                 listed.add(None if row.id is None else str(row.id), row.name, bytes(row.price))
-            is_any_usable = is_any_usable or price_of(bytes(row.price)) is not None
-    if len(items) > FEW_ROWS and not is_any_usable:
+            is_any_usable = is_any_usable or is_priced(bytes(row.price))
+    if items and not is_any_usable:
         raise Unusable("expected items with a price, found none")
 
 
