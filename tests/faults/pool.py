@@ -2,10 +2,11 @@
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -118,7 +119,16 @@ def _open(urls: Any) -> None:
     for name in [name for name in os.environ if name.startswith(PREFIX)]:
         del os.environ[name]
     be_quiet()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _engine = _connecting(urls.get())
+
+
+def _end_with_parent() -> None:
+    """Leave nothing behind where the one who handed out the work was killed."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _act(act: Callable[[Job, Engine], Result], job: Job) -> Result:
