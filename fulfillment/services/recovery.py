@@ -188,9 +188,14 @@ def _settled_at(context: Context, since: datetime, places: Sequence[str]) -> dat
 @repeated
 def _put_off(context: Context, claim: KeptClaim, early: Mapping[int, datetime]) -> None:
     with context.database.transaction() as session:
-        for settled_at in sorted(set(early.values())):
-            ids = [order_id for order_id, at in early.items() if at == settled_at]
-            claims.release(session, ids, claim.name, settled_at)
+        _release(session, claim, early)
+
+
+def _release(session: Session, claim: KeptClaim, due: Mapping[int, datetime]) -> None:
+    """Give orders back, each until its time."""
+    for due_at in sorted(set(due.values())):
+        ids = sorted(order_id for order_id, at in due.items() if at == due_at)
+        claims.release(session, ids, claim.name, due_at)
 
 
 def _search(
@@ -272,10 +277,10 @@ def _write(
         if absent:
             doubts.note_searched(session, absent, began)
         if found.unasked:
-            for order in members:
-                if order.id in found.unasked:
-                    gap = _gap_unasked(order.doubted_since(claim.doubted_since), now)
-                    claims.release(session, [order.id], claim.name, now + gap)
+            unasked = [order for order in members if order.id in found.unasked]
+            since = {order.id: order.doubted_since(claim.doubted_since) for order in unasked}
+            again_at = {id_: now + _gap_unasked(at, now) for id_, at in since.items()}
+            _release(session, claim, again_at)
         if mute:
             claims.release(session, mute, claim.name, now + _MUTE_GAP)
         crash_point("recovery.before_commit")

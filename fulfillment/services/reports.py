@@ -20,7 +20,7 @@ from fulfillment.states import FINAL, FOLLOWED, RANK, UNFULFILLED
 from fulfillment.store import ledger, orders
 from fulfillment.store.engine import Session
 from fulfillment.store.ledger import Posting
-from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Attempt, Move, Order
+from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Move, Order
 from fulfillment.store.sealing import Seal
 from schemas.checkout import trade_url_parts
 from schemas.enums import FailureCode, OrderStatus, Source
@@ -99,13 +99,12 @@ def apply_reports(
     """
     now = context.now()
     before = locked if locked is not None else orders.lock(session, list(reports))
-    told = [(order, account, _without_token(context, order, reports[order.id])) for order in before]
-    gone = [each for each in told if each[0].account != account]
-    moves = strays(context, session, gone, by, now)
-    money = _Money()
-    for order, _, report in told:
+    gone = [(o, account, reports[o.id]) for o in before if o.account != account]
+    moves, money = strays(context, session, gone, by, now), _Money()
+    for order in before:
         if order.account != account:
             continue
+        report = _without_token(context, order, reports[order.id])
         is_by_a_person = by is Source.OPERATOR
         decision = _decided(context, order, report, now, is_by_a_person=is_by_a_person, as_of=as_of)
         if by is Source.SUBMIT and decision.target is None:
@@ -216,17 +215,10 @@ def strays(
             report and _without_token(context, order, report),
             by,
             now,
-            is_unsent=_is_unsent(order, attempts.get(order.id)),
+            is_unsent=order.is_surely_unsent(attempts.get(order.id)),
         )
         for order, account, report in told
     ]
-
-
-def _is_unsent(order: Order, attempt: Attempt | None) -> bool:
-    """Say whether surely no byte has left to the order's present account; it is locked."""
-    return order.is_unsent or (
-        order.status is OrderStatus.SUBMITTING and attempt is not None and attempt.is_unsent
-    )
 
 
 def _stray(

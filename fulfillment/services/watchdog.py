@@ -115,7 +115,7 @@ def expire_waiting(context: Context) -> list[str]:
         moves = [
             _late_end(order, now)
             for order in late
-            if order.is_unsent or ((a := attempts.get(order.id)) and a.is_unsent)
+            if order.is_surely_unsent(attempts.get(order.id))
         ]
         ended = orders.apply(session, [move for move in moves if move], now)
         ledger.refuse(session, [Posting(order_id, "never sent") for order_id in ended], now)

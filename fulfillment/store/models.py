@@ -108,6 +108,11 @@ class Order(msgspec.Struct, frozen=True):
         """Say whether surely no byte of a purchase at its account has left."""
         return self.is_waiting or self.status is OrderStatus.RESERVED
 
+    def is_surely_unsent(self, attempt: "Attempt | None") -> bool:
+        """Say the same with its attempt at hand; both were read after its row was locked."""
+        is_begun = self.status is OrderStatus.SUBMITTING
+        return self.is_unsent or (is_begun and attempt is not None and attempt.is_unsent)
+
     @property
     def is_waiting(self) -> bool:
         """Say whether it waits for a catalog and a wallet answer: nothing is under way for it."""

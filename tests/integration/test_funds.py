@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from fulfillment.errors import ProviderNotReached
 from fulfillment.services import brakes, catalog, dispatch, funds, operations, reconciliation, sweep
 from fulfillment.services.context import Context
+from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
 from schemas.provider import ReportState as R
 from tests.conftest import MakeContext
@@ -285,6 +287,13 @@ def test_a_wallet_is_read_every_hour_although_nothing_happens(
     assert operations.wallets(context)[0].unexplained == 100
 
 
+def tell(context: Context, provider: FakeProvider, order: Order, state: R, **details: Any) -> None:
+    """Let the provider say this of the order from now on, and hear it."""
+    provider.says(order.external_id, state, **details)
+    reconciliation.reconcile_now(context, [order.external_id])
+    run_polls(context)
+
+
 @pytest.mark.parametrize("is_taken_first", [True, False])
 def test_a_charge_above_the_price_that_is_told_before_the_delivery_is_explained(
     context: Context, provider: FakeProvider, clock: FakeClock, is_taken_first: bool
@@ -302,21 +311,17 @@ def test_a_charge_above_the_price_that_is_told_before_the_delivery_is_explained(
         clock.advance(6)
         take_figure(context)
 
-    def tell() -> None:
-        provider.says(order.external_id, R.PENDING, charged_mills=charged)
-        reconciliation.reconcile_now(context, [order.external_id])
-        run_polls(context)
+    def hear() -> None:
+        tell(context, provider, order, R.PENDING, charged_mills=charged)
 
-    first, then = (take, tell) if is_taken_first else (tell, take)
+    first, then = (take, hear) if is_taken_first else (hear, take)
     first()
     then()
     for _ in range(4):
         clock.advance(20)
         take_figure(context)
     told = operations.wallets(context)[0]
-    provider.says(order.external_id, R.COMPLETED, charged_mills=charged)
-    reconciliation.reconcile_now(context, [order.external_id])
-    run_polls(context)
+    tell(context, provider, order, R.COMPLETED, charged_mills=charged)
     for _ in range(3):
         clock.advance(40)
         take_figure(context)
@@ -337,9 +342,7 @@ def test_a_charge_above_the_price_is_not_spent_again_while_the_balance_may_be_ol
     take_figure(context)
     before = available(context)
 
-    provider.says(order.external_id, R.PENDING, charged_mills=PRICE_CENTS * 10 + 20_000)
-    reconciliation.reconcile_now(context, [order.external_id])
-    run_polls(context)
+    tell(context, provider, order, R.PENDING, charged_mills=PRICE_CENTS * 10 + 20_000)
     told = available(context)
     clock.advance(6)
     take_figure(context)  # out of the provider's cache
@@ -359,16 +362,12 @@ def test_an_order_that_was_charged_too_much_and_fails_is_free_of_it_with_its_hol
     run_chain(context)
     clock.advance(40)
     take_figure(context)
-    provider.says(order.external_id, R.PENDING, charged_mills=PRICE_CENTS * 10 + 20_000)
     provider.balance_mills -= 20_000
-    reconciliation.reconcile_now(context, [order.external_id])
-    run_polls(context)
+    tell(context, provider, order, R.PENDING, charged_mills=PRICE_CENTS * 10 + 20_000)
     clock.advance(40)
     take_figure(context)
-    provider.says(order.external_id, R.FAILED, failure_code="x")
     provider.balance_mills += PRICE_CENTS * 10 + 20_000
-    reconciliation.reconcile_now(context, [order.external_id])
-    run_polls(context)
+    tell(context, provider, order, R.FAILED, failure_code="x")
     for _ in range(3):
         clock.advance(40)
         take_figure(context)
@@ -390,16 +389,11 @@ def test_a_charge_above_the_price_is_not_spent_again_directly_after_the_delivery
     take_figure(context)
     charged = PRICE_MILLS + 20_000
 
-    def tell(state: R) -> None:
-        provider.says(order.external_id, state, charged_mills=charged)
-        reconciliation.reconcile_now(context, [order.external_id])
-        run_polls(context)
-
     before = available(context)
     if is_told_before:
-        tell(R.PENDING)
+        tell(context, provider, order, R.PENDING, charged_mills=charged)
         clock.advance(28)
-    tell(R.COMPLETED)
+    tell(context, provider, order, R.COMPLETED, charged_mills=charged)
     clock.advance(3)
     take_figure(context)  # out of the provider's cache
     cached = available(context)
@@ -425,9 +419,7 @@ def test_a_charge_that_is_seen_before_it_is_told_and_before_its_hold_is_taken_ba
     take_figure(context)
     seen = operations.wallets(context)[0].unexplained
     clock.advance(20)
-    provider.says(order.external_id, R.PENDING, charged_mills=PRICE_MILLS + 20_000)
-    reconciliation.reconcile_now(context, [order.external_id])
-    run_polls(context)
+    tell(context, provider, order, R.PENDING, charged_mills=PRICE_MILLS + 20_000)
     for _ in range(4):
         clock.advance(45)
         take_figure(context)
