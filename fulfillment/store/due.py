@@ -53,9 +53,11 @@ _HEARD = states.FOLLOWED | {OrderStatus.COMPLETED}
 SPREAD = 0.2
 #: By how much of it a claim is longer in any case: so long the question may take to be asked.
 _LAG = 1 / 32
+# By the rows' places, which hold while they are locked: to look each up by its id again would cost
+# the more, the larger the table is. What somebody moves just then is left to the next tick.
 _CLAIM = """
-    UPDATE orders SET {changes} WHERE id = ANY(ARRAY(
-        SELECT o.id FROM orders o WHERE o.{column} <= %(now)s {which}
+    UPDATE orders SET {changes} WHERE ctid = ANY(ARRAY(
+        SELECT o.ctid FROM orders o WHERE o.{column} <= %(now)s {which}
          ORDER BY o.{column} LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
     RETURNING {columns}
 """
