@@ -22,13 +22,13 @@ from fulfillment.services.lookups import look_up, look_up_alone
 from fulfillment.services.merchants import why_strange
 from fulfillment.services.outcomes import review
 from fulfillment.services.reports import apply_reports, strays
-from fulfillment.services.unknowns import REVIEW_AFTER
+from fulfillment.services.unknowns import is_for_a_person
 from fulfillment.states import UNFULFILLED
 from fulfillment.store import accounts, claims, doubts, ledger, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Posting
-from fulfillment.store.models import Move, Order
+from fulfillment.store.models import Attempt, Move, Order
 from schemas.enums import OrderStatus as S
 from schemas.enums import Source
 from schemas.messages import NEEDS_REVIEW
@@ -88,9 +88,14 @@ def search_first(context: Context, claim: KeptClaim, members: Sequence[Order]) -
     """Give the orders that surely nobody has bought; those that are bought are adopted.
 
     An order that it is too early to ask for is given back until then, and one of which not every
-    account could be asked for a moment.
+    account could be asked for a moment. Where only one account told of an order, what may have been
+    sent at another is not searched: the way of unknown outcomes ends it, whoever can be asked.
     """
     fresh = [order for order in members if not order.was_searched(claim.doubted_since)]
+    if claim.doubted_since is None:
+        # What may have been sent is looked up where it is, and not posted (`intents.begin_within`).
+        unknown = {id_ for id_, a in claim.attempts.items() if a.unknown_since is not None}
+        fresh = [order for order in fresh if order.id not in unknown]
     if not fresh:
         return list(members)
     began = context.now()
@@ -315,7 +320,7 @@ def _adopt(
         for order in refused:
             if (attempt := attempts.get(order.id)) is None or attempt.is_unsent:
                 over.append(overdue_refusal(order, now, Source.SWEEP, claim.name))
-            elif now - max(attempt.unknown_since or now, order.submit_by) >= REVIEW_AFTER:
+            elif _is_for_a_person(context, order, attempt, now):
                 note = f"another account has it: {where[order.id]}"
                 reviewed.append(review(context, order, note, claim))
         ended = orders.apply(session, [move for move in over if move], now)
@@ -347,6 +352,11 @@ def _adopt(
         apply_reports(context, session, account, told, Source.SWEEP)
     for order in present.values():
         log.error("order.found_bought", order_id=order.external_id, account=order.account)
+
+
+def _is_for_a_person(context: Context, order: Order, attempt: Attempt, now: datetime) -> bool:
+    policy, longest = context.provider(order.account).after_unknown, context.longest_call
+    return is_for_a_person(policy, order, attempt, now, longest(order.account), is_empty=False)
 
 
 def _chosen(order: Order, told: Mapping[str, OrderReport]) -> str:

@@ -1,12 +1,20 @@
 """An account that an order has left says, signed, that it has it: nothing is bought elsewhere."""
 
 import json
+from typing import Any
 
 import pytest
 
-from fulfillment.errors import ProviderError, ProviderNotReached, ProviderRefused
-from fulfillment.services import brakes, webhooks
+from fulfillment.errors import (
+    ProviderDeniesAccount,
+    ProviderError,
+    ProviderNotReached,
+    ProviderOutcomeUnknown,
+    ProviderRefused,
+)
+from fulfillment.services import brakes, watchdog, webhooks
 from fulfillment.services.context import Context
+from fulfillment.store.models import Order
 from schemas.enums import FailureCode
 from schemas.enums import OrderStatus as S
 from schemas.provider import ReportState as R
@@ -57,6 +65,31 @@ def hear(context: Context, shops: dict[str, FakeProvider], name: str, state: R, 
     webhooks.apply_deliveries(context)
 
 
+def hear_while_it_buys(context: Context, shops: dict[str, FakeProvider], order: Order) -> None:
+    """Have the first account tell of the order while it is posted to the next."""
+
+    def tell(_: object) -> None:
+        shops["backup"].on_purchase = lambda fields: None
+        hear(context, shops, order.external_id, R.SENT, "sent")
+
+    shops["backup"].on_purchase = tell
+
+
+@pytest.fixture
+def unknown(context: Context, shops: dict[str, FakeProvider], request: Any) -> Order:
+    """Give an order of which the first account told while its purchase at the next got lost.
+
+    The parameter says whether the next account has it.
+    """
+    (order,) = receive(context, checkout(account="all", marketHashName=NAME))
+    run_chain(context)
+    shops["backup"].fail_purchase(ProviderOutcomeUnknown("timeout"), is_made=request.param)
+    hear_while_it_buys(context, shops, order)
+    run_chain(context, "backup")
+    assert again(context, order).status is S.SUBMITTING
+    return order
+
+
 def go_on(context: Context, clock: FakeClock) -> None:
     for _ in range(40):
         clock.advance(10)
@@ -72,12 +105,7 @@ def test_news_while_a_request_to_the_next_is_under_way_counts_if_that_buys_nothi
     (order,) = receive(context, checkout(account="all", marketHashName=NAME))
     run_chain(context)
     shops["backup"].fail_purchase(answer)
-
-    def tell(_: object) -> None:
-        shops["backup"].on_purchase = lambda fields: None
-        hear(context, shops, order.external_id, R.SENT, "sent")
-
-    shops["backup"].on_purchase = tell
+    hear_while_it_buys(context, shops, order)
     go_on(context, clock)
 
     assert not shops["backup"].orders
@@ -123,3 +151,68 @@ def test_a_trade_token_in_the_words_of_an_account_that_was_left_is_kept_nowhere(
     assert "no trade with" in str(notes)
     assert TOKEN not in str(notes) + json.dumps(messages_of(context, order))
     assert TOKEN not in capsys.readouterr().out
+
+
+DOWN = ProviderNotReached("down", is_outage=True)
+DENIED = ProviderDeniesAccount("401")
+
+
+@pytest.mark.parametrize("why", [DOWN, DENIED])
+@pytest.mark.parametrize("unknown", [True], indirect=True)
+def test_a_lost_purchase_is_found_though_the_account_that_told_cannot_be_asked(
+    context: Context,
+    shops: dict[str, FakeProvider],
+    clock: FakeClock,
+    unknown: Order,
+    why: ProviderError,
+) -> None:
+    shops["main"].reads_fail(why)
+    go_on(context, clock)
+
+    now = again(context, unknown)
+    assert (now.status, now.account) == (S.ACCEPTED, "backup")
+    assert len(shops["backup"].bodies) == 1
+
+
+@pytest.mark.parametrize("unknown", [False], indirect=True)
+def test_a_lost_purchase_that_nobody_knows_is_left_to_a_person_and_never_sent_again(
+    context: Context, shops: dict[str, FakeProvider], clock: FakeClock, unknown: Order
+) -> None:
+    shops["main"].reads_fail(DOWN)
+    for _ in range(40):
+        clock.advance(900)
+        run_ticks(context)
+
+    assert again(context, unknown).status is S.NEEDS_REVIEW
+    assert len(shops["backup"].bodies) == 1
+    assert not shops["third"].bodies
+
+
+@pytest.mark.parametrize("unknown", [True], indirect=True)
+def test_the_end_that_the_account_of_a_lost_purchase_tells_is_taken(
+    context: Context, shops: dict[str, FakeProvider], clock: FakeClock, unknown: Order
+) -> None:
+    shops["main"].says(unknown.external_id, R.SENT)
+    shops["backup"].says(unknown.external_id, R.FAILED, failure_code="item_unavailable")
+    go_on(context, clock)
+
+    assert again(context, unknown).status is not S.SUBMITTING
+    assert not shops["third"].bodies
+
+
+@pytest.mark.parametrize("unknown", [False], indirect=True)
+def test_a_lost_purchase_does_not_keep_others_from_their_end(
+    context: Context,
+    shops: dict[str, FakeProvider],
+    clock: FakeClock,
+    unknown: Order,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    brakes.stop(context, "third", "x", "test")
+    (late,) = receive(context, checkout(account="third", marketHashName=NAME))
+    monkeypatch.setattr(watchdog, "_LIMIT", 1)
+    clock.advance(3 * 3600)
+    watchdog.expire_waiting(context)
+
+    assert again(context, unknown).status is S.SUBMITTING
+    assert again(context, late).status is S.FAILED
