@@ -308,7 +308,8 @@ def lock_overdue(session: Session, now: datetime, limit: int, patience: timedelt
                 AND (between_attempts OR told_early_at IS NOT NULL AND NOT EXISTS (
                      SELECT FROM attempts a
                       WHERE a.account = orders.account AND a.external_id = orders.external_id
-                        AND (a.unknown_since IS NOT NULL OR a.state NOT IN ('reserved', 'sending')))))
+                        AND (a.unknown_since IS NOT NULL
+                             OR a.state NOT IN ('reserved', 'sending')))))
            AND (submit_by <= %(now)s OR funds_deadline_at <= %(now)s)
            AND (claimed_until IS NULL OR claimed_until <= %(now)s) AND NOT {UNSEARCHED}
            AND (coalesce(told_early_at <= searched_at, told_early_at IS NULL)

@@ -127,6 +127,24 @@ def test_of_a_lookup_that_is_not_answered_to_its_end_fewer_are_asked_for_the_nex
     assert set(found) >= set(NAMES[:10])
 
 
+def test_fewer_are_asked_for_also_where_the_budget_has_nothing_left_for_one_alone() -> None:
+    allowed = 0
+
+    def respond(fields: dict[str, Any], request: httpx.Request) -> Any:
+        nonlocal allowed
+        if allowed == 0:
+            raise OverBudget
+        allowed -= 1
+        raise httpx.ReadTimeout("slow")
+
+    provider = answering(respond)
+    for most in (20, 10, 5):
+        allowed = 1
+        with pytest.raises(ProviderNotReached):
+            provider.reports(NAMES[: provider.lookup_limit])
+        assert provider.lookup_limit == most
+
+
 @pytest.mark.parametrize("count", [1, 40])
 def test_a_lookup_that_is_not_answered_though_one_is_asked_for_is_a_failure(count: int) -> None:
     def respond(fields: dict[str, Any], request: httpx.Request) -> Any:

@@ -5,7 +5,7 @@ written anywhere.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -16,6 +16,7 @@ from msgspec import structs
 
 from fulfillment.errors import (
     AskForFewer,
+    OverBudget,
     ProviderDeniesAccount,
     ProviderError,
     ProviderNotReached,
@@ -107,7 +108,7 @@ class SkinsBack:
         body = wire.write_request(method, game=wire.GAME, **fields)
         with _spoilt(method):
             answer = self._send(body, method, total_s=LIST_S, limit=LIST_LIMIT, accept_gzip=True)
-            return wire.read_listing(answer, wants, listed)
+            return wire.read_listing(answer, wants, listed, is_search=method == _SEARCH)
 
     def wallet_mills(self) -> int:
         """Read the project's balance."""
@@ -189,7 +190,7 @@ class SkinsBack:
             except ProviderNotReached as error:
                 if len(part) > 1 and error.is_cut:
                     # It may be too slow for so many: waiting for parts of them now takes too long.
-                    self._look_up([part[next(self._turns) % len(part)]])
+                    self._check_is_quick(part)
                     self._most_lookups = self.lookup_limit = len(part) // 2
                     raise AskForFewer from error
                 raise
@@ -207,6 +208,11 @@ class SkinsBack:
             # Of one alone nobody knows whether it is the order or the provider.
             is_up = not is_spoilt or len(part) > 1
         return found
+
+    def _check_is_quick(self, external_ids: Sequence[str]) -> None:
+        """Ask for one order alone, if the budget allows. Raises ProviderNotReached if it fails."""
+        with suppress(OverBudget):
+            self._look_up([external_ids[next(self._turns) % len(external_ids)]])
 
     def _check_is_up(self, external_ids: Sequence[str]) -> None:
         """Ask for two orders alone, each time for others. Raises ProviderNotReached if both fail.
