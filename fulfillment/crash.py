@@ -71,6 +71,8 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "reroute.after_commit": "orders of an unreachable account have gone on, nobody was told",
         "leave_paused.before_commit": "orders of a paused account go on, not committed",
         "leave_paused.after_commit": "orders of a paused account have gone on",
+        "price_afresh.before_commit": "orders that were held back begin anew, not committed",
+        "price_afresh.after_commit": "orders that were held back wait for a fresh catalog",
         # the ledger
         "ledger.absorbed": "what a balance tells of the holds is written, the balance is not",
         "ledger.held": "attempts and their holds are written, not committed",

@@ -60,7 +60,7 @@ def _local_edges() -> dict[tuple[S, S], str]:
         (S.AWAITING_FUNDS, S.QUOTED): "there is money now; a fresh catalog still has the item",
         (S.RESERVED, S.SUBMITTING): (
             "the intent is committed before the first byte leaves; "
-            "or its route's next account is tried before one could"
+            "or its route's next account is tried, or it is priced afresh, before one could"
         ),
         (S.RECEIVED, S.FAILED): "refused by us: item, price or time",
         (S.QUOTED, S.FAILED): "refused by us: item, price, funds or time",

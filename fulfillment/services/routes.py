@@ -5,6 +5,7 @@ left and no clear answer came back.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 
 from fulfillment.crash import crash_point
 from fulfillment.errors import OverBudget, ProviderError, ProviderRefused
@@ -26,6 +27,8 @@ TRIED_ELSEWHERE = frozenset(
         FailureCode.PROVIDER_UNAVAILABLE,
     }
 )
+#: So long money may be held for an order of which nothing was sent; its price may be another then.
+HELD_FOR = timedelta(minutes=5)
 _LIMIT = 500
 
 
@@ -145,6 +148,44 @@ def leave_paused(context: Context, gone: Sequence[str] = ()) -> list[str]:
         ledger.refuse(session, postings, now)
         crash_point("leave_paused.before_commit", moved)
     crash_point("leave_paused.after_commit", moved)
+    return [order.external_id for order in moved.values()]
+
+
+@repeated
+def price_afresh(context: Context) -> list[str]:
+    """Let orders begin anew at their accounts that were held back for minutes; give their ids.
+
+    Their account is stopped, or its purchases are answered by nobody, or it has no requests left.
+    Their money is free for others until they are priced by a fresh catalog.
+    """
+    now = context.now()
+    with context.database.transaction() as session:
+        configured = list(context.settings.accounts)
+        held = orders.lock_held_back(session, configured, now - HELD_FOR, now, _LIMIT)
+        if not held:
+            return []
+        # Read after the orders were locked, as above.
+        attempts = ledger.attempts_of(session, [order.id for order in held])
+        moves = [
+            Move(
+                order.id,
+                order.status,
+                OrderStatus.SUBMITTING,
+                Source.SWEEP,
+                "held back and not sent: it is priced afresh",
+                {"between_attempts": True, "quoted_mills": None, "quoted_item_id": None},
+                UNCLAIMED,
+            )
+            for order in held
+            if order.was_searched(None)
+            and (attempt := attempts.get(order.id)) is not None
+            and attempt.is_untouched
+        ]
+        moved = orders.apply(session, moves, now)
+        ledger.refuse(session, [Posting(order_id, "never sent") for order_id in moved], now)
+        ledger.put_aside(session, list(moved))
+        crash_point("price_afresh.before_commit", moved)
+    crash_point("price_afresh.after_commit", moved)
     return [order.external_id for order in moved.values()]
 
 

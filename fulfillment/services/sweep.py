@@ -36,6 +36,7 @@ def resume_stuck(context: Context, heartbeat: str = pulse.SWEEP) -> Found:
         doubts.notice(session, context.now())
         gone = merchants.note_configured(context, session)
     routes.leave_paused(context, gone)
+    routes.price_afresh(context)
     expire_waiting(context)
     merchants.leave_gone(context, gone)
     configured = context.settings.accounts

@@ -1,8 +1,9 @@
 """Attempts and the money held for them: an append-only ledger beside the provider's figure.
 
 available = the provider's last figure - holds that this figure does not tell of yet (DESIGN 5).
-Whoever allocates locks the wallet's row first. An order has at most one attempt an account, and
-at most one that is open: after a no, an order with a route goes on to its next account.
+Whoever allocates locks the wallet's row first. An order has at most one attempt an account (beside
+those that were put aside), and at most one that is open: after a no, an order with a route goes on
+to its next account.
 """
 
 from collections.abc import Mapping, Sequence
@@ -153,7 +154,8 @@ def tried_at(session: Session, order_ids: Sequence[int]) -> dict[int, list[str]]
 def is_tried(session: Session, account: str, external_id: str) -> bool:
     """Say whether the order has, or had, an attempt at the account."""
     row = session.one(
-        "SELECT 1 FROM attempts WHERE account = %(account)s AND external_id = %(external_id)s",
+        "SELECT 1 FROM attempts a JOIN orders o ON o.id = a.order_id "
+        "WHERE a.account = %(account)s AND o.external_id = %(external_id)s",
         {"account": account, "external_id": external_id},
     )
     return row is not None
@@ -294,6 +296,19 @@ def refuse(session: Session, postings: Sequence[Posting], now: datetime) -> None
     crash_point("ledger.released", postings)
 
 
+def put_aside(session: Session, order_ids: Sequence[int]) -> None:
+    """Take the names of refused attempts of which nothing was sent: there may be others instead.
+
+    The new name is none that an order can have.
+    """
+    session.execute(
+        "UPDATE attempts a SET external_id = '#' || a.id FROM orders o WHERE o.id = ANY(%(ids)s) "
+        "AND a.account = o.account AND a.external_id = o.external_id "
+        "AND a.state = 'refused' AND a.posts = 0",
+        {"ids": list(order_ids)},
+    )
+
+
 # Also an order that had ended, should the provider turn out to have delivered and charged it.
 _SETTLED_FROM = "accepted,refused,ended"
 
@@ -416,7 +431,8 @@ def adjust(session: Session, postings: Sequence[Posting], now: datetime) -> None
                 RETURNING order_id, account
             )
             UPDATE attempts a SET unbooked = unbooked + 1
-              FROM adjusted j WHERE a.order_id = j.order_id AND a.account = j.account
+              FROM adjusted j
+             WHERE a.order_id = j.order_id AND a.account = j.account AND a.state = 'completed'
             """,  # noqa: S608 - the part is a constant
         {
             "ids": [p.order_id for p in postings],

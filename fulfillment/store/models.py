@@ -157,6 +157,11 @@ class Attempt(msgspec.Struct, frozen=True):
         is_open = self.state in (AttemptState.RESERVED, AttemptState.SENDING)
         return is_open and self.unknown_since is None
 
+    @property
+    def is_untouched(self) -> bool:
+        """Say whether surely none ever has."""
+        return self.is_unsent and self.posts == 0
+
 
 #: Columns in the order of the fields: rows are read by place, several times cheaper than by name.
 ORDER_COLUMNS = Order.__struct_fields__

@@ -347,6 +347,27 @@ def lock_routed_at_unusable(
     return [Order.of(row) for row in session.rows(statement, parameters)]
 
 
+def lock_held_back(
+    session: Session, accounts: Sequence[str], before: datetime, now: datetime, limit: int
+) -> list[Order]:
+    """Lock unclaimed orders of these accounts of which nothing was sent since their money was held,
+    which was before the time given; oldest first."""
+    statement = f"""
+        SELECT {columns(ORDER_COLUMNS)} FROM orders
+         WHERE next_attempt_at IS NOT NULL AND account = ANY(%(accounts)s)
+           AND status IN ('reserved', 'submitting') AND NOT between_attempts
+           AND submit_by > %(now)s
+           AND (claimed_until IS NULL OR claimed_until <= %(now)s) AND NOT {UNSEARCHED}
+           AND EXISTS (SELECT FROM attempts a
+                        WHERE a.account = orders.account AND a.external_id = orders.external_id
+                          AND a.state IN ('reserved', 'sending') AND a.posts = 0
+                          AND a.created_at <= %(before)s)
+         ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+        """  # noqa: S608 - the names are constants
+    parameters = {"accounts": list(accounts), "before": before, "now": now, "limit": limit}
+    return [Order.of(row) for row in session.rows(statement, parameters)]
+
+
 def lock_submitting_at(
     session: Session, accounts: Sequence[str], now: datetime, limit: int
 ) -> list[Order]:

@@ -45,6 +45,7 @@ ELSEWHERE = {
     *("gather.given_back", "outage.paused", "purchases.paused", "purchases.went_ahead"),
     *("reroute.before_commit", "reroute.after_commit", "expire.before_commit"),
     *("leave_paused.before_commit", "leave_paused.after_commit"),
+    *("price_afresh.before_commit", "price_afresh.after_commit"),
     *("resolve.before_commit", "resolve.after_commit", "adopt.answered", "adopt.before_commit"),
     *("erase.before_commit", "erase.after_commit"),
     *("recovery.answered", "recovery.before_commit", "recovery.after_commit"),

@@ -232,5 +232,6 @@ PATHS = {
             **_RESTORED,
         ),
         Path("not_reached", (NODE,), DELIVERED, strikes={"not_reached": 1}),
+        Path("held_back", (NODE,), DELIVERED, strikes={"not_reached": 14}),
     )
 }

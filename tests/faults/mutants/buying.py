@@ -321,4 +321,25 @@ BUYING = (
         "        if isinstance(answer, Unknown) and answer.is_failed_lookup and order.id < 0:",
         integration("unknown_policies"),
     ),
+    Mutant(
+        "an_old_price_is_sent", "I3", "after a long pause an order is sent at the old price",
+        SERVICES + "sweep.py",
+        "    routes.price_afresh(context)\n",
+        "",
+        integration("held_back"),
+    ),
+    Mutant(
+        "aside_keeps_its_name", "I2", "what was put aside stands in the way of a new attempt",
+        STORE + "ledger.py",
+        "external_id = '#' || a.id",
+        "external_id = a.external_id",
+        integration("held_back"),
+    ),
+    Mutant(
+        "told_at_one_stops_another", "I2", "an unknown outcome waits for an account that is away",
+        SERVICES + "recovery.py",
+        "        fresh = [order for order in fresh if order.id not in unknown]\n",
+        "",
+        integration("strays"),
+    ),
 )  # fmt: skip
