@@ -313,7 +313,8 @@ def _envelope(queue: str, body: bytes) -> dict[str, Any]:
 
 def open_channels(connection: Connection | None) -> Iterator[Any]:
     """Give the Redis channels of a connection, also of one that is lost."""
-    for channel in getattr(getattr(connection, "_connection", None), "channels", ()):
+    # py-amqp leaves None there when RabbitMQ closes a connection.
+    for channel in getattr(getattr(connection, "_connection", None), "channels", None) or ():
         if isinstance(channel, SafeChannel):
             yield channel
 

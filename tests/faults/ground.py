@@ -211,6 +211,8 @@ class Ground:
         assert found == [], found
         logs = self.driver.logs()
         assert [secret for secret in self.driver.secrets() if secret in logs] == []
+        # One that died of an error was started anew by the supervisor, and nothing else tells.
+        assert "Unrecoverable error" not in logs
 
     def _is_web_up(self) -> bool:
         try:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import amqp
 import pytest
 import redis
 from kombu import Connection, Consumer, Exchange, Message, Queue
@@ -292,3 +293,11 @@ def test_a_broker_that_does_not_answer_is_complained_of_without_its_address(sche
 
     assert told.startswith("it does not answer")
     assert "canary" not in told
+
+
+def test_a_connection_that_rabbitmq_has_closed_has_no_open_channels() -> None:
+    connection: Any = Connection("amqp://")
+    connection._connection = amqp.Connection()
+    connection._connection.collect()
+
+    assert list(redis_channel.open_channels(connection)) == []

@@ -1,0 +1,112 @@
+"""One worker process without a supervisor: what it outlives, and with which code it ends."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import celery
+import pytest
+from sqlalchemy.engine import make_url
+
+from fulfillment.services.context import Context
+from schemas.messages import RECEIVE
+from tests.conftest import CLIENT_ID, ENCRYPTION_KEYS, SECRET
+from tests.servers import own_vhost, rabbitmqctl
+from tests.support import checkout, rows, until
+
+DEATH = "Unrecoverable error"
+#: Of one closed connection not every worker died.
+ROUNDS = 4
+
+
+@pytest.fixture(scope="module")
+def vhost() -> Iterator[tuple[str, str]]:
+    """Give the address and the name of a virtual host of RabbitMQ that is ours alone."""
+    with own_vhost() as (url, name):
+        if not make_url(url).drivername.startswith("amqp"):
+            pytest.skip("FULFILLMENT_TEST_BROKER_URL is no RabbitMQ's")
+        if not name:
+            pytest.skip("rabbitmqctl cannot be run here, or may make no virtual host")
+        yield url, name
+
+
+def environment(context: Context, home: Path, broker_url: str) -> dict[str, str]:
+    values = {
+        "DATABASE_URL": context.settings.database_url.get_secret_value(),
+        "BROKER_URL": broker_url,
+        "DATA_DIR": str(home),
+        "ENCRYPTION_KEYS": ENCRYPTION_KEYS,
+        "API_TOKEN": "test-api-token",
+        "ACCOUNTS__MAIN__PROVIDER": "skinsnode",
+        "ACCOUNTS__MAIN__BASE_URL": "http://127.0.0.1:9",
+        "ACCOUNTS__MAIN__CLIENT_ID": CLIENT_ID,
+        "ACCOUNTS__MAIN__CLIENT_SECRET": SECRET,
+    }
+    return {**os.environ, **{f"FULFILLMENT_{k}": v for k, v in values.items()}}
+
+
+class Worker:
+    """A worker process, what it says, and a store in Python that sends it checkouts."""
+
+    def __init__(self, context: Context, home: Path, broker_url: str) -> None:
+        self.context = context
+        self.log = home / "worker.log"
+        self.store = celery.Celery("store", broker=broker_url, set_as_current=False)
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "fulfillment.cli", "worker"],
+                env=environment(context, home, broker_url),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def takes_a_checkout(self) -> bool:
+        """Send a checkout and wait until it is stored; say no where the process ends before."""
+        event = checkout()
+        self.store.send_task(RECEIVE, [event], queue="celery")
+        query = "SELECT 1 FROM orders WHERE external_id = %(name)s"
+        until(
+            lambda: (
+                self.process.poll() is not None
+                or rows(self.context, query, name=event["externalId"])
+            )
+        )
+        return self.process.poll() is None
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.store.close()
+
+
+@contextmanager
+def worker(context: Context, home: Path, broker_url: str) -> Iterator[Worker]:
+    made = Worker(context, home, broker_url)
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+def test_a_worker_whose_connections_rabbitmq_closes_lives_and_takes_the_next_checkout(
+    context: Context, tmp_path: Path, vhost: tuple[str, str]
+) -> None:
+    url, name = vhost
+    with worker(context, tmp_path, url) as ours:
+        assert ours.takes_a_checkout(), ours.said
+        for _ in range(ROUNDS):
+            time.sleep(0.5)
+            said = rabbitmqctl("close_all_connections", "--vhost", name, "a test")
+            assert said is not None
+            assert ours.takes_a_checkout(), ours.said
+
+        assert "CONNECTION_FORCED" in ours.said
+        assert DEATH not in ours.said
