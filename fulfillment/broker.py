@@ -3,18 +3,19 @@
 import time
 from typing import Any
 
-from amqp.exceptions import AMQPError
+from amqp.exceptions import AccessRefused, AMQPError, NotAllowed
 from celery import Celery
 from celery.app.amqp import AMQP
 from kombu import Connection, Exchange, Queue, pools
 from kombu.exceptions import BatchPublishError  # type: ignore[attr-defined]
 from kombu.exceptions import OperationalError as KombuError
 from kombu.transport import TRANSPORT_ALIASES, pyamqp
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 
 from fulfillment import redis_channel
+from fulfillment.errors import ConfigurationError
 from fulfillment.log import get_logger
-from fulfillment.settings import Settings
+from fulfillment.settings import PREFIX, Settings
 from schemas.messages import CHECKOUT_KEY, CHECKOUT_QUEUE, DEAD_QUEUE, STORE_EXCHANGE
 
 log = get_logger(__name__)
@@ -89,6 +90,8 @@ dead_queue = Queue(DEAD_QUEUE, durable=True)
 
 #: What publishing can raise; a hint that fails is found again by the sweep.
 PUBLISH_ERRORS = (KombuError, BatchPublishError, AMQPError, RedisError, OSError)
+#: What a broker that answers turns a client away with.
+_DENIALS = (AccessRefused, NotAllowed, AuthenticationError)
 _PAUSE_S = 1.0
 _silent_until = 0.0
 
@@ -127,6 +130,25 @@ def complaint(settings: Settings) -> str:
     if policy.startswith("allkeys") and memory.get("maxmemory"):
         return f"Redis drops queues when it is full ({policy}): set maxmemory-policy noeviction"
     return ""
+
+
+def require_access(settings: Settings) -> None:
+    """Refuse to go on where the broker lets us in by no means. Raises ConfigurationError.
+
+    One that does not answer may yet come: who needs it waits for it.
+    """
+    with connect(settings) as connection:
+        try:
+            opened = connection.transport.establish_connection()
+            connection.transport.close_connection(opened)
+        except _DENIALS as error:
+            raise ConfigurationError(
+                f"{PREFIX}BROKER_URL",
+                "the broker does not accept this user, password or virtual host "
+                f"({type(error).__name__})",
+            ) from None
+        except PUBLISH_ERRORS:
+            return
 
 
 def connect(settings: Settings, *, confirm: bool = False) -> Connection:

@@ -142,15 +142,21 @@ def flower() -> None:
 def _run_celery(app: Any, settings: Settings, arguments: Sequence[str]) -> None:
     from celery import signals
 
+    from fulfillment.broker import require_access
+
+    require_access(settings)
     log.outlive_a_full_disk()
-
-    def configure(**_: Any) -> None:
-        log.configure(settings.log_level, settings.log_format)
-
-    signals.setup_logging.connect(configure, weak=False)
+    workers: list[Any] = []
+    signals.setup_logging.connect(
+        lambda **_: log.configure(settings.log_level, settings.log_format), weak=False
+    )
+    signals.worker_init.connect(lambda sender, **_: workers.append(sender), weak=False)
     # Celery's command line reads sys.argv in places, and quotes it in its banner.
     sys.argv = ["fulfillment", *arguments]
     app.start(argv=list(arguments))
+    # Celery ends a worker that dies of an error as any other, and drops its exit code.
+    if any(each.exitcode for each in workers):
+        raise SystemExit(1)
 
 
 @cli.command()

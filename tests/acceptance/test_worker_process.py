@@ -1,26 +1,43 @@
 """One worker process without a supervisor: what it outlives, and with which code it ends."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import celery
 import pytest
+import redis
 from sqlalchemy.engine import make_url
 
+from fulfillment.devstack.redis import EmbeddedRedis
 from fulfillment.services.context import Context
 from schemas.messages import RECEIVE
 from tests.conftest import CLIENT_ID, ENCRYPTION_KEYS, SECRET
+from tests.faults.proxy import HOST, Proxy
 from tests.servers import own_vhost, rabbitmqctl
 from tests.support import checkout, rows, until
 
+WRONG = "canary-wrong-password"
 DEATH = "Unrecoverable error"
 #: Of one closed connection not every worker died.
 ROUNDS = 4
+OURS = ("-m", "fulfillment.cli")
+#: The same with a bug that ends it as soon as it would consume.
+BROKEN = """
+from fulfillment.cli import main
+from tasks.consumer import SafeConsumer
+
+def start(consumer):
+    raise TypeError("planted")
+
+SafeConsumer.start = start
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +69,15 @@ def environment(context: Context, home: Path, broker_url: str) -> dict[str, str]
 class Worker:
     """A worker process, what it says, and a store in Python that sends it checkouts."""
 
-    def __init__(self, context: Context, home: Path, broker_url: str) -> None:
+    def __init__(
+        self, context: Context, home: Path, broker_url: str, program: Sequence[str]
+    ) -> None:
         self.context = context
         self.log = home / "worker.log"
         self.store = celery.Celery("store", broker=broker_url, set_as_current=False)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "fulfillment.cli", "worker"],
+                [sys.executable, *program, "worker"],
                 env=environment(context, home, broker_url),
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -88,8 +107,10 @@ class Worker:
 
 
 @contextmanager
-def worker(context: Context, home: Path, broker_url: str) -> Iterator[Worker]:
-    made = Worker(context, home, broker_url)
+def worker(
+    context: Context, home: Path, broker_url: str, program: Sequence[str] = OURS
+) -> Iterator[Worker]:
+    made = Worker(context, home, broker_url, program)
     try:
         yield made
     finally:
@@ -110,3 +131,53 @@ def test_a_worker_whose_connections_rabbitmq_closes_lives_and_takes_the_next_che
 
         assert "CONNECTION_FORCED" in ours.said
         assert DEATH not in ours.said
+
+
+def test_a_worker_that_is_told_to_end_ends_with_0_and_one_that_dies_of_an_error_with_1(
+    context: Context, tmp_path: Path, broker: str
+) -> None:
+    with worker(context, tmp_path, broker) as told:
+        assert told.takes_a_checkout(), told.said
+        told.process.send_signal(signal.SIGTERM)
+        assert told.process.wait(20) == 0, told.said
+    with worker(context, tmp_path, broker, ("-c", BROKEN)) as broken:
+        assert broken.process.wait(20) == 1, broken.said
+
+    assert DEATH in broken.said
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def closed_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Give the address of a broker, with a password that is not its own."""
+    if request.param == "rabbitmq":
+        url, _ = request.getfixturevalue("vhost")
+        yield make_url(url).set(password=WRONG).render_as_string(hide_password=False)
+        return
+    server = EmbeddedRedis(tmp_path)
+    socket = server.start().removeprefix("redis+socket://")
+    client = redis.Redis(unix_socket_path=socket)
+    client.config_set("requirepass", "another")
+    client.close()
+    with Proxy(Path(socket)) as proxy:
+        yield f"redis://:{WRONG}@{HOST}:{proxy.port}/0"
+    server.stop()
+
+
+@pytest.mark.parametrize("process", ["worker", "beat", "flower"])
+def test_a_broker_that_refuses_the_password_is_told_in_one_line_that_does_not_hold_it(
+    context: Context, tmp_path: Path, closed_broker: str, process: str
+) -> None:
+    login = {"FULFILLMENT_FLOWER_BASIC_AUTH": "admin:canary-login"}
+    done = subprocess.run(
+        [sys.executable, *OURS, process],
+        env=environment(context, tmp_path, closed_broker) | login,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert line.startswith("error: FULFILLMENT_BROKER_URL: ")
+    assert "canary" not in line
+    assert done.returncode == 1
