@@ -14,12 +14,15 @@ log = get_logger(__name__)
 
 
 def publish(connection: Connection, body: Any, content_type: Any, reason: str) -> None:
-    """Publish one dead letter as it came in. Raises what kombu raises."""
+    """Publish one dead letter as it came in. Raises what kombu raises; then the connection is of
+    no more use."""
+    # kombu would declare it once a connection, and it may have been deleted since.
+    dead_queue(connection.default_channel).declare()
     producer = Producer(connection)
     producer.publish(
         _bytes(body),
         routing_key=dead_queue.name,
-        declare=[dead_queue],
+        mandatory=True,  # what comes back is raised as an error: nobody listens for it
         # A foreign message may call its content anything, or nothing.
         content_type=content_type if isinstance(content_type, str) else "application/octet-stream",
         content_encoding="utf-8",

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -11,9 +11,15 @@ import kombu
 import pytest
 from structlog.testing import capture_logs
 
-from fulfillment.broker import checkout_queue, connect, dead_queue, store_exchange
+from fulfillment.broker import (
+    PUBLISH_ERRORS,
+    checkout_queue,
+    connect,
+    dead_queue,
+    store_exchange,
+)
 from fulfillment.clock import SystemClock
-from fulfillment.messaging import consumer
+from fulfillment.messaging import consumer, dead_letters
 from fulfillment.messaging.consumer import CheckoutConsumer
 from fulfillment.messaging.publishing import make_publisher
 from fulfillment.services import operations
@@ -108,6 +114,48 @@ def test_a_known_checkout_with_an_account_that_is_no_text_is_put_aside_and_the_o
     assert json.loads(letter.body)["externalId"] == known["externalId"]
 
 
+def refused(connection: kombu.Connection) -> str:
+    """Send what is no checkout; give its mark."""
+    event = checkout(expectedPrice="none")
+    send(connection, event)
+    return str(event["externalId"])
+
+
+def letters(connection: kombu.Connection) -> list[str]:
+    """Take what was put aside; give the marks."""
+    found = []
+    while letter := dead_queue(connection.default_channel).get(no_ack=True):
+        found.append(json.loads(letter.body or "")["externalId"])
+    return found
+
+
+def test_dead_letters_outlive_the_deletion_of_their_queue(
+    context: Context, connection: kombu.Connection
+) -> None:
+    with consuming(context):
+        first = refused(connection)
+        until(lambda: letters(connection) == [first])
+        dead_queue(connection.default_channel).delete()
+        later = [refused(connection) for _ in range(3)]
+        until(lambda: is_there(context, lambda each: dead_queue(each).queue_declare(passive=True)))
+        found: list[str] = []
+        while len(found) < len(later):
+            found += until(lambda: letters(connection))
+
+    assert found == later
+
+
+def test_a_dead_letter_that_reaches_no_queue_is_an_error(
+    context: Context, connection: kombu.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_rabbitmq(context)
+    dead_queue(connection.default_channel).delete()
+    monkeypatch.setattr(kombu.Queue, "declare", lambda *_, **__: None)
+
+    with connect(context.settings, confirm=True) as other, pytest.raises(PUBLISH_ERRORS):
+        dead_letters.publish(other, b"{}", "application/json", "a test")
+
+
 def test_a_turn_that_fails_is_tried_again_and_readyz_tells_of_it(
     context: Context,
     connection: kombu.Connection,
@@ -165,17 +213,17 @@ def test_checkouts_come_again_after_the_exchange_was_deleted(
         first, later = checkout(), checkout()
         until(lambda: arrives(connection, own, first))
         store_exchange(connection.default_channel).delete()
-        until(lambda: is_there(own))
+        until(lambda: is_there(own, lambda each: store_exchange(each).declare(passive=True)))
 
         until(lambda: arrives(connection, own, later))
         assert thread.is_alive()
 
 
-def is_there(context: Context) -> bool:
-    """Say whether the exchange is; asking for one that is not costs the channel."""
+def is_there(context: Context, look: Callable[[Any], Any]) -> bool:
+    """Say whether what is looked for is; asking for what is not costs the channel."""
     with connect(context.settings) as connection:
         try:
-            store_exchange(connection.default_channel).declare(passive=True)
+            look(connection.default_channel)
         except connection.channel_errors:
             return False
     return True
