@@ -3,14 +3,14 @@
 import time
 from typing import Any
 
-from amqp.exceptions import AccessRefused, AMQPError, NotAllowed
+from amqp.exceptions import AccessRefused, AMQPError, ChannelError, MessageNacked, NotAllowed
 from celery import Celery
 from celery.app.amqp import AMQP
 from kombu import Connection, Exchange, Queue, pools
 from kombu.exceptions import BatchPublishError  # type: ignore[attr-defined]
 from kombu.exceptions import OperationalError as KombuError
 from kombu.transport import TRANSPORT_ALIASES, pyamqp
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from fulfillment import redis_channel
 from fulfillment.errors import ConfigurationError
@@ -89,7 +89,12 @@ checkout_queue = Queue(CHECKOUT_QUEUE, store_exchange, routing_key=CHECKOUT_KEY,
 dead_queue = Queue(DEAD_QUEUE, durable=True)
 
 #: What publishing can raise; a hint that fails is found again by the sweep.
-PUBLISH_ERRORS = (KombuError, BatchPublishError, AMQPError, RedisError, OSError)
+PUBLISH_ERRORS = (
+    *(KombuError, BatchPublishError, RedisError, OSError),
+    *(AMQPError, MessageNacked),  # a queue that refuses; py-amqp counts it among nobody's errors
+)
+#: Those of a broker that answers and says no to one message, or to its queue.
+REFUSALS = (MessageNacked, ChannelError, ResponseError)
 #: What a broker that answers turns a client away with.
 _DENIALS = (AccessRefused, NotAllowed, AuthenticationError)
 _PAUSE_S = 1.0

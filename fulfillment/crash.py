@@ -28,7 +28,7 @@ POINTS: Mapping[str, str] = MappingProxyType(
         "intake.before_commit": "checkouts are inserted, not committed",
         "intake.after_commit": "checkouts are stored, nobody is answered and nothing is dispatched",
         "consumer.before_ack": "checkouts of the queue are stored, the messages not acknowledged",
-        "consumer.after_ack": "the messages are acknowledged, nothing is dispatched",
+        "consumer.after_ack": "those of stored checkouts are acknowledged, nothing is dispatched",
         # tasks and their batches
         "task.begun": "a task's message is acknowledged, nothing is done",
         "task.done": "a task's work is done, the chain's next link is not published",

@@ -6,7 +6,14 @@ from typing import Any
 
 from kombu import Connection, Consumer, Message
 
-from fulfillment.broker import PUBLISH_ERRORS, checkout_queue, connect, dead_queue, hint
+from fulfillment.broker import (
+    PUBLISH_ERRORS,
+    REFUSALS,
+    checkout_queue,
+    connect,
+    dead_queue,
+    hint,
+)
 from fulfillment.crash import crash_point
 from fulfillment.errors import InvalidInput, ServerUnreachable
 from fulfillment.log import get_logger
@@ -102,15 +109,29 @@ class CheckoutConsumer:
         if results is None:
             return
         crash_point("consumer.before_ack")
+        refused = []
         for message, result in zip(waiting, results, strict=True):
-            if result.error is not None:
-                reason = str(result.error)
-                log.warning("intake.refused", order_id=result.external_id, reason=reason)
-                dead_letters.publish(connection, message.body, message.content_type, reason)
-            message.ack()
+            if result.error is None:
+                message.ack()
+            else:
+                refused.append((message, result))
         crash_point("consumer.after_ack")
         for account in intake.new_accounts(results):
             hint(DISPATCH, account)
+        # The last of all: what keeps these from being put aside holds up none that is stored.
+        for message, result in refused:
+            self._put_aside(connection, message, result)
+
+    def _put_aside(self, connection: Connection, message: Message, result: intake.Received) -> None:
+        reason = str(result.error)
+        log.warning("intake.refused", order_id=result.external_id, reason=reason)
+        try:
+            dead_letters.publish(connection, message.body, message.content_type, reason)
+        except REFUSALS as error:
+            kind = type(error).__name__
+            log.error("intake.dead_letters_refused", queue=dead_queue.name, reason=kind)
+            raise
+        message.ack()
 
     def _store(self, parsed: list[Any]) -> list[intake.Received] | None:
         """Store a group, waiting for the database as long as it takes; None when told to stop."""

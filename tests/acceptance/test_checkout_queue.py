@@ -26,6 +26,7 @@ from fulfillment.services import operations
 from fulfillment.services.context import Context
 from schemas.messages import CHECKOUT_KEY
 from tests.conftest import MakeContext
+from tests.servers import rabbitmqctl
 from tests.support import FakeClock, FakeProvider, checkout, receive, rows, until
 
 
@@ -154,6 +155,64 @@ def test_a_dead_letter_that_reaches_no_queue_is_an_error(
 
     with connect(context.settings, confirm=True) as other, pytest.raises(PUBLISH_ERRORS):
         dead_letters.publish(other, b"{}", "application/json", "a test")
+
+
+@contextmanager
+def refusing(context: Context, connection: kombu.Connection) -> Iterator[None]:
+    """Let the queue of dead letters take no more while the block lasts."""
+    on_rabbitmq(context)
+    vhost = context.settings.broker_url.get_secret_value().rpartition("/")[2]
+    limit = json.dumps({"max-length": 1, "overflow": "reject-publish"})
+    pattern = f"^{dead_queue.name}$"
+    if rabbitmqctl("set_policy", "--vhost", vhost, "full", pattern, limit) is None:
+        pytest.skip("rabbitmqctl cannot be run here")
+    try:
+        until(lambda: not is_put_aside(connection))
+        yield
+    finally:
+        rabbitmqctl("clear_policy", "--vhost", vhost, "full")
+
+
+def is_put_aside(connection: kombu.Connection) -> bool:
+    try:
+        dead_letters.publish(connection, b'{"externalId": "one"}', "application/json", "a test")
+    except PUBLISH_ERRORS:
+        return False
+    return True
+
+
+def waiting(connection: kombu.Connection) -> int:
+    """Count what nobody has acknowledged, where nobody consumes."""
+    queue: Any = checkout_queue(connection.default_channel)
+    return int(queue.queue_declare().message_count)
+
+
+def test_dead_letters_that_are_refused_hold_up_no_checkout_of_their_group_and_are_told_of(
+    context: Context, connection: kombu.Connection
+) -> None:
+    with refusing(context, connection):
+        bad, good = refused(connection), [checkout() for _ in range(3)]
+        for event in good:
+            send(connection, event)
+        with capture_logs() as logs, consuming(context):
+            until(lambda: sum(line["event"] == "intake.dead_letters_refused" for line in logs) > 1)
+            assert all(is_stored(context, event) for event in good)
+        assert until(lambda: waiting(connection)) == 1
+
+    with consuming(context):
+        until(lambda: bad in letters(connection))
+    told = {line.get("reason") for line in logs if line["event"] == "intake.dead_letters_refused"}
+    assert told == {"MessageNacked"}
+
+
+def test_a_workers_dead_letter_that_is_refused_is_logged_and_raises_nothing(
+    context: Context, connection: kombu.Connection
+) -> None:
+    with refusing(context, connection), capture_logs() as logs:
+        dead_letters.bury(context.settings, b"{}", "application/json", "a test")
+
+    (line,) = [line for line in logs if line["event"] == "dead_letter.lost"]
+    assert line["why"] == "MessageNacked"
 
 
 def test_a_turn_that_fails_is_tried_again_and_readyz_tells_of_it(
