@@ -181,9 +181,9 @@ def intake() -> None:
 def simulator(
     provider: Annotated[str, typer.Option(help="skinsnode, skinsback or skinslink.")] = "skinsnode",
     host: str = "127.0.0.1",
-    port: int = 8090,
+    port: Annotated[int, typer.Option(min=0, max=65_535)] = 8090,
     speed: Annotated[float, typer.Option(help="How much faster than life.")] = 1.0,
-    items: Annotated[int, typer.Option(help="Size of the generated catalog.")] = 2000,
+    items: Annotated[int, typer.Option(min=1, help="Size of the generated catalog.")] = 2000,
     prices: Annotated[Path | None, typer.Option(help="Names and prices instead.")] = None,
     balance_cents: Annotated[int, typer.Option(help="The wallet's opening balance.")] = 1_000_000,
     client_id: Annotated[str, typer.Option(envvar="FULFILLMENT_SIMULATOR_CLIENT_ID")] = "sim",

@@ -1,5 +1,6 @@
 """What a simulator run is told at start, and which of it may be switched while it runs."""
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -72,8 +73,10 @@ class SimulatorOptions:
         if self.default_scenario not in SCENARIOS:
             found = repr(self.default_scenario)
             raise ValueError(f"default_scenario: expected a name of the table, found {found}")
-        if self.speed <= 0:
+        if not 0 < self.speed < math.inf:
             raise ValueError(f"speed: expected a number above 0, found {self.speed}")
+        if self.hold_s is not None and not 0 <= self.hold_s < math.inf:
+            raise ValueError(f"hold_s: expected 0 or more, found {self.hold_s}")
         if self.provider not in HOLD_S:
             raise ValueError(
                 f"provider: expected one of {', '.join(HOLD_S)}, found {self.provider!r}"

@@ -239,6 +239,11 @@ def test_what_cannot_be_told_again_is_refused(
         (("accounts", "pause", "main", "--reason", "\udcff"), 1),
         (("accounts", "doubt", "--hours", "inf"), 2),
         (("accounts", "doubt", "--hours", "1e300"), 2),
+        (("simulator", "--port", "99999"), 2),
+        (("simulator", "--items", "-1"), 2),
+        (("simulator", "--speed", "nan"), 1),
+        (("simulator", "--speed", "inf"), 1),
+        (("simulator", "--hold-s", "nan"), 1),
     ],
 )
 def test_arguments_that_mean_nothing_are_refused_in_a_line(
