@@ -63,8 +63,8 @@ def has_figure_since_catalog(session: Session, account: str, since: datetime) ->
 def available_mills(session: Session, account: str) -> int:
     """Give what may be committed now; nothing where no figure was ever read.
 
-    A charge above its hold counts in full, until a figure tells of it: the hold's part may be seen
-    before the rest.
+    A charge above its hold, or above what was told before, counts in full until a figure tells of
+    it: the first part may be seen before the rest. Of a former name's no figure tells: for a day.
     """
     row = session.one(
         f"""
@@ -72,11 +72,15 @@ def available_mills(session: Session, account: str) -> int:
                 SELECT coalesce(sum(greatest(a.hold_mills, coalesce(o.charged_mills, 0))), 0)
                   FROM attempts a JOIN orders o ON o.id = a.order_id
                  WHERE a.account = ANY({SAME_WALLET}) AND a.absorbed_at IS NULL) - (
-                SELECT coalesce(sum(o.charged_mills - a.hold_mills), 0)
+                SELECT coalesce(sum(greatest(o.charged_mills - a.hold_mills, j.more)), 0)
                   FROM attempts a JOIN orders o ON o.id = a.order_id AND o.account = a.account
+                 CROSS JOIN LATERAL (
+                       SELECT coalesce(sum(e.amount_mills), 0) AS more FROM wallet_entries e
+                        WHERE e.order_id = a.order_id AND e.account = a.account
+                          AND e.kind = 'adjust' AND e.amount_mills > 0) j
                  WHERE a.account = ANY({SAME_WALLET}) AND a.unbooked > 0
-                   AND a.state IN ('accepted', 'completed') AND a.absorbed_at IS NOT NULL
-                   AND o.charged_mills > a.hold_mills)
+                   AND (a.account = w.account OR o.updated_at > w.requested_at - interval '1 day')
+                   AND a.state IN ('accepted', 'completed') AND a.absorbed_at IS NOT NULL)
               FROM wallets w WHERE w.account = %(account)s
             """,  # noqa: S608 - a constant
         {"account": account},

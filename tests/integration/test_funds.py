@@ -355,6 +355,35 @@ def test_a_charge_above_the_price_is_not_spent_again_while_the_balance_may_be_ol
     assert operations.wallets(context)[0].unexplained == 0
 
 
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [(PRICE_MILLS - 3_000, PRICE_MILLS - 500), (PRICE_MILLS - 500, PRICE_MILLS + 500)],
+)
+def test_a_charge_that_is_told_anew_is_not_spent_again_though_it_is_below_the_hold(
+    context: Context, provider: FakeProvider, clock: FakeClock, first: int, then: int
+) -> None:
+    order = receive_one(context)
+    take_figure(context)
+    run_chain(context)
+    provider.balance_mills += PRICE_MILLS - first
+    clock.advance(45)
+    tell(context, provider, order, R.COMPLETED, charged_mills=first)
+    for _ in range(2):
+        clock.advance(45)
+        take_figure(context)
+    before = available(context)
+
+    tell(context, provider, order, R.COMPLETED, charged_mills=then)
+    clock.advance(7)
+    take_figure(context)  # out of the provider's cache
+    cached = available(context)
+    provider.balance_mills -= then - first
+    clock.advance(45)
+    take_figure(context)
+
+    assert [cached - before, available(context) - before] == [first - then] * 2
+
+
 def test_an_order_that_was_charged_too_much_and_fails_is_free_of_it_with_its_hold(
     context: Context, provider: FakeProvider, clock: FakeClock
 ) -> None:

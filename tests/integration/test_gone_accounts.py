@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from fulfillment.errors import NotAllowedNow, ProviderNotReached, ProviderOutcomeUnknown
-from fulfillment.services import brakes, diagnosis, funds, invariants, merchants, operations
+from fulfillment.services import (
+    brakes,
+    diagnosis,
+    funds,
+    invariants,
+    merchants,
+    operations,
+    reconciliation,
+)
 from fulfillment.services.context import Context
 from fulfillment.services.operations import Resolution
 from fulfillment.store import switches
@@ -31,6 +39,7 @@ from tests.support import (
     receive_one,
     rows,
     run_chain,
+    run_polls,
     run_sweep,
     run_ticks,
     until,
@@ -316,3 +325,30 @@ def test_the_doctor_names_accounts_that_have_orders_and_are_not_configured(
     assert not checks["orders at old"].is_ok
     assert "1 orders under way" in checks["orders at old"].detail
     assert "not configured" in checks["orders at old"].detail
+
+
+def test_what_was_charged_under_a_former_name_is_not_held_for_ever(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    before = make_context(provider, accounts={"old": OLD})
+    order = receive_one(before, account="old")
+    run_chain(before, "old")
+    clock.advance(45)
+    funds.refresh_wallet(before, "old")
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_CENTS * 10 + 20_000)
+    reconciliation.reconcile_now(before, [order.external_id])
+    run_polls(before)
+    after = make_context(provider, accounts={"new": OLD})
+    clock.advance(7)
+    run_ticks(after)
+    funds.refresh_wallet(after, "new")  # out of the provider's cache
+    cached = available(after, "new") - provider.balance_mills
+    provider.balance_mills -= 20_000
+
+    for hours in (1, 24):
+        clock.advance(hours * 3600)
+        run_ticks(after)
+        funds.refresh_wallet(after, "new")
+
+    assert cached == -20_000
+    assert available(after, "new") == provider.balance_mills

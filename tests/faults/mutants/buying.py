@@ -310,8 +310,8 @@ BUYING = (
     Mutant(
         "told_charge_is_free", "I3", "what was charged above the price is spent again",
         STORE + "ledger.py",
-        "                   AND o.charged_mills > a.hold_mills)",
-        "                   AND o.charged_mills < 0)",
+        "coalesce(sum(greatest(o.charged_mills - a.hold_mills, j.more)), 0)",
+        "coalesce(sum(j.more), 0)",
         integration("funds"),
     ),
     Mutant(
