@@ -57,16 +57,21 @@ _ABSORB = """
 
 # `unbooked` counts what has happened to an attempt's money: a row that changes while it is booked
 # is booked by the next figure. A refund is expected to be seen `lag` after it was told of, and so
-# is a charge that was told anew, or above its hold: until then a figure may tell of it or not.
+# is a charge that was told anew, or not as its hold: until then a figure may tell of it or not.
 # Nothing is booked by a figure that comes later than one that was asked for after it.
 _PROVE = f"""
-    WITH followed AS (
+    WITH told_of AS (
         SELECT a.id, a.booked_mills, a.unbooked, a.absorbed_at, a.hold_closed_at,
                CASE WHEN a.absorbed_at IS NULL OR a.state = 'refused'
                       OR (a.state = 'ended' AND a.hold_closed_at IS NOT NULL) THEN 0
                     ELSE coalesce(s.amount_mills, greatest(a.hold_mills, c.mills)) + j.booked
                          - CASE WHEN r.at + %(lag)s <= %(at)s THEN r.amount_mills ELSE 0 END
                     END AS cost,
+               -- What the end gives back may be seen later than it is told of.
+               CASE WHEN a.state IN ('completed', 'ended')
+                     AND greatest(a.ended_at, s.at) + %(lag)s > %(at)s
+                    THEN CASE WHEN a.absorbed_at = %(at)s THEN a.hold_mills ELSE a.booked_mills END
+                    ELSE 0 END AS least,
                CASE WHEN r.at + %(lag)s > %(at)s THEN r.amount_mills ELSE 0 END + j.awaited
                     + CASE WHEN c.told_at + %(lag)s > %(at)s THEN c.mills - a.hold_mills ELSE 0 END
                     + CASE WHEN s.at + %(lag)s > %(at)s
@@ -89,6 +94,10 @@ _PROVE = f"""
                 WHERE a.state = 'completed' AND e.order_id = a.order_id
                   AND e.account = a.account AND e.kind = 'adjust') j
          WHERE a.account = %(account)s AND a.unbooked > 0 AND {_IS_NEWER}
+    ), followed AS (
+        SELECT id, booked_mills, unbooked, absorbed_at, hold_closed_at,
+               greatest(cost, least) AS cost, awaited + greatest(least - cost, 0) AS awaited
+          FROM told_of
     ), booked AS (
         UPDATE attempts a SET booked_mills = f.cost,
                unbooked = CASE WHEN f.awaited > 0 THEN a.unbooked ELSE 0 END
@@ -121,7 +130,7 @@ _PROVE = f"""
            AND a.absorbed_at IS NOT NULL AND a.hold_closed_at IS NULL
            AND (a.unbooked = 0 OR a.account <> %(account)s)
     ), bounds AS (
-        SELECT o.mills AS open,
+        SELECT o.mills AS open, coalesce(sum(f.awaited), 0) AS awaited,
                coalesce(sum(f.cost) FILTER (WHERE f.absorbed_at IS NOT NULL
                                               AND f.hold_closed_at IS NULL), 0)
                    + coalesce(sum(f.awaited), 0) AS may_return
@@ -136,7 +145,7 @@ _PROVE = f"""
                         + least(w.unexplained_mills, s.late) - least(w.credited_mills, s.back),
                         CASE WHEN b.open = 0 AND b.may_return + (SELECT mills FROM kept) = 0
                              THEN %(mills)s END) AS mills,
-               b.open, b.may_return
+               b.open, b.awaited, b.may_return
           FROM wallets w, sums s, bounds b WHERE w.account = %(account)s
     ), told AS (
         SELECT *, coalesce(greatest(mills - open - %(mills)s, 0), 0) AS missing,
@@ -150,7 +159,10 @@ _PROVE = f"""
            opening_mills = coalesce(w.opening_mills, t.mills),
            expected_mills = t.mills - t.missing + t.credit,
            unexplained_mills = w.unexplained_mills - t.was_missing + t.missing,
-           stopped_at_mills = least(w.stopped_at_mills, w.unexplained_mills - t.was_missing),
+           -- What is missing still, told of or hidden for now, has not been explained after all.
+           stopped_at_mills = least(w.stopped_at_mills,
+                                    w.unexplained_mills - t.was_missing + t.awaited
+                                    + coalesce(greatest(t.mills - %(mills)s, 0), 0)),
            credited_mills = w.credited_mills - t.was_credited + t.credit
       FROM told t
      WHERE w.account = t.account AND (w.requested_at IS NULL OR w.requested_at < %(at)s)

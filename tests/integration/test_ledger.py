@@ -162,7 +162,7 @@ def test_a_charge_is_proven_by_the_next_newer_figure_whatever_older_ones_come_be
     wallet.figure(BALANCE - PRICE + 590)
     wallet.settle(order, PRICE - 590)
     wallet.figure(BALANCE - PRICE + 590, asked_s_ago=1)
-    clock.advance(1)
+    clock.advance(LAG_S)
     wallet.figure(BALANCE - PRICE + 590)
 
     (proven,) = rows(wallet.context, "SELECT expected_mills, credited_mills FROM wallets")

@@ -1,0 +1,104 @@
+"""What a balance proves of charges that are told of before, or after, their money is seen."""
+
+import pytest
+
+from fulfillment.services import brakes, operations
+from fulfillment.services.context import Context
+from schemas.provider import ReportState as R
+from tests.conftest import MakeContext
+from tests.integration.test_funds import PRICE_MILLS, tell
+from tests.support import FakeClock, FakeProvider, available, receive_one, run_chain, take_figure
+
+
+@pytest.mark.parametrize("is_seen_at_once", [True, False])
+def test_a_charge_below_the_hold_is_told_before_the_rest_is_back(
+    context: Context, provider: FakeProvider, clock: FakeClock, is_seen_at_once: bool
+) -> None:
+    order = receive_one(context)
+    take_figure(context)
+    run_chain(context)
+    clock.advance(45)
+    if not is_seen_at_once:
+        take_figure(context)
+    tell(context, provider, order, R.COMPLETED, charged_mills=PRICE_MILLS - 1_000)
+    clock.advance(7)
+    take_figure(context)  # out of the provider's cache
+    provider.balance_mills += 1_000
+    for _ in range(3):
+        clock.advance(45)
+        take_figure(context)
+
+    (wallet,) = operations.wallets(context)
+    assert (wallet.unexplained, wallet.credited) == (0, 0)
+    assert available(context) == provider.balance_mills
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+@pytest.mark.parametrize("is_busy", [True, False])
+def test_what_was_looked_into_does_not_stop_the_account_again_for_a_charge_told_late(
+    make_context: MakeContext,
+    provider: FakeProvider,
+    clock: FakeClock,
+    is_cached: bool,
+    is_busy: bool,
+) -> None:
+    context = make_context(provider, main={"stop_at_unexplained_cents": 500})
+    stolen = more = 6_000
+    take_figure(context)
+    provider.balance_mills -= stolen
+    clock.advance(5)
+    take_figure(context)
+    assert brakes.resume(context, "main", "looked into", "test")
+
+    order = receive_one(context)
+    run_chain(context)
+    if is_cached:
+        clock.advance(45)
+        take_figure(context)
+    tell(context, provider, order, R.COMPLETED, charged_mills=PRICE_MILLS + more)
+    if is_cached:
+        clock.advance(6)
+        take_figure(context)
+    provider.balance_mills -= more
+    stops = []
+    for _ in range(6):
+        if is_busy:
+            receive_one(context)
+            run_chain(context)
+        clock.advance(12)
+        take_figure(context)
+        (view,) = brakes.show_accounts(context)
+        stops.append(view.stop_reason)
+    clock.advance(45)
+    take_figure(context)
+
+    assert stops == [None] * 6
+    assert operations.wallets(context)[0].unexplained == stolen // 10
+
+
+def test_what_is_taken_after_an_explanation_stops_the_account_as_if_nothing_had_been_before(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    context = make_context(provider, main={"stop_at_unexplained_cents": 500})
+    order = receive_one(context)
+    take_figure(context)
+    run_chain(context)
+    clock.advance(45)
+    take_figure(context)
+    provider.balance_mills -= 6_000  # more is charged, and told of late
+    clock.advance(5)
+    take_figure(context)
+    assert brakes.resume(context, "main", "looked into", "test")
+    tell(context, provider, order, R.COMPLETED, charged_mills=PRICE_MILLS + 6_000)
+    for _ in range(2):
+        clock.advance(45)
+        take_figure(context)
+    explained = operations.wallets(context)[0].unexplained
+
+    provider.balance_mills -= 6_000
+    clock.advance(45)
+    take_figure(context)
+
+    (view,) = brakes.show_accounts(context)
+    assert explained == 0
+    assert view.stop_reason
