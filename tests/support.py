@@ -144,7 +144,7 @@ class FakeProvider:
 
     def wallet_mills(self) -> int:
         self._read("wallet")
-        return max(self.balance_mills, 0)  # as adapters: they take no balance below zero
+        return self.balance_mills
 
     def purchase_body(self, command: PurchaseCommand) -> bytes:
         return msgspec.json.encode(command)

@@ -53,11 +53,17 @@ STEAM_ID_BASE = 76561197960265728
 
 def dollars(amount: object) -> int:
     """Read dollars, a JSON number or numeric text, as mills, never below zero. Raises Unusable."""
+    mills = balance_in_dollars(amount)
+    if mills < 0:
+        raise Unusable("expected an amount of at least 0 dollars")
+    return mills
+
+
+def balance_in_dollars(amount: object) -> int:
+    """Read dollars as mills; a balance may be overdrawn. Raises Unusable."""
     if type(amount) in (str, int, Decimal):
         with suppress(InexactMoney):
-            mills = mills_from_dollars(str(amount))
-            if mills >= 0:
-                return mills
+            return mills_from_dollars(str(amount))
     raise Unusable("expected an amount in dollars of at most three decimals")
 
 

@@ -18,6 +18,7 @@ from tests.support import (
     WAIT_S,
     FakeClock,
     FakeProvider,
+    Simulator,
     again,
     assert_invariants,
     available,
@@ -456,3 +457,44 @@ def test_a_charge_that_is_seen_before_it_is_told_and_before_its_hold_is_taken_ba
     (wallet,) = operations.wallets(context)
     assert seen == 2_000
     assert (wallet.unexplained, wallet.credited) == (0, 0)
+
+
+@pytest.mark.parametrize("left_cents", [0, -1, -50_000])
+def test_a_wallet_that_is_emptied_or_overdrawn_by_others_is_shown_and_stops_the_account(
+    make_context: MakeContext, simulator: Simulator, clock: FakeClock, left_cents: int
+) -> None:
+    context = make_context(base_url=simulator.url, main={"stop_at_unexplained_cents": 1_000})
+    simulator.set_balance(10_000)
+    take_figure(context)
+    clock.advance(40)
+    simulator.jump(40)
+
+    simulator.set_balance(left_cents)
+    take_figure(context)
+
+    (wallet,) = operations.wallets(context)
+    (view,) = brakes.show_accounts(context)
+    assert (wallet.balance, wallet.available) == (left_cents, 0)
+    assert wallet.unexplained == 10_000 - left_cents
+    assert (view.stop_reason, view.paused_until) == (
+        f"{10_000 - left_cents} cents went from the wallet without an order of ours",
+        None,
+    )
+    assert_invariants(context)
+
+
+def test_orders_wait_for_an_overdrawn_wallet_as_for_an_empty_one(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    provider.balance_mills = -5_000
+    order = receive_one(context)
+    run_chain(context)
+    waiting = again(context, order).status
+
+    provider.balance_mills = PRICE_MILLS
+    clock.advance(11)
+    run_sweep(context)
+
+    assert waiting is S.AWAITING_FUNDS
+    assert again(context, order).status is S.ACCEPTED
+    assert_invariants(context)

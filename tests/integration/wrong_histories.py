@@ -298,7 +298,6 @@ MORE: list[tuple[str, str, str]] = [
 ]
 #: The same about accounts.
 WRONG_WALLETS = [
-    ("wallet_is_whole", "UPDATE wallets SET figure_mills = -1"),
     ("wallet_is_whole", "UPDATE wallets SET unexplained_mills = -1"),
     ("wallet_is_whole", "UPDATE wallets SET credited_mills = -1"),
     ("wallet_is_whole", "UPDATE wallets SET requested_at = NULL"),

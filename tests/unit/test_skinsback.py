@@ -351,11 +351,17 @@ def test_the_wallet_is_read_in_dollars(usd: Any) -> None:
     assert saying({"status": "success", **fields}).wallet_mills() == 1_250_500
 
 
-@pytest.mark.parametrize("balance", [None, "", "1.2345", "1,5", -1, True, "NaN", [], "1e400"])
+@pytest.mark.parametrize("balance", [None, "", "1.2345", "1,5", "--1", True, "NaN", [], "1e400"])
 def test_a_wallet_that_is_not_exact_is_refused(balance: Any) -> None:
     fields = {"balance": "5.000", "balance_in_currencies": {"usd": balance}}
     with pytest.raises(ProviderNotReached):
         saying({"status": "success", **fields}).wallet_mills()
+
+
+@pytest.mark.parametrize("usd", ["-0.500", -0.5])
+def test_an_overdrawn_wallet_is_read_as_it_is(usd: Any) -> None:
+    fields = {"balance": "0.000", "balance_in_currencies": {"usd": usd}}
+    assert saying({"status": "success", **fields}).wallet_mills() == -500
 
 
 @pytest.mark.parametrize("currencies", [{}, {"balance_in_currencies": {"eur": "1.0"}}])

@@ -375,6 +375,10 @@ def test_the_wallet_is_what_is_available() -> None:
         saying(200, success({"total": 1250.75})).wallet_mills()
 
 
+def test_an_overdrawn_wallet_is_read_as_it_is() -> None:
+    assert saying(200, success({"total": 0, "available": -0.125})).wallet_mills() == -125
+
+
 # --- webhooks
 
 

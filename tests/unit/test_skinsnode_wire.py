@@ -307,11 +307,28 @@ WRONG_AMOUNTS = (
 )
 
 
+OVERDRAWN = ("-1", '"-1"')
+
+
+@pytest.mark.parametrize("spelling", OVERDRAWN)
+def test_an_overdrawn_wallet_is_read_as_it_is(spelling: str) -> None:
+    body = f'{{"currency":"USD","availableBalance":{spelling}}}'.encode()
+
+    assert wire.read_wallet(body) == -10
+
+
+@pytest.mark.parametrize("spelling", ["--1", "-1.5", "- 1", "-"])
+def test_an_overdrawn_wallet_that_is_not_exact_is_refused(spelling: str) -> None:
+    with pytest.raises(Unusable):
+        wire.read_wallet(f'{{"currency":"USD","availableBalance":"{spelling}"}}'.encode())
+
+
 @pytest.mark.parametrize("spelling", WRONG_AMOUNTS)
 def test_an_amount_that_is_not_exact_is_refused(spelling: str) -> None:
-    wallet = f'{{"currency":"USD","availableBalance":{spelling}}}'.encode()
-    with pytest.raises(Unusable):
-        wire.read_wallet(wallet)
+    if spelling not in OVERDRAWN:
+        wallet = f'{{"currency":"USD","availableBalance":{spelling}}}'.encode()
+        with pytest.raises(Unusable):
+            wire.read_wallet(wallet)
     if spelling != "null":
         order = json.dumps({**POLLED, "pricing": "?"}).replace(
             '"?"', f'{{"currency":"USD","amount":{spelling}}}'

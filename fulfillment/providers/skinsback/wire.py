@@ -22,6 +22,7 @@ from fulfillment.providers.reading import (
     FEW_ROWS,
     WORD_LENGTH,
     Listed,
+    balance_in_dollars,
     clean,
     decode_listed,
     dollars,
@@ -386,7 +387,7 @@ def read_wallet(fields: Mapping[str, Any]) -> int:
     """
     currencies = fields.get("balance_in_currencies")
     if isinstance(currencies, dict) and currencies.get("usd") is not None:
-        return dollars(currencies["usd"])
+        return balance_in_dollars(currencies["usd"])
     raise Unusable("expected balance_in_currencies.usd")
 
 

@@ -18,6 +18,7 @@ from fulfillment.providers.reading import (
     FEW_ROWS,
     WORD_LENGTH,
     Listed,
+    balance_in_dollars,
     clean,
     decode_listed,
     dollars,
@@ -201,7 +202,7 @@ def quotes(wants: Sequence[Want], listed: Listed) -> Quotes:
 
 def read_wallet(data: Mapping[str, Any]) -> int:
     """Read the spendable balance in mills. Raises Unusable."""
-    return dollars(data.get("available"))
+    return balance_in_dollars(data.get("available"))
 
 
 def read_purchase(data: Mapping[str, Any], external_id: str) -> OrderReport:

@@ -193,6 +193,9 @@ def mills(amount: object, currency: object) -> int:
 def read_wallet(body: bytes) -> int:
     """Read the spendable balance in mills. Raises Unusable."""
     wallet = _typed(read_json(body), Wallet)
+    text = str(wallet.available_balance)
+    if type(wallet.available_balance) in (str, int, Decimal) and text.startswith("-"):
+        return -mills(text[1:], wallet.currency)  # overdrawn
     return mills(wallet.available_balance, wallet.currency)
 
 
