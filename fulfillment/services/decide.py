@@ -295,7 +295,11 @@ def _worry(report: OrderReport, news: Mapping[str, Any], cap_mills: int) -> str:
     worries = [report.alarm] if report.alarm else []
     if charged is not None and charged > cap_mills:
         worries.append(f"charged {charge_in_cents(charged)} cents, above the agreed price")
-    return "; ".join(worries)
+    return _joined(*worries)
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def _after_the_end(
@@ -308,6 +312,7 @@ def _after_the_end(
         undone: dict[str, Any] = {"provider_status": report.raw_status}
         if order.charged_mills is None and report.charged_mills is not None:
             undone["charged_mills"] = report.charged_mills
+        note = _joined(note, _worry(report, undone, cap_mills))
         return Decision(target, note, undone, money, is_alarm=True)
     if order.status is OrderStatus.REVERSED and target is OrderStatus.REVERSED:
         return Decision(None, money=(Money.REFUND,) if report.refunded_at else ())
@@ -334,6 +339,7 @@ def _after_the_end(
         if target is OrderStatus.COMPLETED and report.charged_mills is not None:
             # The status stays, but the money was spent on this order and on no other.
             changes["charged_mills"] = report.charged_mills
+            note = _joined(note, _worry(report, changes, cap_mills))
             return Decision(order.status, note, changes, (Money.SETTLE,), is_alarm=True)
         # Money that came back is booked where it was booked as spent before.
         is_refund = target is OrderStatus.REVERSED and report.refunded_at is not None
@@ -398,14 +404,13 @@ def _after_delivery(order: Order, report: OrderReport, now: datetime, cap_mills:
     if charged is not None and charged != order.charged_mills:
         changes["charged_mills"] = charged
         notes.append(f"the provider says that it charged {charge_in_cents(charged)} cents")
+        worry = _worry(report, changes, cap_mills)
         if order.charged_mills is None:
-            money = (Money.SETTLE,)
-            worry = _worry(report, changes, cap_mills)
-            is_alarm = bool(worry)
-            notes += [worry] if worry else []
+            money, is_alarm = (Money.SETTLE,), bool(worry)
         else:
             money, is_alarm = (Money.ADJUST,), True
             notes.append(f"booked were {charge_in_cents(order.charged_mills)}")
+        notes.append(worry)
     if _is_settled(order, report) and order.reversible_until is not None:
         changes |= {"reversible_until": None, "provider_status": report.raw_status}
         notes.append("settled: the provider says that it can be undone no more")
@@ -421,7 +426,7 @@ def _after_delivery(order: Order, report: OrderReport, now: datetime, cap_mills:
     if not notes:
         return NOTHING
     changes |= {} if is_behind else _told_at(report)
-    return Decision(order.status, "; ".join(notes), changes, money, is_alarm)
+    return Decision(order.status, _joined(*notes), changes, money, is_alarm)
 
 
 def _is_settled(order: Order, report: OrderReport) -> bool:
@@ -479,7 +484,7 @@ def _forward(
         changes["told_status"] = target.value
         note = f"ended without the item: {changes['failure_code']}"
     if worry := _worry(report, changes, cap_mills):
-        note, is_alarm = f"{note}; {worry}" if note else worry, True
+        note, is_alarm = _joined(note, worry), True
     return Decision(target, note, changes, money, is_alarm)
 
 

@@ -105,8 +105,7 @@ def apply_reports(
         if order.account != account:
             continue
         report = _without_token(context, order, reports[order.id])
-        is_by_a_person = by is Source.OPERATOR
-        decision = _decided(context, order, report, now, is_by_a_person=is_by_a_person, as_of=as_of)
+        decision = _decided(context, order, report, now, by, as_of)
         if by is Source.SUBMIT and decision.target is None:
             # A webhook was faster; the log still has an outcome for every request of ours.
             note = f"our request is answered {report.raw_status!r}: known already"
@@ -136,19 +135,23 @@ def _decided(
     order: Order,
     report: OrderReport,
     now: datetime,
-    *,
-    is_by_a_person: bool = False,
+    by: Source = Source.POLL,
     as_of: datetime | None = None,
 ) -> Decision:
     settings = context.account(order.account)
+    cap_mills = cents_to_mills(settings.price_limit_cents(order.expected_price_cents))
+    if by is not Source.SWEEP:
+        # A cap that was lowered since is none of what was bought before. Of what the sweep found
+        # bought the quote is what is told of it (services/recovery.py).
+        cap_mills = max(cap_mills, order.quoted_mills or 0)
     return decide(
         order,
         report,
         now,
         timedelta(seconds=settings.trade_window_s),
-        cents_to_mills(settings.price_limit_cents(order.expected_price_cents)),
+        cap_mills,
         partner=_partner(context.seal, order.trade_url_sealed) if report.partner else None,
-        is_by_a_person=is_by_a_person,
+        is_by_a_person=by is Source.OPERATOR,
         as_of=as_of,
     )
 

@@ -23,6 +23,7 @@ from tests.conftest import MakeContext
 from tests.integration.test_invariants import broken, ends, falsify
 from tests.integration.web_client import Store
 from tests.support import (
+    ITEM,
     NAME,
     FakeClock,
     FakeProvider,
@@ -30,6 +31,7 @@ from tests.support import (
     assert_invariants,
     checkout,
     gather,
+    messages_of,
     receive,
     receive_one,
     report,
@@ -38,6 +40,7 @@ from tests.support import (
     run_polls,
     run_ticks,
     submit,
+    view,
 )
 
 __all__ = ["ends"]
@@ -247,6 +250,44 @@ def test_charges_that_come_late_or_are_too_high_are_the_providers_and_break_noth
     assert_invariants(context)
 
 
+@pytest.mark.parametrize("charged", [7120, 7130])
+def test_a_cap_that_was_lowered_since_is_none_of_what_was_bought_before(
+    make_context: MakeContext, provider: FakeProvider, charged: int
+) -> None:
+    provider.prices[ITEM] = 7120
+    order = receive_one(before := make_context(provider, main={"slippage_cents": 100}))
+    run_chain(before)
+    now = make_context(provider, main={"slippage_cents": 0})
+
+    tell(now, provider, order, R.COMPLETED, charged_mills=charged)
+
+    told = [message["type"] for message in messages_of(now, order)]
+    assert ("order.needs_review" in told) is (charged > 7120)
+    assert_invariants(now)
+
+
+@pytest.mark.parametrize(
+    "news",
+    [
+        [(R.COMPLETED, 6120), (R.COMPLETED, 7120)],
+        [(R.COMPLETED, None), (R.REVERSED, 7120)],
+        [(R.FAILED, None), (R.COMPLETED, 7120)],
+    ],
+)
+def test_a_charge_above_the_cap_has_its_word_in_the_log_whenever_it_is_told(
+    context: Context, provider: FakeProvider, news: list[tuple[R, int | None]]
+) -> None:
+    order = receive_one(context)
+    run_chain(context)
+
+    for state, charged in news:
+        tell(context, provider, order, state, charged_mills=charged)
+
+    assert "above the agreed price" in view(context, order).timeline[-1].note
+    assert messages_of(context, order)[-1]["type"] == "order.needs_review"
+    assert_invariants(context)
+
+
 def test_a_refund_that_a_webhook_told_of_is_missed(
     context: Context, provider: FakeProvider
 ) -> None:
@@ -271,7 +312,6 @@ def tell(
     """Bring news of an order by webhook."""
     said = report(state, order.external_id, **details)
     provider.notice = WebhookNotice(order.external_id, context.now(), said)
-    webhooks.take(
-        context, again(context, order).account, {}, f"{order.external_id} {state}".encode()
-    )
+    body = f"{order.external_id} {state} {details}".encode()
+    webhooks.take(context, again(context, order).account, {}, body)
     webhooks.apply_deliveries(context)
