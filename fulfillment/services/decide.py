@@ -12,11 +12,10 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from fulfillment.services import contradictions
+from fulfillment.services import charges, contradictions
 from fulfillment.states import FINAL, FOLLOWED, RANK, UNFULFILLED, is_legal
 from fulfillment.store.models import Order
 from schemas.enums import FailedBy, FailureCode, OrderStatus
-from schemas.money import charge_in_cents
 from schemas.provider import OrderReport, ReportState
 
 #: Steam Trade Protection undoes trades for 7 days; a day of margin (contracts/skinsnode.md 6).
@@ -276,26 +275,11 @@ def _same(
         return Decision(order.status, note, news | {"overdue": True})
     if not news:
         return NOTHING
-    worry = _worry(report, news, cap_mills)
+    worry = charges.worry(report, news, cap_mills)
     note = worry or "the provider adds " + ", ".join(sorted(news))
-    money = (Money.CHARGE,) if _is_above_its_hold(order, news) else ()
+    money = (Money.CHARGE,) if charges.is_above_its_hold(order, news) else ()
     told_at = {} if is_behind else _told_at(report)
     return Decision(order.status, note, news | told_at, money, is_alarm=bool(worry))
-
-
-def _is_above_its_hold(order: Order, news: Mapping[str, Any]) -> bool:
-    return (news.get("charged_mills") or 0) > (order.quoted_mills or 0)
-
-
-def _worry(report: OrderReport, news: Mapping[str, Any], cap_mills: int) -> str:
-    """Say what is wrong with a charge or an end that is news; each is told once."""
-    if "charged_mills" not in news:
-        return ""
-    charged = news["charged_mills"]
-    worries = [report.alarm] if report.alarm else []
-    if charged is not None and charged > cap_mills:
-        worries.append(f"charged {charge_in_cents(charged)} cents, above the agreed price")
-    return _joined(*worries)
 
 
 def _joined(*notes: str) -> str:
@@ -312,7 +296,7 @@ def _after_the_end(
         undone: dict[str, Any] = {"provider_status": report.raw_status}
         if order.charged_mills is None and report.charged_mills is not None:
             undone["charged_mills"] = report.charged_mills
-        note = _joined(note, _worry(report, undone, cap_mills))
+        note = _joined(note, charges.worry(report, undone, cap_mills))
         return Decision(target, note, undone, money, is_alarm=True)
     if order.status is OrderStatus.REVERSED and target is OrderStatus.REVERSED:
         return Decision(None, money=(Money.REFUND,) if report.refunded_at else ())
@@ -323,11 +307,9 @@ def _after_the_end(
     if order.lives_on and target in UNFULFILLED:
         ended = {"provider_status": report.raw_status, "told_status": target.value}
         return Decision(order.status, "the provider ended it too, without the item", ended)
-    is_charge_news = (
-        target is OrderStatus.COMPLETED
-        and report.charged_mills is not None
-        and order.charged_mills is None
-    )
+    charged = report.charged_mills if target is OrderStatus.COMPLETED else None
+    is_first, is_behind = order.charged_mills is None, _is_behind(order, report, now)
+    is_charge_news = charged not in (None, order.charged_mills) and (is_first or not is_behind)
     is_news = order.provider_status != report.raw_status or is_charge_news
     if target is not order.status and is_news:
         note = (
@@ -336,11 +318,13 @@ def _after_the_end(
         changes: dict[str, Any] = {"provider_status": report.raw_status}
         if order.status in UNFULFILLED:
             changes["told_status"] = target.value
-        if target is OrderStatus.COMPLETED and report.charged_mills is not None:
+        if is_charge_news:
             # The status stays, but the money was spent on this order and on no other.
-            changes["charged_mills"] = report.charged_mills
-            note = _joined(note, _worry(report, changes, cap_mills))
-            return Decision(order.status, note, changes, (Money.SETTLE,), is_alarm=True)
+            changes |= {"charged_mills": charged} | ({} if is_behind else _told_at(report))
+            booked = charges.told_anew(order, report)
+            note = _joined(note, booked, charges.worry(report, changes, cap_mills))
+            money = (Money.SETTLE if is_first else Money.ADJUST,)
+            return Decision(order.status, note, changes, money, is_alarm=True)
         # Money that came back is booked where it was booked as spent before.
         is_refund = target is OrderStatus.REVERSED and report.refunded_at is not None
         money = (Money.REFUND,) if is_refund else ()
@@ -403,14 +387,12 @@ def _after_delivery(order: Order, report: OrderReport, now: datetime, cap_mills:
     charged = report.charged_mills
     if charged is not None and charged != order.charged_mills:
         changes["charged_mills"] = charged
-        notes.append(f"the provider says that it charged {charge_in_cents(charged)} cents")
-        worry = _worry(report, changes, cap_mills)
+        worry = charges.worry(report, changes, cap_mills)
+        notes += [charges.told_anew(order, report), worry]
         if order.charged_mills is None:
             money, is_alarm = (Money.SETTLE,), bool(worry)
         else:
             money, is_alarm = (Money.ADJUST,), True
-            notes.append(f"booked were {charge_in_cents(order.charged_mills)}")
-        notes.append(worry)
     if _is_settled(order, report) and order.reversible_until is not None:
         changes |= {"reversible_until": None, "provider_status": report.raw_status}
         notes.append("settled: the provider says that it can be undone no more")
@@ -456,7 +438,7 @@ def _forward(
     changes |= _told_at(report)
     confirm = order.status not in FOLLOWED
     money: tuple[Money, ...] = (Money.CONFIRM,) if confirm else ()
-    if target in FOLLOWED and _is_above_its_hold(order, news):
+    if target in FOLLOWED and charges.is_above_its_hold(order, news):
         money += (Money.CHARGE,)
     note, is_alarm = "", False
     # A provider's clock may be wrong: nothing has happened later than now, or before the order.
@@ -483,7 +465,7 @@ def _forward(
         changes |= _failure(report, target) | {"charged_mills": None, "overdue": False}
         changes["told_status"] = target.value
         note = f"ended without the item: {changes['failure_code']}"
-    if worry := _worry(report, changes, cap_mills):
+    if worry := charges.worry(report, changes, cap_mills):
         note, is_alarm = _joined(note, worry), True
     return Decision(target, note, changes, money, is_alarm)
 

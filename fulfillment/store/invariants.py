@@ -241,11 +241,14 @@ INVARIANTS = (
         """
         SELECT o.external_id FROM orders o
           JOIN attempts a ON a.account = o.account AND a.external_id = o.external_id
-         WHERE o.id = ANY(%(ids)s) AND o.status IN ('completed', 'reversed')
+         WHERE o.id = ANY(%(ids)s)
            AND a.state = 'completed' AND o.charged_mills <> (
                SELECT coalesce(sum(e.amount_mills), 0) FROM wallet_entries e
                 WHERE e.order_id = o.id AND e.account = a.account
                   AND e.kind IN ('settle', 'adjust'))
+           -- After an end anything may be told, also of what was refunded.
+           AND (o.status IN ('completed', 'reversed') OR NOT EXISTS (
+               SELECT 1 FROM wallet_entries r WHERE r.attempt_id = a.id AND r.kind = 'refund'))
         """,
     ),
     Invariant(

@@ -419,7 +419,10 @@ _BOOKED = """
 
 
 def adjust(session: Session, postings: Sequence[Posting], now: datetime) -> None:
-    """Book that settled charges were other ones (mills): the difference to what is booked."""
+    """Book that settled charges were other ones (mills): the difference to what is booked.
+
+    Of what was refunded nothing is booked any more: the whole of it came back.
+    """
     session.execute(
         f"""
             WITH other AS (
@@ -429,6 +432,8 @@ def adjust(session: Session, postings: Sequence[Posting], now: datetime) -> None
                   JOIN orders o ON o.id = p.order_id
                   JOIN attempts a ON a.account = o.account AND a.external_id = o.external_id
                  WHERE a.state = 'completed'
+                   AND NOT EXISTS (SELECT 1 FROM wallet_entries r
+                                    WHERE r.attempt_id = a.id AND r.kind = 'refund')
             ), adjusted AS (
                 INSERT INTO wallet_entries (account, order_id, kind, amount_mills, at, reason)
                 SELECT account, order_id, 'adjust', more, %(now)s, reason FROM other WHERE more <> 0

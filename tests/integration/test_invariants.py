@@ -207,6 +207,13 @@ WRONG: list[tuple[str, str, str]] = [
         "FROM attempts WHERE order_id = %(id)s",
     ),
     (
+        "booked_is_charged",
+        "failed",
+        "WITH a AS (UPDATE attempts SET state = 'completed' WHERE order_id = %(id)s), "
+        "o AS (UPDATE orders SET charged_mills = 6120 WHERE id = %(id)s) "
+        f"{BOOK} 'settle', 50000, now(), '' FROM attempts WHERE order_id = %(id)s",
+    ),
+    (
         "money_is_explained",
         "completed",
         "DELETE FROM wallet_entries WHERE order_id = %(id)s AND kind = 'settle'",

@@ -1,6 +1,7 @@
 """The periodic check goes on whatever stands in the rows, and true histories are no alarm to it."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import psycopg
 import pytest
@@ -30,6 +31,7 @@ from tests.support import (
     again,
     assert_invariants,
     checkout,
+    entries,
     gather,
     messages_of,
     receive,
@@ -285,6 +287,38 @@ def test_a_charge_above_the_cap_has_its_word_in_the_log_whenever_it_is_told(
 
     assert "above the agreed price" in view(context, order).timeline[-1].note
     assert messages_of(context, order)[-1]["type"] == "order.needs_review"
+    assert_invariants(context)
+
+
+@pytest.mark.parametrize("charged", [5120, 7120])
+def test_a_charge_told_anew_of_what_was_delivered_after_its_end_is_booked_until_it_is_refunded(
+    context: Context, provider: FakeProvider, clock: FakeClock, charged: int
+) -> None:
+    order = receive_one(context)
+    run_chain(context)
+    tell(context, provider, order, R.FAILED)
+    for _ in range(4):
+        clock.advance(40)
+        run_ticks(context)
+
+    tell(context, provider, order, R.COMPLETED, charged_mills=6120, reported_at=clock.now())
+    clock.advance(10)
+    tell(context, provider, order, R.COMPLETED, charged_mills=charged, reported_at=clock.now())
+    before = clock.now() - timedelta(seconds=5)
+    tell(context, provider, order, R.COMPLETED, charged_mills=9999, reported_at=before)
+
+    told = [message["type"] for message in messages_of(context, order)]
+    assert again(context, order).status is S.FAILED
+    assert again(context, order).charged_mills == charged
+    assert entries(context, order)[2:] == [("settle", 6120), ("adjust", charged - 6120)]
+    assert told.count("order.needs_review") == 2
+    assert_invariants(context)
+
+    tell(context, provider, order, R.REVERSED, refunded_at=clock.now())
+    tell(context, provider, order, R.CANCELLED)
+    tell(context, provider, order, R.COMPLETED, charged_mills=6120)
+
+    assert entries(context, order)[4:] == [("refund", charged)]
     assert_invariants(context)
 
 
