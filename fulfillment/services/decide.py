@@ -186,7 +186,7 @@ def _quarantine(order: Order, report: OrderReport, note: str) -> Decision:
     changes = {"provider_status": report.raw_status}
     if order.status is OrderStatus.SUBMITTING:
         return Decision(OrderStatus.NEEDS_REVIEW, note, changes, is_alarm=True)
-    if order.provider_status == report.raw_status:
+    if order.provider_status == report.raw_status and not _is_refused(order):
         return NOTHING
     words = with_late(order, report.raw_status)
     if words is None and not _is_refused(order):
@@ -304,13 +304,14 @@ def _after_the_end(
         return _after_delivery(order, report, now, cap_mills)
     if RANK[target] < RANK[order.status]:
         return _late(order, report)
-    if order.lives_on and target in UNFULFILLED:
+    is_given_up = order.status is OrderStatus.CANCELLED and _is_refused(order)
+    if (order.lives_on or is_given_up) and target in UNFULFILLED:
         ended = {"provider_status": report.raw_status, "told_status": target.value}
         return Decision(order.status, "the provider ended it too, without the item", ended)
     charged = report.charged_mills if target is OrderStatus.COMPLETED else None
     is_first, is_behind = order.charged_mills is None, _is_behind(order, report, now)
     is_charge_news = charged not in (None, order.charged_mills) and (is_first or not is_behind)
-    is_news = order.provider_status != report.raw_status or is_charge_news
+    is_news = order.provider_status != report.raw_status or is_charge_news or _is_refused(order)
     if target is not order.status and is_news:
         note = (
             f"the provider says {report.raw_status!r} after the end ({order.status}): not applied"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 from fulfillment.crash import crash_point
 from fulfillment.errors import (
@@ -14,7 +15,7 @@ from fulfillment.errors import (
     ProviderError,
     WrongClock,
 )
-from fulfillment.services import clock_guard, invariants, pulse
+from fulfillment.services import clock_guard, invariants, pulse, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.merchants import why_strange
 from fulfillment.services.reports import apply_reports
@@ -68,9 +69,9 @@ def resolve(
     if resolution is Resolution.FOUND:
         changed = _adopt(context, order, note, _found(context, order))
     else:
-        if not is_insisted:
-            _check_absence(context, order, attempt)
-        changed = _end(context, order, resolution, reason, note)
+        is_over = not is_insisted and _is_over(context, order, attempt)
+        due = {} if is_over else _last_look(context, order, attempt)
+        changed = _end(context, order, resolution, reason, note, due)
     if changed is None:
         raise NotAllowedNow(
             f"{external_id} has changed meanwhile; nothing was done: look at it again, and resolve "
@@ -108,8 +109,11 @@ def _ask(context: Context, order: Order) -> OrderReport | None:
     return found.get(order.external_id)
 
 
-def _check_absence(context: Context, order: Order, attempt: Attempt | None) -> None:
-    """Raise NotAllowedNow, with what the provider says, unless it has no such purchase alive."""
+def _is_over(context: Context, order: Order, attempt: Attempt | None) -> bool:
+    """Say whether the provider has ended its purchase; it may also know of none.
+
+    Raises NotAllowedNow, with what the provider says, where that is alive.
+    """
     insist = "nothing was changed; use --force where you know better"
     begun_at = attempt.merchant if attempt else None
     if why := why_strange(context, order.account, begun_at):
@@ -121,6 +125,16 @@ def _check_absence(context: Context, order: Order, attempt: Attempt | None) -> N
     told = _what_is_alive(report) if report else _what_is_too_young(context, order, attempt)
     if told:
         raise NotAllowedNow(f"{order.account} {told}; {insist}")
+    return report is not None
+
+
+def _last_look(context: Context, order: Order, attempt: Attempt | None) -> Mapping[str, Any]:
+    """Give when an order that may have been bought is asked about once more, if anybody can be."""
+    if attempt is None or attempt.is_unsent:
+        return {}
+    if why_strange(context, order.account, attempt.merchant):
+        return {}
+    return schedule.last_look(context.now())
 
 
 def _what_is_alive(report: OrderReport) -> str | None:
@@ -149,7 +163,12 @@ def _what_is_too_young(context: Context, order: Order, attempt: Attempt | None) 
 
 @repeated
 def _end(
-    context: Context, order: Order, resolution: Resolution, reason: str, note: str
+    context: Context,
+    order: Order,
+    resolution: Resolution,
+    reason: str,
+    note: str,
+    due: Mapping[str, Any],
 ) -> Order | None:
     """End the order without the item; None where it has moved on."""
     is_cancelled = resolution is Resolution.CANCELLED
@@ -167,7 +186,7 @@ def _end(
             "charged_mills": None,
             "told_status": None,
         },
-        NOTHING_DUE,
+        {**NOTHING_DUE, **due},
     )
     now = context.now()
     with context.database.transaction() as session:
@@ -176,6 +195,10 @@ def _end(
         moved = orders.apply(session, [move], now)
         # Nobody's finding tells when its money is back: only a balance does.
         ledger.end(session, list(moved), now, is_confirmed=False)
+        if due:
+            ledger.note_own(
+                session, order.account, [order.id], context.account(order.account).merchant
+            )
         if order.account not in context.settings.accounts:
             postings = [Posting(order.id, "resolved by a person")]
             ledger.release_ended(session, postings, now)  # no later balance will
@@ -211,10 +234,19 @@ def _adopt(context: Context, order: Order, note: str, report: OrderReport) -> Or
         told = Move(order.id, order.status, order.status, Source.OPERATOR, note)
         moved = orders.apply(session, [told], now)
         moved |= apply_reports(context, session, order.account, {order.id: report}, Source.OPERATOR)
+        if moved[order.id].status is OrderStatus.NEEDS_REVIEW:
+            raise NotAllowedNow(_why_late(order, report))
         merchant = context.account(order.account).merchant
         ledger.note_own(session, order.account, [order.id], merchant)
         crash_point("adopt.before_commit")
     return moved[order.id]
+
+
+def _why_late(order: Order, report: OrderReport) -> str:
+    return (
+        f"the provider says {report.raw_status!r} of {order.external_id}, which is older than what "
+        f"it said before ({order.told_status}); nothing was changed: look again later"
+    )
 
 
 def show(context: Context, external_id: str) -> OrderView:

@@ -1,7 +1,7 @@
 """Write what came of submits: accepted, refused, or still unknown and due again soon."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from fulfillment.crash import crash_point
 from fulfillment.services import schedule, unknowns
@@ -16,9 +16,6 @@ from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Move, Order
 from schemas.enums import FailedBy, OrderStatus, Source
 from schemas.messages import NEEDS_REVIEW
-
-#: So long after its end an order that may have been bought is asked about once more.
-_LAST_LOOK = timedelta(minutes=5)
 
 
 @repeated
@@ -85,8 +82,7 @@ def _end(context: Context, order: Order, answer: Refused, claim: KeptClaim) -> M
     """End an order by a no; one that may have been bought before is asked about once more."""
     due = dict(NOTHING_DUE)
     if _was_unknown(order, claim):
-        now = context.now()
-        due |= {"next_poll_at": now + _LAST_LOOK, "poll_wanted_at": now}
+        due |= schedule.last_look(context.now())
     return Move(
         order.id,
         OrderStatus.SUBMITTING,

@@ -20,6 +20,8 @@ _GROWTH = 1.5
 _MOST_GROWN = 30  # of more failures the power is no use
 #: So long after the end of a watch, or after a hint to what is over, an answer is waited for.
 _ASKED_FOR = timedelta(days=2)
+#: So long after its end an order that may have been bought is asked about once more.
+_LAST_LOOK = timedelta(minutes=5)
 
 
 def _jittered(context: Context, seconds: float, spread: float = due.SPREAD) -> timedelta:
@@ -44,6 +46,11 @@ def soon_for_news(context: Context, at: datetime | None, now: datetime) -> datet
     """Give `at`, but no later than that an answer is surely younger than one at `now`."""
     soon = now + gap_before_news(context)
     return min(at or soon, soon)
+
+
+def last_look(now: datetime) -> dict[str, datetime]:
+    """Give the due times of an order that ended although it may have been bought."""
+    return {"next_poll_at": now + _LAST_LOOK, "poll_wanted_at": now}
 
 
 def poll_gap(context: Context) -> due.Gap:

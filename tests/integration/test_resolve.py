@@ -333,3 +333,96 @@ def test_a_closed_order_that_turns_out_bought_after_all_is_an_alarm(
     assert again(context, order).status is S.FAILED
     assert messages_of(context, order)[-1]["type"] == "order.needs_review"
     assert entries(context, order)[-1] == ("settle", PRICE_MILLS)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "status"),
+    [(Resolution.NOT_FOUND, S.FAILED), (Resolution.CANCELLED, S.CANCELLED)],
+)
+@pytest.mark.parametrize(
+    ("told", "alarms"),
+    [(None, 1), (R.SENT, 2), (R.COMPLETED, 2), (R.FAILED, 1)],
+)
+def test_an_order_that_a_person_ended_in_doubt_is_asked_about_once_more(
+    context: Context,
+    provider: FakeProvider,
+    clock: FakeClock,
+    resolution: Resolution,
+    status: S,
+    told: R | None,
+    alarms: int,
+) -> None:
+    order = in_review(context, provider, clock)
+    operations.resolve(context, order.external_id, resolution, "refunded", is_insisted=True)
+    if told is not None:
+        provider.says(order.external_id, told, charged_mills=PRICE_MILLS)
+    provider.reads.clear()
+    for _ in range(12):
+        clock.advance(60)
+        run_ticks(context)
+
+    asked = provider.reads.count(f"order {order.external_id}")
+    types = [message["type"] for message in messages_of(context, order)]
+    assert again(context, order).status is status
+    assert asked > 1 if told is R.SENT else asked == 1
+    assert types.count("order.needs_review") == alarms
+    assert (entries(context, order)[-1] == ("settle", PRICE_MILLS)) is (told is R.COMPLETED)
+    assert_invariants(context)
+
+
+def test_of_an_order_that_its_provider_has_ended_nobody_asks_again(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = in_review(context, provider, clock)
+    provider.says(order.external_id, R.EXPIRED)
+
+    operations.resolve(context, order.external_id, Resolution.NOT_FOUND, "asked support")
+
+    assert again(context, order).next_poll_at is None
+
+
+@pytest.mark.parametrize("word", ["frozen", "completed"])
+def test_a_word_that_was_known_before_a_person_ended_the_order_is_told_of_all_the_same(
+    context: Context, provider: FakeProvider, clock: FakeClock, word: str
+) -> None:
+    order = in_review(context, provider, clock)
+    state = R.COMPLETED if word == "completed" else R.UNKNOWN
+    of_another = {"item_name": "Another | Item", "item_id": "another", "raw_status": word}
+    with context.database.transaction() as session:
+        said = {order.id: report(state, order.external_id, **of_another)}
+        apply_reports(context, session, "main", said, Source.WEBHOOK)
+    assert again(context, order).provider_status == word
+    operations.resolve(
+        context, order.external_id, Resolution.CANCELLED, "not wanted", is_insisted=True
+    )
+    before = len(messages_of(context, order))
+
+    provider.says(order.external_id, state, raw_status=word)
+    for _ in range(12):
+        clock.advance(60)
+        run_ticks(context)
+
+    told = [message["type"] for message in messages_of(context, order)[before:]]
+    assert told.count("order.needs_review") == 1
+    assert again(context, order).lives_on
+    assert again(context, order).next_poll_at is not None
+    assert_invariants(context)
+
+
+def test_what_is_older_than_what_is_known_is_not_found(
+    context: Context, provider: FakeProvider
+) -> None:
+    order = receive_one(context)
+    run_chain(context)
+    for partner in (None, 5):
+        with context.database.transaction() as session:
+            said = {order.id: report(R.SENT, order.external_id, partner=partner)}
+            apply_reports(context, session, "main", said, Source.WEBHOOK)
+    before = again(context, order)
+    provider.says(order.external_id, R.PROCESSING)
+
+    with pytest.raises(NotAllowedNow, match=r"'processing' .* before \(sent\); nothing"):
+        operations.resolve(context, order.external_id, Resolution.FOUND, "seen in their panel")
+
+    assert before.status is S.NEEDS_REVIEW
+    assert again(context, order) == before
