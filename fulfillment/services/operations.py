@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from fulfillment.crash import crash_point
@@ -278,7 +279,7 @@ def page(
 def wallets(context: Context) -> list[WalletView]:
     """Show every account's money, and what stops it."""
     with context.database.transaction() as session:
-        views = accounts.wallets(session, context.now())
+        views = accounts.wallets(session, context.now(), partial(ledger.available_mills, session))
         stops = {view.account: switches.stop_of(session, view.account) for view in views}
     return [
         view.model_copy(update={"stopped_at": stop.at, "stop_reason": stop.reason})

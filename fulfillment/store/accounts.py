@@ -1,6 +1,6 @@
 """What all processes share about one provider account: its pause, its rate budget, its money."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -345,8 +345,13 @@ def _levels(
     )
 
 
-def wallets(session: Session, now: datetime) -> list[WalletView]:
-    """Show every account's money, and whether it buys nothing for now."""
+def wallets(
+    session: Session, now: datetime, available_mills: Callable[[str], int]
+) -> list[WalletView]:
+    """Show every account's money, and whether it buys nothing for now.
+
+    `available_mills` tells of an account what may be committed (store/ledger.py).
+    """
     paused = pauses(session, now)
     rows = session.execute(
         """
@@ -355,8 +360,6 @@ def wallets(session: Session, now: datetime) -> list[WalletView]:
                    coalesce(w.credited_mills, 0) AS credited,
                    (SELECT coalesce(sum(hold_mills), 0) FROM attempts t
                      WHERE t.account = a.name AND t.hold_closed_at IS NULL) AS held,
-                   (SELECT coalesce(sum(hold_mills), 0) FROM attempts t
-                     WHERE t.account = a.name AND t.absorbed_at IS NULL) AS unabsorbed,
                    coalesce(sum(e.amount_mills) FILTER (WHERE e.kind IN ('settle', 'adjust')), 0)
                        AS settled,
                    coalesce(sum(e.amount_mills) FILTER (WHERE e.kind = 'refund'), 0) AS refunded
@@ -376,9 +379,7 @@ def wallets(session: Session, now: datetime) -> list[WalletView]:
                 balance=cap_in_cents(row.figure_mills) if known else None,
                 balance_requested_at=row.requested_at,
                 held=charge_in_cents(int(row.held)),
-                available=max(cap_in_cents(int(row.figure_mills - row.unabsorbed)), 0)
-                if known
-                else None,
+                available=max(cap_in_cents(available_mills(row.name)), 0) if known else None,
                 settled=charge_in_cents(int(row.settled)),
                 refunded=charge_in_cents(int(row.refunded)),
                 unexplained=charge_in_cents(row.unexplained),

@@ -8,13 +8,29 @@ import pytest
 
 from fulfillment.services import funds, operations
 from fulfillment.services.context import Context
+from fulfillment.services.reports import apply_reports
 from fulfillment.store import ledger, orders, proof
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import Move, Order
 from fulfillment.store.proof import Figure
 from schemas.enums import DebitsAt, Source
 from schemas.enums import OrderStatus as S
-from tests.support import FakeClock, attempt_of, available, entries, in_threads, receive_one, rows
+from schemas.provider import ReportState
+from tests.conftest import MakeContext
+from tests.support import (
+    PRICE_CENTS,
+    FakeClock,
+    FakeProvider,
+    accepted,
+    attempt_of,
+    available,
+    entries,
+    in_threads,
+    receive_one,
+    report,
+    rows,
+    take_figure,
+)
 
 LAG_S = 35.0
 PRICE = 6120
@@ -462,6 +478,39 @@ def test_the_wallet_page_shows_what_is_held_settled_and_free(
 
     assert (shown["held"], shown["settled"]) == (101, 200)
     assert (shown["balance"], shown["available"]) == (10_000, 9_699)
+
+
+@pytest.mark.parametrize("is_absorbed", [False, True])
+def test_the_wallet_page_shows_what_may_be_spent_where_a_charge_is_above_its_hold(
+    context: Context, provider: FakeProvider, clock: FakeClock, is_absorbed: bool
+) -> None:
+    provider.balance_mills = 100_000
+    order = accepted(context)
+    if is_absorbed:
+        clock.advance(60)
+        take_figure(context)
+    with context.database.transaction() as session:
+        said = report(ReportState.PENDING, order.external_id, charged_mills=50_000)
+        apply_reports(context, session, "main", {order.id: said}, Source.WEBHOOK)
+
+    (shown,) = operations.wallets(context)
+
+    assert shown.balance is not None
+    assert shown.available == available(context) // 10 < shown.balance - 4_000
+
+
+def test_the_wallet_page_of_a_renamed_account_shows_what_may_be_spent(
+    make_context: MakeContext, provider: FakeProvider
+) -> None:
+    before = make_context(provider)
+    accepted(before)
+    after = make_context(provider, accounts={"prime": before.settings.accounts["main"]})
+    provider.balance_mills = 10_000  # out of the provider's cache
+    funds.refresh_wallet(after, "prime")
+
+    shown = {wallet.account: wallet.available for wallet in operations.wallets(after)}
+
+    assert shown["prime"] == available(after, "prime") // 10 == 1_000 - PRICE_CENTS
 
 
 def test_an_unsent_post_leaves_an_attempt_as_if_it_had_never_been_begun(wallet: Wallet) -> None:
