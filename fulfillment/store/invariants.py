@@ -276,7 +276,9 @@ INVARIANTS = (
                AND (a.hold_closed_at IS NOT NULL) = (e.settled + e.released > 0)
                AND (a.hold_closed_at IS NULL OR a.state NOT IN ($live))
                AND (e.released = 1 OR a.state <> 'refused')
-               AND e.refunded <= e.settled AND (e.refunded = 0 OR e.too_much <= 0))
+               AND (a.ended_at IS NOT NULL OR a.state IN ($live)) AND a.unbooked >= 0
+               -- All that is booked comes back, or nothing.
+               AND e.refunded <= e.settled AND (e.refunded = 0 OR e.too_much = 0))
         """,
     ),
 )

@@ -90,7 +90,7 @@ _ATTEMPTS = (
 _DUES = (
     Invariant(
         "due_too_late",
-        "no claim and no due time lies farther ahead than one is ever set",
+        "no claim, no due time and no pause lies farther ahead than one is ever set",
         """
         SELECT o.external_id FROM orders o WHERE o.status IN ($waiting, 'submitting')
            AND (o.claimed_until > %(now)s + %(lease)s + %(patience)s
@@ -106,6 +106,10 @@ _DUES = (
         UNION ALL
         SELECT o.external_id FROM webhook_deliveries d JOIN orders o ON o.id = d.order_id
          WHERE d.next_apply_at > %(now)s + %(lease)s + %(patience)s
+        UNION ALL
+        SELECT a.name FROM accounts a
+         WHERE greatest(a.paused_until, a.purchases_paused_until)
+               > %(now)s + %(longest_pause)s + %(patience)s
         """,
     ),
     Invariant(
@@ -139,7 +143,8 @@ _DUES = (
 _MONEY = (
     Invariant(
         "money_fits_the_end",
-        "money came back only where the order's end says so, and where the provider told of it",
+        "money came back only where the order's end says so, and where the provider told of it; a "
+        "charge is told anew only of what was delivered",
         """
         SELECT o.external_id FROM orders o JOIN attempts a ON a.order_id = o.id
          CROSS JOIN LATERAL (
@@ -151,6 +156,9 @@ _MONEY = (
                o.status NOT IN ('failed', 'cancelled', 'expired')
                AND (e.settled > 0 AND e.released > 0
                     OR e.refunded > 0 AND o.status <> 'reversed')
+            OR a.state <> 'completed' AND a.external_id = o.external_id AND EXISTS (
+               SELECT 1 FROM wallet_entries j
+                WHERE j.order_id = o.id AND j.account = a.account AND j.kind = 'adjust')
             -- A count, and not EXISTS: that is answered by reading the whole inbox.
             OR o.status = 'reversed' AND e.settled > 0 AND e.refunded = 0 AND 0 < (
                SELECT count(*) FROM webhook_deliveries d
@@ -158,6 +166,18 @@ _MONEY = (
                   AND d.outcome IN ('applied', 'nothing new')
                   AND d.report ->> 'state' = 'reversed'
                   AND d.report ->> 'refunded_at' IS NOT NULL))
+        """,
+    ),
+    Invariant(
+        "held_above_quote",
+        "no more is held, and so paid unquestioned, than the item was quoted at",
+        # What is found bought by the sweep is quoted at what is told of it (services/recovery.py).
+        """
+        SELECT o.external_id FROM orders o
+          JOIN attempts a ON a.account = o.account AND a.external_id = o.external_id
+         WHERE o.id = ANY(%(ids)s) AND a.hold_mills > o.quoted_mills
+           AND NOT EXISTS (SELECT 1 FROM order_events e WHERE e.order_id = o.id
+                              AND e.source = 'sweep' AND e.changes ->> 'quoted_mills' IS NOT NULL)
         """,
     ),
     Invariant(
@@ -205,7 +225,7 @@ _MONEY = (
         "a wallet that money is held in has its row, and its figures can be true",
         """
         SELECT w.account FROM wallets w
-         WHERE w.unexplained_mills < 0 OR w.credited_mills < 0
+         WHERE w.unexplained_mills < 0 OR w.credited_mills < 0 OR w.stopped_at_mills < 0
             OR (w.figure_mills IS NULL) <> (w.requested_at IS NULL)
             OR (w.opening_mills IS NULL) <> (w.expected_mills IS NULL)
             -- No newer balance would ever be taken for one.

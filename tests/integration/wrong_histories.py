@@ -30,6 +30,15 @@ def _sealed_elsewhere(days: int) -> str:
     )
 
 
+_ADJUSTED = (
+    "INSERT INTO wallet_entries (account, order_id, kind, amount_mills, at, reason) "
+    "SELECT account, order_id, 'adjust', 10, now(), '' FROM attempts WHERE order_id = %(id)s"
+)
+_HELD_ABOVE = (
+    "WITH a AS (UPDATE attempts SET hold_mills = hold_mills + 1 WHERE order_id = %(id)s) "
+    "UPDATE wallet_entries SET amount_mills = amount_mills + 1 "
+    "WHERE order_id = %(id)s AND kind = 'hold'"
+)
 #: The invariant, the order's name, the statement.
 MORE: list[tuple[str, str, str]] = [
     (
@@ -284,6 +293,21 @@ MORE: list[tuple[str, str, str]] = [
         f"{BOOK} 'refund', 10, now(), '' FROM attempts WHERE order_id = %(id)s",
     ),
     ("money_fits_the_end", "reversed", _told()),
+    ("money_fits_the_end", "failed", _ADJUSTED),
+    ("money_fits_the_end", "sent", _ADJUSTED),
+    ("held_above_quote", "sent", _HELD_ABOVE),
+    ("held_above_quote", "completed", _HELD_ABOVE),
+    ("money_is_explained", "sent", "UPDATE attempts SET unbooked = -1 WHERE order_id = %(id)s"),
+    (
+        "money_is_explained",
+        "completed",
+        "UPDATE attempts SET ended_at = NULL WHERE order_id = %(id)s",
+    ),
+    (
+        "money_is_explained",
+        "reversed",
+        f"{BOOK} 'refund', hold_mills - 1, now(), '' FROM attempts WHERE order_id = %(id)s",
+    ),
     (
         "charged_above_cap",
         "completed",
@@ -303,7 +327,10 @@ WRONG_WALLETS = [
     ("wallet_is_whole", "UPDATE wallets SET requested_at = NULL"),
     ("wallet_is_whole", "UPDATE wallets SET expected_mills = NULL"),
     ("wallet_is_whole", "UPDATE wallets SET requested_at = now() + interval '1 hour'"),
+    ("wallet_is_whole", "UPDATE wallets SET stopped_at_mills = -1"),
     ("wallet_is_whole", "DELETE FROM wallets"),
+    ("due_too_late", "UPDATE accounts SET paused_until = now() + interval '3 hours'"),
+    ("due_too_late", "UPDATE accounts SET purchases_paused_until = now() + interval '3 hours'"),
     ("wallet_adds_up", "UPDATE wallets SET opening_mills = opening_mills + 1"),
     ("wallet_adds_up", "UPDATE wallets SET expected_mills = expected_mills + 1"),
     ("wallet_adds_up", "UPDATE wallets SET credited_mills = credited_mills + 1"),
@@ -375,6 +402,19 @@ RIGHT: list[tuple[str, str, str]] = [
         "delivery_not_watched",
         "reversed",
         "UPDATE orders SET reversible_until = now() + interval '1 day' WHERE id = %(id)s",
+    ),
+    (
+        "held_above_quote",
+        "sent",
+        "WITH e AS (UPDATE order_events SET source = 'sweep' WHERE order_id = %(id)s "
+        "AND changes ->> 'quoted_mills' IS NOT NULL) "
+        "UPDATE attempts SET hold_mills = hold_mills + 1 WHERE order_id = %(id)s",
+    ),
+    (
+        "due_too_late",
+        "sent",
+        "UPDATE accounts SET paused_until = now() + interval '2 hours', "
+        "purchases_paused_until = now() + interval '2 hours'",
     ),
     ("money_fits_the_end", "reversed", _told(account="other")),
     ("money_fits_the_end", "reversed", _told(outcome="not applied")),
