@@ -10,7 +10,7 @@ from fulfillment.services.claiming import WALLET, claim_name
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import make_batch
 from fulfillment.services.watchdog import expire_waiting
-from fulfillment.store import claims, doubts, inbox, leases, ledger, orders
+from fulfillment.store import claims, doubts, inbox, leases, orders, proof
 from fulfillment.store.engine import repeated
 from schemas.enums import DebitsAt
 from schemas.messages import Batch
@@ -42,7 +42,7 @@ def resume_stuck(context: Context, heartbeat: str = pulse.SWEEP) -> Found:
     configured = context.settings.accounts
     at_end = [n for n, account in configured.items() if account.debits_at is DebitsAt.FINAL]
     with context.database.transaction() as session:
-        to_read = ledger.accounts_to_read(session, context.now(), context.wallet_lag, at_end)
+        to_read = proof.accounts_to_read(session, context.now(), context.wallet_lag, at_end)
     for account in to_read:
         if account in configured:
             funds.refresh_wallet(context, account)

@@ -8,7 +8,7 @@ to its next account.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from fulfillment.crash import crash_point
 from fulfillment.store.accounts import SAME_WALLET
@@ -479,25 +479,3 @@ def refund(session: Session, postings: Sequence[Posting], now: datetime) -> None
         },
     )
     crash_point("ledger.refunded")
-
-
-def accounts_to_read(
-    session: Session, now: datetime, lag: timedelta, debited_at_end: Sequence[str]
-) -> list[str]:
-    """Name the accounts where a figure read now would release or absorb money.
-
-    `debited_at_end` are those whose provider takes the money when an order ends.
-    """
-    rows = session.execute(
-        """
-            SELECT DISTINCT account FROM attempts
-             WHERE (absorbed_at IS NULL AND ended_at + %(lag)s <= %(now)s
-                    OR hold_closed_at IS NULL AND ended_at + %(lag)s <= %(now)s
-                    OR (absorbed_at IS NULL AND account <> ALL(%(debited_at_end)s)
-                        AND confirmed_at + %(lag)s <= %(now)s))
-               AND NOT EXISTS (SELECT 1 FROM accounts a
-                                WHERE a.name = account AND a.paused_until > %(now)s)
-            """,
-        {"now": now, "lag": lag, "debited_at_end": list(debited_at_end)},
-    )
-    return [row.account for row in rows]

@@ -7,6 +7,7 @@ or came that no order of ours explains; the expectation is moved there, so that 
 What something open hides for now comes out when it is open no more.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -212,6 +213,28 @@ def note_stop(session: Session, account: str) -> None:
         "UPDATE wallets SET stopped_at_mills = unexplained_mills WHERE account = %(account)s",
         {"account": account},
     )
+
+
+def accounts_to_read(
+    session: Session, now: datetime, lag: timedelta, debited_at_end: Sequence[str]
+) -> list[str]:
+    """Name the accounts where a figure read now would release or absorb money.
+
+    `debited_at_end` are those whose provider takes the money when an order ends.
+    """
+    rows = session.execute(
+        """
+            SELECT DISTINCT account FROM attempts
+             WHERE (absorbed_at IS NULL AND ended_at + %(lag)s <= %(now)s
+                    OR hold_closed_at IS NULL AND ended_at + %(lag)s <= %(now)s
+                    OR (absorbed_at IS NULL AND account <> ALL(%(debited_at_end)s)
+                        AND confirmed_at + %(lag)s <= %(now)s))
+               AND NOT EXISTS (SELECT 1 FROM accounts a
+                                WHERE a.name = account AND a.paused_until > %(now)s)
+            """,
+        {"now": now, "lag": lag, "debited_at_end": list(debited_at_end)},
+    )
+    return [row.account for row in rows]
 
 
 def overdue(session: Session, now: datetime) -> list[str]:
