@@ -3,13 +3,13 @@
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from fulfillment.crash import crash_point
-from fulfillment.errors import ProviderError
+from fulfillment.errors import OverBudget, ProviderError
 from fulfillment.log import get_logger
-from fulfillment.services import backstop, brakes, outages
+from fulfillment.services import backstop, brakes, outages, purchases
 from fulfillment.services.budget import Grant
 from fulfillment.services.claiming import (
     WALLET,
@@ -38,6 +38,7 @@ log = get_logger(__name__)
 #: How often a waiting account's balance is looked at; one probe serves all its waiting orders.
 _PROBE_S = 10.0
 _READ_GAP = timedelta(seconds=5)
+_FAILED_GAP = timedelta(seconds=30)
 _PROOF_GAP = timedelta(minutes=1)
 #: A figure that was read beside the catalog longer ago than this is asked for again.
 _FRESH = timedelta(seconds=2)
@@ -75,12 +76,22 @@ def check_wallet(context: Context, batch: Batch) -> StepOutcome:
             with grant:
                 figure = read_figure(context, account)
         except ProviderError as error:
-            due_at = outages.pause(context, account, error)
+            due_at = _rest(context, account, error)
             left_for = leave_unreachable(context, claim, error, Source.WALLET)
             give_back(context, batch, claim, due_at)
             return StepOutcome(goes_on=False, rerouted_to=left_for)
         crash_point("wallet.answered")
         return _allocate_with(context, batch, claim, figure) or StepOutcome(goes_on=False)
+
+
+def _rest(context: Context, account: str, error: ProviderError) -> datetime | None:
+    """Buy nothing for a while where the balance cannot be read; give until when.
+
+    All else may be answered, as the catalog just was: orders under way are asked about meanwhile.
+    """
+    if isinstance(error, OverBudget) or outages.of_the_account([error], is_answered=False):
+        return outages.pause(context, account, error)
+    return purchases.fail(context, account, [error], after_pause=True)
 
 
 def read_beside(
@@ -118,11 +129,21 @@ def read_figure(context: Context, account: str) -> Figure:
 
 
 def refresh_wallet(context: Context, account: str) -> None:
-    """Read the wallet outside any batch, so that ended orders' money is released."""
+    """Read the wallet outside any batch, so that ended orders' money is released.
+
+    That it cannot be read is no reason to ask about no order: it is left alone for a while.
+    """
+    holder = uuid.uuid4().hex
     try:
-        _read_alone(context, account)
+        _read_alone(context, account, holder)
+    except OverBudget:
+        return
     except ProviderError as error:
-        outages.pause(context, account, error)
+        if outages.of_the_account([error], is_answered=False) is not None:
+            outages.pause(context, account, error)
+            return
+        log.warning("wallet.not_read", account=account, reason=str(error))
+        _have_alone(context, account, holder, _FAILED_GAP)
 
 
 def prove_wallets(context: Context) -> None:
@@ -140,18 +161,23 @@ def prove_wallets(context: Context) -> None:
         ]
     for account in overdue:
         try:
-            _read_alone(context, account)
+            _read_alone(context, account, uuid.uuid4().hex)
         except ProviderError as error:
             log.warning("wallet.not_read", account=account, reason=str(error))
 
 
-def _read_alone(context: Context, account: str) -> None:
+@repeated
+def _have_alone(context: Context, account: str, holder: str, length: timedelta) -> bool:
+    """Say whether the wallet is the holder's to read for so long, and nobody else's."""
     now = context.now()
     with context.database.transaction() as session:
-        # One read at a time: sweeps come faster than a slow provider answers.
-        lease = f"wallet:{account}"
-        if not leases.acquire(session, lease, uuid.uuid4().hex, now, now + _READ_GAP):
-            return
+        return leases.acquire(session, f"wallet:{account}", holder, now, now + length)
+
+
+def _read_alone(context: Context, account: str, holder: str) -> None:
+    # One read at a time: sweeps come faster than a slow provider answers.
+    if not _have_alone(context, account, holder, _READ_GAP):
+        return
     grant = context.budget(account).take(Purpose.POLL)
     if not grant.size:
         return

@@ -2,12 +2,26 @@
 
 import pytest
 
+from fulfillment.errors import ProviderNotReached
 from fulfillment.services import brakes, operations
 from fulfillment.services.context import Context
+from schemas.enums import OrderStatus as S
 from schemas.provider import ReportState as R
 from tests.conftest import MakeContext
 from tests.integration.test_funds import PRICE_MILLS, tell
-from tests.support import FakeClock, FakeProvider, available, receive_one, run_chain, take_figure
+from tests.support import (
+    FakeClock,
+    FakeProvider,
+    accepted,
+    again,
+    available,
+    receive_one,
+    run_chain,
+    run_polls,
+    run_sweep,
+    run_ticks,
+    take_figure,
+)
 
 
 @pytest.mark.parametrize("is_seen_at_once", [True, False])
@@ -102,3 +116,31 @@ def test_what_is_taken_after_an_explanation_stops_the_account_as_if_nothing_had_
     (view,) = brakes.show_accounts(context)
     assert explained == 0
     assert view.stop_reason
+
+
+def test_orders_under_way_are_asked_about_while_only_the_balance_cannot_be_read(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = accepted(context)
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+    waiting = receive_one(context)
+
+    def refuse(what: str) -> None:
+        if what == "wallet":
+            raise ProviderNotReached("no balance")
+
+    provider.on_read = refuse
+    for _ in range(60):
+        clock.advance(5)
+        run_sweep(context)  # before the polls, at the end of each pause
+        run_polls(context)
+    assert again(context, order).status is S.COMPLETED
+    assert again(context, waiting).status is S.QUOTED
+    assert provider.reads.count("wallet") < 60
+
+    provider.on_read = lambda what: None
+    for _ in range(20):
+        clock.advance(10)
+        run_ticks(context)
+    assert again(context, waiting).status is S.ACCEPTED
+    assert available(context) == provider.balance_mills
