@@ -344,6 +344,15 @@ def run_ticks(context: Context) -> None:
     watchdog.watch_trade_windows(context)
 
 
+def hear(
+    context: Context, main: FakeProvider, external_id: str, state: ReportState, **told: object
+) -> None:
+    """Take and apply a signed webhook of the account `main`."""
+    main.notice = WebhookNotice(external_id, context.now(), report(state, external_id, **told))
+    webhooks.take(context, "main", {}, state.encode())
+    webhooks.apply_deliveries(context)
+
+
 def take_figure(context: Context) -> None:
     """Read the wallet now, outside any batch."""
     funds.refresh_wallet(context, "main")

@@ -152,7 +152,7 @@ def _apply(
         return _life_after_the_end(order, report, target, as_of)
     if order.status in FINAL:
         return _after_the_end(order, report, target, now, cap_mills)
-    if order.status not in FOLLOWED | UNCONFIRMED:
+    if order.status not in FOLLOWED | UNCONFIRMED or order.is_waiting:
         # Somebody else uses our ids, or our rows were lost: it is looked for before it is bought.
         return Decision(
             order.status,

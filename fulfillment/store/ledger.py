@@ -89,14 +89,26 @@ def available_mills(session: Session, account: str) -> int:
 
 
 def waiting_for_funds(session: Session, account: str) -> list[tuple[int, int]]:
-    """Give the account's orders that wait for money, oldest first: id and price in mills."""
+    """Give the account's orders that wait for money, oldest first: id and price in mills.
+
+    Also those whose money is free until they are priced afresh: none that came later is to have it.
+    """
     rows = session.execute(
-        "SELECT id, quoted_mills FROM orders WHERE account = %(account)s "
-        "AND (status = 'awaiting_funds' OR (status = 'submitting' AND between_attempts "
-        "AND funds_deadline_at IS NOT NULL)) AND quoted_mills IS NOT NULL ORDER BY id",
+        """
+            SELECT o.id, coalesce(o.quoted_mills, aside.mills) AS mills
+              FROM orders o LEFT JOIN LATERAL (
+                   SELECT a.hold_mills AS mills FROM attempts a
+                    WHERE a.order_id = o.id AND a.account = o.account
+                      AND a.external_id = '#' || a.id
+                    ORDER BY a.id DESC LIMIT 1) aside ON o.between_attempts
+             WHERE o.account = %(account)s AND o.next_attempt_at IS NOT NULL
+               AND (o.status = 'awaiting_funds' OR o.status = 'submitting' AND o.between_attempts
+                    AND (o.funds_deadline_at IS NOT NULL OR aside.mills IS NOT NULL))
+               AND coalesce(o.quoted_mills, aside.mills) IS NOT NULL ORDER BY o.id
+            """,
         {"account": account},
     )
-    return [(row.id, row.quoted_mills) for row in rows]
+    return [(row.id, row.mills) for row in rows]
 
 
 def hold(

@@ -356,7 +356,7 @@ def lock_held_back(
         SELECT {columns(ORDER_COLUMNS)} FROM orders
          WHERE next_attempt_at IS NOT NULL AND account = ANY(%(accounts)s)
            AND status IN ('reserved', 'submitting') AND NOT between_attempts
-           AND submit_by > %(now)s
+           AND submit_by > %(now)s AND coalesce(told_early_at <= searched_at, told_early_at IS NULL)
            AND (claimed_until IS NULL OR claimed_until <= %(now)s) AND NOT {UNSEARCHED}
            AND EXISTS (SELECT FROM attempts a
                         WHERE a.account = orders.account AND a.external_id = orders.external_id

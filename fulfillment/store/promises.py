@@ -225,7 +225,9 @@ _MONEY = (
         "a wallet that money is held in has its row, and its figures can be true",
         """
         SELECT w.account FROM wallets w
-         WHERE w.unexplained_mills < 0 OR w.credited_mills < 0 OR w.stopped_at_mills < 0
+         WHERE w.unexplained_mills < 0 OR w.credited_mills < 0
+            -- What goes from now on would stop nobody.
+            OR w.stopped_at_mills > w.unexplained_mills OR w.stopped_at_mills < 0
             OR (w.figure_mills IS NULL) <> (w.requested_at IS NULL)
             OR (w.opening_mills IS NULL) <> (w.expected_mills IS NULL)
             -- No newer balance would ever be taken for one.

@@ -131,7 +131,7 @@ _PROVE = f"""
            AND a.absorbed_at IS NOT NULL AND a.hold_closed_at IS NULL
            AND (a.unbooked = 0 OR a.account <> %(account)s)
     ), bounds AS (
-        SELECT o.mills AS open, coalesce(sum(f.awaited), 0) AS awaited,
+        SELECT o.mills AS open,
                coalesce(sum(f.cost) FILTER (WHERE f.absorbed_at IS NOT NULL
                                               AND f.hold_closed_at IS NULL), 0)
                    + coalesce(sum(f.awaited), 0) AS may_return
@@ -146,7 +146,7 @@ _PROVE = f"""
                         + least(w.unexplained_mills, s.late) - least(w.credited_mills, s.back),
                         CASE WHEN b.open = 0 AND b.may_return + (SELECT mills FROM kept) = 0
                              THEN %(mills)s END) AS mills,
-               b.open, b.awaited, b.may_return
+               b.open, b.may_return
           FROM wallets w, sums s, bounds b WHERE w.account = %(account)s
     ), told AS (
         SELECT *, coalesce(greatest(mills - open - %(mills)s, 0), 0) AS missing,
@@ -160,10 +160,7 @@ _PROVE = f"""
            opening_mills = coalesce(w.opening_mills, t.mills),
            expected_mills = t.mills - t.missing + t.credit,
            unexplained_mills = w.unexplained_mills - t.was_missing + t.missing,
-           -- What is missing still, told of or hidden for now, has not been explained after all.
-           stopped_at_mills = least(w.stopped_at_mills,
-                                    w.unexplained_mills - t.was_missing + t.awaited
-                                    + coalesce(greatest(t.mills - %(mills)s, 0), 0)),
+           stopped_at_mills = least(w.stopped_at_mills, w.unexplained_mills - t.was_missing),
            credited_mills = w.credited_mills - t.was_credited + t.credit
       FROM told t
      WHERE w.account = t.account AND (w.requested_at IS NULL OR w.requested_at < %(at)s)

@@ -10,6 +10,7 @@ from fulfillment.services.context import Context
 from fulfillment.store.models import Order
 from schemas.enums import FailedBy, FailureCode
 from schemas.enums import OrderStatus as S
+from schemas.provider import ReportState as R
 from tests.conftest import MakeContext
 from tests.support import (
     ITEM,
@@ -21,11 +22,13 @@ from tests.support import (
     available,
     entries,
     gather,
+    hear,
     in_threads,
     receive_one,
     run_chain,
     run_sweep,
     run_ticks,
+    take_figure,
     view,
 )
 
@@ -190,4 +193,45 @@ def test_what_waits_for_purchases_that_nobody_answers_is_priced_afresh(
     assert (now.status, now.quoted_mills) == (S.ACCEPTED, PRICE_MILLS - 500)
     assert len(view(context, order).timeline) < 80
     run_sweep(context)
+    assert_invariants(context)
+
+
+def test_none_that_came_later_gets_the_money_that_is_free_meanwhile(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    provider.balance_mills = 2 * PRICE_MILLS
+    context = make_context(provider, batch_limit=1)
+    provider.purchase_script.extend([(ProviderNotReached("nothing was sent"), False)] * 99)
+    first = [receive_one(context) for _ in range(2)]
+    pass_by(context, clock, timedelta(minutes=1))
+    later = [receive_one(context) for _ in range(2)]
+    pass_by(context, clock, timedelta(minutes=9))
+    provider.purchase_script.clear()
+    pass_by(context, clock, timedelta(minutes=20))
+
+    assert [again(context, order).status for order in first] == [S.ACCEPTED] * 2
+    assert {again(context, order).failure_code for order in later} == {
+        FailureCode.INSUFFICIENT_FUNDS
+    }
+
+
+def test_news_of_what_was_put_aside_and_is_bought_all_the_same_is_looked_into(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    take_figure(context)
+    order = held(context)
+    pass_by(context, clock, timedelta(minutes=8))
+    provider.says(order.external_id, R.SENT)  # as after a restore from a backup of that moment
+    provider.balance_mills -= PRICE_MILLS
+    brakes.resume(context, "main", "", ANNA)
+    hear(context, provider, order.external_id, R.SENT)
+    told = again(context, order)
+    assert (told.status, told.between_attempts) == (S.SUBMITTING, True)
+    assert "never submitted" in str(view(context, order).timeline)
+
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+    pass_by(context, clock, timedelta(minutes=15))
+    assert again(context, order).status is S.COMPLETED
+    assert entries(context, order)[-2:] == [("hold", PRICE_MILLS), ("settle", PRICE_MILLS)]
+    assert not provider.bodies
     assert_invariants(context)

@@ -12,13 +12,12 @@ from fulfillment.errors import (
     ProviderOutcomeUnknown,
     ProviderRefused,
 )
-from fulfillment.services import brakes, watchdog, webhooks
+from fulfillment.services import brakes, watchdog
 from fulfillment.services.context import Context
 from fulfillment.store.models import Order
 from schemas.enums import FailureCode
 from schemas.enums import OrderStatus as S
 from schemas.provider import ReportState as R
-from schemas.provider import WebhookNotice
 from tests.conftest import MakeContext
 from tests.integration.test_recovery import ACCOUNT
 from tests.support import (
@@ -30,9 +29,9 @@ from tests.support import (
     available,
     checkout,
     gather,
+    hear,
     messages_of,
     receive,
-    report,
     run_chain,
     run_sweep,
     run_ticks,
@@ -59,18 +58,12 @@ def context(make_context: MakeContext, shops: dict[str, FakeProvider]) -> Contex
     return made
 
 
-def hear(context: Context, shops: dict[str, FakeProvider], name: str, state: R, word: str) -> None:
-    shops["main"].notice = WebhookNotice(name, context.now(), report(state, name, raw_status=word))
-    webhooks.take(context, "main", {}, word.encode())
-    webhooks.apply_deliveries(context)
-
-
 def hear_while_it_buys(context: Context, shops: dict[str, FakeProvider], order: Order) -> None:
     """Have the first account tell of the order while it is posted to the next."""
 
     def tell(_: object) -> None:
         shops["backup"].on_purchase = lambda fields: None
-        hear(context, shops, order.external_id, R.SENT, "sent")
+        hear(context, shops["main"], order.external_id, R.SENT)
 
     shops["backup"].on_purchase = tell
 
@@ -123,7 +116,7 @@ def test_what_is_held_and_cannot_be_searched_ends_and_frees_its_money(
     if is_stopped:
         brakes.stop(context, "backup", "x", "test")
     clock.advance(60)
-    hear(context, shops, order.external_id, R.SENT, "sent")
+    hear(context, shops["main"], order.external_id, R.SENT)
     shops["main"].reads_fail(ProviderNotReached("down", is_outage=True))
     for _ in range(20):
         clock.advance(900)
@@ -145,7 +138,7 @@ def test_a_trade_token_in_the_words_of_an_account_that_was_left_is_kept_nowhere(
     (order,) = receive(context, checkout(account="all", marketHashName=NAME))
     run_chain(context)
 
-    hear(context, shops, order.external_id, R.UNKNOWN, f"no trade with {TOKEN}")
+    hear(context, shops["main"], order.external_id, R.UNKNOWN, raw_status=f"no trade with {TOKEN}")
 
     notes = [entry.note for entry in view(context, order).timeline]
     assert "no trade with" in str(notes)

@@ -6,14 +6,13 @@ import pytest
 
 from fulfillment.errors import ProviderNotReached, ProviderOutcomeUnknown, ProviderRefused
 from fulfillment.providers.base import AfterUnknown
-from fulfillment.services import brakes, invariants, recovery, webhooks
+from fulfillment.services import brakes, invariants, recovery
 from fulfillment.services.context import Context, register_accounts
 from fulfillment.store import purchases
 from schemas.enums import FailureCode
 from schemas.enums import OrderStatus as S
 from schemas.money import cents_to_mills
 from schemas.provider import ReportState as R
-from schemas.provider import WebhookNotice
 from tests.conftest import MakeContext, empty_tables
 from tests.integration.test_recovery import ACCOUNT
 from tests.support import (
@@ -26,9 +25,9 @@ from tests.support import (
     checkout,
     entries,
     gather,
+    hear,
     messages_of,
     receive,
-    report,
     run_chain,
     run_polls,
     run_sweep,
@@ -57,13 +56,6 @@ def context(make_context: MakeContext, main: FakeProvider, backup: FakeProvider)
     )
     made._providers["backup"] = backup
     return made
-
-
-def hear(context: Context, main: FakeProvider, external_id: str, state: R, **told: object) -> None:
-    """Take and apply a signed webhook of the first account."""
-    main.notice = WebhookNotice(external_id, context.now(), report(state, external_id, **told))
-    webhooks.take(context, "main", {}, state.encode())
-    webhooks.apply_deliveries(context)
 
 
 def go_on(context: Context, clock: FakeClock) -> None:

@@ -327,6 +327,7 @@ WRONG_WALLETS = [
     ("wallet_is_whole", "UPDATE wallets SET requested_at = NULL"),
     ("wallet_is_whole", "UPDATE wallets SET expected_mills = NULL"),
     ("wallet_is_whole", "UPDATE wallets SET requested_at = now() + interval '1 hour'"),
+    ("wallet_is_whole", "UPDATE wallets SET stopped_at_mills = unexplained_mills + 1"),
     ("wallet_is_whole", "UPDATE wallets SET stopped_at_mills = -1"),
     ("wallet_is_whole", "DELETE FROM wallets"),
     ("due_too_late", "UPDATE accounts SET paused_until = now() + interval '3 hours'"),

@@ -331,8 +331,15 @@ BUYING = (
     Mutant(
         "aside_keeps_its_name", "I2", "what was put aside stands in the way of a new attempt",
         STORE + "ledger.py",
-        "external_id = '#' || a.id",
-        "external_id = a.external_id",
+        "SET external_id = '#' || a.id",
+        "SET external_id = a.external_id",
+        integration("held_back"),
+    ),
+    Mutant(
+        "who_came_later_is_paid", "I2", "what was put aside loses its money to younger orders",
+        STORE + "ledger.py",
+        "(o.funds_deadline_at IS NOT NULL OR aside.mills IS NOT NULL)",
+        "o.funds_deadline_at IS NOT NULL",
         integration("held_back"),
     ),
     Mutant(
