@@ -27,8 +27,6 @@ WORD = re.compile(r"\S+")
 #: Steam's are eight characters long: also one that only stands behind the word.
 TOKEN = re.compile(r"(?i)\btoken(\s?(=|:|%3D)\s?\S+|\W{1,3}[A-Z0-9_-]{8}\b)")
 HIDDEN = "[removed]"
-#: Of so many rows it may be by chance that none has a price.
-FEW_ROWS = 3
 _AMOUNT = re.compile(rb'"?[0-9]{1,12}([.,][0-9]{1,20})?"?')
 UNREADABLE = " (unreadable)"
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")

@@ -31,8 +31,8 @@ from tests.unit.test_skinsback import (
 )
 
 
-@pytest.mark.parametrize("price", ["45.98999999999999", "0", "null", "6.12e0", '"6.12 "'])
-def test_one_item_without_a_price_that_can_be_read_is_no_outage_of_a_search(price: str) -> None:
+@pytest.mark.parametrize("price", ["45.98999999999999", "45.990000000000002"])
+def test_one_item_of_an_amount_that_is_not_exact_is_no_outage_of_a_search(price: str) -> None:
     row = f'{{"id":"7","name":"odd","classid":"1","price":{price}}}'
     body = f'{{"status":"success","items":[{row}]}}'
 
@@ -40,16 +40,7 @@ def test_one_item_without_a_price_that_can_be_read_is_no_outage_of_a_search(pric
         [Want("odd")]
     )
 
-    assert Want("odd") in quotes.unclear or quotes.found
-
-
-@pytest.mark.parametrize("items", ["", ',"items":{}', ',"items":null'])
-def test_one_search_without_a_list_is_no_outage(items: str) -> None:
-    body = f'{{"status":"success"{items}}}'
-
-    provider = answering(lambda _f, _r: httpx.Response(200, content=body.encode()))
-
-    assert not provider.quote([Want("odd")]).found
+    assert Want("odd") in quotes.unclear
 
 
 def test_a_price_list_of_amounts_that_are_not_exact_is_no_outage() -> None:

@@ -108,7 +108,7 @@ class SkinsBack:
         body = wire.write_request(method, game=wire.GAME, **fields)
         with _spoilt(method):
             answer = self._send(body, method, total_s=LIST_S, limit=LIST_LIMIT, accept_gzip=True)
-            return wire.read_listing(answer, wants, listed, is_search=method == _SEARCH)
+            return wire.read_listing(answer, wants, listed)
 
     def wallet_mills(self) -> int:
         """Read the project's balance."""

@@ -19,7 +19,6 @@ from msgspec.structs import replace
 from fulfillment.providers import reading
 from fulfillment.providers.http import BOM, NotJSON, Unusable, read_json
 from fulfillment.providers.reading import (
-    FEW_ROWS,
     WORD_LENGTH,
     Listed,
     balance_in_dollars,
@@ -303,19 +302,14 @@ def is_answer(method: str, body: bytes) -> bool:
     return False
 
 
-def read_listing(
-    body: bytes, wants: Sequence[Want], listed: Listed, *, is_search: bool = False
-) -> Problem | None:
-    """Add the wanted skins of a price list or a search to `listed`. Raises Unusable.
-
-    What a search lacks may be its name's; what a price list lacks is all items'.
-    """
+def read_listing(body: bytes, wants: Sequence[Want], listed: Listed) -> Problem | None:
+    """Add the wanted skins of a price list or a search to `listed`. Raises Unusable."""
     rows = _rows(body.removeprefix(BOM))
     if rows is None:
         answer = read_answer(body)
         if isinstance(answer, Problem):
             return answer
-        raise (Unusable if is_search else NothingUsable)("expected a list of items")
+        raise NothingUsable("expected a list of items")
     ids = {id_ for want in wants if (id_ := skin_id_of(want.catalog_item_id))}
     names = set(map(name_of, wants))
     listed.size += len(rows)
@@ -325,7 +319,7 @@ def read_listing(
         if skin_id in ids or row.name in names:
             listed.add(skin_id, row.name, bytes(row.price))
         is_any_usable = is_any_usable or is_priced(bytes(row.price))
-    if len(rows) > (FEW_ROWS if is_search else 0) and not is_any_usable:
+    if rows and not is_any_usable:
         raise NothingUsable("expected items with a price, found none")
     return None
 

@@ -15,7 +15,6 @@ from msgspec.structs import replace
 from fulfillment.providers import reading
 from fulfillment.providers.http import BOM, Unusable, read_json
 from fulfillment.providers.reading import (
-    FEW_ROWS,
     WORD_LENGTH,
     Listed,
     balance_in_dollars,
@@ -175,7 +174,7 @@ def read_listing(body: bytes, names: Sequence[str], listed: Listed) -> None:
             if row.name in wanted:
                 listed.add(None if row.id is None else str(row.id), row.name, bytes(row.price))
             is_any_usable = is_any_usable or is_priced(bytes(row.price))
-    if len(items) > FEW_ROWS and not is_any_usable:
+    if items and not is_any_usable:
         raise Unusable("expected items with a price, found none")
 
 
