@@ -156,7 +156,7 @@ def price_afresh(context: Context) -> list[str]:
     """Let orders begin anew at their accounts that were held back for minutes; give their ids.
 
     Their account is stopped, or its purchases are answered by nobody, or it has no requests left.
-    Their money is free for others until they are priced by a fresh catalog.
+    Their money is free until they are priced by a fresh catalog, but for none that came later.
     """
     now = context.now()
     with context.database.transaction() as session:
