@@ -36,6 +36,22 @@ _SHARED = ("stack", "ground")
 _DURATION = ("faults", "acceptance", "integration", "contract", "unit", "test_architecture.py")
 
 
+def environment_of(context: Context, home: Path, broker_url: str) -> dict[str, str]:
+    """Give what a process of ours is told that works on the context's database."""
+    values = {
+        "DATABASE_URL": context.settings.database_url.get_secret_value(),
+        "BROKER_URL": broker_url,
+        "DATA_DIR": str(home),
+        "ENCRYPTION_KEYS": ENCRYPTION_KEYS,
+        "API_TOKEN": "test-api-token",
+        "ACCOUNTS__MAIN__PROVIDER": "skinsnode",
+        "ACCOUNTS__MAIN__BASE_URL": "http://127.0.0.1:9",
+        "ACCOUNTS__MAIN__CLIENT_ID": CLIENT_ID,
+        "ACCOUNTS__MAIN__CLIENT_SECRET": SECRET,
+    }
+    return {**os.environ, **{f"{PREFIX}{name}": value for name, value in values.items()}}
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let a file's tests run in one process, those of a shared stack too; the longest first."""

@@ -89,7 +89,9 @@ def _rest(context: Context, account: str, error: ProviderError) -> datetime | No
 
     All else may be answered, as the catalog just was: orders under way are asked about meanwhile.
     """
-    if isinstance(error, OverBudget) or outages.of_the_account([error], is_answered=False):
+    if isinstance(error, OverBudget):
+        return None
+    if outages.of_the_account([error], is_answered=False) is not None:
         return outages.pause(context, account, error)
     return purchases.fail(context, account, [error], after_pause=True)
 

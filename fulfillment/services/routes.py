@@ -177,9 +177,7 @@ def price_afresh(context: Context) -> list[str]:
                 UNCLAIMED,
             )
             for order in held
-            if order.was_searched(None)
-            and (attempt := attempts.get(order.id)) is not None
-            and attempt.is_untouched
+            if (attempt := attempts.get(order.id)) is not None and attempt.is_untouched
         ]
         moved = orders.apply(session, moves, now)
         ledger.refuse(session, [Posting(order_id, "never sent") for order_id in moved], now)

@@ -295,6 +295,10 @@ def lock(session: Session, order_ids: Sequence[int]) -> list[Order]:
     return [Order.of(row) for row in session.rows(_LOCK, {"ids": list(order_ids)})]
 
 
+# As `Order.was_searched(None)` has it.
+_LOOKED_FOR = "coalesce(told_early_at <= searched_at, told_early_at IS NULL)"
+
+
 def lock_overdue(session: Session, now: datetime, limit: int, patience: timedelta) -> list[Order]:
     """Lock unclaimed orders whose time to be submitted or paid for is over, oldest first.
 
@@ -312,8 +316,7 @@ def lock_overdue(session: Session, now: datetime, limit: int, patience: timedelt
                              OR a.state NOT IN ('reserved', 'sending')))))
            AND (submit_by <= %(now)s OR funds_deadline_at <= %(now)s)
            AND (claimed_until IS NULL OR claimed_until <= %(now)s) AND NOT {UNSEARCHED}
-           AND (coalesce(told_early_at <= searched_at, told_early_at IS NULL)
-                OR submit_by <= %(impatient)s)
+           AND ({_LOOKED_FOR} OR submit_by <= %(impatient)s)
          ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
         """  # noqa: S608 - the names are constants
     unsent = [*states.WAITING, OrderStatus.RESERVED]
@@ -351,12 +354,13 @@ def lock_held_back(
     session: Session, accounts: Sequence[str], before: datetime, now: datetime, limit: int
 ) -> list[Order]:
     """Lock unclaimed orders of these accounts of which nothing was sent since their money was held,
-    which was before the time given; oldest first."""
+    which was before the time given; oldest first. What somebody told of too early is left out until
+    it was looked for."""
     statement = f"""
         SELECT {columns(ORDER_COLUMNS)} FROM orders
          WHERE next_attempt_at IS NOT NULL AND account = ANY(%(accounts)s)
            AND status IN ('reserved', 'submitting') AND NOT between_attempts
-           AND submit_by > %(now)s AND coalesce(told_early_at <= searched_at, told_early_at IS NULL)
+           AND submit_by > %(now)s AND {_LOOKED_FOR}
            AND (claimed_until IS NULL OR claimed_until <= %(now)s) AND NOT {UNSEARCHED}
            AND EXISTS (SELECT FROM attempts a
                         WHERE a.account = orders.account AND a.external_id = orders.external_id

@@ -1,10 +1,8 @@
 """One worker process without a supervisor: what it outlives, and with which code it ends."""
 
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ from sqlalchemy.engine import make_url
 from fulfillment.devstack.redis import EmbeddedRedis
 from fulfillment.services.context import Context
 from schemas.messages import RECEIVE
-from tests.conftest import CLIENT_ID, ENCRYPTION_KEYS, SECRET
+from tests.conftest import environment_of
 from tests.faults.proxy import HOST, Proxy
 from tests.servers import own_vhost, rabbitmqctl
 from tests.support import checkout, rows, until
@@ -51,21 +49,6 @@ def vhost() -> Iterator[tuple[str, str]]:
         yield url, name
 
 
-def environment(context: Context, home: Path, broker_url: str) -> dict[str, str]:
-    values = {
-        "DATABASE_URL": context.settings.database_url.get_secret_value(),
-        "BROKER_URL": broker_url,
-        "DATA_DIR": str(home),
-        "ENCRYPTION_KEYS": ENCRYPTION_KEYS,
-        "API_TOKEN": "test-api-token",
-        "ACCOUNTS__MAIN__PROVIDER": "skinsnode",
-        "ACCOUNTS__MAIN__BASE_URL": "http://127.0.0.1:9",
-        "ACCOUNTS__MAIN__CLIENT_ID": CLIENT_ID,
-        "ACCOUNTS__MAIN__CLIENT_SECRET": SECRET,
-    }
-    return {**os.environ, **{f"FULFILLMENT_{k}": v for k, v in values.items()}}
-
-
 class Worker:
     """A worker process, what it says, and a store in Python that sends it checkouts."""
 
@@ -78,7 +61,7 @@ class Worker:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *program, "worker"],
-                env=environment(context, home, broker_url),
+                env=environment_of(context, home, broker_url),
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -124,7 +107,6 @@ def test_a_worker_whose_connections_rabbitmq_closes_lives_and_takes_the_next_che
     with worker(context, tmp_path, url) as ours:
         assert ours.takes_a_checkout(), ours.said
         for _ in range(ROUNDS):
-            time.sleep(0.5)
             said = rabbitmqctl("close_all_connections", "--vhost", name, "a test")
             assert said is not None
             assert ours.takes_a_checkout(), ours.said
@@ -170,7 +152,7 @@ def test_a_broker_that_refuses_the_password_is_told_in_one_line_that_does_not_ho
     login = {"FULFILLMENT_FLOWER_BASIC_AUTH": "admin:canary-login"}
     done = subprocess.run(
         [sys.executable, *OURS, process],
-        env=environment(context, tmp_path, closed_broker) | login,
+        env=environment_of(context, tmp_path, closed_broker) | login,
         capture_output=True,
         text=True,
         check=False,

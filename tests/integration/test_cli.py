@@ -1,7 +1,6 @@
 """The command line as a person meets it: names from outside are shown, never obeyed."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from sqlalchemy.engine import make_url
 
 from fulfillment.services.context import Context
 from fulfillment.store import bindings
-from tests.conftest import CLIENT_ID, ENCRYPTION_KEYS, SECRET
+from tests.conftest import environment_of
 from tests.support import checkout, receive, receive_one, rows
 
 ODD_NAMES = ["Sticker | [/foo] x", "a [bold]b[/bold] c", "[red]", ":smile: *x*", "[link=x]y"]
@@ -25,18 +24,7 @@ ODD_NAMES = ["Sticker | [/foo] x", "a [bold]b[/bold] c", "[red]", ":smile: *x*",
 
 @pytest.fixture
 def environment(context: Context, tmp_path: Path) -> dict[str, str]:
-    values = {
-        "DATABASE_URL": context.settings.database_url.get_secret_value(),
-        "BROKER_URL": "redis://127.0.0.1:1/0",
-        "DATA_DIR": str(tmp_path),
-        "ENCRYPTION_KEYS": ENCRYPTION_KEYS,
-        "API_TOKEN": "test-api-token",
-        "ACCOUNTS__MAIN__PROVIDER": "skinsnode",
-        "ACCOUNTS__MAIN__BASE_URL": "http://127.0.0.1:9",
-        "ACCOUNTS__MAIN__CLIENT_ID": CLIENT_ID,
-        "ACCOUNTS__MAIN__CLIENT_SECRET": SECRET,
-    }
-    return {**os.environ, "COLUMNS": "200"} | {f"FULFILLMENT_{k}": v for k, v in values.items()}
+    return environment_of(context, tmp_path, "redis://127.0.0.1:1/0") | {"COLUMNS": "200"}
 
 
 def run(

@@ -167,7 +167,6 @@ def test_what_may_have_been_sent_keeps_its_bytes_and_its_money(
     context: Context, provider: FakeProvider, clock: FakeClock
 ) -> None:
     provider.fail_purchase(ProviderOutcomeUnknown("timeout"))
-    provider.reads_fail(None)
     order = receive_one(context)
     run_chain(context)
     brakes.stop(context, "main", "lunch", ANNA)
