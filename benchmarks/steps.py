@@ -5,7 +5,7 @@ a busy machine. PostgreSQL's CPU is not in it.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import median
 from typing import Any
@@ -34,9 +34,7 @@ class CountedSession(Session):
         super().__init__(session.connection)
         self._database = database
 
-    def execute(
-        self, statement: str, parameters: Mapping[str, Any] | None = None
-    ) -> psycopg.Cursor[Any]:
+    def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> Sequence[Any]:
         """Run a statement and count it."""
         self._database.statements += 1
         return super().execute(statement, parameters)

@@ -23,6 +23,8 @@ _SECRETS = (
     # Up to the last @: a password may hold one.
     (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,30}://[^:/@\s]{0,300}):[^\s\"']{1,300}@"), r"\1:***@"),
 )
+#: Where none of these stands, no pattern above finds anything: one look in place of four.
+_SUSPECT = re.compile(r"(?i)token|password|secret|bearer|://")
 #: Shorter ones, such as `guest`, are words that stand in many a line.
 _SHORTEST_HIDDEN = 8
 # What would let a foreign text write lines of its own or command a terminal.
@@ -46,8 +48,9 @@ def hide(secrets: Iterable[str]) -> None:
 
 def masked(text: str) -> str:
     """Mask what `hide` was told, trade tokens, and passwords inside addresses."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
+    if _SUSPECT.search(text):
+        for pattern, replacement in _SECRETS:
+            text = pattern.sub(replacement, text)
     return _hidden_pattern.sub("***", text) if _hidden_pattern else text
 
 
@@ -105,7 +108,7 @@ def _masked_value(key: Any, value: Any) -> Any:
         return {name: _masked_value(name, each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_masked_value("", each) for each in value]
-    if isinstance(value, str):
+    if isinstance(value, str) and not value.isprintable():
         return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], value)
     return value
 

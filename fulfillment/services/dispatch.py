@@ -7,7 +7,7 @@ from datetime import datetime
 from fulfillment.crash import crash_point
 from fulfillment.services.claiming import CLAIMED, claim_name, gather_lease
 from fulfillment.services.context import Context
-from fulfillment.store import accounts, claims, doubts, leases, orders, switches
+from fulfillment.store import claims, doubts, leases, orders
 from fulfillment.store.due import Due
 from fulfillment.store.engine import repeated
 from fulfillment.store.models import NOTHING_DUE, Move, Order
@@ -62,9 +62,7 @@ def dispatch(context: Context, account: str) -> Batch | None:
     token = uuid.uuid4().hex
     limit = context.settings.batch_limit
     with context.database.transaction() as session:
-        if accounts.buys_nothing_until(session, account, now):
-            return None
-        if switches.stop_of(session, account):
+        if not claims.may_gather(session, account, now):
             return None
         if not leases.acquire(session, gather_lease(account), token, now, until):
             return None

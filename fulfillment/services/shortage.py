@@ -45,7 +45,7 @@ def _is_shrunk(
     session: Session, account: str, quotes: Quotes, known: Catalog, requested_at: datetime
 ) -> bool:
     """Say whether the whole list lost a large part; it is believed when it stays so long enough."""
-    doubt = f"catalog:{account}"
+    doubt = accounts.catalog_doubt(account)
     is_less = quotes.listed < known.items * _DOUBTED_SHARE and known.items >= _SMALLEST_JUDGED
     if is_less:
         over_at = leases.until(session, doubt, requested_at + _DOUBT)
@@ -54,7 +54,8 @@ def _is_shrunk(
             log.error("catalog.shrunk", account=account, listed=quotes.listed, before=known.items)
         if over_at is None or over_at > requested_at:
             return True
-    leases.give_up(session, doubt, account)
+    if known.is_doubted:
+        leases.give_up(session, doubt, account)
     return False
 
 

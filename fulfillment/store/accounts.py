@@ -174,15 +174,6 @@ def paused_until(session: Session, account: str, now: datetime) -> datetime | No
     return until if until is not None and until > now else None
 
 
-def buys_nothing_until(session: Session, account: str, now: datetime) -> datetime | None:
-    """Say until when nothing is bought, be the rest of the account at work; None when it is."""
-    until: datetime | None = session.scalar(
-        f"SELECT {_BUYS_AGAIN_AT} FROM accounts WHERE name = %(account)s",  # noqa: S608 - constants
-        {"account": account},
-    )
-    return until if until is not None and until > now else None
-
-
 def pauses(session: Session, now: datetime) -> dict[str, tuple[datetime, str | None]]:
     """Give at which accounts nothing is bought now: until when and why."""
     rows = session.execute(
@@ -226,11 +217,18 @@ class Catalog:
     """What is known of an account's catalog.
 
     How many items the last whole list had (0 without one), and the first names that searches in a
-    row found nothing of, while they found nothing else.
+    row found nothing of, while they found nothing else. And whether there is a lease by which the
+    list is doubted, be it over.
     """
 
     items: int
     missed: tuple[str, ...]
+    is_doubted: bool = False
+
+
+def catalog_doubt(account: str) -> str:
+    """Name the lease by which the account's whole list is doubted."""
+    return f"catalog:{account}"
 
 
 def note_catalog(session: Session, account: str, catalog: Catalog, requested_at: datetime) -> None:
@@ -250,10 +248,12 @@ def note_catalog(session: Session, account: str, catalog: Catalog, requested_at:
 def last_catalog(session: Session, account: str) -> Catalog:
     """Give what was noted of the catalog."""
     row = session.one(
-        "SELECT catalog_items, catalog_missed FROM accounts WHERE name = %(account)s",
-        {"account": account},
+        "SELECT catalog_items, catalog_missed, "
+        "EXISTS (SELECT 1 FROM leases WHERE leases.name = %(doubt)s) AS is_doubted "
+        "FROM accounts WHERE name = %(account)s",
+        {"account": account, "doubt": catalog_doubt(account)},
     )
-    return Catalog(row.catalog_items or 0, tuple(row.catalog_missed))
+    return Catalog(row.catalog_items or 0, tuple(row.catalog_missed), row.is_doubted)
 
 
 def take(

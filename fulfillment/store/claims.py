@@ -36,7 +36,7 @@ def claim_waiting(
 
     The longest due first: those that come up again and again are in nobody's way.
     """
-    rows = session.execute(
+    rows = session.rows(
         f"""
             UPDATE orders SET claim = %(claim)s, claimed_until = %(until)s WHERE id = ANY(ARRAY(
                 SELECT o.id FROM orders o
@@ -97,6 +97,16 @@ def accounts_waiting(session: Session, now: datetime) -> list[str]:
     return [row.name for row in rows]
 
 
+def may_gather(session: Session, account: str, now: datetime) -> bool:
+    """Say whether anything of the account may be claimed: it buys, and nobody has stopped it."""
+    return bool(
+        session.scalar(
+            f"SELECT {_BUYING} AND NOT {STOPPED} FROM accounts a WHERE name = %(account)s",  # noqa: S608
+            {"account": account, "now": now},
+        )
+    )
+
+
 def is_waiting(session: Session, account: str, now: datetime) -> bool:
     """Say whether the account has something to claim."""
     return bool(
@@ -128,7 +138,7 @@ def take_over(
     session: Session, order_ids: Sequence[int], old: str, new: str, until: datetime
 ) -> list[Order]:
     """Move a batch's claim on to its next step; give the orders that were still under `old`."""
-    rows = session.execute(
+    rows = session.rows(
         f"""
             UPDATE orders SET claim = %(new)s, claimed_until = %(until)s WHERE id IN (
                 SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(old)s
@@ -155,7 +165,7 @@ def renew(session: Session, order_ids: Sequence[int], claim: str, until: datetim
             """,
         {"ids": list(order_ids), "claim": claim, "until": until},
     )
-    return rows.rowcount
+    return len(rows)
 
 
 def release(

@@ -217,7 +217,7 @@ def poll_at(
             "is_asked_for": is_asked_for,
         },
     )
-    return rows.rowcount
+    return len(rows)
 
 
 def poll_all(session: Session, now: datetime, min_interval_s: float) -> int:
@@ -252,7 +252,7 @@ def poll_early(
                        AND next_poll_at > %(now)s + %(within)s
                        AND coalesce(polled_at, '-infinity') <= %(now)s - %(within)s
                      ORDER BY next_poll_at DESC LIMIT %(limit)s FOR UPDATE SKIP LOCKED) free) n
-             WHERE o.id = n.id
+             WHERE o.id = n.id RETURNING o.id
             """,
         {
             "account": account,
@@ -263,7 +263,7 @@ def poll_early(
             "limit": limit,
         },
     )
-    return rows.rowcount
+    return len(rows)
 
 
 def follow(session: Session, order_ids: Sequence[int], now: datetime) -> list[str]:

@@ -4,7 +4,7 @@ Foreign database errors are translated here; the database's address never enters
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -56,17 +56,20 @@ _MISSED = {
 
 
 class Session:
-    """One open transaction: statements go to psycopg as they are, `%(name)s` for a parameter."""
+    """One open transaction: statements go to psycopg as they are, `%(name)s` for a parameter.
+
+    Its statements share two cursors: to make one takes a quarter of what a small statement does.
+    """
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self.connection = connection
+        self._by_name = connection.cursor(row_factory=namedtuple_row)
+        self._by_place: psycopg.Cursor[tuple[Any, ...]] | None = None
 
-    def execute(
-        self, statement: str, parameters: Mapping[str, Any] | None = None
-    ) -> psycopg.Cursor[Any]:
-        """Run a statement; rows are read by place or by name."""
-        cursor = self.connection.cursor(row_factory=namedtuple_row)
-        return cursor.execute(statement, parameters)
+    def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> Sequence[Any]:
+        """Run a statement; give its rows, none where it has none, to be read by place or name."""
+        cursor = self._by_name.execute(statement, parameters)
+        return cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else ()
 
     def rows(
         self, statement: str, parameters: Mapping[str, Any] | None = None
@@ -75,12 +78,14 @@ class Session:
 
         They come in PostgreSQL's binary form, for which psycopg knows the types that we store.
         """
-        cursor = self.connection.cursor(row_factory=tuple_row, binary=True)
-        return cursor.execute(statement, parameters).fetchall()
+        if self._by_place is None:
+            self._by_place = self.connection.cursor(row_factory=tuple_row, binary=True)
+        return self._by_place.execute(statement, parameters).fetchall()
 
     def one(self, statement: str, parameters: Mapping[str, Any] | None = None) -> Any:
         """Give the first row, None where there is none."""
-        return self.execute(statement, parameters).fetchone()
+        rows = self.execute(statement, parameters)
+        return rows[0] if rows else None
 
     def scalar(self, statement: str, parameters: Mapping[str, Any] | None = None) -> Any:
         """Give the first row's first value, None where there is none."""
@@ -93,9 +98,7 @@ class _OneStatement(Session):
 
     _is_used = False
 
-    def execute(
-        self, statement: str, parameters: Mapping[str, Any] | None = None
-    ) -> psycopg.Cursor[Any]:
+    def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> Sequence[Any]:
         self._use()
         return super().execute(statement, parameters)
 
@@ -245,6 +248,15 @@ def _look_after_idling(connection: Any, record: ConnectionPoolEntry, proxy: obje
         connection.rollback()
     except psycopg.Error as error:
         raise InvalidatePoolError from error
+
+
+def dense(statement: str) -> str:
+    """Take the indentation out of a long statement without comments or texts of several words.
+
+    What psycopg makes of a statement it keeps only up to 4,096 characters; to take a longer one
+    apart each time costs as much as a small statement does.
+    """
+    return " ".join(statement.split())
 
 
 def repeated(act: Callable[P, T]) -> Callable[P, T]:

@@ -11,7 +11,7 @@ from fulfillment import states
 from fulfillment.log import get_logger
 from fulfillment.store import outbox
 from fulfillment.store.doubts import TOLD_FROM, UNSEARCHED
-from fulfillment.store.engine import Session
+from fulfillment.store.engine import Session, dense
 from fulfillment.store.models import ORDER_COLUMNS, Move, Order, columns
 from fulfillment.store.views import Entry, order_fields, timeline_entry
 from schemas.enums import OrderStatus, Source
@@ -78,7 +78,7 @@ _SET = [_NEXT_POLL if name == "next_poll_at" else f"r.{name}" for name in _SETTA
 
 # One statement for a whole batch. Rows are locked in the order of their ids, so that two batches
 # that share orders cannot deadlock; the guard on `status` and `claim` lets one writer win.
-_APPLY = f"""
+_APPLY = dense(f"""
     WITH moves AS (
         SELECT * FROM jsonb_to_recordset(CAST(%(moves)s AS jsonb)) AS m(
             id bigint, source text, target text, by text, note text, claim text,
@@ -107,7 +107,7 @@ _APPLY = f"""
           FROM moved, restart
     )
     SELECT told_from, {columns(ORDER_COLUMNS)} FROM moved, restart ORDER BY id
-    """  # noqa: S608 - the names are the constants above
+    """)  # noqa: S608 - the names are the constants above
 
 _READ = f"SELECT {columns(ORDER_COLUMNS)} FROM orders WHERE id = ANY(%(ids)s) ORDER BY id"  # noqa: S608
 _GET, _LOCK = _READ, _READ + " FOR UPDATE"
@@ -292,6 +292,8 @@ def get(session: Session, order_ids: Sequence[int]) -> list[Order]:
 
 def lock(session: Session, order_ids: Sequence[int]) -> list[Order]:
     """Read orders and keep others from changing them until the transaction ends."""
+    if not order_ids:
+        return []
     return [Order.of(row) for row in session.rows(_LOCK, {"ids": list(order_ids)})]
 
 

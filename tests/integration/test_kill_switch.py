@@ -1,13 +1,12 @@
 """Turns of the switch that come at once, and the last look at it before a request leaves."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-import psycopg
 import pytest
 
 from fulfillment import account_commands
@@ -208,9 +207,7 @@ class WatchedSession(Session):
 
     statements: list[str]
 
-    def execute(
-        self, statement: str, parameters: Mapping[str, Any] | None = None
-    ) -> psycopg.Cursor[Any]:
+    def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> Sequence[Any]:
         self.statements.append(" ".join(statement.split()))
         return super().execute(statement, parameters)
 

@@ -7,7 +7,7 @@ plan is the one that a connection keeps for it, which knows no values. Left out 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -124,9 +124,7 @@ class ExplainingSession(Session):
         super().__init__(session.connection)
         self._plans = plans
 
-    def execute(
-        self, statement: str, parameters: Mapping[str, Any] | None = None
-    ) -> psycopg.Cursor[Any]:
+    def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> Sequence[Any]:
         self._explain(statement, parameters)
         return super().execute(statement, parameters)
 
