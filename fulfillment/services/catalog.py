@@ -100,8 +100,7 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
         if quotes.is_whole and not quotes.listed:
             # It is answered, so all else goes on; but nobody sells nothing at all.
             nothing = ProviderNotReached("the catalog lists nothing", is_outage=True)
-            after_pause = claim.purchases.are_broken
-            due_at = fail(context, account, [nothing], after_pause=after_pause)
+            due_at = fail(context, account, [nothing], is_read=True)
             return _leave(context, batch, claim, nothing, due_at)
         goes_on, left_for = _write(context, claim, quotes, requested_at, figure)
         if not goes_on and (quotes.is_whole or quotes.searched):

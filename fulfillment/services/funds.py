@@ -93,7 +93,7 @@ def _rest(context: Context, account: str, error: ProviderError) -> datetime | No
         return None
     if outages.of_the_account([error], is_answered=False) is not None:
         return outages.pause(context, account, error)
-    return purchases.fail(context, account, [error], after_pause=True)
+    return purchases.fail(context, account, [error], is_read=True)
 
 
 def read_beside(
@@ -264,7 +264,9 @@ def _allocate(
     }
     # Orders that wait outside this batch came earlier or later than its members; the money is
     # shared out over all of them by arrival, and who got some outside is made due at once.
-    waiting = dict(ledger.waiting_for_funds(session, account))
+    now = context.now()
+    in_line = ledger.waiting_for_funds(session, account, now)
+    waiting = {order_id: price for order_id, price, _ in in_line}
     waiting |= {order.id: order.quoted_mills or 0 for order in members.values()}
     caps = brakes.room(context, session, account)
     room = caps.mills
@@ -274,19 +276,23 @@ def _allocate(
     left = available - committed
     # Only a spend cap stands in the way of those that the wallet would still cover.
     capped = {i for i, price in waiting.items() if i not in funded and price <= left}
-    now = context.now()
-    woken = [order_id for order_id in funded if order_id not in members]
+    # What is put aside is woken by no money: what it waits for beside has its own time.
+    for_money = {i: due_at for i, _, due_at in in_line if due_at and i not in members}
+    woken = sorted(funded & for_money.keys())
     # Whoever waited for the wallet until now is to wait for the cap, without a deadline for funds.
     if outside := sorted(capped - members.keys()):
         seen = orders.get(session, outside)
         woken += [order.id for order in seen if order.funds_deadline_at is not None]
     if woken:
         orders.set_due(session, woken, next_attempt_at=now)
-    asleep = [i for i in waiting if i not in funded and i not in members and i not in woken]
-    if asleep:
-        orders.set_due(session, asleep, next_attempt_at=now + _probe_gap(context))
-    _reserve(context, session, [o for o in members.values() if o.id in funded], claim)
+    # Where one looked in vain whether there is money by now, it did so for all: but for those whose
+    # turn it is, and who may find another price.
     short = [order for order in members.values() if order.id not in funded]
+    if any(o.status is OrderStatus.AWAITING_FUNDS or o.funds_deadline_at for o in short):
+        asleep = for_money.keys() - funded - set(woken)
+        later = sorted(i for i in asleep if for_money[i] > now)
+        orders.set_due(session, later, next_attempt_at=now + _probe_gap(context))
+    _reserve(context, session, [o for o in members.values() if o.id in funded], claim)
     left_for = _wait(context, session, short, claim, left, capped, caps.less(committed))
     return sum(order_id in members for order_id in funded), left_for
 

@@ -30,17 +30,25 @@ SEVERAL = 3
 
 @repeated
 def fail(
-    context: Context, account: str, errors: Sequence[ProviderError], *, after_pause: bool = False
+    context: Context,
+    account: str,
+    errors: Sequence[ProviderError],
+    *,
+    is_ahead: bool = False,
+    is_read: bool = False,
 ) -> datetime | None:
     """Count purchases that brought neither a yes nor a no; give until when purchases rest by that.
 
     None where that is no outage yet. While they are broken only what was sent after a pause, ahead
-    of all others, makes a further one: what was sent before they broke may fail long after it.
+    of all others, makes a further one (`is_ahead`): what was sent before they broke may fail long
+    after it. And what was to be read for a purchase (`is_read`), unless a pause goes on or one is
+    ahead: its time is not cut short.
     """
     now = context.now()
     with context.database.transaction() as session:
         known = purchases.count_unanswered(session, account, len(errors))
-        if known.are_broken and not after_pause:
+        is_after = is_ahead or (is_read and not known.are_paused(now))
+        if known.are_broken and not is_after:
             return known.paused_until
         away = next((error for error in errors if outages.is_away(error)), None)
         if away is None and known.unanswered < SEVERAL and not known.are_broken:
@@ -123,7 +131,7 @@ class Watch:
             if is_wish or isinstance(error, ProviderDeniesAccount):
                 outages.pause(self._context, self._account, error)  # it is about all requests
                 break
-        until = fail(self._context, self._account, errors, after_pause=self.is_ahead)
+        until = fail(self._context, self._account, errors, is_ahead=self.is_ahead)
         self.is_ahead = False
         return until is not None
 

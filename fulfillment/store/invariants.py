@@ -101,6 +101,14 @@ INVARIANTS = (
         """,
     ),
     Invariant(
+        "ended_and_due",
+        "nothing more is tried for an order that has ended",
+        """
+        SELECT o.external_id FROM orders o
+         WHERE o.status IN ($final) AND o.next_attempt_at IS NOT NULL
+        """,
+    ),
+    Invariant(
         "followed_by_nobody",
         "what is bought is followed, and a delivery watched, where it was bought",
         """

@@ -88,14 +88,19 @@ def available_mills(session: Session, account: str) -> int:
     return int(row[0]) if row else 0
 
 
-def waiting_for_funds(session: Session, account: str) -> list[tuple[int, int]]:
-    """Give the account's orders that wait for money, oldest first: id and price in mills.
+def waiting_for_funds(
+    session: Session, account: str, now: datetime
+) -> list[tuple[int, int, datetime | None]]:
+    """Give the account's orders that wait for money, oldest first: id, price in mills, due time.
 
-    Also those whose money is free until they are priced afresh: none that came later is to have it.
+    Also those whose money is free until they are priced afresh: none that came later is to have it,
+    unless what it waits for is not money. They are without a due time here: it is not the money's.
     """
-    rows = session.execute(
+    rows = session.rows(
         """
-            SELECT o.id, coalesce(o.quoted_mills, aside.mills) AS mills
+            SELECT o.id, coalesce(o.quoted_mills, aside.mills),
+                   CASE WHEN o.status = 'awaiting_funds' OR o.funds_deadline_at IS NOT NULL
+                        THEN o.next_attempt_at END
               FROM orders o LEFT JOIN LATERAL (
                    SELECT a.hold_mills AS mills FROM attempts a
                     WHERE a.order_id = o.id AND a.account = o.account
@@ -103,12 +108,13 @@ def waiting_for_funds(session: Session, account: str) -> list[tuple[int, int]]:
                     ORDER BY a.id DESC LIMIT 1) aside ON o.between_attempts
              WHERE o.account = %(account)s AND o.next_attempt_at IS NOT NULL
                AND (o.status = 'awaiting_funds' OR o.status = 'submitting' AND o.between_attempts
-                    AND (o.funds_deadline_at IS NOT NULL OR aside.mills IS NOT NULL))
+                    AND (o.funds_deadline_at IS NOT NULL
+                         OR aside.mills IS NOT NULL AND o.next_attempt_at <= %(now)s))
                AND coalesce(o.quoted_mills, aside.mills) IS NOT NULL ORDER BY o.id
             """,
-        {"account": account},
+        {"account": account, "now": now},
     )
-    return [(row.id, row.mills) for row in rows]
+    return [(order_id, mills, due_at) for order_id, mills, due_at in rows]
 
 
 def hold(

@@ -274,11 +274,13 @@ def _encode(moves: Iterable[Move]) -> str:
 
 
 def set_due(session: Session, order_ids: Sequence[int], **due: Any) -> None:
-    """Set due times of orders; these are no events."""
-    names = ", ".join(f"{name} = %({name})s" for name in due if name in _SETTABLE)
+    """Set due times of orders; these are no events. What has ended meanwhile has none."""
+    names = [name for name in due if name in _SETTABLE]
+    is_due = " AND ".join(f"{name} IS NOT NULL" for name in names if name.startswith("next_"))
     session.execute(
-        f"UPDATE orders SET {names} WHERE id IN ("  # noqa: S608 - checked names
-        "SELECT id FROM orders WHERE id = ANY(%(ids)s) ORDER BY id FOR UPDATE)",
+        f"UPDATE orders SET {', '.join(f'{name} = %({name})s' for name in names)} "  # noqa: S608
+        f"WHERE id IN (SELECT id FROM orders WHERE id = ANY(%(ids)s) AND {is_due} "
+        "ORDER BY id FOR UPDATE)",
         {**due, "ids": list(order_ids)},
     )
 

@@ -59,6 +59,7 @@ MORE: list[tuple[str, str, str]] = [
         "UPDATE attempts SET state = 'ended' WHERE order_id = %(id)s",
     ),
     ("nothing_due", "unknown", "UPDATE orders SET next_attempt_at = NULL WHERE id = %(id)s"),
+    ("ended_and_due", "failed", "UPDATE orders SET next_attempt_at = now() WHERE id = %(id)s"),
     (
         "past_its_time",
         "waiting",

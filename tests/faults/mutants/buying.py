@@ -296,8 +296,8 @@ BUYING = (
     Mutant(
         "late_failures_pause_again", "I2", "orders wait for what failed before an outage was seen",
         SERVICES + "purchases.py",
-        "        if known.are_broken and not after_pause:",
-        "        if known.are_paused(now) and not after_pause:",
+        "        if known.are_broken and not is_after:",
+        "        if known.are_paused(now) and not is_after:",
         integration("purchase_outages"),
     ),
     Mutant(
