@@ -25,7 +25,7 @@ FIRED = ".fired"
 POINTS: Mapping[str, str] = MappingProxyType(
     {
         # intake
-        "intake.before_commit": "checkouts are inserted, not committed",
+        "intake.before_commit": "checkouts are about to be inserted, which commits them",
         "intake.after_commit": "checkouts are stored, nobody is answered and nothing is dispatched",
         "consumer.before_ack": "checkouts of the queue are stored, the messages not acknowledged",
         "consumer.after_ack": "those of stored checkouts are acknowledged, nothing is dispatched",

@@ -40,6 +40,8 @@ class Context:
     next_beats: dict[str, float] = field(default_factory=dict)
     #: When the clock was last found right, and its distance to the monotonic one then, in seconds.
     clock_seen: tuple[float, float] | None = None
+    #: What messages to the store about new orders were last numbered from; `doubts.TOLD_FROM`.
+    told_from: int | None = None
     _providers: dict[str, Provider] = field(default_factory=dict)
     _budgets: dict[str, RateBudget] = field(default_factory=dict)
 

@@ -21,8 +21,7 @@ from fulfillment.services import backstop, clock_guard
 from fulfillment.services.context import Context
 from fulfillment.store import orders
 from fulfillment.store.engine import is_about_data, repeated
-from fulfillment.store.models import Order
-from fulfillment.store.orders import NewOrder
+from fulfillment.store.models import NewOrder, Order
 from schemas.checkout import CheckoutEvent
 from schemas.enums import OrderStatus
 
@@ -99,17 +98,18 @@ def receive(context: Context, events: Sequence[CheckoutEvent]) -> list[Received]
             results[place] = Received(event.external_id, error=error)
     if new:
         clock_guard.check(context)  # the orders' time to be submitted goes by it
-    stored, known_before = _store(context, list(new.values())) if new else ({}, {})
+    fresh, known_before = _store(context, list(new.values())) if new else (set(), {})
     if results:
         results |= _known(context, events, list(results))
     if new:
         crash_point("intake.after_commit")
-    fresh = set(stored)
     for place, order in new.items():
-        is_new = order.external_id in fresh
-        fresh.discard(order.external_id)  # the second of two in one call is a repetition
-        found = stored.get(order.external_id) or known_before[order.external_id]
-        results[place] = _answer(context, events[place], found, is_new=is_new)
+        if order.external_id in fresh:
+            fresh.discard(order.external_id)  # the second of two in one call is a repetition
+            status = OrderStatus.RECEIVED
+            results[place] = Received(order.external_id, order.account, status, is_new=True)
+        else:
+            results[place] = _answer(context, events[place], known_before[order.external_id])
     return [results[place] for place in range(len(events))]
 
 
@@ -123,24 +123,28 @@ def _known(
     for place in places:
         order = found.get(events[place].external_id)
         if order is not None:
-            answer = _answer(context, events[place], order, is_new=False)
+            answer = _answer(context, events[place], order)
             if answer.error is None:
                 results[place] = answer
     return results
 
 
 @repeated
-def _store(
-    context: Context, new: Sequence[NewOrder]
-) -> tuple[Mapping[str, Order], Mapping[str, Order]]:
-    """Insert what is new; give that, and what was there before, by external id."""
-    with context.database.transaction() as session:
-        inserted = orders.insert(session, new, context.now())
-        stored = {order.external_id: order for order in inserted}
-        others = [each.external_id for each in new if each.external_id not in stored]
-        known_before = orders.find(session, others) if others else {}
-        crash_point("intake.before_commit")
-    return stored, known_before
+def _store(context: Context, new: Sequence[NewOrder]) -> tuple[set[str], Mapping[str, Order]]:
+    """Insert what is new; give its external ids, and by them the orders that the others repeat."""
+    now = context.now()
+    crash_point("intake.before_commit")
+    while True:
+        assumed = context.told_from
+        with context.database.statement() as session:
+            inserted, told_from = orders.insert(session, new, now, assumed)
+        if told_from == assumed:
+            break
+        context.told_from = told_from  # there was a restore: nothing was inserted
+    if len(inserted) == len(new):
+        return inserted, {}
+    with context.database.statement() as session:
+        return inserted, orders.find(session, [order.external_id for order in new])
 
 
 def _content(event: CheckoutEvent) -> bytes:
@@ -178,14 +182,14 @@ def _new_order(context: Context, event: CheckoutEvent) -> NewOrder:
     )
 
 
-def _answer(context: Context, event: CheckoutEvent, order: Order, *, is_new: bool) -> Received:
+def _answer(context: Context, event: CheckoutEvent, order: Order) -> Received:
     try:
-        is_same = is_new or _is_same(context, event, order)
+        is_same = _is_same(context, event, order)
     except ConfigurationError as error:  # the order's key is gone: of this one nothing can be told
         return Received(event.external_id, error=error)
     if not is_same:
         return Received(event.external_id, error=CheckoutConflict(event.external_id))
-    return Received(event.external_id, order.account, order.status, is_new=is_new)
+    return Received(event.external_id, order.account, order.status)
 
 
 def _is_same(context: Context, event: CheckoutEvent, order: Order) -> bool:

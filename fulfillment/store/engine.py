@@ -134,6 +134,7 @@ class Database:
             "IntervalStyle": "postgres",
             "bytea_output": "hex",
             "standard_conforming_strings": "on",
+            "array_nulls": "on",
             "statement_timeout": round(statement_timeout_s * 1000),
             "idle_in_transaction_session_timeout": 30_000,
             # Planning takes longer than most of our statements do, and none of their plans depends

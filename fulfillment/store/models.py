@@ -14,6 +14,21 @@ from fulfillment.states import FINAL, UNFULFILLED, WAITING
 from schemas.enums import AttemptState, OrderStatus, Source
 
 
+class NewOrder(msgspec.Struct, frozen=True):
+    """What intake stores of one accepted checkout."""
+
+    external_id: str
+    account: str
+    route: str | None
+    fallbacks: Sequence[str]
+    fingerprint: str
+    catalog_item_id: str
+    market_hash_name: str | None
+    expected_price_cents: int
+    trade_url_sealed: bytes
+    submit_by: datetime
+
+
 class Order(msgspec.Struct, frozen=True):
     """One order as it was when it was read."""
 

@@ -1,7 +1,6 @@
 """Orders and their event log. The one way to change a status is `apply`."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,8 +11,8 @@ from fulfillment.log import get_logger
 from fulfillment.store import outbox
 from fulfillment.store.doubts import TOLD_FROM, UNSEARCHED
 from fulfillment.store.engine import Session, dense
-from fulfillment.store.models import ORDER_COLUMNS, Move, Order, columns
-from fulfillment.store.views import Entry, order_fields, timeline_entry
+from fulfillment.store.models import ORDER_COLUMNS, Move, NewOrder, Order, columns
+from fulfillment.store.views import Entry, order_fields, received_fields, timeline_entry
 from schemas.enums import OrderStatus, Source
 from schemas.messages import ORDER_UPDATED
 from schemas.orders import OrderView
@@ -114,40 +113,29 @@ _GET, _LOCK = _READ, _READ + " FOR UPDATE"
 _FIND = f"SELECT {columns(ORDER_COLUMNS)} FROM orders WHERE external_id = ANY(%(ids)s)"  # noqa: S608
 
 
-@dataclass(frozen=True, slots=True)
-class NewOrder:
-    """What intake stores of one accepted checkout."""
-
-    external_id: str
-    account: str
-    route: str | None
-    fallbacks: Sequence[str]
-    fingerprint: str
-    catalog_item_id: str
-    market_hash_name: str | None
-    expected_price_cents: int
-    trade_url_sealed: bytes
-    submit_by: datetime
-
-
+# One statement that is a transaction by itself, since a checkout alone would wait for each trip.
 # Numbered in the order of arrival, but inserted in the order of the store's ids: two calls that
-# share checkouts in another order would each wait for the other's row.
-_INSERT = f"""
-    WITH new AS (
-        SELECT * FROM unnest(
-            CAST(%(external_ids)s AS text[]), CAST(%(accounts)s AS text[]),
-            CAST(%(routes)s AS text[]), CAST(%(fallbacks)s AS jsonb[]),
-            CAST(%(fingerprints)s AS text[]),
-            CAST(%(items)s AS text[]), CAST(%(names)s AS text[]), CAST(%(prices)s AS bigint[]),
-            CAST(%(trade_urls)s AS bytea[]), CAST(%(submit_bys)s AS timestamptz[])
-        ) WITH ORDINALITY AS n(
-            external_id, account, route, fallbacks, fingerprint, catalog_item_id,
-            market_hash_name, expected_price_cents, trade_url_sealed, submit_by, place)
-    ), restart AS (
+# share checkouts in another order would each wait for the other's row. The messages to the store
+# are written beforehand, by the number that was last seen: where it is another by now, nothing is
+# inserted, and the number is given.
+_INSERT = dense(f"""
+    WITH restart AS (
         SELECT {TOLD_FROM} AS told_from
     ), numbered AS (
-        SELECT nextval(pg_get_serial_sequence('orders', 'id')) AS id, n.*
-          FROM (SELECT * FROM new ORDER BY place) AS n
+        SELECT nextval(pg_get_serial_sequence('orders', 'id')) AS id, n.* FROM (
+            SELECT n.* FROM restart, ROWS FROM (
+                unnest(CAST(%(external_ids)s AS text[])), unnest(CAST(%(accounts)s AS text[])),
+                unnest(CAST(%(routes)s AS text[])), unnest(CAST(%(fallbacks)s AS jsonb[])),
+                unnest(CAST(%(fingerprints)s AS text[])), unnest(CAST(%(items)s AS text[])),
+                unnest(CAST(%(names)s AS text[])), unnest(CAST(%(prices)s AS bigint[])),
+                unnest(CAST(%(trade_urls)s AS bytea[])),
+                unnest(CAST(%(submit_bys)s AS timestamptz[])),
+                string_to_table(CAST(%(bodies)s AS text), chr(10))
+            ) WITH ORDINALITY AS n(
+                external_id, account, route, fallbacks, fingerprint, catalog_item_id,
+                market_hash_name, expected_price_cents, trade_url_sealed, submit_by, body, place)
+             WHERE told_from IS NOT DISTINCT FROM CAST(%(told_from)s AS bigint)
+             ORDER BY place) AS n
     ), inserted AS (
         INSERT INTO orders (
             id, external_id, account, route, fallbacks, fingerprint, catalog_item_id,
@@ -158,7 +146,7 @@ _INSERT = f"""
                false, 0, 1, %(now)s, %(now)s, %(now)s
           FROM numbered ORDER BY external_id, place
         ON CONFLICT (external_id) DO NOTHING
-        RETURNING {columns(ORDER_COLUMNS)}
+        RETURNING id, external_id
     ), logged AS (
         INSERT INTO order_events
                (order_id, sequence, at, source, from_status, to_status, note, told_from,
@@ -169,15 +157,32 @@ _INSERT = f"""
                    'route', route, 'fallbacks', fallbacks, 'between_attempts', false,
                    'catalog_item_id', catalog_item_id, 'market_hash_name', market_hash_name,
                    'expected_price_cents', expected_price_cents, 'submit_by', submit_by)
-          FROM inserted, restart
+          FROM inserted JOIN numbered USING (id, external_id), restart
+    ), told AS (
+        INSERT INTO outbox_messages (order_id, routing_key, body, created_at)
+        SELECT id, '{ORDER_UPDATED}', body, %(now)s
+          FROM inserted JOIN numbered USING (id) ORDER BY id
     )
-    SELECT told_from, {columns(ORDER_COLUMNS)} FROM inserted, restart ORDER BY id
-    """  # noqa: S608 - the names are constants
+    SELECT told_from, ARRAY(SELECT external_id FROM inserted) FROM restart
+    """)  # noqa: S608 - the names are constants
 
 
-def insert(session: Session, new: Sequence[NewOrder], now: datetime) -> list[Order]:
-    """Store checkouts whose id is free and give those; an id that exists is left as it is."""
-    rows = session.rows(
+def insert(
+    session: Session, new: Sequence[NewOrder], now: datetime, told_from: int | None
+) -> tuple[set[str], int | None]:
+    """Store checkouts whose id is free and give these ids; one that exists is left as it is.
+
+    The store's messages are numbered from `told_from` on. What they must be numbered from is given
+    as well: where it is another, nothing was stored.
+    """
+    first = timeline_entry(now, Source.INTAKE, None, OrderStatus.RECEIVED, "checkout received")
+    bodies = [
+        outbox.message(
+            n.external_id, 1, ORDER_UPDATED, received_fields(n, now, [first]), now, told_from
+        )
+        for n in new
+    ]
+    ((found, inserted),) = session.rows(
         _INSERT,
         {
             "external_ids": [n.external_id for n in new],
@@ -190,14 +195,12 @@ def insert(session: Session, new: Sequence[NewOrder], now: datetime) -> list[Ord
             "prices": [n.expected_price_cents for n in new],
             "trade_urls": [n.trade_url_sealed for n in new],
             "submit_bys": [n.submit_by for n in new],
+            "bodies": outbox.lines(bodies),
             "now": now,
+            "told_from": told_from,
         },
     )
-    orders = [Order.of(row) for _, *row in rows]
-    first = timeline_entry(now, Source.INTAKE, None, OrderStatus.RECEIVED, "checkout received")
-    messages = [(order, ORDER_UPDATED, order_fields(order, [first])) for order in orders]
-    outbox.add(session, messages, now, _told_from(rows))
-    return orders
+    return set(inserted), found
 
 
 def apply(session: Session, moves: Sequence[Move], now: datetime) -> dict[int, Order]:

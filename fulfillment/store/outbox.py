@@ -4,7 +4,7 @@ Within one order they are published in the order of their ids; an order's ids ar
 its events, because an event is written under the lock of the order's row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -46,27 +46,40 @@ def add(
     """
     if not messages:
         return
-    bodies = [message(order, key, fields, now, told_from) for order, key, fields in messages]
+    bodies = [
+        message(order.external_id, order.sequence, key, fields, now, told_from)
+        for order, key, fields in messages
+    ]
     session.execute(
         _ADD,
         {
             "order_ids": [order.id for order, _, _ in messages],
             "keys": [key for _, key, _ in messages],
-            "bodies": b"\n".join(map(msgspec.json.encode, bodies)).decode(),
+            "bodies": lines(bodies),
             "now": now,
         },
     )
 
 
+def lines(bodies: Iterable[OrderMessage]) -> str:
+    """Write bodies as one text, from which `string_to_table` makes rows."""
+    return b"\n".join(map(msgspec.json.encode, bodies)).decode()
+
+
 def message(
-    order: Order, key: str, fields: dict[str, Any], at: datetime, told_from: int | None
+    external_id: str,
+    sequence: int,
+    key: str,
+    fields: dict[str, Any],
+    at: datetime,
+    told_from: int | None,
 ) -> OrderMessage:
     """Write a message's body: what is shown of an order as it is, or was at that time."""
-    sequence = (told_from or 0) + order.sequence
+    told_as = (told_from or 0) + sequence
     return OrderMessage(
-        eventId=f"{order.external_id}:{sequence}:{key}",
-        externalId=order.external_id,
-        sequence=sequence,
+        eventId=f"{external_id}:{told_as}:{key}",
+        externalId=external_id,
+        sequence=told_as,
         type=key,
         occurredAt=at.isoformat(),
         order=fields,

@@ -188,7 +188,8 @@ def _messages_of(order: Order, events: Iterable[Any], since: datetime) -> Iterat
         entry = timeline_entry(event.at, event.source, before, after, event.note)
         for key in orders.heard_on(before, after, event.changes, event.told or ()):
             fields = order_fields(then, [entry])
-            message = outbox.message(then, key, fields, event.at, event.told_from)
+            name, number = then.external_id, then.sequence
+            message = outbox.message(name, number, key, fields, event.at, event.told_from)
             yield key, msgspec.json.encode(message)
 
 

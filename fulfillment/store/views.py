@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from fulfillment.store.models import Order
+from fulfillment.store.models import NewOrder, Order
 from schemas.enums import OrderStatus
 from schemas.money import charge_in_cents
 
@@ -16,6 +16,29 @@ def timeline_entry(
 ) -> Entry:
     """Show one event of an order's log."""
     return {"at": at, "source": source, "from": before, "to": after, "note": note}
+
+
+def received_fields(new: NewOrder, now: datetime, timeline: Sequence[Entry]) -> dict[str, Any]:
+    """Show an order as it is when it is taken in: to the byte what `order_fields` shows of it."""
+    return {
+        "externalId": new.external_id,
+        "account": new.account,
+        "route": new.route,
+        "status": OrderStatus.RECEIVED,
+        "providerStatus": None,
+        "catalogItemId": new.catalog_item_id,
+        "marketHashName": new.market_hash_name,
+        "expectedPrice": new.expected_price_cents,
+        "chargedPrice": None,
+        "steamOfferId": None,
+        "tradeDeadline": None,
+        "overdue": False,
+        "reversibleUntil": None,
+        "failure": None,
+        "createdAt": now,
+        "updatedAt": now,
+        "timeline": list(timeline),
+    }
 
 
 def order_fields(order: Order, timeline: Sequence[Entry]) -> dict[str, Any]:

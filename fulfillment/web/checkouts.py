@@ -11,7 +11,7 @@ from fulfillment.errors import CheckoutConflict, InvalidInput
 from fulfillment.services import intake, operations
 from fulfillment.services.intake import Received
 from fulfillment.web.errors import ErrorDetail, describe, detail, documented
-from fulfillment.web.requests import Web, WebParts, require_token
+from fulfillment.web.requests import DirectRoute, Web, WebParts, require_token
 from schemas.checkout import CheckoutEvent
 from schemas.enums import OrderStatus
 from schemas.messages import DISPATCH
@@ -20,7 +20,10 @@ from schemas.orders import CheckoutResult, OrderView, ReadModel
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 
 router = APIRouter(
-    prefix="/v1/checkouts", tags=["checkouts"], dependencies=[Depends(require_token)]
+    prefix="/v1/checkouts",
+    tags=["checkouts"],
+    dependencies=[Depends(require_token)],
+    route_class=DirectRoute,
 )
 
 

@@ -10,12 +10,12 @@ from fulfillment.log import get_logger
 from fulfillment.services import webhooks
 from fulfillment.services.webhooks import Taken, Verdict
 from fulfillment.web.errors import documented
-from fulfillment.web.requests import Web, WebParts
+from fulfillment.web.requests import DirectRoute, Web, WebParts
 from schemas.messages import APPLY_WEBHOOK
 from schemas.orders import ReadModel
 
 log = get_logger(__name__)
-router = APIRouter(tags=["webhooks"])
+router = APIRouter(tags=["webhooks"], route_class=DirectRoute)
 
 
 class WebhookAnswer(ReadModel):

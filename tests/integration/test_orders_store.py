@@ -1,10 +1,13 @@
 """Orders and their log: one writer wins, and the log explains every column."""
 
 import itertools
+import json
 import uuid
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 
@@ -12,13 +15,15 @@ from fulfillment.errors import IllegalTransition
 from fulfillment.services import catalog, dispatch
 from fulfillment.services.context import Context
 from fulfillment.states import FINAL, is_legal
-from fulfillment.store import orders
+from fulfillment.store import doubts, orders
 from fulfillment.store.models import Move, Order
+from fulfillment.store.views import order_fields
 from schemas.enums import OrderStatus as S
 from schemas.enums import Source
 from schemas.messages import NEEDS_REVIEW, ORDER_UPDATED, TRADE_REMINDER
 from schemas.provider import ReportState as R
 from tests.support import (
+    NAME,
     TOKEN,
     FakeClock,
     FakeProvider,
@@ -381,3 +386,31 @@ def test_times_are_kept_to_the_microsecond_and_in_utc(context: Context) -> None:
 def test_an_id_that_does_not_exist_is_not_found(context: Context) -> None:
     with pytest.raises(KeyError):
         read(context, f"order_{uuid.uuid4().hex}")
+
+
+def test_a_new_order_is_told_as_its_row_shows_it(context: Context) -> None:
+    order = receive_one(context, marketHashName=NAME)
+
+    (message,) = messages_of(context, order)
+    told = message["order"]
+    (entry,) = told["timeline"]
+    shown = order_fields(order, [entry])
+    assert json.dumps(told) == json.dumps(json.loads(msgspec.json.encode(shown)))
+    assert message["eventId"] == f"{order.external_id}:1:order.updated"
+    assert (entry["source"], entry["from"], entry["to"]) == ("intake", None, "received")
+
+
+def test_after_a_restore_new_orders_are_numbered_from_what_it_left(context: Context) -> None:
+    """Also by a process that has taken in before, and one that has not."""
+    receive_one(context)
+    with context.database.transaction() as session:
+        doubts.doubt(session, context.now(), context.now() + timedelta(hours=1))
+        told_from = session.scalar("SELECT max(told_from) FROM accounts")
+    for process in (context, replace(context, told_from=None)):
+        order, again_told = receive(process, *[checkout(externalId=uuid.uuid4().hex)] * 2)
+
+        (message,) = messages_of(context, order)
+        assert order.id == again_told.id
+        assert message["sequence"] == told_from + 1
+        query = "SELECT told_from FROM order_events WHERE order_id = %(id)s"
+        assert rows(context, query, id=order.id) == [{"told_from": told_from}]

@@ -23,6 +23,7 @@ ODD = {
     "IntervalStyle": ("sql_standard", "postgres"),
     "client_encoding": ("LATIN1", "UTF8"),
     "bytea_output": ("escape", "hex"),
+    "array_nulls": ("off", "on"),
     "plan_cache_mode": ("force_custom_plan", "force_generic_plan"),
     "timezone": ("Asia/Tokyo", "UTC"),
 }

@@ -15,8 +15,7 @@ from fulfillment.services import intake, operations
 from fulfillment.services.context import Context
 from fulfillment.store import orders
 from fulfillment.store.engine import Session
-from fulfillment.store.models import Order
-from fulfillment.store.orders import NewOrder
+from fulfillment.store.models import NewOrder
 from fulfillment.web import metrics
 from schemas.checkout import CheckoutEvent
 from schemas.enums import OrderStatus as S
@@ -59,10 +58,12 @@ def refuse(monkeypatch: pytest.MonkeyPatch, error: psycopg.Error) -> None:
     """Have the database refuse whatever comes together with the odd one."""
     insert = orders.insert
 
-    def refusing(session: Session, new: Sequence[NewOrder], now: datetime) -> list[Order]:
+    def refusing(
+        session: Session, new: Sequence[NewOrder], now: datetime, told_from: int | None
+    ) -> tuple[set[str], int | None]:
         if any(each.external_id == ODD for each in new):
             raise error
-        return insert(session, new, now)
+        return insert(session, new, now, told_from)
 
     monkeypatch.setattr(orders, "insert", refusing)
 
