@@ -104,7 +104,9 @@ _PROVE = f"""
                unbooked = CASE WHEN f.awaited > 0 THEN a.unbooked ELSE 0 END
           FROM followed f
          WHERE a.id = f.id AND f.unbooked > 0 AND a.unbooked = f.unbooked
-        RETURNING f.cost - f.booked_mills AS change, f.absorbed_at = %(at)s AS is_new,
+        -- What we found, and never sent, was bought before: its money may have been seen by then.
+        RETURNING f.cost - f.booked_mills AS change,
+                  f.absorbed_at = %(at)s AND a.posts > 0 AS is_new,
                   a.hold_mills AS hold
     ), sums AS (
         -- What was charged above the hold may have been seen, and told of, before the rest.

@@ -15,6 +15,7 @@ from tests.support import (
     accepted,
     again,
     available,
+    hear,
     receive_one,
     run_chain,
     run_polls,
@@ -108,4 +109,32 @@ def test_orders_under_way_are_asked_about_while_only_the_balance_cannot_be_read(
         clock.advance(10)
         run_ticks(context)
     assert again(context, waiting).status is S.ACCEPTED
+    assert available(context) == provider.balance_mills
+
+
+@pytest.mark.parametrize("is_seen_before", [True, False])
+def test_what_was_seen_as_missing_is_explained_by_the_purchase_that_is_found(
+    context: Context, provider: FakeProvider, clock: FakeClock, is_seen_before: bool
+) -> None:
+    take_figure(context)
+    order = receive_one(context)
+    provider.says(order.external_id, R.SENT)
+    provider.balance_mills -= PRICE_MILLS
+    hear(context, provider, order.external_id, R.SENT)
+    if is_seen_before:
+        clock.advance(10)
+        take_figure(context)
+    missing = operations.wallets(context)[0].unexplained
+    for _ in range(3):
+        clock.advance(60)
+        run_ticks(context)
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
+    for _ in range(10):
+        clock.advance(60)
+        run_ticks(context)
+
+    (wallet,) = operations.wallets(context)
+    assert missing == (PRICE_MILLS // 10 if is_seen_before else 0)
+    assert again(context, order).status is S.COMPLETED
+    assert (wallet.unexplained, wallet.credited) == (0, 0)
     assert available(context) == provider.balance_mills
