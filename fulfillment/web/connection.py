@@ -17,7 +17,10 @@ _CLOSE = {"Connection": "close"}
 
 
 class Connection(HttpToolsProtocol):
-    """Ends with a client that does not send its head, or does not take its answer, in time."""
+    """Ends with a client that does not send its head, or does not take its answer, in time.
+
+    Trailers are thrown away: a proxy has looked at the head, and what is proven stands there.
+    """
 
     _deadline: asyncio.TimerHandle | None = None
     _taken_by: asyncio.TimerHandle | None = None
@@ -33,6 +36,10 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._is_in_head, self._head_bytes = True, 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False

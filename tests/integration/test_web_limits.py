@@ -34,6 +34,7 @@ from tests.integration.web_client import (
     TWO_ACCOUNTS,
     Store,
     error_of,
+    exchange,
     news,
     serving,
     signed,
@@ -244,17 +245,6 @@ def test_an_ipv6_client_is_its_network(address: str, name: str) -> None:
 
 
 # Heads and bodies
-
-
-def exchange(store: Store, *pieces: bytes) -> bytes:
-    """Send bytes as they are; give all that comes back until the server closes."""
-    with socket.create_connection(("127.0.0.1", store.port), timeout=10) as connection:
-        for piece in pieces:
-            connection.sendall(piece)
-        answer = b""
-        while more := connection.recv(65_536):
-            answer += more
-        return answer
 
 
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"

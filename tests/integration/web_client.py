@@ -5,6 +5,7 @@ import hmac
 import json
 import os
 import queue
+import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -127,6 +128,17 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
     error: dict[str, Any] = document["error"]
     assert set(error) == {"code", "message", "field"}
     return error
+
+
+def exchange(store: Store, *pieces: bytes) -> bytes:
+    """Send bytes as they are; give all that comes back until the server closes."""
+    with socket.create_connection(("127.0.0.1", store.port), timeout=10) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        answer = b""
+        while more := connection.recv(65_536):
+            answer += more
+        return answer
 
 
 @contextmanager
