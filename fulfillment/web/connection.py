@@ -13,6 +13,8 @@ from fulfillment.web.errors import refusal
 TAKEN_WITHIN_S = 10.0
 #: Beyond this a head is not read on; `limits.Bounded` refuses smaller ones, which it can answer.
 _LARGEST_HEAD = 4 * limits.MAX_HEAD_BYTES
+#: So much may come that is neither head nor body: trailers, a chunk's extensions, empty lines.
+_MOST_BESIDE = limits.MAX_HEAD_BYTES
 _CLOSE = {"Connection": "close"}
 
 
@@ -25,7 +27,8 @@ class Connection(HttpToolsProtocol):
     _deadline: asyncio.TimerHandle | None = None
     _taken_by: asyncio.TimerHandle | None = None
     _is_in_head = True
-    _head_bytes = 0
+    #: What came since a head was complete or a piece of a body came; the parser may keep it.
+    _unread_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -35,25 +38,34 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._is_in_head, self._head_bytes = True, 0
+        self._is_in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._is_in_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._is_in_head = False
+        self._is_in_head, self._unread_bytes = False, 0
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._unread_bytes = 0
+        super().on_body(body)
+
     def data_received(self, data: bytes) -> None:
+        self._unread_bytes += len(data)
         super().data_received(data)
-        if not self._is_in_head:
+        if self._is_in_head:
+            self._watch()
+        else:
             self._unwatch()
+        most = _LARGEST_HEAD if self._is_in_head else _MOST_BESIDE
+        if self._unread_bytes <= most or self.transport.is_closing():
             return
-        self._watch()
-        self._head_bytes += len(data)
-        if self._head_bytes > _LARGEST_HEAD and not self.transport.is_closing():
+        if self._is_in_head:
             self._refuse(431, "Request Header Fields Too Large", "the head is too large")
+        else:  # an answer may have begun
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()

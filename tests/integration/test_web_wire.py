@@ -1,9 +1,54 @@
 """What comes over a connection of web beside heads and bodies, and what is left of it."""
 
+import json
+import socket
+
+import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
 from tests.integration.web_client import BEARER, Store, exchange, news, signed
 from tests.support import checkout
 
 CHUNKED = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        b"0\r\n" + b"x-name: some value\r\n" * 20_000,
+        b"0\r\nx: " + b"v" * 400_000,
+        b"1;x=" + b"v" * 400_000,
+    ],
+    ids=["many trailers", "one trailer", "a chunk's extension"],
+)
+def test_what_is_neither_head_nor_body_is_not_kept_and_soon_cut_off(
+    store: Store, monkeypatch: pytest.MonkeyPatch, beside: bytes
+) -> None:
+    kept: list[int] = []
+    on_header = HttpToolsProtocol.on_header
+
+    def counting(self: HttpToolsProtocol, name: bytes, value: bytes) -> None:
+        on_header(self, name, value)
+        kept.append(len(self.headers))
+
+    monkeypatch.setattr(HttpToolsProtocol, "on_header", counting)
+    rest = beside.partition(b"\r\n")[2] or beside[4:]
+    with socket.create_connection(("127.0.0.1", store.port), timeout=5) as client:
+        client.sendall(CHUNKED % b"/webhooks/main" + b"\r\n" + beside)
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            client.sendall(rest * 100)  # within the ten seconds that a body has
+
+    assert max(kept) == CHUNKED.count(b": ")
+
+
+def test_a_body_of_small_chunks_comes_in_whole(store: Store) -> None:
+    event = json.dumps(checkout(note="x" * 12_000)).encode()
+    token = b"Authorization: %b\r\n\r\n" % BEARER["Authorization"].encode()
+    chunks = b"".join(b"1;a=b\r\n%c\r\n" % byte for byte in event)
+
+    answer = exchange(store, CHUNKED % b"/v1/checkouts" + token, chunks + b"0\r\nX-Sum: 1\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 202")
 
 
 def test_a_trailer_is_no_header(store: Store) -> None:
