@@ -39,6 +39,8 @@ from fulfillment.web.tokens import Tokens
 log = get_logger(__name__)
 
 _TRY_AGAIN_S = 2.0
+#: Longer than clients keep idle connections, so that none is closed under a request.
+_KEPT_IDLE_S = 75
 #: So many single checkouts share a transaction at the most.
 _MOST_TOGETHER = 100
 
@@ -113,8 +115,7 @@ def build_server(app: FastAPI, trusted_proxies: str = "") -> uvicorn.Server:
         server_header=False,
         proxy_headers=bool(trusted_proxies),
         forwarded_allow_ips=trusted_proxies,
-        # Longer than clients keep idle connections, so that none is closed under a request.
-        timeout_keep_alive=75,
+        timeout_keep_alive=_KEPT_IDLE_S,
         timeout_graceful_shutdown=2,
     )
     return uvicorn.Server(config)

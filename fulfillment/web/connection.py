@@ -54,11 +54,15 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unread_bytes += len(data)
+        idle = self.timeout_keep_alive_task
         super().data_received(data)
         if self._is_in_head:
             self._watch()
         else:
             self._unwatch()
+            if idle is not None and self.cycle.response_complete:  # an empty line is no request
+                handler = self.timeout_keep_alive_handler
+                self.timeout_keep_alive_task = self.loop.call_at(idle.when(), handler)
         most = _LARGEST_HEAD if self._is_in_head else _MOST_BESIDE
         if self._unread_bytes <= most or self.transport.is_closing():
             return

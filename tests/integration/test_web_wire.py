@@ -2,11 +2,14 @@
 
 import json
 import socket
+import time
 
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from tests.integration.web_client import BEARER, Store, exchange, news, signed
+from fulfillment.services.context import Context
+from fulfillment.web import app
+from tests.integration.web_client import BEARER, Store, exchange, news, serving, signed
 from tests.support import checkout
 
 CHUNKED = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"
@@ -62,3 +65,28 @@ def test_a_trailer_is_no_header(store: Store) -> None:
         answer = exchange(store, CHUNKED % path.encode() + chunk + b"0\r\n" + trailers + b"\r\n")
 
         assert answer.startswith(b"HTTP/1.1 401"), path
+
+
+@pytest.mark.parametrize("is_upgrade", [False, True])
+def test_an_idle_connection_is_closed_whatever_comes_that_is_no_request(
+    web_context: Context, monkeypatch: pytest.MonkeyPatch, is_upgrade: bool
+) -> None:
+    monkeypatch.setattr(app, "_KEPT_IDLE_S", 1)
+    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+    if is_upgrade:  # to what we do not speak: whatever comes after it is not read
+        head += b"Connection: Upgrade\r\nUpgrade: other\r\n"
+    with (
+        serving(web_context) as store,
+        socket.create_connection(("127.0.0.1", store.port), timeout=5) as client,
+    ):
+        client.sendall(head + b"\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+
+        started = time.monotonic()
+        for _ in range(3):
+            client.sendall(b"\r\n")
+            time.sleep(0.2)
+        while client.recv(4096):
+            pass
+
+    assert time.monotonic() - started < 1.5  # not anew from each line on
