@@ -3,12 +3,14 @@
 import json
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
+import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fulfillment.services.context import Context
-from fulfillment.web import app
+from fulfillment.web import app, webhooks
 from tests.integration.web_client import BEARER, Store, exchange, news, serving, signed
 from tests.support import checkout
 
@@ -90,3 +92,20 @@ def test_an_idle_connection_is_closed_whatever_comes_that_is_no_request(
             pass
 
     assert time.monotonic() - started < 1.5  # not anew from each line on
+
+
+def test_a_request_is_not_logged_as_that_of_the_caller_before_on_its_connection(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callers: list[object] = []
+    noting = SimpleNamespace(
+        warning=lambda *_, **__: callers.append(structlog.contextvars.get_contextvars())
+    )
+    monkeypatch.setattr(webhooks, "log", noting)
+
+    # Larger than what is read at once, so that its reading is paused and resumed.
+    large = [{"x": "y" * 400}] * 900
+    assert store.post(large, "/v1/checkouts/batch").status_code == 200
+    assert store.deliver(b"{}", **signed(b"other")).status_code == 401
+
+    assert callers == [{}]
