@@ -66,10 +66,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
+class TooLarge(dict[str, Any]):
+    """A checkout of a batch that is larger than `MAX_EVENT_BYTES`."""
+
+
 def parse_event(raw: Any) -> CheckoutEvent:
     """Validate one checkout event. Raises InvalidInput that names the first wrong field."""
     if not isinstance(raw, dict):
         raise InvalidInput(None, f"expected a JSON object, found {_json_word(raw)}")
+    if isinstance(raw, TooLarge):
+        raise InvalidInput(None, f"expected at most {MAX_EVENT_BYTES} bytes")
     try:
         return CheckoutEvent.model_validate(raw)
     except ValidationError as error:

@@ -7,8 +7,9 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
-from fulfillment.errors import CheckoutConflict, InvalidInput
+from fulfillment.errors import CheckoutConflict
 from fulfillment.services import intake, operations
+from fulfillment.services.batches import parse_batch
 from fulfillment.services.intake import Received
 from fulfillment.web.errors import ErrorDetail, describe, detail, documented
 from fulfillment.web.requests import DirectRoute, Web, WebParts, require_token
@@ -92,18 +93,7 @@ async def receive_batch(request: Request, web: WebParts) -> Response:
 
 
 def _receive_many(web: Web, body: bytes) -> Response:
-    raws = intake.parse_json(body)
-    if isinstance(raws, dict):
-        raws = raws.get("checkouts")
-        if not isinstance(raws, list):
-            raise InvalidInput("checkouts", "expected a list of checkout events")
-    if not isinstance(raws, list):
-        expected = "expected a list of checkout events or an object with `checkouts`"
-        raise InvalidInput("checkouts", expected)
-    if not 1 <= len(raws) <= intake.MAX_BATCH:
-        expected = f"expected 1 to {intake.MAX_BATCH} entries, found {len(raws)}"
-        raise InvalidInput("checkouts", expected)
-    results = intake.receive_raw(web.context, raws)
+    results = intake.receive_raw(web.context, parse_batch(body))
     _note(web, results)
     return JSONResponse({"results": [_entry(result) for result in results]})
 

@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -12,9 +13,12 @@ from typing import Any
 
 import pytest
 
+from fulfillment.errors import InvalidInput
 from fulfillment.services import operations
+from fulfillment.services.batches import parse_batch
 from fulfillment.services.context import Context
 from fulfillment.web import limits, metrics
+from fulfillment.web.checkouts import MAX_BATCH_BYTES
 from fulfillment.web.hints import Hints
 from tests.integration.web_client import API_TOKEN, Store, error_of, serving
 from tests.support import TOKEN, checkout, until
@@ -287,6 +291,49 @@ def test_a_batch_without_entries_is_refused(store: Store, body: Any, status: int
     error = error_of(store.post(body, "/v1/checkouts/batch"), status)
 
     assert error["field"] == ("checkouts" if status == 422 else None)
+
+
+@pytest.mark.parametrize("form", [b"[%b]", b'{"checkouts": [%b]}', b'[{"externalId": [%b]}]'])
+@pytest.mark.parametrize("value", [b"[]", b"{}", b'""', b'{"a":{"b":[0]}}'])
+def test_a_batch_of_countless_values_is_refused_before_they_are_built(
+    store: Store, form: bytes, value: bytes
+) -> None:
+    body = form % b",".join([value] * (MAX_BATCH_BYTES // (len(value) + 1) - 20))
+
+    error = error_of(store.post(body, "/v1/checkouts/batch"), 422)
+    tracemalloc.start()
+    with pytest.raises(InvalidInput, match="50000 values in all"):
+        parse_batch(body)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert error["field"] == "checkouts"
+    assert peak_bytes < 100_000
+
+
+@pytest.mark.parametrize("is_bare", [False, True])
+def test_an_entry_larger_than_a_checkout_may_be_is_refused_alone(
+    store: Store, is_bare: bool
+) -> None:
+    notes: dict[str, Any] = {
+        "small": "x" * 16_000,
+        "long": "x" * 16_384,
+        "foreign": "★" * 5_000,  # in bytes on the wire, not in escapes
+        "wide": [{"x": "y" * 4_000}] * 5,
+        "deep": json.loads('{"a":' * 300 + "0" + "}" * 300),
+    }
+    entries = [checkout(externalId=name, note=note) for name, note in notes.items()]
+    chosen = [[entries[0]], [entries[1]], entries] if is_bare else [entries]
+    for batch in chosen:
+        response = store.post(batch if is_bare else {"checkouts": batch}, "/v1/checkouts/batch")
+
+        refused = {
+            result["externalId"]: result["error"]["message"]
+            for result in response.json()["results"]
+            if result.get("error")
+        }
+        large = [each["externalId"] for each in batch if each["externalId"] in ("long", "wide")]
+        assert refused == dict.fromkeys(large, "expected at most 16384 bytes")
 
 
 # Who may come in, and in what form refusals go out
