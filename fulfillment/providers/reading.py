@@ -1,6 +1,6 @@
 """What adapters read of every provider alike: dollars, times, offer numbers, text fit to be kept.
 
-Amounts are exact or refused, and no trade link gets out of here.
+Amounts are exact or refused, and no trade link and no secret of ours gets out of here.
 """
 
 import re
@@ -14,6 +14,7 @@ from typing import Any, TypedDict, TypeVar
 import msgspec
 
 from fulfillment.errors import ProviderRefused
+from fulfillment.log import masked
 from fulfillment.providers.http import Unusable, read_json
 from schemas.checkout import trade_url_parts
 from schemas.enums import FailureCode
@@ -43,6 +44,7 @@ LISTED_TWICE = "it is listed twice, with different content"
 _HALF = re.compile(rb"(?<!\\)(\\++)u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _REPLACED = rb"\ufffd"
 _MOST_HALVES = 10_000
+_CODE_WORD = re.compile(r"[a-z0-9_]{1,64}")
 _NUMBER = re.compile(r"[0-9]{1,20}")
 _STEAM_ID = re.compile(r"[0-9]{17}")
 #: SteamID64 of the account with the number 0; a trade URL's `partner` is added to it.
@@ -78,7 +80,7 @@ def order_id(value: object) -> str | None:
 
 
 def clean(value: object, length: int, secret: str | None = None) -> str | None:
-    """Make a provider's text fit to be kept: no trade link, nothing that a database refuses."""
+    """Make a provider's text fit to be kept: no trade link, no secret of ours, all storable."""
     if not isinstance(value, str):
         return None
     text = value[:_LOOKED_AT]
@@ -90,7 +92,13 @@ def clean(value: object, length: int, secret: str | None = None) -> str | None:
         text = WORD.sub(lambda word: HIDDEN if STEAM.search(word[0]) else word[0], text)
     if "token" in folded:
         text = TOKEN.sub(HIDDEN, text)
-    return (text.replace(secret, HIDDEN) if secret else text)[:length]
+    return masked(text.replace(secret, HIDDEN) if secret else text)[:length]
+
+
+def code_word(value: object) -> str | None:
+    """Give a provider's word for what is wrong; None for what is none, or a secret of ours."""
+    is_word = isinstance(value, str) and _CODE_WORD.fullmatch(value)
+    return str(value) if is_word and masked(str(value)) == value else None
 
 
 def instant(value: object) -> datetime | None:

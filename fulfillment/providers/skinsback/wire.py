@@ -23,6 +23,7 @@ from fulfillment.providers.reading import (
     Listed,
     balance_in_dollars,
     clean,
+    code_word,
     decode_listed,
     dollars,
     instant,
@@ -275,11 +276,10 @@ def read_answer(body: bytes) -> dict[str, Any] | Problem:
     if document["status"] == "success":
         return document
     code = document.get("error_code")
-    name = document.get("error_message")
-    is_word = isinstance(name, str) and re.fullmatch(r"[a-z0-9_]{1,64}", name)
+    name = code_word(document.get("error_message"))
     with suppress(ValueError):
-        return Problem(int(str(code)), name if is_word else None)
-    if not is_word:
+        return Problem(int(str(code)), name)
+    if name is None:
         raise Unusable("expected an error with a code or a name")
     return Problem(None, name)
 

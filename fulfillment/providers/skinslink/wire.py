@@ -19,6 +19,7 @@ from fulfillment.providers.reading import (
     Listed,
     balance_in_dollars,
     clean,
+    code_word,
     decode_listed,
     dollars,
     instant,
@@ -153,8 +154,7 @@ def read_envelope(body: bytes) -> dict[str, Any] | Problem | None:
     details = data if isinstance(data, list) else []
     codes = (each.get("code") for each in details if isinstance(each, dict))
     # Only words, and never the message itself: it may quote what was sent.
-    words = tuple(c for c in codes if isinstance(c, str) and re.fullmatch(r"[a-z0-9_]{1,64}", c))
-    return Problem(message.strip().lower(), words)
+    return Problem(message.strip().lower(), tuple(filter(None, map(code_word, codes))))
 
 
 def read_listing(body: bytes, names: Sequence[str], listed: Listed) -> None:
