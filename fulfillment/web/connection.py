@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -18,6 +19,37 @@ _MOST_BESIDE = limits.MAX_HEAD_BYTES
 _CLOSE = {"Connection": "close"}
 
 
+class _InOnePiece:
+    """Sends what is written in one turn of the loop at once: uvicorn writes head and body apart.
+
+    Each write is a call of the system that wakes the client, who cannot do anything with half.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._written: list[bytes] = []
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if not self._written:
+            self._loop.call_soon(self._send)
+        self._written.append(data)
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._written:
+            data = b"".join(self._written)
+            self._written.clear()
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class Connection(HttpToolsProtocol):
     """Ends with a client that does not send its head, or does not take its answer, in time.
 
@@ -31,7 +63,7 @@ class Connection(HttpToolsProtocol):
     _unread_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, _InOnePiece(transport, self.loop)))
         # So that whatever the system does not take at once is told of by `pause_writing`.
         transport.set_write_buffer_limits(high=0)
         self._watch()
