@@ -9,7 +9,7 @@ from datetime import timedelta
 from fulfillment.crash import crash_point
 from fulfillment.errors import ConfigurationError
 from fulfillment.log import get_logger
-from fulfillment.services import pulse
+from fulfillment.services import pulse, schedule
 from fulfillment.services.context import Context
 from fulfillment.store import erasure, leases
 
@@ -45,7 +45,10 @@ def _erase_slice(context: Context, left: list[int]) -> tuple[int, int]:
     seal = context.seal
     with context.database.transaction() as session:
         hashes: dict[int, str | None] = {}
-        due = erasure.lock_due(session, before, before - OTHERS_TURN, seal.key_ids, _SLICE, left)
+        asked, unreadable_before = before - schedule.LONGEST_WATCH, before - OTHERS_TURN
+        due = erasure.lock_due(
+            session, before, asked, unreadable_before, seal.key_ids, _SLICE, left
+        )
         for order in due:
             try:
                 hashes[order.id] = seal.fingerprint(seal.open(order.trade_url_sealed))

@@ -79,6 +79,7 @@ def _parameters(context: Context) -> dict[str, Any]:
         "erase_after": timedelta(days=context.settings.erase_after_days),
         "erase_patience": _ERASE_PATIENCE,
         "others_turn": OTHERS_TURN,
+        "longest_watch": schedule.LONGEST_WATCH,
         "key_ids": [each.encode() for each in context.seal.key_ids],
         "lease": context.lease,
         # An account's pause, or until a cached answer is too old to count.

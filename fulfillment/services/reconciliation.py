@@ -200,20 +200,21 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
 def _put_back(context: Context, unasked: Sequence[Polled], round_: "_Round", now: datetime) -> None:
     """Make orders due again: before others those not asked about, soon those that failed.
 
-    Where the others are answered a failure is the order's own: its polls become rare, and where
-    they are given up a person is told.
+    Where the others are answered a failure is the order's own: its polls become rare. Where a watch
+    is over they are given up, also in an outage, which may have no end; a person is told.
     """
     gap = schedule.poll_gap(context).least
+    failed = {member.id: member.order for member in round_.failed}
+    again_at = {o.id: schedule.poll_after_failure(context, o, now) for o in failed.values()}
     with context.database.transaction() as session:
         if unasked:
             before_others = now - min(gap, _BEFORE_OTHERS)
             due.put_back(session, [order.id for order in unasked], before_others)
         if round_.is_outage:
-            due.put_back(session, [order.id for order in round_.failed], now + gap)
-        elif round_.failed:
-            failed = {member.id: member.order for member in round_.failed}
-            again_at = {o.id: schedule.poll_after_failure(context, o, now) for o in failed.values()}
-            polls = [(o.id, o.next_poll_at, again_at[o.id]) for o in failed.values()]
+            due.put_back(session, [id_ for id_, at in again_at.items() if at], now + gap)
+            again_at = {id_: None for id_, at in again_at.items() if at is None}
+        if again_at:
+            polls = [(id_, failed[id_].next_poll_at, at) for id_, at in again_at.items()]
             given_up = due.put_off(session, polls)
             orders.apply(session, [_given_up(failed[id_]) for id_ in sorted(given_up)], now)
 

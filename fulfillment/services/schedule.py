@@ -20,6 +20,9 @@ _GROWTH = 1.5
 _MOST_GROWN = 30  # of more failures the power is no use
 #: So long after the end of a watch, or after a hint to what is over, an answer is waited for.
 _ASKED_FOR = timedelta(days=2)
+#: An order's watch is over, answered or not, so long after its end and that of its protection,
+#: unless somebody says that there is news, or it lives on at its provider.
+LONGEST_WATCH = REVERSAL_WATCH + AFTER_PROTECTION + _ASKED_FOR
 #: So long after its end an order that may have been bought is asked about once more.
 _LAST_LOOK = timedelta(minutes=5)
 

@@ -10,14 +10,15 @@ from fulfillment.store.engine import Session
 _KEY_ID = "substring({0} FOR greatest(position(':'::bytea IN {0}) - 1, 0))"
 #: Whether one of `key_ids`, as bytes, is named as the key of an order's trade URL.
 IS_READABLE = f"{_KEY_ID.format('trade_url_sealed')} = ANY(CAST(%(key_ids)s AS bytea[]))"
-# Over for good: final, nothing due any more, and no trade that could still be undone.
+# Over for good: final, nothing due any more, and no trade that could still be undone. What is asked
+# about for longer than any watch lasts, since nobody answers or it never ends, is over as well.
 _DUE = f"""
     SELECT id, external_id, trade_url_sealed, updated_at <= %(unreadable_before)s AS is_long_over
       FROM orders
      WHERE trade_url_sealed IS NOT NULL
        AND status IN ('completed', 'reversed', 'failed', 'cancelled', 'expired')
        AND updated_at <= %(before)s AND coalesce(reversible_until, updated_at) <= %(before)s
-       AND next_poll_at IS NULL
+       AND (next_poll_at IS NULL OR greatest(updated_at, reversible_until) <= %(asked_before)s)
        AND ({IS_READABLE} OR updated_at <= %(unreadable_before)s)
        AND id <> ALL(%(left)s)
      ORDER BY updated_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
@@ -49,6 +50,7 @@ class Erasable(NamedTuple):
 def lock_due(
     session: Session,
     before: datetime,
+    asked_before: datetime,
     unreadable_before: datetime,
     key_ids: Collection[str],
     limit: int,
@@ -56,10 +58,12 @@ def lock_due(
 ) -> list[Erasable]:
     """Lock orders that were over `before`, oldest first, but those that are `left` this time.
 
-    What none of these keys has sealed is left until it was over `unreadable_before`.
+    What is still asked about is left until it was over `asked_before`, and what none of these keys
+    has sealed until it was over `unreadable_before`.
     """
     values = {
         "before": before,
+        "asked_before": asked_before,
         "unreadable_before": unreadable_before,
         "key_ids": [each.encode() for each in key_ids],
         "limit": limit,

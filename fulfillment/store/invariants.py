@@ -177,7 +177,10 @@ INVARIANTS = (
         "trade URLs and sent bodies are erased when the order has been over for long enough",
         """
         SELECT o.external_id FROM orders o
-         WHERE o.trade_url_sealed IS NOT NULL AND o.status IN ($final) AND o.next_poll_at IS NULL
+         WHERE o.trade_url_sealed IS NOT NULL AND o.status IN ($final)
+           -- Nobody may ask on for longer than a watch lasts, and keep it for that.
+           AND (o.next_poll_at IS NULL OR greatest(o.updated_at, o.reversible_until)
+                <= %(now)s - %(erase_after)s - %(longest_watch)s - %(erase_patience)s)
            AND o.updated_at <= %(now)s - %(erase_after)s - %(erase_patience)s
            AND (o.reversible_until IS NULL
                 OR o.reversible_until <= %(now)s - %(erase_after)s - %(erase_patience)s)

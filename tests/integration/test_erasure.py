@@ -1,14 +1,24 @@
 """Trade URLs and sent bodies are erased when an order has been over for long enough, no sooner."""
 
+from datetime import timedelta
+
 import pytest
 
-from fulfillment.errors import CheckoutConflict, ConfigurationError
-from fulfillment.services import erasure, intake
+from fulfillment.errors import (
+    CheckoutConflict,
+    ConfigurationError,
+    ProviderDeniesAccount,
+    ProviderError,
+    ProviderNotReached,
+)
+from fulfillment.services import erasure, intake, invariants
 from fulfillment.services.context import Context
+from fulfillment.services.reconciliation import reconcile_now
 from fulfillment.store import erasure as stored
 from fulfillment.store.models import Order
 from fulfillment.store.sealing import generate_key
 from schemas.enums import OrderStatus as S
+from schemas.messages import NEEDS_REVIEW
 from schemas.provider import ReportState as R
 from tests.conftest import ENCRYPTION_KEYS, MakeContext
 from tests.support import (
@@ -18,6 +28,7 @@ from tests.support import (
     again,
     assert_invariants,
     checkout,
+    messages_of,
     receive,
     receive_one,
     rows,
@@ -196,3 +207,77 @@ def test_a_key_may_be_called_anything(
 
     assert erasure.erase(context) == 1
     assert hashed(context) == {order.external_id}
+
+
+def pass_days(context: Context, clock: FakeClock, days: int) -> None:
+    """Let days go by in which everything due is tried every six hours, polls first.
+
+    The sweep asks for a balance, of which a failure pauses the account for the polls behind it.
+    """
+    for _ in range(4 * days):
+        clock.advance(DAY / 4)
+        run_polls(context)
+        run_ticks(context)
+
+
+def alarms(context: Context, order: Order) -> int:
+    return sum(message["type"] == NEEDS_REVIEW for message in messages_of(context, order))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ProviderDeniesAccount("revoked"),
+        ProviderNotReached("HTTP 503", is_outage=True),
+        ProviderNotReached("HTTP 503", is_outage=True, retry_after=timedelta(seconds=60)),
+    ],
+    ids=["denied", "away", "away_until"],
+)
+def test_an_account_that_never_answers_again_keeps_no_trade_url_of_its_deliveries(
+    context: Context, provider: FakeProvider, clock: FakeClock, error: ProviderError
+) -> None:
+    placed = receive(context, *(checkout() for _ in range(3)))
+    run_chain(context)
+    for order in placed:
+        provider.says(order.external_id, R.COMPLETED, charged_mills=6120)
+    for _ in range(2):
+        clock.advance(31)
+        run_polls(context)
+    provider.reads_fail(error)
+
+    pass_days(context, clock, 9)
+    watched = {again(context, order).next_poll_at is None for order in placed}
+    pass_days(context, clock, 3)
+    over = {again(context, order).next_poll_at for order in placed}
+    clock.advance(31 * DAY)
+    run_ticks(context)
+
+    assert (watched, over) == ({False}, {None})  # two days more than the protection lasts
+    assert [alarms(context, order) for order in placed] == [1, 1, 1]
+    assert erasure.erase(context) == 3
+    assert kept(context) == (0, 0)
+    assert_invariants(context)
+
+
+def test_what_is_asked_about_without_end_is_erased_all_the_same(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    """It failed, and its provider has it under way again, for good."""
+    (order,) = failed(context, provider, clock)
+    clock.advance(60)
+    provider.says(order.external_id, R.SENT)
+    reconcile_now(context, [order.external_id])
+    run_polls(context)
+    assert again(context, order).lives_on
+    counts = []
+
+    for days in (39, 4):
+        clock.advance(days * DAY)
+        run_ticks(context)
+        broken = {each.invariant for each in invariants.violations(context)}
+        assert ("not_erased" in broken) is (days == 4)
+        counts.append((erasure.erase(context), kept(context)))
+        assert again(context, order).next_poll_at is not None
+
+    assert counts == [(0, (1, 1)), (1, (0, 0))]
+    assert_invariants(context)

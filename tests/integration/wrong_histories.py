@@ -74,6 +74,12 @@ MORE: list[tuple[str, str, str]] = [
     ),
     ("not_erased", "failed", _sealed_elsewhere(days=39)),
     (
+        "not_erased",
+        "completed",
+        "UPDATE orders SET updated_at = now() - interval '42 days', next_poll_at = now(), "
+        "reversible_until = now() - interval '42 days' WHERE id = %(id)s",
+    ),
+    (
         "log_is_whole",
         "completed",
         "DELETE FROM order_events e USING orders o "
