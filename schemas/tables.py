@@ -346,7 +346,7 @@ class WebhookDeliveryRow(SQLModel, table=True):
     digest: str = Field(max_length=64)
     signed_at: datetime | None = _time(nullable=True)
     received_at: datetime = _time()
-    #: The report as read from the body; null where the body must not be applied.
+    #: The report as read from the body; null where the body must not be applied, or is erased.
     report: dict[str, Any] | None = Field(default=None, sa_type=JSONB)
     next_apply_at: datetime | None = _time(nullable=True)
     applied_at: datetime | None = _time(nullable=True)

@@ -223,6 +223,8 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
         outcomes |= {by_order[order.id].id: _GONE for order in gone}
         outcomes |= {by_order[order.id].id: _STRANGE for order in strange}
         inbox.mark_applied(session, outcomes, now)
+        if late := [by_order[o.id].id for o in locked if o.trade_url_sealed is None]:
+            inbox.erase_reports(session, late)
         crash_point("inbox.before_commit")
     crash_point("inbox.after_commit")
     return [order.external_id for order in locked]

@@ -1,4 +1,4 @@
-"""Erasing what must not be kept: trade URLs and sent bodies of orders that are over."""
+"""Erasing what must not be kept of orders that are over: trade URLs, sent bodies, what was told."""
 
 from collections.abc import Collection, Mapping
 from datetime import datetime
@@ -27,7 +27,11 @@ _ERASE = """
     WITH erased AS (
         UPDATE orders o SET trade_url_sealed = NULL, trade_url_hash = h.hash
           FROM unnest(CAST(%(ids)s AS bigint[]), CAST(%(hashes)s AS text[])) AS h(id, hash)
-         WHERE o.id = h.id)
+         WHERE o.id = h.id
+    ), heard AS (
+        UPDATE webhook_deliveries SET report = NULL
+         WHERE order_id = ANY(CAST(%(ids)s AS bigint[])) AND report IS NOT NULL
+           AND applied_at IS NOT NULL AND next_apply_at IS NULL)
     UPDATE attempts SET body_sealed = NULL
      WHERE order_id = ANY(CAST(%(ids)s AS bigint[])) AND body_sealed IS NOT NULL
     """
@@ -73,7 +77,11 @@ def lock_due(
 
 
 def erase(session: Session, hashes: Mapping[int, str | None]) -> None:
-    """Erase the sealed data of orders, by id; their trade URLs' hashes stay."""
+    """Erase the sealed data of orders, by id, and what webhooks told of them.
+
+    Their trade URLs' hashes stay, and the deliveries' digests: what comes again is known. What a
+    delivery that waits has told goes when it is applied.
+    """
     session.execute(_ERASE, {"ids": list(hashes), "hashes": list(hashes.values())})
 
 

@@ -1,5 +1,6 @@
 """The webhook inbox: a verified delivery is stored once, answered at once and applied later."""
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -84,6 +85,12 @@ def mark_applied(session: Session, outcomes: dict[int, str], now: datetime) -> N
         "AS o(id, outcome) WHERE d.id = o.id",
         {"ids": list(outcomes), "outcomes": list(outcomes.values()), "now": now},
     )
+
+
+def erase_reports(session: Session, delivery_ids: Collection[int]) -> None:
+    """Erase what applied deliveries told of orders that are erased; that they came is kept."""
+    query = "UPDATE webhook_deliveries SET report = NULL WHERE id = ANY(%(ids)s)"
+    session.execute(query, {"ids": list(delivery_ids)})
 
 
 def is_due(session: Session, now: datetime) -> bool:

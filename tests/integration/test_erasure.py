@@ -1,6 +1,8 @@
 """Trade URLs and sent bodies are erased when an order has been over for long enough, no sooner."""
 
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,7 @@ from fulfillment.errors import (
     ProviderError,
     ProviderNotReached,
 )
-from fulfillment.services import erasure, intake, invariants
+from fulfillment.services import erasure, intake, invariants, webhooks
 from fulfillment.services.context import Context
 from fulfillment.services.reconciliation import reconcile_now
 from fulfillment.store import erasure as stored
@@ -20,6 +22,7 @@ from fulfillment.store.sealing import generate_key
 from schemas.enums import OrderStatus as S
 from schemas.messages import NEEDS_REVIEW
 from schemas.provider import ReportState as R
+from schemas.provider import WebhookNotice
 from tests.conftest import ENCRYPTION_KEYS, MakeContext
 from tests.support import (
     TRADE_URL,
@@ -31,6 +34,7 @@ from tests.support import (
     messages_of,
     receive,
     receive_one,
+    report,
     rows,
     run_chain,
     run_polls,
@@ -280,4 +284,73 @@ def test_what_is_asked_about_without_end_is_erased_all_the_same(
         assert again(context, order).next_poll_at is not None
 
     assert counts == [(0, (1, 1)), (1, (0, 0))]
+    assert_invariants(context)
+
+
+def told(context: Context) -> list[dict[str, Any]]:
+    query = "SELECT digest, outcome, report FROM webhook_deliveries ORDER BY id"
+    return rows(context, query)
+
+
+def take(context: Context, provider: FakeProvider, order: Order, body: bytes) -> webhooks.Verdict:
+    """Take a signed webhook that names the recipient."""
+    said = report(
+        R.FAILED, order.external_id, partner=987654321, failure_message="987654321 said no"
+    )
+    provider.notice = WebhookNotice(order.external_id, context.now(), said)
+    return webhooks.take(context, "main", {}, body).verdict
+
+
+def test_what_webhooks_told_is_erased_with_its_order_and_replays_are_still_known(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order, other = failed(context, provider, clock, count=2)
+    signed_at = clock.now()
+    for each in (order, other):
+        take(context, provider, each, each.external_id.encode())
+    webhooks.apply_deliveries(context)
+    before = told(context)
+    assert {bool(row["report"]) for row in before} == {True}
+    clock.advance(29 * DAY)
+    with context.database.transaction() as session:
+        session.execute(
+            "UPDATE orders SET updated_at = %(now)s WHERE id = %(id)s",
+            {"id": other.id, "now": clock.now()},
+        )
+    clock.advance(2 * DAY)
+    take(context, provider, order, b"waits")
+
+    assert erasure.erase(context) == 1
+    after = told(context)
+    assert [bool(row["report"]) for row in after] == [False, True, True]
+    webhooks.apply_deliveries(context)
+
+    assert [bool(row["report"]) for row in told(context)] == [False, True, False]
+    assert [row | {"report": None} for row in told(context)[:2]] == [
+        row | {"report": None} for row in before
+    ]
+    assert provider.notice is not None
+    provider.notice = replace(provider.notice, signed_at=signed_at)
+    again_at = webhooks.take(context, "main", {}, order.external_id.encode())
+    assert again_at.verdict is webhooks.Verdict.KNOWN
+    assert len(told(context)) == 3
+
+
+def test_a_hint_that_comes_again_after_the_erasure_only_asks(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    (order,) = failed(context, provider, clock)
+    provider.notice = WebhookNotice(order.external_id, None, None, identity="h")
+    webhooks.take(context, "main", {}, b"{}")
+    webhooks.apply_deliveries(context)
+    run_polls(context)
+    pass_days(context, clock, 3)
+    clock.advance(31 * DAY)
+    assert erasure.erase(context) == 1
+
+    assert webhooks.take(context, "main", {}, b"{}").verdict is webhooks.Verdict.STORED
+    webhooks.apply_deliveries(context)
+
+    assert again(context, order).next_poll_at is not None
+    assert [row["report"] for row in told(context)] == [None]
     assert_invariants(context)
