@@ -193,6 +193,8 @@ class Settings(BaseSettings):
     web_calls_per_s: int = Field(2000, ge=1)
     web_failures_per_s: int = Field(20, ge=1)
     web_trusted_proxies: str = ""
+    #: Names separated by commas; RabbitMQ tells nobody which queues the store has.
+    updates_queues: str = "store.updates"
     flower_port: int = Field(5555, ge=0, le=65_535)
     flower_basic_auth: SecretStr = SecretStr("")
     flower_read_only: bool = True
@@ -310,6 +312,10 @@ class Settings(BaseSettings):
     @property
     def broker_name(self) -> str:
         return "rabbitmq" if self.is_amqp else "redis"
+
+    @property
+    def updates_queue_names(self) -> list[str]:
+        return _parts(self.updates_queues)
 
     def account(self, name: str) -> AccountSettings:
         """Give an account's settings. Raises ConfigurationError for a name that is not set."""

@@ -25,6 +25,7 @@ def updates(command: typer.Context, as_json: AsJSON = False) -> None:
         "missingSince": missing.isoformat() if missing else None,
         "waiting": found.waiting,
         "oldestSeconds": round(found.age.total_seconds()),
+        "unread": {each.queue: each.messages for each in found.unread},
     }
     told = [
         {
@@ -40,7 +41,9 @@ def updates(command: typer.Context, as_json: AsJSON = False) -> None:
         print_json({**facts, "replays": told})
         return
     shown = Table(show_header=False, box=None)
-    for name, value in {**facts, "queues": ", ".join(found.audience.names)}.items():
+    unread = ", ".join(f"{each.messages} in {each.queue}" for each in found.unread)
+    words = {"queues": ", ".join(found.audience.names), "unread": unread}
+    for name, value in {**facts, **words}.items():
         shown.add_row(name, "" if value is None else str(value))
     out.print(shown)
     table = Table("told again at", "why", "from", "messages", "until")

@@ -384,6 +384,17 @@ class StoreBindingRow(SQLModel, table=True):
     told: str | None = Field(default=None, sa_type=Text)
 
 
+class StoreQueueRow(SQLModel, table=True):
+    """How much waited in a queue of the store when the relay last looked."""
+
+    __tablename__ = "store_queues"
+
+    broker: str = Field(primary_key=True, max_length=16)
+    queue: str = Field(primary_key=True, sa_type=Text)
+    unread: int = Field(sa_type=BigInteger)
+    looked_at: datetime = _time()
+
+
 class ReplayRow(SQLModel, table=True):
     """A wish that the store be told again what the log says, and how far it is done."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from amqp.exceptions import ChannelError
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
@@ -302,6 +303,18 @@ class Confirming:
 
     def bind_again(self) -> None:
         """Do nothing: its queues are the store's to declare."""
+
+    def unread(self, names: Iterable[str]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for name in names:
+            channel: Any = self._connection.channel()  # its own: each no closes it
+            try:
+                found[name] = channel.queue_declare(name, passive=True).message_count
+            except ChannelError:
+                continue
+            finally:
+                channel.close()
+        return found
 
     def backlog(self) -> int:
         return 0  # what lies on RabbitMQ's disk is in nobody's way

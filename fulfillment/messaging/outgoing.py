@@ -1,6 +1,6 @@
 """What leaves for the store, and what the relay asks of whoever publishes it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from fulfillment.store.bindings import Binding
@@ -44,6 +44,12 @@ class Publisher(Protocol):
 
     def bind_again(self) -> None:
         """Tell a broker that has forgotten it where queues were bound. Raises the same."""
+
+    def unread(self, names: Iterable[str]) -> dict[str, int]:
+        """Count what waits in the store's queues, in these where the broker names none.
+
+        One that is not there, or may not be looked at, is left out. Raises the same.
+        """
 
     def backlog(self) -> int:
         """Count what waits in the store's shortest queue; 0 where nobody tells. Raises the same."""

@@ -9,11 +9,13 @@ store was bound before and none is any more: then nothing is confirmed (docs/dec
 
 import base64
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 from kombu import Connection
+from redis.exceptions import ResponseError
 
 from fulfillment.broker import checkout_queue, store_exchange
 from fulfillment.messaging.confirming import Confirming, Doubt
@@ -99,9 +101,17 @@ class _Pushing:
         for binding in (*named, _MARK):  # the mark last: who dies before it begins anew
             self._channel._queue_bind(store_exchange.name, *binding)
 
-    def backlog(self) -> int:
+    def unread(self, names: Iterable[str]) -> dict[str, int]:
+        del names  # Redis tells which queues are bound
+        found: dict[str, int] = {}
         with self._channel.conn_or_acquire() as client:
-            return min((client.llen(queue) for _, _, queue in self._bound), default=0)
+            for queue in {queue for _, _, queue in self._bound}:
+                with suppress(ResponseError):  # somebody keeps something else under its name
+                    found[queue] = client.llen(queue)
+        return found
+
+    def backlog(self) -> int:
+        return min(self.unread(()).values(), default=0)
 
 
 def _envelope(key: str, body: bytes, headers: dict[str, str]) -> bytes:

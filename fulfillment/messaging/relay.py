@@ -39,8 +39,10 @@ _GATHER_S = 0.05
 _IDLE_S = 0.2
 _RETRY_S = 1.0
 _LOOK_S = 1.0
-#: What is told again must not fill the broker where the store does not take it.
-_MOST_WAITING = 10_000
+#: What is told again must not fill the broker where the store does not take it, nor alarm anybody.
+_MOST_WAITING = updates.MOST_UNREAD // 2
+#: So often it is seen how much the store has not read.
+_COUNT_S = 60.0
 #: Who waits for a queue of the store to come back tries so often.
 _UNHEARD_S = 2.0
 
@@ -61,6 +63,7 @@ class OutboxRelay:
         self._leased_until = context.now()
         self._secret = context.settings.api_token.get_secret_value()
         self._look_at = 0.0
+        self._count_at = 0.0
         self._doubts: dict[str, Doubt] = {}
         #: Both as the database has them; read anew with each renewal of the lease.
         self._audience = Audience()
@@ -114,6 +117,7 @@ class OutboxRelay:
         if publisher.is_in_doubt:
             self._settle(publisher)
             self._note_audience(publisher)
+        self._count_unread(publisher)
         if publisher.is_unheard or (sent and not publisher.confirmed):
             return _UNHEARD_S
         if sent == _GROUP or (self._replays and not self._waits_for_store):
@@ -127,6 +131,18 @@ class OutboxRelay:
             if session is None:
                 return
         publisher.settle(_PUBLISH_TIME.total_seconds())
+
+    def _count_unread(self, publisher: Publisher) -> None:
+        """Note now and then how much the store has not read, if this is the relay that has to."""
+        now_s = self._context.clock.monotonic()
+        if now_s < self._count_at:
+            return
+        self._count_at = now_s + _COUNT_S
+        with self._leased(publisher) as session:
+            if session is None:
+                return
+        unread = publisher.unread(self._context.settings.updates_queue_names)
+        updates.note_unread(self._context, unread)
 
     @contextmanager
     def _leased(self, publisher: Publisher) -> Iterator[Session | None]:

@@ -31,6 +31,7 @@ def examine(settings: Settings) -> list[Check]:
     checks += check_readiness(context)
     checks += _check_doubt(context)
     checks += _check_updates(context)
+    checks += _check_unread(context)
     checks += _check_data(context)
     checks += _check_followed(context)
     checks += [_check_account(context, name) for name in settings.accounts]
@@ -110,6 +111,22 @@ def _check_updates(context: Context) -> list[Check]:
     since = audience.missing_since.isoformat(timespec="seconds")
     detail = f"wait since {since}: {queues} is bound no more; {updates.UNHEARD}"
     return [Check("updates", is_ok=False, detail=detail)]
+
+
+def _check_unread(context: Context) -> list[Check]:
+    """Say whether the store reads what it is told."""
+    try:
+        found = updates.unread(context)
+    except FulfillmentError:
+        return []  # as above
+    if not found:
+        name = f"{PREFIX}UPDATES_QUEUES"
+        why = f"RabbitMQ has no queue that {name} names" if context.settings.is_amqp else "no queue"
+        return [Check("updates read", is_ok=True, detail=f"not known: {why}")]
+    told = ", ".join(f"{each.messages} wait in {each.queue}" for each in found)
+    is_read = found[0].messages <= updates.MOST_UNREAD
+    detail = told if is_read else f"{told}; {updates.UNREAD}"
+    return [Check("updates read", is_read, detail)]
 
 
 def _check_public_url(settings: Settings, name: str) -> Check:

@@ -1,20 +1,27 @@
 """What the store hears of its orders: where it listens, and what it is told again."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from fulfillment.errors import InvalidInput, NotAllowedNow, OrderNotFound
+from fulfillment.log import get_logger
 from fulfillment.services.context import Context
 from fulfillment.store import bindings, orders, outbox, replays
-from fulfillment.store.bindings import Audience
+from fulfillment.store.bindings import Audience, Unread
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.replays import Replay
+
+log = get_logger(__name__)
 
 #: What an operator does where the store does not listen any more.
 UNHEARD = (
     "have the store declare its queue again, then `fulfillment updates replay`; "
     "or `fulfillment updates forget`, if it is not to hear of orders any more"
 )
+#: So much waits in a queue of the store only where the store does not read it.
+MOST_UNREAD = 10_000
+UNREAD = "the store does not read it, or not fast enough: see that its consumer runs"
 _WIPED = "the broker was wiped"
 _ASKED = "asked for"
 _SHOWN = 10
@@ -29,6 +36,7 @@ class Updates:
     waiting: int
     age: timedelta
     replays: list[Replay]
+    unread: list[Unread]
 
 
 def show(context: Context) -> Updates:
@@ -36,13 +44,38 @@ def show(context: Context) -> Updates:
     with context.database.transaction() as session:
         audience = bindings.read(session, context.settings.broker_name)
         waiting, age = outbox.lag(session, context.now())
-        return Updates(audience, waiting, age, replays.newest(session, _SHOWN))
+        told = replays.newest(session, _SHOWN)
+        unread_ = bindings.unread(session, context.settings.broker_name)
+        return Updates(audience, waiting, age, told, unread_)
 
 
 def audience(context: Context) -> Audience:
     """Say where the store listens, or last did."""
     with context.database.transaction() as session:
         return bindings.read(session, context.settings.broker_name)
+
+
+def unread(context: Context) -> list[Unread]:
+    """Give how much waits in the store's queues, the longest first; none where nobody can tell."""
+    with context.database.transaction() as session:
+        return bindings.unread(session, context.settings.broker_name)
+
+
+@repeated
+def note_unread(context: Context, found: Mapping[str, int]) -> None:
+    """Keep how much waits in the store's queues, and say so when it has become too much."""
+    broker = context.settings.broker_name
+    with context.database.transaction() as session:
+        before = bindings.unread(session, broker)
+        bindings.keep_unread(session, broker, found, context.now())
+        after = bindings.unread(session, broker)
+    was_over = {each.queue for each in before if each.messages > MOST_UNREAD}
+    for each in after:
+        if (each.messages > MOST_UNREAD) is (each.queue in was_over):
+            continue
+        tell = log.info if each.queue in was_over else log.warning
+        event = "relay.read_again" if each.queue in was_over else "relay.unread"
+        tell(event, queue=each.queue, messages=each.messages)
 
 
 @repeated

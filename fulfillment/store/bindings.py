@@ -1,9 +1,13 @@
-"""Where the store's queues are bound, kept for when the broker does not know it any more."""
+"""Where the store's queues are bound, kept for when the broker does not know it any more.
+
+And how much waits in them, which only the relay sees.
+"""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
+from typing import NamedTuple
 
 from fulfillment.store.engine import Session
 
@@ -101,3 +105,45 @@ def forget_missing(session: Session, broker: str) -> list[str]:
         query = "DELETE FROM store_bindings WHERE broker <> %(broker)s"
         session.execute(query, {"broker": broker})
     return sorted({queue or key for key, queue in rows})
+
+
+class Unread(NamedTuple):
+    """How much waited in a queue of the store when it was last looked at."""
+
+    queue: str
+    messages: int
+    looked_at: datetime
+
+
+def keep_unread(session: Session, broker: str, unread: Mapping[str, int], now: datetime) -> None:
+    """Keep how much waits in these queues, and of no others."""
+    session.execute(
+        "DELETE FROM store_queues WHERE broker = %(broker)s AND queue <> ALL(%(queues)s)",
+        {"broker": broker, "queues": list(unread)},
+    )
+    session.execute(
+        """
+            INSERT INTO store_queues (broker, queue, unread, looked_at)
+            SELECT %(broker)s, n.queue, n.unread, %(now)s
+              FROM unnest(CAST(%(queues)s AS text[]), CAST(%(unread)s AS bigint[]))
+                   AS n(queue, unread)
+            ON CONFLICT (broker, queue) DO UPDATE
+               SET unread = excluded.unread, looked_at = excluded.looked_at
+            """,
+        {
+            "broker": broker,
+            "queues": list(unread),
+            "unread": list(unread.values()),
+            "now": now,
+        },
+    )
+
+
+def unread(session: Session, broker: str) -> list[Unread]:
+    """Give how much waits in the store's queues, the longest first; none where nobody can tell."""
+    rows = session.rows(
+        "SELECT queue, unread, looked_at FROM store_queues WHERE broker = %(broker)s "
+        "ORDER BY unread DESC, queue",
+        {"broker": broker},
+    )
+    return [Unread(*row) for row in rows]

@@ -4,7 +4,7 @@ from fulfillment.errors import SchemaOutdated
 from fulfillment.store.engine import Database
 
 #: The newest of the migrations.
-HEAD = "0021"
+HEAD = "0022"
 
 
 def is_current(database: Database) -> bool:

@@ -67,6 +67,7 @@ class DatabaseCollector(Collector):
             brakes_now = brakes.show_accounts(self._context)
             broken = invariants.last_counts(self._context)
             unchecked_for = invariants.age(self._context)
+            unread = updates.unread(self._context)[:1]
             unheard = float(updates.audience(self._context).missing_since is not None)
         except DATABASE_ERRORS as error:
             log.warning("metrics.database_error", reason=reason_of(error))
@@ -102,6 +103,8 @@ class DatabaseCollector(Collector):
             ("updates_unheard", "Whether they wait for a queue that the store had", unheard),
         ):
             yield _gauge(name, about, [((), value)])
+        about = "Messages in the longest queue of the store, by the last look; none where not known"
+        yield _gauge("updates_unread", about, [((), each.messages) for each in unread])
 
 
 def _by_one(values: Mapping[str, float]) -> Iterator[tuple[list[str], float]]:

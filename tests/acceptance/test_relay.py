@@ -148,6 +148,21 @@ def test_each_queue_gets_what_its_key_matches_and_what_nobody_wants_is_done(
         assert [as_bytes(m) for m in taken(two)] == [b"1", b"3"]
 
 
+def test_what_the_store_has_not_read_is_counted_by_queue(context: Context) -> None:
+    with (
+        publisher_to(context) as (connection, publisher),
+        bound(connection, "one", "order.#") as one,
+        bound(connection, "two", "trade.#"),
+    ):
+        publish(publisher, numbered(7))
+
+        assert publisher.unread(["one", "two", "missing"]) == {"one": 7, "two": 0}
+        one.purge()
+        assert publisher.unread(["one", "missing", "two"]) == {"one": 0, "two": 0}
+        publish(publisher, numbered(1))
+        assert [as_bytes(m) for m in taken(one)] == [b'{"place": 0}']
+
+
 def test_groups_follow_each_other_in_order(context: Context) -> None:
     with publisher_to(context) as (connection, publisher), bound(connection, "g", "#") as queue:
         for count in (500, 1, 300):

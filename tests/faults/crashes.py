@@ -9,7 +9,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -332,6 +332,10 @@ class _ToStore:
 
     def bind_again(self) -> None:
         pass
+
+    def unread(self, names: Iterable[str]) -> dict[str, int]:
+        del names
+        return {}
 
     def backlog(self) -> int:
         return 0

@@ -1,14 +1,18 @@
 """What the store is told again is what it was told, byte for byte, from the log alone."""
 
 import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from fulfillment.errors import NotAllowedNow, OrderNotFound, ProviderOutcomeUnknown
 from fulfillment.messaging import confirming
 from fulfillment.messaging.relay import OutboxRelay
 from fulfillment.services import diagnosis, updates
 from fulfillment.services.context import Context
+from fulfillment.services.operations import Check
 from fulfillment.store import bindings, outbox, replays
 from fulfillment.store.bindings import Binding
 from fulfillment.store.models import Order
@@ -290,3 +294,65 @@ def test_a_key_that_the_store_wants_no_more_is_no_queue_that_is_missing(
     assert told_before(context) == {}
     assert updates.audience(context).missing_since is None
     assert updates.audience(context).known == {(ORDER_UPDATED, "", "")}
+
+
+def told_of(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
+    return [(each["event"], each["queue"], each["messages"]) for each in log if "queue" in each]
+
+
+def test_a_store_that_stops_reading_is_told_of_once_and_so_is_its_return(
+    context: Context,
+) -> None:
+    with capture_logs() as log:
+        for count in (10_000, 10_001, 200_000, 200_000, 3, 3):
+            updates.note_unread(context, {"store.updates": count, "other": 1})
+
+    assert told_of(log) == [
+        ("relay.unread", "store.updates", 10_001),
+        ("relay.read_again", "store.updates", 3),
+    ]
+
+
+def test_doctor_tells_how_much_is_unread_and_when_it_is_too_much(context: Context) -> None:
+    def check() -> Check:
+        (found,) = [c for c in diagnosis.examine(context.settings) if c.name == "updates read"]
+        return found
+
+    before = check()
+    updates.note_unread(context, {"store.updates": 10_000, "gone": 10_001})
+    updates.note_unread(context, {"store.updates": 10_000, "other": 0})
+    few = check()
+    updates.note_unread(context, {"store.updates": 10_001, "other": 0})
+    many = check()
+
+    assert (before.is_ok, before.detail) == (True, "not known: no queue")
+    assert (few.is_ok, few.detail) == (True, "10000 wait in store.updates, 0 wait in other")
+    assert not many.is_ok
+    assert many.detail.startswith("10001 wait in store.updates, 0 wait in other; the store does")
+
+
+def test_the_relay_that_publishes_looks_every_minute_how_much_is_unread(
+    make_context: MakeContext,
+    provider: FakeProvider,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = "store.updates, missing"
+    context = make_context(
+        provider, broker_url="amqp://guest:guest@127.0.0.1:9//", updates_queues=names
+    )
+    broker = Routing(ORDER_UPDATED)
+    monkeypatch.setattr(confirming, "time", broker)
+    publisher = publisher_to(broker, ORDER_UPDATED)
+    first, second = (OutboxRelay(context, threading.Event()) for _ in range(2))
+    seen = []
+
+    for seconds, count in ((0, 5), (30, 20_000), (31, 20_001), (61, 7)):
+        clock.advance(seconds)
+        broker.unread = {"store.updates": count, "not named": 1}
+        first._turn(publisher)
+        broker.unread = {"store.updates": 1}  # which only who may not publish would see
+        second._turn(publisher)
+        seen.append([(each.queue, each.messages) for each in updates.unread(context)])
+
+    assert seen == [[("store.updates", count)] for count in (5, 5, 20_001, 7)]

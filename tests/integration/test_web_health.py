@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from fulfillment.errors import ConfigurationError
-from fulfillment.services import pulse
+from fulfillment.services import pulse, updates
 from fulfillment.services.context import Context
 from fulfillment.store import leases
 from fulfillment.store.engine import Database
@@ -35,7 +35,7 @@ from tests.integration.web_client import (
     serving,
     signed,
 )
-from tests.support import checkout, until
+from tests.support import FakeClock, checkout, until
 
 
 def test_ready_only_while_everything_turns(web_context: Context, store: Store) -> None:
@@ -132,6 +132,18 @@ def test_metrics_count_by_route_and_never_by_what_the_client_made_up(store: Stor
     assert "made-up" not in text
     assert "MADEUP" not in text
     assert not [secret for secret in SECRETS if secret in text]
+
+
+def test_metrics_show_the_longest_queue_of_the_store_and_none_where_nobody_can_tell(
+    web_context: Context, clock: FakeClock
+) -> None:
+    name = "fulfillment_updates_unread"
+    with serving(web_context) as store:
+        assert f"\n{name} " not in store.get("/metrics").text
+        updates.note_unread(web_context, {"a": 3, "store.updates": 12_345})
+        clock.advance(3)  # until it is measured anew
+
+        assert f"\n{name} 12345.0\n" in store.get("/metrics").text
 
 
 def test_the_documentation_names_every_answer(store: Store) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from amqp.exceptions import NotFound
+
 from fulfillment.messaging.confirming import Confirming, Doubt, _name_in
 from fulfillment.messaging.outgoing import Outgoing
 
@@ -68,6 +70,19 @@ class Routing(Slow):
         self.plan = iter(plan)
         self.heard: list[Outgoing] = []
         self.tried: list[Outgoing] = []
+        self.unread: dict[str, int] = {}
+
+    def channel(self) -> "Routing":
+        return self
+
+    def close(self) -> None:
+        pass
+
+    def queue_declare(self, name: str, *, passive: bool) -> SimpleNamespace:
+        assert passive
+        if name not in self.unread:
+            raise NotFound
+        return SimpleNamespace(message_count=self.unread[name])
 
     def basic_publish(self, body: bytes, *args: Any, **more: Any) -> None:
         super().basic_publish(body, *args, **more)
