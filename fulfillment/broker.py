@@ -97,6 +97,9 @@ PUBLISH_ERRORS = (
 REFUSALS = (MessageNacked, ChannelError, ResponseError)
 #: What a broker that answers turns a client away with.
 _DENIALS = (AccessRefused, NotAllowed, AuthenticationError)
+#: What kombu raises for an address that it cannot use; their texts quote it.
+UNUSABLE = (ValueError, TypeError, LookupError, ImportError, AttributeError)
+_UNUSABLE = "the address has an option after ? or another part that means nothing"
 _PAUSE_S = 1.0
 _silent_until = 0.0
 
@@ -112,7 +115,7 @@ def hint(task: str, *args: Any) -> bool:
         return False
     try:
         app.send_task(task, args, retry=False)
-    except PUBLISH_ERRORS as error:
+    except (*PUBLISH_ERRORS, *UNUSABLE) as error:
         _silent_until = time.monotonic() + _PAUSE_S
         log.warning("broker.hint_lost", task=task, reason=type(error).__name__)
         return False
@@ -131,6 +134,8 @@ def complaint(settings: Settings) -> str:
                 memory = client.info("memory")
     except PUBLISH_ERRORS as error:
         return f"it does not answer ({type(error).__name__})"
+    except UNUSABLE as error:
+        return f"{_UNUSABLE} ({type(error).__name__})"
     policy = str(memory.get("maxmemory_policy", ""))
     if policy.startswith("allkeys") and memory.get("maxmemory"):
         return f"Redis drops queues when it is full ({policy}): set maxmemory-policy noeviction"
@@ -138,22 +143,24 @@ def complaint(settings: Settings) -> str:
 
 
 def require_access(settings: Settings) -> None:
-    """Refuse to go on where the broker lets us in by no means. Raises ConfigurationError.
+    """Refuse to go on where the broker cannot be used at all. Raises ConfigurationError.
 
     One that does not answer may yet come: who needs it waits for it.
     """
-    with connect(settings) as connection:
-        try:
+    try:
+        with connect(settings) as connection:
             opened = connection.transport.establish_connection()
             connection.transport.close_connection(opened)
-        except _DENIALS as error:
-            raise ConfigurationError(
-                f"{PREFIX}BROKER_URL",
-                "the broker does not accept this user, password or virtual host "
-                f"({type(error).__name__})",
-            ) from None
-        except PUBLISH_ERRORS:
-            return
+    except _DENIALS as error:
+        why = "the broker does not accept this user, password or virtual host"
+        refused = f"{why} ({type(error).__name__})"
+    except PUBLISH_ERRORS:
+        return
+    except UNUSABLE as error:
+        refused = f"{_UNUSABLE} ({type(error).__name__})"
+    else:
+        return
+    raise ConfigurationError(f"{PREFIX}BROKER_URL", refused)
 
 
 def connect(settings: Settings, *, confirm: bool = False) -> Connection:

@@ -50,6 +50,9 @@ DEFAULT_URLS = {
 _DIGITS, _UNTOLD = 16, "-"
 #: kombu takes these twice then, and fails.
 _LOGIN_OPTION = re.compile(r"[?&](hostname|port|transport|userid|password)=")
+#: Redis has numbers for its databases; kombu takes them from the path, or from this option.
+_DATABASE = re.compile(r"rediss?://[^/?#]*/*[0-9]*(?:[?#].*)?")
+_SOCKET_DATABASE = re.compile(r"[?&]virtual_host=(?![0-9]+(?:[&#]|$))")
 _YEAR_S = 31_536_000
 LONGEST_LEASE_S = 3600
 _USUAL_PORTS = {"https": ":443", "http": ":80"}
@@ -71,6 +74,12 @@ def _has_clear_host(url: str) -> bool:
     authority, *rest = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)
     is_cut_off = authority and "@" not in authority and "@" in str(rest)
     return bool(_AUTHORITY.fullmatch(authority)) and not is_cut_off
+
+
+def _has_numbered_database(url: str) -> bool:
+    if url.startswith("redis+socket://"):
+        return not _SOCKET_DATABASE.search(url)
+    return not url.startswith("redis") or bool(_DATABASE.fullmatch(url))
 
 
 def _can_be_read(url: str) -> bool:
@@ -244,6 +253,8 @@ class Settings(BaseSettings):
             raise ValueError("expected amqp://, amqps://, redis://, rediss:// or redis+socket://")
         if (text and not _has_clear_host(text)) or _LOGIN_OPTION.search(text):
             raise ValueError(f"expected amqp://user:password@host:port/vhost; {_ENCODED}")
+        if text and not all(map(_has_numbered_database, text.split(";"))):
+            raise ValueError("expected a database of Redis, which is a number: redis://host:port/0")
         return value
 
     @field_validator("public_url")

@@ -315,18 +315,16 @@ def _probe_database(url: str) -> str:
 
 def _probe_broker(settings: Settings) -> str:
     """Give the reason why the broker cannot be used, or nothing."""
+    failures: tuple[type[BaseException], ...] = (OSError,)
     try:
-        connection = broker.connect(settings)
-        lost = connection.connection_errors + connection.channel_errors
-        failures: tuple[type[BaseException], ...] = (OSError, *lost)
-    except (ValueError, KeyError):
+        with broker.connect(settings) as connection:
+            failures += connection.connection_errors + connection.channel_errors
+            connection.connect()
+    except failures as error:
+        return _one_line(error)
+    except broker.UNUSABLE:
         expected = "expected amqp://user:password@host:port/vhost or redis://:password@host:port/0"
         raise ConfigurationError(f"{PREFIX}BROKER_URL", expected) from None
-    with connection:
-        try:
-            connection.connect()
-        except failures as error:
-            return _one_line(error)
     return ""
 
 
