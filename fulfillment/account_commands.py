@@ -80,9 +80,12 @@ def doubt(
     from fulfillment.services import recovery
 
     until = recovery.doubt(make_context(), timedelta(hours=hours))
-    err.print(f"until {until:%Y-%m-%d %H:%M:%S} UTC each order is looked for before it is bought")
-    if hours:
-        err.print(recovery.ACT)
+    if not hours:
+        err.print("no order is in doubt any more")
+        return
+    before = f"{until:%Y-%m-%d %H:%M:%S}"
+    err.print(f"each order of before {before} UTC is looked for before it is bought")
+    err.print(recovery.ACT)
 
 
 @commands.command()

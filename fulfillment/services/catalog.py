@@ -60,7 +60,7 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
     def take(session: Session, claim: KeptClaim) -> None:
         # Not where orders are looked for first: who knows how long that takes.
         taken[:] = []
-        if all(order.was_searched(claim.doubted_since) for order in claim.orders):
+        if all(order.was_searched(claim.doubt) for order in claim.orders):
             taken.append(budget.take_within(session, Purpose.SUBMIT, _REQUESTS))
 
     with take_over(context, batch, CATALOG, take) as claim:

@@ -11,7 +11,7 @@ from fulfillment.log import get_logger
 from fulfillment.services.context import Context
 from fulfillment.store import claims, doubts, leases, ledger
 from fulfillment.store.engine import Session, repeated
-from fulfillment.store.models import Attempt, Order
+from fulfillment.store.models import Attempt, Doubt, Order
 from fulfillment.store.purchases import Purchases
 from schemas.messages import Batch
 
@@ -72,8 +72,8 @@ class KeptClaim:
         self.has_failed = False
         #: What was heard of the account's purchases.
         self.purchases = Purchases()
-        #: Since when our rows may lack what was done; None where they do not.
-        self.doubted_since: datetime | None = None
+        #: Which of our rows may lack what was done.
+        self.doubt: Doubt | None = None
         #: The orders' open attempts, where they are to be submitted.
         self.attempts: dict[int, Attempt] = {}
         self.order_ids = [order.id for order in orders]
@@ -150,7 +150,7 @@ def _take_over(
                 leases.acquire(session, lease, batch["token"], now, now + context.lease)
             condition = doubts.condition(session, claim.account, context.now())
             claim.has_failed = condition.failures > 0
-            claim.doubted_since = condition.doubted_since
+            claim.doubt = condition.doubt
             claim.purchases = condition.purchases
             if step == SUBMIT:
                 claim.attempts = ledger.attempts_of(session, claim.order_ids)

@@ -71,8 +71,8 @@ def dispatch(context: Context, account: str) -> Batch | None:
         if claims.in_submission(session, account, now) < _BATCHES_AHEAD * limit:
             claimed = claims.claim_waiting(session, account, claim, now, until, limit)
         # While our rows are in doubt, an order is looked for first: it may have been in time.
-        since = doubts.condition(session, account, now).doubted_since
-        judged = [order for order in claimed if order.was_searched(since)]
+        doubt = doubts.condition(session, account, now).doubt
+        judged = [order for order in claimed if order.was_searched(doubt)]
         late = [overdue_refusal(order, now, Source.DISPATCH, claim) for order in judged]
         refused = orders.apply(session, [move for move in late if move], now)
         batch = [order for order in claimed if order.id not in refused]

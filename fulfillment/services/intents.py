@@ -92,7 +92,7 @@ def begin_within(
 
 def _told_early(begun: Mapping[int, Order], claim: KeptClaim) -> set[int]:
     """Give the orders that somebody has been heard to have since they were looked for."""
-    return {id_ for id_, order in begun.items() if not order.was_searched(claim.doubted_since)}
+    return {id_ for id_, order in begun.items() if not order.was_searched(claim.doubt)}
 
 
 def _without_told(

@@ -181,7 +181,8 @@ def _end_submits(context: Context, gone: Sequence[str]) -> None:
         strange = [o for o in begun if is_strange(context, o.account, attempts.get(o.id))]
         why = {o.id: why_strange(context, o.account, None) or "" for o in strange}
         _review(context, session, strange, why, Source.SWEEP)
-        unsent = [order for order in begun if order.id not in why]
+        doubted = doubts.of_accounts(session) if begun else {}
+        unsent = [o for o in begun if o.id not in why and o.was_searched(doubted.get(o.account))]
         late = [overdue_refusal(order, now, Source.SWEEP) for order in unsent]
         ended = orders.apply(session, [move for move in late if move], now)
         ledger.refuse(session, [Posting(order_id, "never sent") for order_id in ended], now)

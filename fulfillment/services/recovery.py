@@ -91,19 +91,16 @@ def search_first(context: Context, claim: KeptClaim, members: Sequence[Order]) -
     account could be asked for a moment. Where only one account told of an order, what may have been
     sent at another is not searched: the way of unknown outcomes ends it, whoever can be asked.
     """
-    fresh = [order for order in members if not order.was_searched(claim.doubted_since)]
-    if claim.doubted_since is None:
-        # What may have been sent is looked up where it is, and not posted (`intents.begin_within`).
-        unknown = {id_ for id_, a in claim.attempts.items() if a.unknown_since is not None}
-        fresh = [order for order in fresh if order.id not in unknown]
+    fresh = [order for order in members if not order.was_searched(claim.doubt)]
+    # What may have been sent is looked up where it is, and not posted (`intents.begin_within`).
+    unknown = {id_ for id_, a in claim.attempts.items() if a.unknown_since is not None}
+    fresh = [o for o in fresh if o.id not in unknown or o.is_doubted(claim.doubt)]
     if not fresh:
         return list(members)
     began = context.now()
     places = _places(context, claim, fresh)
     settled = {
-        order.id: _settled_at(
-            context, order.doubted_since(claim.doubted_since) or began, places[order.id]
-        )
+        order.id: _settled_at(context, order.doubted_since(claim.doubt) or began, places[order.id])
         for order in fresh
     }
     early = {id_: at for id_, at in settled.items() if began < at}
@@ -112,7 +109,7 @@ def search_first(context: Context, claim: KeptClaim, members: Sequence[Order]) -
     ripe = [order for order in fresh if order.id not in early]
     gone = set(early)
     if ripe:
-        found = _search(context, ripe, places)
+        found = _search(context, claim, ripe, places)
         crash_point("recovery.answered")
         _leave_refusals(context, ripe, found)
         _write(context, claim, ripe, found, began)
@@ -153,20 +150,24 @@ def _places(context: Context, claim: KeptClaim, members: Sequence[Order]) -> dic
     for order in members:
         tellers = [w.removeprefix(HAD_BY) for w in late_words(order) if w.startswith(HAD_BY)]
         named = [order.account, *order.fallbacks, *tried.get(order.id, ()), *tellers]
-        if order.route is not None and claim.doubted_since is not None:
+        if order.route is not None and order.is_doubted(claim.doubt):
             named += configured
         places[order.id] = [name for name in dict.fromkeys(named) if name in configured]
     return places
 
 
 def _mute(
-    context: Context, members: Sequence[Order], places: Mapping[int, Sequence[str]]
+    context: Context,
+    claim: KeptClaim,
+    members: Sequence[Order],
+    places: Mapping[int, Sequence[str]],
 ) -> dict[int, str]:
     """Say of which orders a place cannot tell whether they were bought there, and why."""
-    why = mute_accounts(context)
+    changed = mute_accounts(context)
     found = {}
     for order in members:
         named = dict.fromkeys((*places[order.id], order.account, *order.fallbacks))
+        why = changed if order.is_doubted(claim.doubt) else {}
         reasons = [w for name in named if (w := why.get(name) or why_strange(context, name, None))]
         if reasons:
             found[order.id] = "; ".join(reasons)
@@ -176,7 +177,7 @@ def _mute(
 def mute_accounts(context: Context) -> dict[str, str]:
     """Say of which accounts the merchant was changed while our rows lack what was bought there."""
     with context.database.transaction() as session:
-        left = doubts.left(session, context.now())
+        left = doubts.left(session)
     found = {name: why_strange(context, name, merchant) for name, merchant in left.items()}
     return {name: why for name, why in found.items() if why and name in context.settings.accounts}
 
@@ -204,7 +205,10 @@ def _release(session: Session, claim: KeptClaim, due: Mapping[int, datetime]) ->
 
 
 def _search(
-    context: Context, members: Sequence[Order], places: Mapping[int, Sequence[str]]
+    context: Context,
+    claim: KeptClaim,
+    members: Sequence[Order],
+    places: Mapping[int, Sequence[str]],
 ) -> _Found:
     found = _Found()
     by_account: dict[str, list[Order]] = {}
@@ -216,7 +220,7 @@ def _search(
             _ask(context, executor, account, group, found)
     for order_id in found.unasked:
         found.reports.pop(order_id, None)
-    found.mute = _mute(context, members, places)
+    found.mute = _mute(context, claim, members, places)
     for order_id in found.mute:
         # A purchase that failed here may have been followed by one that lives there.
         if not any(map(_is_alive, found.reports.get(order_id, {}).values())):
@@ -281,9 +285,11 @@ def _write(
             _adopt(context, session, claim, found.reports, now)
         if absent:
             doubts.note_searched(session, absent, began)
+        unfound = [o for o in members if o.id in found.unasked or o.id in mute]
+        _give_up(context, session, claim, unfound, now)
         if found.unasked:
             unasked = [order for order in members if order.id in found.unasked]
-            since = {order.id: order.doubted_since(claim.doubted_since) for order in unasked}
+            since = {order.id: order.doubted_since(claim.doubt) for order in unasked}
             again_at = {id_: now + _gap_unasked(at, now) for id_, at in since.items()}
             _release(session, claim, again_at)
         if mute:
@@ -293,6 +299,21 @@ def _write(
     if mute:
         why = {o.external_id: found.mute[o.id] for o in members if o.id in mute}
         log.error("order.not_searchable", account=claim.account, orders=why, act=MUTE_ACT)
+
+
+def _give_up(
+    context: Context, session: Session, claim: KeptClaim, unfound: Sequence[Order], now: datetime
+) -> None:
+    """Hand unknown outcomes to a person that nobody could look for until long after their time."""
+    note = "its row is in doubt, and it could not be looked for"
+    moves = [
+        review(context, order, note, claim)
+        for order in unfound
+        if (attempt := claim.attempts.get(order.id)) is not None
+        and order.status is S.SUBMITTING
+        and _is_for_a_person(context, order, attempt, now)
+    ]
+    orders.apply(session, moves, now)
 
 
 def _adopt(
@@ -407,8 +428,8 @@ def _moved(
 def describe(since: datetime, until: datetime) -> str:
     """Say what a doubt means, and what a person has to see to."""
     return (
-        f"since {since:%Y-%m-%d %H:%M:%S} this is another server or a restored database: until "
-        f"{until:%Y-%m-%d %H:%M:%S} UTC each order is looked for before it is bought; {ACT}"
+        f"since {since:%Y-%m-%d %H:%M:%S} this is another server or a restored database: each "
+        f"order of before {until:%Y-%m-%d %H:%M:%S} UTC is looked for before it is bought; {ACT}"
     )
 
 

@@ -159,7 +159,9 @@ def _begin_at_once(
 ) -> _Begun | None:
     """Commit the first intents together with the claim, where nothing is to be looked at before."""
     budget = context.budget(claim.account)
-    if claim.has_failed or claim.purchases.are_broken or claim.doubted_since is not None:
+    if claim.has_failed or claim.purchases.are_broken:
+        return None
+    if any(order.is_doubted(claim.doubt) for order in claim.orders):
         return None
     now = context.now()
     fresh = [
@@ -168,7 +170,7 @@ def _begin_at_once(
         if order.submit_by > now
         and (a := claim.attempts.get(order.id))
         and a.unknown_since is None
-        and order.was_searched(None)
+        and order.was_searched(claim.doubt)
     ]
     if not fresh[:free]:
         return None

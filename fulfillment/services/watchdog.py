@@ -15,10 +15,10 @@ from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
 from fulfillment.services.unknowns import REVIEW_AFTER
 from fulfillment.states import FOLLOWED
-from fulfillment.store import due, leases, ledger, orders
+from fulfillment.store import doubts, due, leases, ledger, orders
 from fulfillment.store.engine import repeated
 from fulfillment.store.ledger import Posting
-from fulfillment.store.models import Move, Order
+from fulfillment.store.models import Doubt, Move, Order
 from schemas.enums import OrderStatus, Source
 from schemas.messages import NEEDS_REVIEW, TRADE_REMINDER
 
@@ -91,15 +91,16 @@ def _look(order: Order, now: datetime, deadline: datetime) -> Move:
     return Move(order.id, order.status, order.status, Source.WATCHDOG, note, changes, tell=tell)
 
 
-def _late_end(order: Order, now: datetime) -> Move | None:
+def _late_end(order: Order, doubt: Doubt | None, now: datetime) -> Move | None:
     """End an order in time; one that may be bought, which nobody could tell, is told to a person.
 
     The account where it is now is asked about it until there is an answer.
     """
     end = overdue_refusal(order, now, Source.SWEEP)
-    if end is None or order.was_searched(None):
+    if end is None or order.was_searched(doubt):
         return end
-    note = f"{end.note}; an account told of it, and could not be asked: it may have been bought"
+    why = "our rows are in doubt" if order.is_doubted(doubt) else "an account told of it"
+    note = f"{end.note}; {why}, and no answer was had to whether it was bought: it may have been"
     log.warning("order.alarm", order_id=order.external_id, note=note)
     due = {**end.due, "next_poll_at": now, "poll_wanted_at": now}
     return replace(end, note=note, due=due, tell=(NEEDS_REVIEW,))
@@ -112,8 +113,9 @@ def expire_waiting(context: Context) -> list[str]:
     with context.database.transaction() as session:
         late = orders.lock_overdue(session, now, _LIMIT, REVIEW_AFTER)
         attempts = ledger.attempts_of(session, [order.id for order in late])
+        doubted = doubts.of_accounts(session) if late else {}
         moves = [
-            _late_end(order, now)
+            _late_end(order, doubted.get(order.account), now)
             for order in late
             if order.is_surely_unsent(attempts.get(order.id))
         ]

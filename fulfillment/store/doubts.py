@@ -12,6 +12,7 @@ from typing import Any
 
 from fulfillment.log import get_logger
 from fulfillment.store.engine import Session
+from fulfillment.store.models import Doubt
 from fulfillment.store.purchases import Purchases
 
 log = get_logger(__name__)
@@ -30,11 +31,15 @@ _SERVER = """(SELECT system_identifier FROM pg_control_system()) || ':'
     || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) || ':'
     || (SELECT oid FROM pg_database WHERE datname = current_database())"""
 
-#: Of an order's row: nobody has looked for it since the database is in doubt.
-UNSEARCHED = """EXISTS (SELECT 1 FROM accounts d
-    WHERE d.name = orders.account AND d.doubted_until > %(now)s
-      AND coalesce(orders.searched_at, '-infinity') < d.doubted_since)"""
-
+_UNSEARCHED = """EXISTS (SELECT 1 FROM accounts d
+    WHERE d.name = orders.account AND d.doubted_since < d.doubted_until
+      AND orders.created_at < d.doubted_until
+      AND coalesce(orders.searched_at, '-infinity') < d.doubted_since{more})"""
+#: Of an order's row: it is as old as what is in doubt, and nobody has looked for it since. As
+#: `Order.is_doubted` has it; no clock ends that.
+UNSEARCHED = _UNSEARCHED.format(more="")
+#: The same, for as long as the store may send again what it had sent before.
+UNSEARCHED_YET = _UNSEARCHED.format(more=" AND d.doubted_until > %(now)s")
 
 #: What the numbers of messages to the store begin at: null where there was no restore, then about
 #: the second of the last one. The store may have had higher numbers of an order than our rows tell
@@ -48,13 +53,13 @@ TOLD_FROM = f"""(SELECT CASE WHEN bool_or(server <> (SELECT {_SERVER}))
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """How an account stands: requests that failed in a row, and since when our rows are doubted.
+    """How an account stands: requests that failed in a row, and which of our rows are doubted.
 
     And what was heard of its purchases.
     """
 
     failures: int
-    doubted_since: datetime | None
+    doubt: Doubt | None
     purchases: Purchases
 
 
@@ -65,10 +70,9 @@ def condition(session: Session, account: str, now: datetime) -> Condition:
         # Also where another process notes it at the same time: then its doubt is read.
         _note_server(session, row.present, now)
         row = _condition(session, account)
-    is_doubted = row.doubted_until is not None and row.doubted_until > now
-    since = row.doubted_since if is_doubted else None
     told = row.purchases_unanswered, row.purchase_pauses, row.purchases_paused_until
-    return Condition(row.failures, since, Purchases(*told))
+    doubt = Doubt.of(row.doubted_since, row.doubted_until)
+    return Condition(row.failures, doubt, Purchases(*told))
 
 
 def _condition(session: Session, account: str) -> Any:
@@ -132,15 +136,14 @@ def note_merchants(session: Session, merchants: Mapping[str, str], now: datetime
     )
 
 
-def left(session: Session, now: datetime) -> dict[str, str]:
+def left(session: Session) -> dict[str, str]:
     """Give the accounts that became another merchant's after what our rows lack: whose they were.
 
     What was bought there in between, only that merchant knows.
     """
     rows = session.rows(
-        "SELECT name, merchant_before FROM accounts WHERE doubted_until > %(now)s "
-        "AND merchant_left_at >= doubted_since AND merchant_before IS NOT NULL",
-        {"now": now},
+        "SELECT name, merchant_before FROM accounts WHERE doubted_since < doubted_until "
+        "AND merchant_left_at >= doubted_since AND merchant_before IS NOT NULL"
     )
     return dict(rows)
 
@@ -154,26 +157,26 @@ def trust(session: Session, account: str) -> None:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Doubt:
-    """Since when and until when our rows are doubted."""
-
-    since: datetime
-    until: datetime
+def of_accounts(session: Session) -> dict[str, Doubt | None]:
+    """Say which orders of each account are doubted."""
+    rows = session.rows("SELECT name, doubted_since, doubted_until FROM accounts")
+    return {name: Doubt.of(since, until) for name, since, until in rows}
 
 
 def standing(session: Session, now: datetime) -> Doubt | None:
-    """Say whether our rows are doubted now, at any account."""
+    """Say whether our rows are doubted now, at any account: until a time, or for what waits yet."""
     row = session.one(
-        "SELECT max(doubted_since) AS since, max(doubted_until) AS until FROM accounts "
-        "WHERE doubted_until > %(now)s",
+        "SELECT max(doubted_since) AS since, max(doubted_until) AS until FROM accounts a "  # noqa: S608
+        "WHERE doubted_since < doubted_until AND (doubted_until > %(now)s OR EXISTS ("
+        "    SELECT 1 FROM orders WHERE account = a.name AND next_attempt_at IS NOT NULL "
+        f"       AND {UNSEARCHED}))",
         {"now": now},
     )
-    return Doubt(row.since, row.until) if row.until is not None else None
+    return Doubt.of(row.since, row.until)
 
 
 def doubt(session: Session, now: datetime, until: datetime) -> None:
-    """Doubt all accounts' orders from now on, as a person knows to."""
+    """Doubt all accounts' orders from now on, as a person knows to; `until` now: none any more."""
     session.execute(
         "UPDATE accounts SET doubted_since = %(now)s, doubted_until = %(until)s, "  # noqa: S608
         "told_from = CASE WHEN %(is_restored)s THEN known.next ELSE told_from END "

@@ -29,6 +29,18 @@ class NewOrder(msgspec.Struct, frozen=True):
     submit_by: datetime
 
 
+class Doubt(msgspec.Struct, frozen=True):
+    """Since when our rows may lack what was done; of orders that came before `until`."""
+
+    since: datetime
+    until: datetime
+
+    @classmethod
+    def of(cls, since: datetime | None, until: datetime | None) -> Self | None:
+        """Give the doubt of a row; None where there was none, or a person has ended it at once."""
+        return cls(since, until) if since and until and since < until else None
+
+
 class Order(msgspec.Struct, frozen=True):
     """One order as it was when it was read."""
 
@@ -92,20 +104,27 @@ class Order(msgspec.Struct, frozen=True):
         values[_CONTRADICTIONS] = tuple(values[_CONTRADICTIONS])
         return cls(*values)
 
-    def was_searched(self, since: datetime | None) -> bool:
-        """Say whether it was looked for at its accounts since then; None: it need not be.
+    def was_searched(self, doubt: Doubt | None) -> bool:
+        """Say whether it was looked for at its accounts since it is doubted, or need not be.
 
-        Nor since a provider told of it too early.
+        And since a provider told of it too early.
         """
-        wanted = self.doubted_since(since)
+        wanted = self.doubted_since(doubt)
         return wanted is None or (self.searched_at is not None and self.searched_at >= wanted)
 
-    def doubted_since(self, since: datetime | None) -> datetime | None:
-        """Say since when a purchase may be made of which its row does not tell.
-
-        `since` is since when all rows are doubted.
-        """
+    def doubted_since(self, doubt: Doubt | None) -> datetime | None:
+        """Say since when a purchase may be made of which its row does not tell."""
+        since = doubt.since if doubt is not None and self.is_doubted(doubt) else None
         return max(filter(None, (since, self.told_early_at)), default=None)
+
+    def is_doubted(self, doubt: Doubt | None) -> bool:
+        """Say whether it is one of the orders in doubt, and nobody has looked for it since.
+
+        Only a search ends that, or a person: nobody may have been able to look in all the time.
+        """
+        if doubt is None or self.created_at >= doubt.until:
+            return False
+        return self.searched_at is None or self.searched_at < doubt.since
 
     @property
     def lives_on(self) -> bool:

@@ -9,7 +9,7 @@ import msgspec
 from fulfillment import states
 from fulfillment.log import get_logger
 from fulfillment.store import outbox
-from fulfillment.store.doubts import TOLD_FROM, UNSEARCHED
+from fulfillment.store.doubts import TOLD_FROM, UNSEARCHED, UNSEARCHED_YET
 from fulfillment.store.engine import Session, dense
 from fulfillment.store.models import ORDER_COLUMNS, Move, NewOrder, Order, columns
 from fulfillment.store.views import Entry, order_fields, received_fields, timeline_entry
@@ -309,21 +309,22 @@ _LOOKED_FOR = "coalesce(told_early_at <= searched_at, told_early_at IS NULL)"
 def lock_overdue(session: Session, now: datetime, limit: int, patience: timedelta) -> list[Order]:
     """Lock unclaimed orders whose time to be submitted or paid for is over, oldest first.
 
-    One of which somebody told too early does not end before it was looked for, or could not be
-    until `patience` after its time.
+    One that may be bought, which its row does not tell, does not end before it was looked for, or
+    could not be until `patience` after its time; nor while all rows are in doubt.
     """
     statement = f"""
         SELECT {columns(ORDER_COLUMNS)} FROM orders
          WHERE next_attempt_at IS NOT NULL
            AND (status = ANY(%(unsent)s) OR status = 'submitting'
-                AND (between_attempts OR told_early_at IS NOT NULL AND NOT EXISTS (
-                     SELECT FROM attempts a
-                      WHERE a.account = orders.account AND a.external_id = orders.external_id
-                        AND (a.unknown_since IS NOT NULL
-                             OR a.state NOT IN ('reserved', 'sending')))))
+                AND (between_attempts OR (told_early_at IS NOT NULL OR {UNSEARCHED})
+                     AND NOT EXISTS (
+                         SELECT FROM attempts a
+                          WHERE a.account = orders.account AND a.external_id = orders.external_id
+                            AND (a.unknown_since IS NOT NULL
+                                 OR a.state NOT IN ('reserved', 'sending')))))
            AND (submit_by <= %(now)s OR funds_deadline_at <= %(now)s)
-           AND (claimed_until IS NULL OR claimed_until <= %(now)s) AND NOT {UNSEARCHED}
-           AND ({_LOOKED_FOR} OR submit_by <= %(impatient)s)
+           AND (claimed_until IS NULL OR claimed_until <= %(now)s) AND NOT {UNSEARCHED_YET}
+           AND ({_LOOKED_FOR} AND NOT {UNSEARCHED} OR submit_by <= %(impatient)s)
          ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
         """  # noqa: S608 - the names are constants
     unsent = [*states.WAITING, OrderStatus.RESERVED]

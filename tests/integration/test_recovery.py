@@ -5,11 +5,12 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from fulfillment.errors import ProviderNotReached
+from fulfillment.errors import ProviderDeniesAccount, ProviderNotReached, ProviderOutcomeUnknown
 from fulfillment.providers.base import AfterUnknown, BeforeSend
-from fulfillment.services import recovery, watchdog
+from fulfillment.services import brakes, diagnosis, recovery, watchdog
 from fulfillment.services.context import Context, register_accounts
-from fulfillment.store import accounts
+from fulfillment.store import accounts, doubts, orders
+from fulfillment.store.doubts import UNSEARCHED
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
 from schemas.provider import OrderReport
@@ -25,11 +26,15 @@ from tests.support import (
     attempt_of,
     checkout,
     entries,
+    gather,
     messages_of,
     path_of,
     receive,
+    rows,
     run_chain,
     run_sweep,
+    run_ticks,
+    submit,
 )
 
 ACCOUNT = {
@@ -279,6 +284,148 @@ def test_an_order_that_no_lookup_tells_of_keeps_no_other_from_being_looked_for(
         assert accounts.paused_until(session, "main", context.now()) is None
     assert {again(context, order).status for order in others} == {S.ACCEPTED}
     assert again(context, odd).status is S.RECEIVED
+
+
+def let_pass(context: Context, clock: FakeClock, hours: float) -> None:
+    """Let time pass with all ticks, ten minutes apart."""
+    for _ in range(int(hours * 6)):
+        clock.advance(600)
+        run_ticks(context)
+
+
+@pytest.mark.parametrize("why", ["denied", "nothing runs"])
+@pytest.mark.parametrize("policy", list(AfterUnknown))
+def test_an_order_that_nobody_could_look_for_in_all_the_time_is_looked_for_all_the_same(
+    make_context: MakeContext,
+    provider: FakeProvider,
+    clock: FakeClock,
+    policy: AfterUnknown,
+    why: str,
+) -> None:
+    provider.after_unknown = policy
+    context = make_context(provider, submit_within_s=3 * 86400)
+    (order,) = receive(context, checkout())
+    provider.says(order.external_id, R.SENT)  # what our rows lack
+    recovery.doubt(context, timedelta(hours=24))
+    if why == "denied":
+        provider.reads_fail(ProviderDeniesAccount("HTTP 401"))
+        let_pass(context, clock, 25)
+    else:
+        clock.advance(25 * 3600)
+    check = {c.name: c for c in diagnosis.examine(context.settings)}["database in doubt"]
+    told = brakes.show_accounts(context)[0].doubted_since
+    provider.reads_fail(None)
+    for _ in range(6):
+        clock.advance(120)
+        run_ticks(context)
+
+    assert provider.bodies == []
+    assert again(context, order).status is S.SENT
+    assert "is looked for before it is bought" in check.detail
+    assert told is not None
+    assert brakes.show_accounts(context)[0].doubted_since is None
+
+
+def test_once_the_time_is_over_what_was_searched_or_came_later_costs_no_lookup(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    context = make_context(provider, submit_within_s=3 * 86400, await_funds_s=3 * 86400)
+    recovery.doubt(context, timedelta(hours=24))
+    balance, provider.balance_mills = provider.balance_mills, 1
+    (searched,) = receive(context, checkout())
+    let_pass(context, clock, 1)
+    assert again(context, searched).status is S.AWAITING_FUNDS
+    (unsearched,) = receive(context, checkout())
+    clock.advance(23 * 3600)
+    (later,) = receive(context, checkout())
+    provider.balance_mills = balance
+    for _ in range(3):
+        run_sweep(context)
+        clock.advance(31)
+
+    looked = [what for what in provider.reads if what.startswith("order")]
+    assert looked == [f"order {order.external_id}" for order in (searched, unsearched)]
+    assert {again(context, o).status for o in (searched, unsearched, later)} == {S.ACCEPTED}
+
+
+def test_a_person_who_ends_the_doubt_ends_it_for_every_order(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    context = make_context(provider, submit_within_s=3 * 86400)
+    (order,) = receive(context, checkout())
+    recovery.doubt(context, timedelta(hours=24))
+    provider.reads_fail(ProviderDeniesAccount("HTTP 401"))
+    let_pass(context, clock, 25)
+    provider.reads_fail(None)
+    clock.advance(601)
+    provider.reads.clear()
+
+    recovery.doubt(context, timedelta())
+    run_sweep(context)
+
+    assert provider.reads == ["catalog", "wallet"]
+    assert again(context, order).status is S.ACCEPTED
+
+
+@pytest.mark.parametrize("length_h", [0, 24])
+def test_a_row_and_its_copy_say_the_same_of_whether_it_is_in_doubt(
+    context: Context, clock: FakeClock, length_h: int
+) -> None:
+    since = clock.now()
+    placed = receive(context, *(checkout(account="main") for _ in range(12)))
+    ages_h, searches_h = (-1, 23.9, 24, 25), (None, -0.1, 0)
+    cases = [(age, searched) for age in ages_h for searched in searches_h]
+    for order, (age_h, searched_h) in zip(placed, cases, strict=True):
+        rows(
+            context,
+            "UPDATE orders SET created_at = %(created)s, searched_at = %(searched)s "
+            "WHERE id = %(id)s RETURNING 1",
+            id=order.id,
+            created=since + timedelta(hours=age_h),
+            searched=None if searched_h is None else since + timedelta(hours=searched_h),
+        )
+    recovery.doubt(context, timedelta(hours=length_h))
+    clock.advance(30 * 3600)
+
+    query = f"SELECT id FROM orders WHERE {UNSEARCHED}"
+    by_row = {row["id"] for row in rows(context, query)}
+    with context.database.transaction() as session:
+        doubt = doubts.condition(session, "main", clock.now()).doubt
+        by_copy = {o.id for o in orders.get(session, [o.id for o in placed]) if o.is_doubted(doubt)}
+
+    expected = [(-1, None), (-1, -0.1), (23.9, None), (23.9, -0.1)] if length_h else []
+    assert by_row == by_copy == {placed[cases.index(case)].id for case in expected}
+
+
+@pytest.mark.parametrize("kept_at", ["waiting", "held", "begun", "unknown"])
+def test_an_order_that_nobody_can_look_for_at_all_ends_with_a_person(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock, kept_at: str
+) -> None:
+    context = make_context(provider)
+    (order,) = receive(context, checkout())
+    if kept_at != "waiting":
+        batch = gather(context)
+        assert batch is not None
+        if kept_at == "unknown":
+            provider.fail_purchase(ProviderOutcomeUnknown("lost"))
+            submit(context, batch)
+        if kept_at == "begun":  # an intent, and a worker that died then
+            rows(context, "UPDATE orders SET status = 'submitting' RETURNING 1")
+    recovery.doubt(context, timedelta(hours=24))
+    provider.reads_fail(ProviderDeniesAccount("HTTP 401"))
+    let_pass(context, clock, 23)
+    in_time = again(context, order).status
+    let_pass(context, clock, 3)
+
+    assert in_time not in (S.FAILED, S.COMPLETED)
+    found = again(context, order)
+    assert found.status is (S.NEEDS_REVIEW if kept_at == "unknown" else S.FAILED)
+    assert "order.needs_review" in [message["type"] for message in messages_of(context, order)]
+    provider.reads_fail(None)
+    provider.says(order.external_id, R.SENT)
+    let_pass(context, clock, 1)
+    found = again(context, order)
+    assert S.SENT in (found.status, found.told_status)
 
 
 @pytest.mark.parametrize("status", [S.RESERVED, S.SUBMITTING])

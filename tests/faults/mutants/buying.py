@@ -345,7 +345,7 @@ BUYING = (
     Mutant(
         "told_at_one_stops_another", "I2", "an unknown outcome waits for an account that is away",
         SERVICES + "recovery.py",
-        "        fresh = [order for order in fresh if order.id not in unknown]\n",
+        "    fresh = [o for o in fresh if o.id not in unknown or o.is_doubted(claim.doubt)]\n",
         "",
         integration("strays"),
     ),
