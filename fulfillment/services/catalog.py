@@ -17,6 +17,7 @@ from fulfillment.services.claiming import (
     take_over,
 )
 from fulfillment.services.context import Context
+from fulfillment.services.dispatch import is_buying
 from fulfillment.services.purchases import fail
 from fulfillment.services.recovery import search_first
 from fulfillment.services.routes import (
@@ -70,6 +71,10 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
         if not left:
             return StepOutcome(False, finish_gathering(context, batch))
         claim.leave_only(left)
+        if not taken and not is_buying(context, account):
+            # Claimed to be looked for: a stop leaves lookups running, and nothing else.
+            give_back(context, batch, claim)
+            return StepOutcome(goes_on=False)
         # A catalog that no wallet request can follow would only have to be asked for again.
         whole = taken[0] if taken else budget.take(Purpose.SUBMIT, _REQUESTS)
         grants = whole.for_each(_REQUESTS)

@@ -54,7 +54,8 @@ def dispatch(context: Context, account: str) -> Batch | None:
     """Claim the account's waiting orders, oldest first; None when there is nothing to do now.
 
     One batch an account gathers at a time, and only so many wait for submission; whoever finishes
-    gathering or submitting asks again.
+    gathering or submitting asks again. Where nothing is bought now (the account is stopped, or its
+    purchases rest), only what may be bought already is claimed, to be looked for.
     """
     context.account(account)
     now = context.now()
@@ -62,14 +63,18 @@ def dispatch(context: Context, account: str) -> Batch | None:
     token = uuid.uuid4().hex
     limit = context.settings.batch_limit
     with context.database.transaction() as session:
-        if not claims.may_gather(session, account, now):
+        is_buying = claims.is_buying(session, account, now)
+        if not is_buying and not claims.is_to_search(session, account, now):
             return None
         if not leases.acquire(session, gather_lease(account), token, now, until):
             return None
         claim = claim_name(token, CLAIMED)
         claimed: list[Order] = []
-        if claims.in_submission(session, account, now) < _BATCHES_AHEAD * limit:
-            claimed = claims.claim_waiting(session, account, claim, now, until, limit)
+        ahead = claims.in_submission(session, account, now) if is_buying else 0
+        if ahead < _BATCHES_AHEAD * limit:
+            claimed = claims.claim_waiting(
+                session, account, claim, now, until, limit, is_buying=is_buying
+            )
         # While our rows are in doubt, an order is looked for first: it may have been in time.
         doubt = doubts.condition(session, account, now).doubt
         judged = [order for order in claimed if order.was_searched(doubt)]
@@ -95,6 +100,13 @@ def overdue_refusal(
         message = "the wallet did not cover the order in time"
         return refusal(order, FailureCode.INSUFFICIENT_FUNDS, message, by, claim)
     return None
+
+
+@repeated
+def is_buying(context: Context, account: str) -> bool:
+    """Say whether what was claimed for the account may be priced and paid for."""
+    with context.database.statement() as session:
+        return claims.is_buying(session, account, context.now())
 
 
 def is_waiting(context: Context, account: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from fulfillment.store.doubts import TO_SEARCH
 from fulfillment.store.engine import Session
 from fulfillment.store.models import ORDER_COLUMNS, Order, columns
 from fulfillment.store.switches import STOPPED
@@ -24,23 +25,33 @@ _FREE = "o.next_attempt_at <= %(now)s AND (o.claimed_until IS NULL OR o.claimed_
 _BETWEEN = "(o.status = 'submitting' AND o.between_attempts)"
 _WAITING = f"(o.status IN ('received', 'quoted', 'awaiting_funds') OR {_BETWEEN})"
 _TO_SUBMIT = f"(o.status IN ('reserved', 'submitting') AND NOT {_BETWEEN})"
-# Of an account `a`: it is not left alone, and neither are its purchases.
+# Of an account `a`: it is not left alone; neither are its purchases, and nobody has stopped it.
 _UNPAUSED = "coalesce(a.paused_until <= %(now)s, true)"
-_BUYING = "coalesce(greatest(a.paused_until, a.purchases_paused_until) <= %(now)s, true)"
+_UNRESTED = "coalesce(greatest(a.paused_until, a.purchases_paused_until) <= %(now)s, true)"
+_BUYING = f"({_UNRESTED} AND NOT {STOPPED})"
 
 
 def claim_waiting(
-    session: Session, account: str, claim: str, now: datetime, until: datetime, limit: int
+    session: Session,
+    account: str,
+    claim: str,
+    now: datetime,
+    until: datetime,
+    limit: int,
+    *,
+    is_buying: bool = True,
 ) -> list[Order]:
     """Claim orders of an account that wait for a catalog and a wallet answer.
 
-    The longest due first: those that come up again and again are in nobody's way.
+    The longest due first: those that come up again and again are in nobody's way. Where nothing is
+    bought now, only what is to be looked for.
     """
+    which = _WAITING if is_buying else f"{_WAITING} AND {TO_SEARCH}"
     rows = session.rows(
         f"""
             UPDATE orders SET claim = %(claim)s, claimed_until = %(until)s WHERE id = ANY(ARRAY(
                 SELECT o.id FROM orders o
-                 WHERE o.account = %(account)s AND {_FREE} AND {_WAITING}
+                 WHERE o.account = %(account)s AND {_FREE} AND {which}
                  ORDER BY o.next_attempt_at, o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
             RETURNING {columns(ORDER_COLUMNS)}
             """,  # noqa: S608 - constants
@@ -59,7 +70,8 @@ def claim_stuck(
 ) -> list[tuple[int, str]]:
     """Claim orders of these accounts to be submitted again: never sent, or of unknown outcome.
 
-    Of each account up to `limit`, the longest due first: none stands in another's way.
+    Where nothing is bought now, of those that were never sent only what is to be looked for. Of
+    each account up to `limit`, the longest due first: none stands in another's way.
     """
     rows = session.execute(
         f"""
@@ -68,7 +80,7 @@ def claim_stuck(
                     SELECT o.id FROM orders o
                      WHERE o.account = a.name AND {_FREE}
                        AND {_TO_SUBMIT} AND {_UNPAUSED}
-                       AND (o.status = 'submitting' OR {_BUYING} AND NOT {STOPPED})
+                       AND (o.status = 'submitting' OR {_BUYING} OR {TO_SEARCH})
                      ORDER BY o.next_attempt_at, o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED) due
                  WHERE a.name = ANY(%(accounts)s)))
             RETURNING id, account
@@ -88,20 +100,39 @@ def accounts_waiting(session: Session, now: datetime) -> list[str]:
     """Name the accounts that have something for `checkout.dispatch` to claim."""
     rows = session.execute(
         f"""
-            SELECT a.name FROM accounts a WHERE {_BUYING} AND NOT {STOPPED} AND EXISTS (
+            SELECT a.name FROM accounts a WHERE {_BUYING} AND EXISTS (
                  SELECT 1 FROM orders o
                   WHERE o.account = a.name AND {_FREE} AND {_WAITING})
+            UNION ALL
+            SELECT a.name FROM accounts a WHERE {_UNPAUSED} AND NOT {_BUYING} AND EXISTS (
+                 SELECT 1 FROM orders o
+                  WHERE o.account = a.name AND {_FREE} AND {_WAITING} AND {TO_SEARCH})
             """,  # noqa: S608 - constants
         {"now": now},
     )
     return [row.name for row in rows]
 
 
-def may_gather(session: Session, account: str, now: datetime) -> bool:
-    """Say whether anything of the account may be claimed: it buys, and nobody has stopped it."""
+def is_buying(session: Session, account: str, now: datetime) -> bool:
+    """Say whether anything of the account may be priced and paid for: nobody has stopped it."""
     return bool(
         session.scalar(
-            f"SELECT {_BUYING} AND NOT {STOPPED} FROM accounts a WHERE name = %(account)s",  # noqa: S608
+            f"SELECT {_BUYING} FROM accounts a WHERE name = %(account)s",  # noqa: S608
+            {"account": account, "now": now},
+        )
+    )
+
+
+def is_to_search(session: Session, account: str, now: datetime) -> bool:
+    """Say whether the account can be asked, and has waiting orders that are to be looked for."""
+    return bool(
+        session.scalar(
+            f"""
+            SELECT {_UNPAUSED} AND EXISTS (
+                SELECT 1 FROM orders o
+                 WHERE o.account = a.name AND {_FREE} AND {_WAITING} AND {TO_SEARCH})
+              FROM accounts a WHERE name = %(account)s
+            """,  # noqa: S608 - constants
             {"account": account, "now": now},
         )
     )

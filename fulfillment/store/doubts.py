@@ -32,14 +32,19 @@ _SERVER = """(SELECT system_identifier FROM pg_control_system()) || ':'
     || (SELECT oid FROM pg_database WHERE datname = current_database())"""
 
 _UNSEARCHED = """EXISTS (SELECT 1 FROM accounts d
-    WHERE d.name = orders.account AND d.doubted_since < d.doubted_until
-      AND orders.created_at < d.doubted_until
-      AND coalesce(orders.searched_at, '-infinity') < d.doubted_since{more})"""
+    WHERE d.name = {order}.account AND d.doubted_since < d.doubted_until
+      AND {order}.created_at < d.doubted_until
+      AND coalesce({order}.searched_at, '-infinity') < d.doubted_since{more})"""
 #: Of an order's row: it is as old as what is in doubt, and nobody has looked for it since. As
 #: `Order.is_doubted` has it; no clock ends that.
-UNSEARCHED = _UNSEARCHED.format(more="")
+UNSEARCHED = _UNSEARCHED.format(order="orders", more="")
 #: The same, for as long as the store may send again what it had sent before.
-UNSEARCHED_YET = _UNSEARCHED.format(more=" AND d.doubted_until > %(now)s")
+UNSEARCHED_YET = _UNSEARCHED.format(order="orders", more=" AND d.doubted_until > %(now)s")
+#: No provider has told of it since it was looked for. As `Order.was_searched(None)` has it.
+LOOKED_FOR = "coalesce(told_early_at <= searched_at, told_early_at IS NULL)"
+#: Of a row `o`: it may be bought already, and is looked for before it is. As not
+#: `Order.was_searched` has it.
+TO_SEARCH = f"(NOT {LOOKED_FOR} OR {_UNSEARCHED.format(order='o', more='')})"
 
 #: What the numbers of messages to the store begin at: null where there was no restore, then about
 #: the second of the last one. The store may have had higher numbers of an order than our rows tell

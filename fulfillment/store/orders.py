@@ -9,7 +9,7 @@ import msgspec
 from fulfillment import states
 from fulfillment.log import get_logger
 from fulfillment.store import outbox
-from fulfillment.store.doubts import TOLD_FROM, UNSEARCHED, UNSEARCHED_YET
+from fulfillment.store.doubts import LOOKED_FOR, TOLD_FROM, UNSEARCHED, UNSEARCHED_YET
 from fulfillment.store.engine import Session, dense
 from fulfillment.store.models import ORDER_COLUMNS, Move, NewOrder, Order, columns
 from fulfillment.store.views import Entry, order_fields, received_fields, timeline_entry
@@ -302,10 +302,6 @@ def lock(session: Session, order_ids: Sequence[int]) -> list[Order]:
     return [Order.of(row) for row in session.rows(_LOCK, {"ids": list(order_ids)})]
 
 
-# As `Order.was_searched(None)` has it.
-_LOOKED_FOR = "coalesce(told_early_at <= searched_at, told_early_at IS NULL)"
-
-
 def lock_overdue(session: Session, now: datetime, limit: int, patience: timedelta) -> list[Order]:
     """Lock unclaimed orders whose time to be submitted or paid for is over, oldest first.
 
@@ -324,7 +320,7 @@ def lock_overdue(session: Session, now: datetime, limit: int, patience: timedelt
                                  OR a.state NOT IN ('reserved', 'sending')))))
            AND (submit_by <= %(now)s OR funds_deadline_at <= %(now)s)
            AND (claimed_until IS NULL OR claimed_until <= %(now)s) AND NOT {UNSEARCHED_YET}
-           AND ({_LOOKED_FOR} AND NOT {UNSEARCHED} OR submit_by <= %(impatient)s)
+           AND ({LOOKED_FOR} AND NOT {UNSEARCHED} OR submit_by <= %(impatient)s)
          ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
         """  # noqa: S608 - the names are constants
     unsent = [*states.WAITING, OrderStatus.RESERVED]
@@ -368,7 +364,7 @@ def lock_held_back(
         SELECT {columns(ORDER_COLUMNS)} FROM orders
          WHERE next_attempt_at IS NOT NULL AND account = ANY(%(accounts)s)
            AND status IN ('reserved', 'submitting') AND NOT between_attempts
-           AND submit_by > %(now)s AND {_LOOKED_FOR}
+           AND submit_by > %(now)s AND {LOOKED_FOR}
            AND (claimed_until IS NULL OR claimed_until <= %(now)s) AND NOT {UNSEARCHED}
            AND EXISTS (SELECT FROM attempts a
                         WHERE a.account = orders.account AND a.external_id = orders.external_id

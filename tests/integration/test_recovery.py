@@ -326,6 +326,34 @@ def test_an_order_that_nobody_could_look_for_in_all_the_time_is_looked_for_all_t
     assert brakes.show_accounts(context)[0].doubted_since is None
 
 
+@pytest.mark.parametrize("kept_at", [S.RECEIVED, S.RESERVED])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_order_in_doubt_is_looked_for_once_where_its_account_is_stopped(
+    make_context: MakeContext,
+    provider: FakeProvider,
+    clock: FakeClock,
+    kept_at: S,
+    is_there: bool,
+) -> None:
+    context = make_context(provider)
+    (order,) = receive(context, checkout())
+    if kept_at is S.RESERVED:
+        assert gather(context) is not None
+        clock.advance(60)
+    brakes.stop(context, "main", "x", "test")
+    recovery.doubt(context, timedelta(hours=24))
+    if is_there:
+        provider.says(order.external_id, R.SENT)
+    provider.reads.clear()
+    for _ in range(20):
+        clock.advance(10)
+        run_sweep(context)
+
+    assert again(context, order).status is (S.SENT if is_there else kept_at)
+    asked = [what for what in provider.reads if what != "wallet"]
+    assert (provider.bodies, asked) == ([], [f"order {order.external_id}"])
+
+
 def test_once_the_time_is_over_what_was_searched_or_came_later_costs_no_lookup(
     make_context: MakeContext, provider: FakeProvider, clock: FakeClock
 ) -> None:

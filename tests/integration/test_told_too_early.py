@@ -8,7 +8,7 @@ from fulfillment.errors import ProviderNotReached, ProviderOutcomeUnknown, Provi
 from fulfillment.providers.base import AfterUnknown
 from fulfillment.services import brakes, invariants, recovery
 from fulfillment.services.context import Context, register_accounts
-from fulfillment.store import purchases
+from fulfillment.store import accounts, purchases
 from schemas.enums import FailureCode
 from schemas.enums import OrderStatus as S
 from schemas.money import cents_to_mills
@@ -33,6 +33,7 @@ from tests.support import (
     run_sweep,
     run_ticks,
     submit,
+    take_figure,
     view,
 )
 
@@ -190,6 +191,145 @@ def test_what_is_held_at_the_next_account_and_not_sent_is_not_bought_where_the_f
     assert "it may have been bought there" in str(view(context, order).timeline)
 
 
+def keep_from_buying(context: Context, how: str) -> None:
+    """Let the account buy nothing more."""
+    if how == "stopped":
+        brakes.stop(context, "main", "x", "test")
+    else:
+        with context.database.transaction() as session:
+            purchases.pause(session, "main", context.now() + timedelta(hours=9), "x")
+
+
+def lookups(provider: FakeProvider) -> int:
+    return sum(what.startswith("order") for what in provider.reads)
+
+
+@pytest.mark.parametrize("kept_at", [S.RECEIVED, S.AWAITING_FUNDS, S.RESERVED, S.SUBMITTING])
+@pytest.mark.parametrize("how", ["stopped", "its purchases rest"])
+def test_an_account_that_buys_nothing_looks_for_what_it_was_told_of(
+    context: Context, main: FakeProvider, clock: FakeClock, kept_at: S, how: str
+) -> None:
+    if kept_at is S.AWAITING_FUNDS:
+        main.balance_mills = 1
+    (order,) = receive(context, checkout(account="main", marketHashName=NAME))
+    batch = None if kept_at is S.RECEIVED else gather(context)
+    keep_from_buying(context, how)
+    if batch is not None:
+        submit(context, batch)
+    if kept_at is S.SUBMITTING:  # it begins anew, between two attempts
+        for _ in range(2):
+            clock.advance(301)
+            run_sweep(context)
+        assert again(context, order).between_attempts
+    assert again(context, order).status is kept_at
+    main.says(order.external_id, R.SENT)
+
+    hear(context, main, order.external_id, R.SENT)
+    main.reads.clear()
+    for _ in range(20):
+        clock.advance(10)
+        run_sweep(context)
+
+    assert again(context, order).status is S.SENT
+    assert (main.bodies, main.reads.count("catalog"), lookups(main)) == ([], 0, 1)
+    assert broken(context) - {"due_too_late"} == set()  # no rest is as long as the one here
+
+
+def test_the_money_of_a_lost_purchase_stops_its_account_and_not_the_search_for_it(
+    make_context: MakeContext, clock: FakeClock
+) -> None:
+    provider = FakeProvider()
+    context = make_context(provider, main={"stop_at_unexplained_cents": 100})
+    take_figure(context)
+    (order,) = receive(context, checkout())
+    charged = cents_to_mills(PRICE_CENTS)
+    provider.says(order.external_id, R.COMPLETED, charged_mills=charged)
+    provider.balance_mills -= charged
+    hear(context, provider, order.external_id, R.SENT)
+    clock.advance(10)
+    take_figure(context)
+    assert brakes.show_accounts(context)[0].stopped_by == "wallet watch"
+
+    for _ in range(20):
+        clock.advance(10)
+        run_sweep(context)
+
+    assert again(context, order).status is S.COMPLETED
+    assert [kind for kind, _ in entries(context, order)] == ["hold", "settle"]
+    assert provider.bodies == []
+
+
+@pytest.mark.parametrize("kept_at", [S.RECEIVED, S.RESERVED])
+@pytest.mark.parametrize("how", ["stopped", "its purchases rest"])
+def test_an_account_that_buys_nothing_looks_once_for_what_is_not_there(
+    context: Context, main: FakeProvider, clock: FakeClock, kept_at: S, how: str
+) -> None:
+    (order, other) = receive(context, *(checkout(account="main") for _ in range(2)))
+    batch = None if kept_at is S.RECEIVED else gather(context)
+    keep_from_buying(context, how)
+    if batch is not None:
+        submit(context, batch)
+    hear(context, main, order.external_id, R.SENT)
+    main.reads.clear()
+
+    for _ in range(120):
+        clock.advance(2)
+        run_sweep(context)
+
+    assert (main.bodies, main.reads.count("catalog"), lookups(main)) == ([], 0, 1)
+    assert again(context, order).status is kept_at
+    if how == "stopped":
+        brakes.resume(context, "main", "x", "test")
+    else:
+        with context.database.transaction() as session:
+            purchases.mend(session, "main")
+    for _ in range(3):
+        clock.advance(11)
+        run_sweep(context)
+    assert {again(context, each).status for each in (order, other)} == {S.ACCEPTED}
+    assert len(main.bodies) == 2
+
+
+@pytest.mark.parametrize("kept_at", [S.RECEIVED, S.RESERVED])
+def test_lookups_that_fail_at_a_stopped_account_become_rare(
+    context: Context, main: FakeProvider, clock: FakeClock, kept_at: S
+) -> None:
+    (order,) = receive(context, checkout(account="main"))
+    batch = None if kept_at is S.RECEIVED else gather(context)
+    keep_from_buying(context, "stopped")
+    if batch is not None:
+        submit(context, batch)
+    hear(context, main, order.external_id, R.SENT)
+    main.reads_fail(ProviderNotReached("HTTP 500", is_outage=True))
+    clock.advance(1800)
+    main.reads.clear()
+
+    for _ in range(60):
+        run_sweep(context)
+        clock.advance(5)
+
+    assert again(context, order).status is kept_at
+    assert 5 <= lookups(main) <= 10
+
+
+def test_an_account_that_does_not_answer_at_all_is_not_asked_for_what_it_was_told_of(
+    context: Context, main: FakeProvider, clock: FakeClock
+) -> None:
+    (order,) = receive(context, checkout(account="main"))
+    keep_from_buying(context, "stopped")
+    hear(context, main, order.external_id, R.SENT)
+    with context.database.transaction() as session:
+        accounts.pause(session, "main", clock.now() + timedelta(minutes=10), "down")
+    main.reads.clear()
+
+    for _ in range(50):
+        clock.advance(10)
+        run_sweep(context)
+
+    assert main.reads == []
+    assert again(context, order).status is S.RECEIVED
+
+
 @pytest.mark.parametrize("policy", list(AfterUnknown))
 def test_an_unknown_outcome_at_the_next_account_is_not_ended_by_what_the_first_has(
     context: Context,
@@ -241,5 +381,6 @@ def test_an_order_that_cannot_be_searched_ends_an_hour_after_its_time_and_is_tol
     assert again(context, order).status is S.FAILED
     assert backup.bodies == []
     told = [message["type"] for message in messages_of(context, order)]
-    assert "order.needs_review" in told
+    # A stopped account is searched all the same, and has nothing to tell a person of.
+    assert ("order.needs_review" in told) is (what != "the next is stopped")
     assert len(main.reads) - asked < 100
