@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from fulfillment.errors import InvalidInput
 from fulfillment.log import get_logger
+from fulfillment.services import schedule
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
@@ -129,10 +130,13 @@ def leave(context: Context, account: str, why: Mapping[int, str]) -> None:
         fresh = [o for o in locked if o.id in attempts and attempts[o.id].strange_since is None]
         open_ones = FOLLOWED | {OrderStatus.NEEDS_REVIEW}
         moves = [_told(order, why[order.id]) for order in fresh if order.status in open_ones]
+        nexts = {order.id: _next_look(order, now) for order in locked}
+        awaited = [o for o in locked if nexts[o.id] is None and o.poll_wanted_at is not None]
+        moves += [_given_up(order, why[order.id]) for order in awaited]
         orders.apply(session, moves, now)
         left = [order.id for order in fresh if order.status is not OrderStatus.SUBMITTING]
         ledger.note_strange(session, left, now)
-        due.spread(session, {order.id: _next_look(order, now) for order in locked})
+        due.spread(session, nexts)
 
 
 def _told(order: Order, why: str) -> Move:
@@ -141,8 +145,18 @@ def _told(order: Order, why: str) -> Move:
     return Move(order.id, order.status, order.status, Source.POLL, note, tell=(NEEDS_REVIEW,))
 
 
+def _given_up(order: Order, why: str) -> Move:
+    """Tell a person of an order of which there was news, and nobody could be asked for it."""
+    log.error("poll.given_up", order_id=order.external_id, status=order.status)
+    note = f"news of it was waited for, and it is asked about no more: {why}; look it up there"
+    due = {"poll_wanted_at": None}
+    return Move(order.id, order.status, order.status, Source.POLL, note, {}, due, (NEEDS_REVIEW,))
+
+
 def _next_look(order: Order, now: datetime) -> datetime | None:
-    if order.status not in FINAL:
+    if order.status not in FINAL or order.lives_on:
+        return now + _LOOK_GAP
+    if order.poll_wanted_at is not None and not schedule.is_given_up(order, now):
         return now + _LOOK_GAP
     until = order.reversible_until
     return now + _LOOK_GAP if until is not None and now < until else None

@@ -89,8 +89,7 @@ def poll_after_failure(context: Context, order: Order, now: datetime) -> datetim
     The first comes as soon as one may, however many were answered before; each further one later,
     of what is over at most every six hours.
     """
-    over_at = _over_at(order)
-    if over_at is not None and now >= over_at + _ASKED_FOR:
+    if is_given_up(order, now):
         return None
     smallest = context.settings.poll_min_interval_s
     slowest = smallest * _MOST_BACKOFF
@@ -99,6 +98,12 @@ def poll_after_failure(context: Context, order: Order, now: datetime) -> datetim
     grown = 0 if order.overdue else min(order.failed_polls, _MOST_GROWN)
     gap = smallest * _GROWTH**grown
     return now + _jittered(context, min(gap, slowest))
+
+
+def is_given_up(order: Order, now: datetime) -> bool:
+    """Say whether an answer was awaited for so long that none is any more."""
+    over_at = _over_at(order)
+    return over_at is not None and now >= over_at + _ASKED_FOR
 
 
 def _over_at(order: Order) -> datetime | None:

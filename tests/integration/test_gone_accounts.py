@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from fulfillment.errors import NotAllowedNow, ProviderNotReached, ProviderOutcomeUnknown
+from fulfillment.providers.base import AfterUnknown
 from fulfillment.services import (
     brakes,
     diagnosis,
@@ -298,6 +299,56 @@ def test_an_order_of_an_account_that_comes_back_is_followed_again(
 
     assert again(before, order).status is S.COMPLETED
     assert_invariants(before)
+
+
+def ended_in_doubt(context: Context, clock: FakeClock, provider: FakeProvider) -> Order:
+    """Give an order that a person has just ended although it may have been bought."""
+    provider.after_unknown = AfterUnknown.LOOKUP_ONLY
+    provider.fail_purchase(ProviderOutcomeUnknown("timeout"))
+    order = receive_one(context, account="old")
+    run_chain(context, "old")
+    pass_time(context, clock, 60, rounds=15)
+    assert again(context, order).status is S.NEEDS_REVIEW
+    operations.resolve(context, order.external_id, Resolution.NOT_FOUND, "gone", is_insisted=True)
+    return order
+
+
+@pytest.mark.parametrize("is_known_to_live", [False, True])
+def test_what_is_to_be_looked_at_after_its_end_is_once_its_account_is_back(
+    before: Context,
+    after: Context,
+    clock: FakeClock,
+    provider: FakeProvider,
+    is_known_to_live: bool,
+) -> None:
+    order = ended_in_doubt(before, clock, provider)
+    if is_known_to_live:
+        provider.says(order.external_id, R.SENT)
+        pass_time(before, clock, 200)
+        assert again(before, order).told_status is S.SENT
+    pass_time(after, clock, 600)
+    provider.says(order.external_id, R.COMPLETED, charged_mills=PRICE_CENTS * 10)
+
+    pass_time(before, clock, 400)
+
+    found = again(before, order)
+    assert (found.status, found.told_status) == (S.FAILED, S.COMPLETED)
+    assert found.charged_mills == PRICE_CENTS * 10
+
+
+def test_a_person_is_told_where_the_account_of_what_is_to_be_looked_at_stays_away(
+    before: Context, after: Context, clock: FakeClock, provider: FakeProvider
+) -> None:
+    order = ended_in_doubt(before, clock, provider)
+    told_before = alarms(after, order)
+
+    pass_time(after, clock, 3600, rounds=30)
+    in_time = alarms(after, order)
+    pass_time(after, clock, 3600, rounds=40)
+
+    assert (in_time - told_before, alarms(after, order) - told_before) == (0, 1)
+    found = again(after, order)
+    assert (found.status, found.next_poll_at, found.poll_wanted_at) == (S.FAILED, None, None)
 
 
 def test_a_purchase_that_never_left_and_can_go_nowhere_ends_too_late(
