@@ -332,11 +332,11 @@ def lock_routed_at_unusable(
     session: Session, configured: Sequence[str], gone: Sequence[str], now: datetime, limit: int
 ) -> list[Order]:
     """Lock unclaimed orders at paused accounts, and at those that are gone, of which a configured
-    one may be tried."""
+    one may be tried. What somebody told of too early stays until it was looked for."""
     statement = f"""
         SELECT {columns(ORDER_COLUMNS)} FROM orders
          WHERE next_attempt_at IS NOT NULL AND status = ANY(%(local)s)
-           AND submit_by > %(now)s
+           AND submit_by > %(now)s AND {LOOKED_FOR}
            AND jsonb_exists_any(fallbacks, CAST(%(configured)s AS text[]))
            AND account IN (SELECT name FROM accounts
                             WHERE greatest(paused_until, purchases_paused_until) > %(now)s

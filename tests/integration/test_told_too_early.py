@@ -291,6 +291,22 @@ def test_an_account_that_buys_nothing_looks_once_for_what_is_not_there(
 
 
 @pytest.mark.parametrize("kept_at", [S.RECEIVED, S.RESERVED])
+def test_what_the_first_account_told_of_goes_on_to_no_other_while_it_rests(
+    context: Context, main: FakeProvider, backup: FakeProvider, clock: FakeClock, kept_at: S
+) -> None:
+    (order,) = receive(context, checkout(account="both", marketHashName=NAME))
+    if kept_at is S.RESERVED:
+        assert gather(context) is not None
+    main.says(order.external_id, R.SENT)
+    hear(context, main, order.external_id, R.SENT)
+    keep_from_buying(context, "its purchases rest")
+    go_on(context, clock)
+
+    found = again(context, order)
+    assert (found.status, found.account, backup.bodies) == (S.SENT, "main", [])
+
+
+@pytest.mark.parametrize("kept_at", [S.RECEIVED, S.RESERVED])
 def test_lookups_that_fail_at_a_stopped_account_become_rare(
     context: Context, main: FakeProvider, clock: FakeClock, kept_at: S
 ) -> None:
