@@ -14,6 +14,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from fulfillment import redis_channel
 from fulfillment.errors import ConfigurationError
+from fulfillment.kombu_messages import AMQPMessage
 from fulfillment.log import get_logger
 from fulfillment.settings import PREFIX, Settings
 from schemas.messages import CHECKOUT_KEY, CHECKOUT_QUEUE, DEAD_QUEUE, STORE_EXCHANGE
@@ -26,11 +27,19 @@ _ANSWER_S = 5.0
 HEARTBEAT_S = 10
 
 
+class PlainChannel(pyamqp.Channel):
+    """A channel whose messages stay as they came."""
+
+    Message = AMQPMessage
+
+
 class BoundedConnection(pyamqp.Connection):
     """A connection to RabbitMQ that waits for no answer for ever, as py-amqp's does.
 
     Where a broker stands still, even closing would hang, and the process with it.
     """
+
+    Channel = PlainChannel
 
     def connect(self, callback: Any = None) -> Any:
         opened = super().connect(callback)

@@ -23,6 +23,7 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
 from fulfillment.clock import SystemClock
+from fulfillment.kombu_messages import RedisMessage
 from fulfillment.log import get_logger
 
 log = get_logger(__name__)
@@ -127,6 +128,7 @@ class SafeChannel(kombu_redis.Channel):
     """Delivers bytes that are no message as one: whoever consumes it finds that it says nothing."""
 
     QoS = SafeQoS
+    Message = RedisMessage
     if TYPE_CHECKING:  # the stubs leave them out
         _q_for_pri: Any
         _queue_bind: Any

@@ -13,6 +13,7 @@ from celery.worker.consumer.tasks import Tasks
 
 from celeryconfig import INTAKE
 from fulfillment.broker import PUBLISH_ERRORS
+from fulfillment.errors import InvalidInput
 from fulfillment.log import get_logger
 from fulfillment.messaging import dead_letters
 from fulfillment.redis_channel import open_channels
@@ -87,8 +88,9 @@ class SafeConsumer(Consumer):
         self._refuse(message, exc)
 
     def _refuse(self, message: Any, error: Exception | None) -> None:
-        # The error's own text may quote the message.
-        why = f" ({type(error).__name__})" if error else ""
+        # The error's own text may quote the message, but for ours.
+        told = error if isinstance(error, InvalidInput) else type(error).__name__
+        why = f" ({told})" if error else ""
         reason = f"expected a task message of `checkout.receive`{why}"
         queue = (message.delivery_info or {}).get("routing_key")
         log.error("task.unreadable", queue=queue, reason=reason)

@@ -32,6 +32,7 @@ _GROUP_S = 0.003
 _IDLE_S = 1.0
 _RETRY_S = 1.0
 _BIND_S = 1.0
+_UNREADABLE = "expected a body as its headers say"
 
 
 class CheckoutConsumer:
@@ -65,7 +66,7 @@ class CheckoutConsumer:
             channel,
             [checkout_queue],
             on_message=self._waiting.append,
-            # Its body is not what its headers say, so it is judged as it came.
+            # Its body is packed, or not what its headers say: refused as it came.
             on_decode_error=lambda message, _error: self._waiting.append(message),
             prefetch_count=_GROUP,
         )
@@ -157,6 +158,8 @@ def _parse(message: Message) -> Any:
     """Give the decoded event, or the error that says why there is none."""
     body = _body(message)
     try:
+        for _, error, _ in message.errors or ():
+            raise error if isinstance(error, InvalidInput) else InvalidInput(None, _UNREADABLE)
         if len(body) > intake.MAX_EVENT_BYTES:
             raise InvalidInput(None, f"expected at most {intake.MAX_EVENT_BYTES} bytes")
         return intake.parse_json(body)

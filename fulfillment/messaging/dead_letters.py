@@ -12,15 +12,23 @@ from schemas.messages import REASON_HEADER
 
 log = get_logger(__name__)
 
+#: No checkout is nearly as large, and every broker takes as much.
+_MOST_BYTES = 1 << 20
+
 
 def publish(connection: Connection, body: Any, content_type: Any, reason: str) -> None:
-    """Publish one dead letter as it came in. Raises what kombu raises; then the connection is of
-    no more use."""
+    """Publish one dead letter as it came in, or the beginning of one that is huge.
+
+    Raises what kombu raises; then the connection is of no more use.
+    """
+    raw = _bytes(body)
+    if len(raw) > _MOST_BYTES:
+        reason = f"{reason}; these are the first {_MOST_BYTES} of {len(raw)} bytes"
     # kombu would declare it once a connection, and it may have been deleted since.
     dead_queue(connection.default_channel).declare()
     producer = Producer(connection)
     producer.publish(
-        _bytes(body),
+        raw[:_MOST_BYTES],
         routing_key=dead_queue.name,
         mandatory=True,  # what comes back is raised as an error: nobody listens for it
         # A foreign message may call its content anything, or nothing.

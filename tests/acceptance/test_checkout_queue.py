@@ -2,6 +2,7 @@
 
 import json
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +25,7 @@ from fulfillment.messaging.consumer import CheckoutConsumer
 from fulfillment.messaging.publishing import make_publisher
 from fulfillment.services import operations
 from fulfillment.services.context import Context
-from schemas.messages import CHECKOUT_KEY
+from schemas.messages import CHECKOUT_KEY, REASON_HEADER
 from tests.conftest import MakeContext
 from tests.servers import rabbitmqctl
 from tests.support import FakeClock, FakeProvider, checkout, receive, rows, until
@@ -113,6 +114,44 @@ def test_a_known_checkout_with_an_account_that_is_no_text_is_put_aside_and_the_o
 
     assert is_alive
     assert json.loads(letter.body)["externalId"] == known["externalId"]
+
+
+@pytest.mark.parametrize(
+    ("packing", "told"),
+    [("application/x-gzip", ", found application/x-gzip"), ("rot13", ""), ("canary\n", "")],
+)
+def test_a_packed_checkout_is_put_aside_as_it_came_and_never_unpacked(
+    context: Context, connection: kombu.Connection, packing: str, told: str
+) -> None:
+    event, good = checkout(), checkout()
+    packed = zlib.compress(json.dumps(event).encode() + b" " * (1 << 26))
+    connection.Producer(exchange=store_exchange).publish(
+        packed,
+        routing_key=CHECKOUT_KEY,
+        content_type="application/json",
+        content_encoding="utf-8",
+        headers={"compression": packing},
+    )
+    send(connection, good)
+
+    with consuming(context):
+        letter = until(lambda: dead_queue(connection.default_channel).get(no_ack=True))
+        until(lambda: is_stored(context, good))
+
+    assert letter.body == packed
+    assert letter.headers[REASON_HEADER] == f"expected a body that is not compressed{told}"
+    assert not is_stored(context, event)
+
+
+def test_of_a_huge_dead_letter_the_beginning_is_kept(
+    context: Context, connection: kombu.Connection
+) -> None:
+    with connect(context.settings, confirm=True) as other:
+        dead_letters.publish(other, b"ab" * (1 << 20), "text/plain", "a test")
+
+    letter = until(lambda: dead_queue(connection.default_channel).get(no_ack=True))
+    assert len(letter.body or "") == 1 << 20
+    assert letter.headers[REASON_HEADER] == ("a test; these are the first 1048576 of 2097152 bytes")
 
 
 def refused(connection: kombu.Connection) -> str:

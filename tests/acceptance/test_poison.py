@@ -4,6 +4,7 @@ import base64
 import json
 import pickle
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -18,7 +19,7 @@ from sqlalchemy.engine import make_url
 
 from fulfillment.devstack.stack import StackOptions
 from fulfillment.messaging.store_client import send_checkout
-from schemas.messages import CHECKOUT_QUEUE, DEAD_QUEUE
+from schemas.messages import CHECKOUT_QUEUE, DEAD_QUEUE, REASON_HEADER
 from tests.acceptance.driver import SPEED, TOKEN, Driver, running_stack, until
 
 TASK = "checkout.receive"
@@ -97,6 +98,22 @@ def test_bytes_that_are_no_message_are_put_aside_and_nobody_dies(
     until("all of it put aside", lambda: broker.llen(DEAD_QUEUE) == len(poison))
     assert set(shop.wait_final(ids).values()) == {"completed"}
     assert shop.stack.processes.pids == before
+
+
+@pytest.mark.parametrize("queue", [CHECKOUT_QUEUE, TASKS])
+def test_a_packed_checkout_is_unpacked_by_nobody_and_put_aside(
+    shop: Driver, broker: redis.Redis, queue: str
+) -> None:
+    event = shop.checkout()
+    packed = zlib.compress(json.dumps([[event], {}, {}] if queue == TASKS else event).encode())
+    headers = {"task": TASK, "id": "packed", "compression": "application/x-gzip"}
+
+    broker.lpush(queue, _envelope(queue, body=base64.b64encode(packed).decode(), headers=headers))
+
+    until("it is put aside", lambda: broker.llen(DEAD_QUEUE) == 1)
+    letter = json.loads(broker.lindex(DEAD_QUEUE, 0) or "")
+    assert base64.b64decode(letter["body"]) == packed
+    assert "not compressed, found application/x-gzip" in letter["headers"][REASON_HEADER]
 
 
 def test_a_broadcast_that_is_no_message_ends_nobody(shop: Driver, broker: redis.Redis) -> None:
