@@ -142,6 +142,8 @@ def complaint(settings: Settings) -> str:
             with channel.conn_or_acquire() as client:
                 memory = client.info("memory")
     except PUBLISH_ERRORS as error:
+        if isinstance(error.__cause__, redis_channel.Refused):
+            return f"it takes no messages: {error}"
         return f"it does not answer ({type(error).__name__})"
     except UNUSABLE as error:
         return f"{_UNUSABLE} ({type(error).__name__})"

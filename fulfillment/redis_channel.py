@@ -5,6 +5,9 @@ it along. A channel that consumes one queue only, as those of checkouts do, pops
 One that consumes several, as a worker does that waits for steps and ticks, notes nothing: these are
 hints, which the sweep makes up for, and the notes were a third of what a hint costs.
 
+A Redis that answers and refuses, as a replica or a full one does, is told of as a lost connection:
+of any other error a worker would die. It is connected to again only where it can be written to.
+
 Anybody who can write to Redis can push bytes that are no message at all. kombu 5.7 has taken them
 off the queue when it finds that out, and raises whatever Python raises then.
 """
@@ -14,6 +17,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +66,18 @@ _AT_ONCE = 100
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
+class Refused(redis.ConnectionError):
+    """Redis answers, and says no: it is a replica, or full, or has too few replicas."""
+
+
+@contextmanager
+def _refusals_as_losses() -> Iterator[None]:
+    try:
+        yield
+    except redis.ResponseError as error:
+        raise Refused(str(error)) from error
+
+
 class SafeQoS(kombu_redis.QoS):
     """Tells of a channel that is gone by the error that consumers know how to survive."""
 
@@ -96,6 +112,10 @@ class SafeQoS(kombu_redis.QoS):
         with self.channel.conn_or_acquire() as client:
             self.channel._do_restore_message(message._raw, *route, client)
 
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        with _refusals_as_losses():
+            super().restore_visible(*args, **kwargs)
+
     def _is_hint(self, delivery_tag: str) -> bool:
         """Say whether it was one, and forget it."""
         if delivery_tag not in self._hints:
@@ -108,7 +128,8 @@ class SafeQoS(kombu_redis.QoS):
             virtual.QoS.ack(self, delivery_tag)
             return
         try:
-            super().ack(delivery_tag)
+            with _refusals_as_losses():
+                super().ack(delivery_tag)
         except AttributeError as error:
             raise redis.ConnectionError("channel gone; the message comes again") from error
 
@@ -119,7 +140,8 @@ class SafeQoS(kombu_redis.QoS):
             virtual.QoS.ack(self, delivery_tag)
             return
         try:
-            super().reject(delivery_tag, requeue=requeue)
+            with _refusals_as_losses():
+                super().reject(delivery_tag, requeue=requeue)
         except AttributeError as error:
             raise redis.ConnectionError("channel gone; the message comes again") from error
 
@@ -131,10 +153,10 @@ class SafeChannel(kombu_redis.Channel):
     Message = RedisMessage
     if TYPE_CHECKING:  # the stubs leave them out
         _q_for_pri: Any
-        _queue_bind: Any
         _do_restore_message: Any
         conn_or_acquire: Any
         _closing: bool
+        _disconnect_pools: Any
         _flush_brpop_reauth: Any
         pool: Any
         connection_errors: tuple[type[Exception], ...]
@@ -155,12 +177,28 @@ class SafeChannel(kombu_redis.Channel):
         self._odd_bindings: set[tuple[str, ...]] = set()
         #: Whether what comes now is taken for good.
         self.takes_hints = False
+        self._require_writes()
+
+    def _require_writes(self) -> None:
+        """Do nothing, by a command that only a Redis that can be written to carries out."""
+        try:
+            with _refusals_as_losses():
+                self.client.zadd(self.unacked_index_key, {"": 0}, xx=True)
+        except self.connection_errors:
+            cycle: Any = self.connection.cycle
+            cycle.discard(self)
+            self._disconnect_pools()
+            raise
 
     def bind_again(self, queue: Queue) -> None:
         """Bind a queue to its exchange although this process knows that it is: Redis may forget."""
         exchange = queue.exchange.name
         kind: Any = self.typeof(exchange)
         self._queue_bind(exchange, *kind.prepare_bind(queue.name, exchange, queue.routing_key, {}))
+
+    def _queue_bind(self, *args: Any) -> None:
+        with _refusals_as_losses():
+            super()._queue_bind(*args)  # type: ignore[misc]  # the stubs lack it
 
     def get_table(self, exchange: str) -> list[tuple[str, str, str]]:
         """Give where an exchange's messages go; left out is what could be no binding.
@@ -210,6 +248,9 @@ class SafeChannel(kombu_redis.Channel):
         self.takes_hints = True
         try:
             return super()._brpop_read(**options)  # type: ignore[misc]  # the stubs lack it
+        except redis.ResponseError as error:
+            self.client.connection.disconnect()
+            raise Refused(str(error)) from error
         except _UNREADABLE:
             if self._popped is None or self._message(self._popped[1]) is not None:
                 raise  # the consumer's own error
@@ -258,7 +299,7 @@ class SafeChannel(kombu_redis.Channel):
             return self.client.parse_response(connection, "EVAL")
         except redis.ResponseError as error:  # a full Redis: nothing is taken off it meanwhile
             connection.disconnect()
-            raise redis.ConnectionError(str(error)) from error
+            raise Refused(str(error)) from error
         except self.connection_errors:
             connection.disconnect()
             raise

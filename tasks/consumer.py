@@ -4,6 +4,7 @@ Celery 5.7 logs the whole body of a message that it cannot run, trade URL includ
 of some it dies, and so does the next worker that gets the message back.
 """
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,13 @@ from fulfillment.broker import PUBLISH_ERRORS
 from fulfillment.errors import InvalidInput
 from fulfillment.log import get_logger
 from fulfillment.messaging import dead_letters
-from fulfillment.redis_channel import open_channels
+from fulfillment.redis_channel import Refused, open_channels
 from fulfillment.settings import load_settings
 
 log = get_logger(__name__)
+
+#: Who connects to a Redis that takes writes, and refuses others, waits as long before each try.
+_REST_S = 1.0
 
 
 class CheckoutTasks(ConsumerStep):
@@ -107,4 +111,14 @@ class SafeConsumer(Consumer):
         """
         for channel in open_channels(self.connection):
             channel.qos.restore_at_shutdown = False
+        _rest_after(exc)
         return super().on_connection_error_after_connected(exc)
+
+    def on_connection_error_before_connected(self, exc: Exception) -> Any:
+        _rest_after(exc)
+        return super().on_connection_error_before_connected(exc)
+
+
+def _rest_after(error: Exception) -> None:
+    if isinstance(error, Refused):
+        time.sleep(_REST_S)

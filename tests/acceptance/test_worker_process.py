@@ -128,6 +128,53 @@ def test_a_worker_that_is_told_to_end_ends_with_0_and_one_that_dies_of_an_error_
     assert DEATH in broken.said
 
 
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[tuple[str, redis.Redis]]:
+    """Give the address of a Redis that is ours alone, and a client of it."""
+    server = EmbeddedRedis(tmp_path)
+    url = server.start()
+    with redis.Redis(unix_socket_path=url.removeprefix("redis+socket://")) as client:
+        yield url, client
+    server.stop()
+
+
+#: What makes a Redis refuse whatever writes to it, by setting.
+REFUSING = {"min-replicas-to-write": 1, "maxmemory": 1}
+
+
+@pytest.mark.parametrize("setting", REFUSING)
+def test_a_worker_that_comes_to_a_redis_without_writes_waits_and_then_takes_the_next_checkout(
+    context: Context, tmp_path: Path, own_redis: tuple[str, redis.Redis], setting: str
+) -> None:
+    url, client = own_redis
+    client.config_set(setting, REFUSING[setting])
+    with worker(context, tmp_path, url) as ours:
+        until(lambda: ours.said.count("Trying again in") > 1 or ours.process.poll() is not None)
+        tries = [line for line in ours.said.splitlines() if "Cannot connect" in line]
+        client.config_set(setting, 0)
+
+        assert ours.takes_a_checkout(), ours.said
+
+    assert len(tries) < 4
+    assert "Traceback" not in ours.said
+
+
+def test_a_worker_whose_redis_becomes_a_replica_waits_and_then_takes_the_next_checkout(
+    context: Context, tmp_path: Path, own_redis: tuple[str, redis.Redis]
+) -> None:
+    url, client = own_redis
+    with worker(context, tmp_path, url) as ours:
+        assert ours.takes_a_checkout(), ours.said
+        until(lambda: not client.hlen("unacked"))
+        client.replicaof("127.0.0.1", "1")  # what waits is told `UNBLOCKED`
+        until(lambda: "Trying again in" in ours.said or ours.process.poll() is not None)
+        client.replicaof("NO", "ONE")
+
+        assert ours.takes_a_checkout(), ours.said
+
+    assert DEATH not in ours.said
+
+
 @pytest.fixture(params=["redis", "rabbitmq"])
 def closed_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """Give the address of a broker, with a password that is not its own."""

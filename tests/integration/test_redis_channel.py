@@ -70,7 +70,14 @@ def client(server_url: str) -> Iterator[redis.Redis]:
     with redis.Redis(unix_socket_path=server_url.removeprefix("redis+socket://")) as made:
         made.flushall()
         yield made
-        made.config_set("maxmemory", 0)
+        serve(made)
+
+
+def serve(client: redis.Redis) -> None:
+    """Let the server take whatever it is given."""
+    client.config_set("maxmemory", 0)
+    client.config_set("min-replicas-to-write", 0)
+    client.replicaof("NO", "ONE")
 
 
 @pytest.fixture
@@ -220,6 +227,69 @@ def test_a_full_redis_keeps_its_messages_until_it_has_room(
         client.config_set("maxmemory", 0)
 
     assert drain(1) == ["kept"]
+
+
+Refuse = Callable[[redis.Redis], Any]
+#: What makes a Redis refuse whatever writes to it.
+REFUSING: dict[str, Refuse] = {
+    "a replica": lambda client: client.replicaof("127.0.0.1", "1"),
+    "no replicas": lambda client: client.config_set("min-replicas-to-write", 1),
+    "full": lambda client: client.config_set("maxmemory", 1),
+}
+
+
+@pytest.mark.parametrize("refuse", REFUSING.values(), ids=REFUSING)
+def test_a_redis_that_takes_no_writes_is_not_connected_to_and_is_complained_of(
+    server_url: str, client: redis.Redis, refuse: Refuse
+) -> None:
+    redis_channel.install()
+    refuse(client)
+
+    with Connection(server_url) as connection, pytest.raises(redis.ConnectionError):
+        connection.transport.establish_connection()
+    told = complaint(Settings(_env_file=None, broker_url=SecretStr(server_url)))
+
+    assert told.startswith("it takes no messages: ")
+    assert client.keys() == []
+
+
+@pytest.mark.parametrize("refuse", REFUSING.values(), ids=REFUSING)
+def test_a_redis_that_takes_no_writes_any_more_is_told_of_as_a_lost_connection(
+    connection: Connection, client: redis.Redis, refuse: Refuse
+) -> None:
+    publish(connection, "one")
+    got: list[Message] = []
+    with Consumer(connection, [QUEUE], on_message=got.append):
+        connection.drain_events(timeout=5)
+        channel = connection.default_channel
+        assert isinstance(channel, redis_channel.SafeChannel)
+        is_full = refuse is REFUSING["full"]  # then what makes room is allowed
+        refuse(client)
+
+        for act in (
+            channel.qos.restore_visible,
+            lambda: channel.bind_again(QUEUE),
+            *(() if is_full else (got[0].ack, got[0].requeue)),
+        ):
+            with pytest.raises(redis.ConnectionError):
+                act()
+        serve(client)
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["checkouts", "hints"])
+def test_a_wait_that_redis_breaks_off_is_a_lost_connection(
+    server_url: str, client: redis.Redis, count: int
+) -> None:
+    redis_channel.install()
+    queues = [Queue(f"test.waiting.{place}") for place in range(count)]
+    with Connection(server_url) as connection, Consumer(connection, queues, on_message=print):
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.1)
+        (waiting,) = [each for each in client.client_list() if "b" in each["flags"]]
+        assert client.client_unblock(int(waiting["id"]), error=True)
+
+        with pytest.raises(redis.ConnectionError, match="UNBLOCKED"):
+            connection.drain_events(timeout=5)
 
 
 def test_a_queue_is_bound_again_after_everything_was_wiped(
