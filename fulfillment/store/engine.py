@@ -204,9 +204,13 @@ class Database:
     def ping(self) -> None:
         """Ask the database whether it can be written to. Raises ServerUnreachable."""
         with self.transaction() as session:
-            is_standby = session.scalar("SELECT pg_is_in_recovery()")
-        if is_standby:
-            raise ServerUnreachable("PostgreSQL", SETTING, "it is a standby")
+            # A role, a database or the server may say so; a standby always does.
+            found = session.one(
+                "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean"
+            )
+        for is_so, what in zip(found, ("it is a standby", "it is read-only"), strict=True):
+            if is_so:
+                raise ServerUnreachable("PostgreSQL", SETTING, what)
 
     def close(self) -> None:
         self.engine.dispose()

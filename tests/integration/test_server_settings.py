@@ -9,6 +9,7 @@ from psycopg import sql
 from sqlalchemy.engine import make_url
 
 from fulfillment.errors import ConfigurationError
+from fulfillment.services import operations
 from fulfillment.services.context import Context
 from fulfillment.store.engine import Database
 from fulfillment.store.migrate import migrate
@@ -60,6 +61,25 @@ def test_an_order_of_an_item_with_a_star_is_bought_there(odd: Context) -> None:
 
     after = again(odd, order)
     assert (after.status, after.market_hash_name) == (S.ACCEPTED, STAR)
+
+
+def test_a_database_that_may_only_be_read_is_not_ready_and_says_so(
+    context: Context, database_url: str
+) -> None:
+    address = make_url(database_url).set(drivername="postgresql").render_as_string(False)
+    database = Database(database_url)
+    with psycopg.connect(address, autocommit=True) as connection:
+        alter = sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = {}")
+        name = sql.Identifier(connection.info.dbname)
+        connection.execute(alter.format(name, sql.SQL("on")))
+        try:
+            (told,) = operations.check_readiness(replace(context, database=database))
+        finally:
+            connection.execute(alter.format(name, sql.SQL("off")))
+            database.close()
+
+    assert (told.name, told.is_ok) == ("database", False)
+    assert told.detail.endswith(": it is read-only")
 
 
 def test_a_database_that_cannot_hold_every_text_is_refused_by_name(database_url: str) -> None:
