@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from fulfillment.errors import NotAllowedNow
-from fulfillment.terminal import AsJSON, dollars, err, make_context, out, print_json
+from fulfillment.terminal import AsJSON, dollars, err, make_context, print_json, print_table
 from schemas.orders import AccountView
 
 commands = typer.Typer(help="List accounts and their brakes; stop and resume buying.")
@@ -40,7 +40,7 @@ def accounts(command: typer.Context, as_json: AsJSON = False) -> None:
     if views and views[0].spend_cap_of_all is not None:
         spent, cap = dollars(views[0].spent_last_hour_by_all), dollars(views[0].spend_cap_of_all)
         table.add_row("all together", "", "", "", spent, cap)
-    out.print(table)
+    print_table(table)
     if views and views[0].doubted_since and views[0].doubted_until:
         from fulfillment.services import recovery
 

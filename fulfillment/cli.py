@@ -23,6 +23,7 @@ from fulfillment.terminal import (
     make_usable,
     out,
     print_json,
+    print_table,
 )
 from schemas.enums import OrderStatus
 from schemas.orders import OrderView
@@ -325,15 +326,8 @@ def orders(
     if as_json:
         print_json([view.as_json() for view in views])
         return
-    table = Table(
-        Column("order", overflow="fold"),
-        "account",
-        "status",
-        "agreed",
-        "charged",
-        "deadline",
-        "failure",
-    )
+    names = ("order", "account", "status", "agreed", "charged", "deadline", "failure")
+    table = Table(*(Column(name, overflow="fold") for name in names))
     for view in views:
         table.add_row(*_row(view))
     out.print(table)
@@ -398,7 +392,7 @@ def wallet(as_json: AsJSON = False) -> None:
             *(dollars(getattr(view, name)) for name in money),
             paused,
         )
-    out.print(table)
+    print_table(table)
 
 
 @cli.command()
@@ -450,7 +444,7 @@ def doctor(as_json: AsJSON = False) -> None:
     if as_json:
         print_json([{"name": c.name, "ok": c.is_ok, "detail": c.detail} for c in checks])
     else:
-        table = Table("check", "", "detail")
+        table = Table(Column("check", overflow="fold"), "", Column("detail", overflow="fold"))
         for check in checks:
             mark = Text("ok", "green") if check.is_ok else Text("failed", "red")
             table.add_row(check.name, mark, check.detail)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
+from rich.table import Table
 from rich.text import Text
 
 from fulfillment import log
@@ -22,11 +23,21 @@ if TYPE_CHECKING:
 _CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
+#: As wide as any table, for whoever reads a pipe by lines.
+_WIDE = 10_000
+
+
 class _Plain(Console):
     """Shows text from outside as it is: neither markup nor commands to the terminal."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(markup=False, emoji=False, stderr=stderr)
+
+    @property  # type: ignore[misc]  # nobody sets it
+    def size(self) -> ConsoleDimensions:
+        found = super().size
+        is_given = self.is_terminal or self._width is not None
+        return found if is_given else ConsoleDimensions(_WIDE, found.height)
 
     def render_str(self, text: str, **more: Any) -> Text:
         return super().render_str(_written_out(text), **more)
@@ -72,6 +83,22 @@ def print_json(value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=not is_any_text)
     # A refused id may hold half a surrogate pair, which is no text.
     sys.stdout.write(_written_out(text).encode(errors="replace").decode() + "\n")
+
+
+def print_table(table: Table) -> None:
+    """Print a table of amounts, where it is too wide by a block of lines for each row: cut amounts
+    are none."""
+    needed = out.measure(table, options=out.options.update_width(_WIDE)).maximum
+    if needed <= out.width:
+        out.print(table)
+        return
+    names = [column.header for column in table.columns]
+    for place, row in enumerate(zip(*(column.cells for column in table.columns), strict=True)):
+        block = Table(show_header=False, box=None)
+        for name, cell in zip(names, row, strict=True):
+            if cell:
+                block.add_row(name, cell)
+        out.print(*([""] if place else []), block, sep="\n")
 
 
 def dollars(cents: int | None) -> str:

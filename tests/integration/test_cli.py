@@ -14,6 +14,7 @@ import pytest
 from psycopg import sql
 from sqlalchemy.engine import make_url
 
+from fulfillment.services import brakes
 from fulfillment.services.context import Context
 from fulfillment.store import bindings
 from tests.conftest import environment_of
@@ -176,6 +177,29 @@ def test_a_database_that_may_only_be_read_is_told_in_one_line(
     assert done.returncode == 1
     assert done.stderr.startswith("error: PostgreSQL cannot be used")
     assert rows(context, "SELECT 1 FROM orders") == []
+
+
+def test_no_amount_and_no_status_is_cut_at_80_columns_and_a_pipe_is_as_wide_as_it_must_be(
+    context: Context, environment: dict[str, str]
+) -> None:
+    order = receive_one(context)
+    rows(context, "UPDATE orders SET status = 'awaiting_funds' RETURNING 1")
+    wallet = "INSERT INTO wallets (account, figure_mills) VALUES ('main', 19861234567) RETURNING 1"
+    rows(context, wallet)
+    brakes.stop(context, None, "a long word of why it was stopped, as people write them", "me")
+    narrow = environment | {"COLUMNS": "80"}
+    wide = {name: value for name, value in environment.items() if name != "COLUMNS"}
+
+    shown = [run(narrow, command).stdout for command in ("wallet", "accounts", "orders")]
+    piped = run(wide, "wallet").stdout
+
+    assert max(len(line) for text in shown for line in text.splitlines()) <= 80
+    assert not any("\u2026" in text for text in shown)
+    assert shown[0].count("19861234.56") == 2
+    assert order.external_id[:10] in shown[2]
+    (line,) = [line for line in piped.splitlines() if "main" in line]
+    assert "19861234.56" in line
+    assert "as people write them" in line
 
 
 def test_updates_are_shown_told_again_and_forgotten(
