@@ -48,12 +48,9 @@ def accounts(command: typer.Context, as_json: AsJSON = False) -> None:
 
 
 def _state(view: AccountView) -> str:
-    if view.stopped_at:
-        scope = " with all" if view.is_stopped_with_all else ""
-        return f"paused{scope} {_told(view.stopped_at, view.stopped_by, view.stop_reason)}"
-    if view.paused_until:
-        return f"provider away until {view.paused_until:%H:%M:%S}: {view.pause_reason}"
-    return "yes"
+    from fulfillment.services import brakes
+
+    return brakes.what_stops(view) or "yes"
 
 
 @commands.command()

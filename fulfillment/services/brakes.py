@@ -22,7 +22,7 @@ log = get_logger(__name__)
 STOPPED_GAP = timedelta(seconds=10)
 _HOUR = timedelta(hours=1)
 #: Who has turned a switch where no person did.
-_REVERSALS, _WALLET = "reversal watch", "wallet watch"
+WATCHES = _REVERSALS, _WALLET = "reversal watch", "wallet watch"
 #: So many deliveries undone within an hour may be of one act that has undone more.
 _SUSPICIOUS = 3
 #: The others are asked about with a twentieth of the rate budget; without one, once a second.
@@ -114,6 +114,18 @@ def show_accounts(context: Context) -> list[AccountView]:
                 )
             )
     return views
+
+
+def what_stops(view: AccountView) -> str:
+    """Say who has stopped the account, since when and why, or until when it pauses; "" where it
+    buys."""
+    if view.stopped_at:
+        scope = " with all" if view.is_stopped_with_all else ""
+        since = f"since {view.stopped_at:%Y-%m-%d %H:%M:%S}"
+        return f"paused{scope} {since} by {view.stopped_by}: {view.stop_reason}"
+    if view.paused_until:
+        return f"provider away until {view.paused_until:%H:%M:%S}: {view.pause_reason}"
+    return ""
 
 
 def _spent_mills(context: Context, session: Session, account: str | None) -> int:

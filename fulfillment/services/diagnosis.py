@@ -3,7 +3,7 @@
 from urllib.parse import urlsplit
 
 from fulfillment.errors import FulfillmentError
-from fulfillment.services import invariants, recovery, updates
+from fulfillment.services import brakes, invariants, recovery, updates
 from fulfillment.services.context import Context, build_context
 from fulfillment.services.merchants import why_strange
 from fulfillment.services.operations import Check, check_readiness
@@ -30,6 +30,7 @@ def examine(settings: Settings) -> list[Check]:
         return [*checks, Check("context", is_ok=False, detail=str(error))]
     checks += check_readiness(context)
     checks += _check_doubt(context)
+    checks += _check_stops(context)
     checks += _check_updates(context)
     checks += _check_unread(context)
     checks += _check_data(context)
@@ -96,6 +97,23 @@ def _check_doubt(context: Context) -> list[Check]:
             Check(f"orders of {name} in doubt", False, f"wait: {why}; {recovery.MUTE_ACT}")
             for name, why in recovery.mute_accounts(context).items()
         ),
+    ]
+
+
+def _check_stops(context: Context) -> list[Check]:
+    """Tell what keeps accounts from buying. A fault is only what waits for a person to look."""
+    try:
+        views = brakes.show_accounts(context)
+    except FulfillmentError:
+        return []  # the database or its schema has failed above
+    return [
+        Check(
+            f"buying at {view.account}",
+            is_ok=view.stopped_by not in brakes.WATCHES,
+            detail=f"nothing new is bought: {why}",
+        )
+        for view in views
+        if (why := brakes.what_stops(view))
     ]
 
 

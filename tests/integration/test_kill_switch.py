@@ -12,8 +12,9 @@ import pytest
 from fulfillment import account_commands
 from fulfillment.errors import NotAllowedNow, ProviderOutcomeUnknown
 from fulfillment.providers.base import BeforeSend
-from fulfillment.services import brakes, funds, submission
+from fulfillment.services import brakes, diagnosis, funds, submission
 from fulfillment.services.context import Context
+from fulfillment.services.operations import Check
 from fulfillment.simulator.app import SimulatorOptions, running
 from fulfillment.store import switches
 from fulfillment.store.engine import Database, Session
@@ -309,3 +310,41 @@ def test_where_nobody_can_ask_about_the_switch_nothing_leaves(context: Context) 
     look = brakes.LastLook(replace(context, database=away), "main")
 
     assert "nobody can say whether the account is stopped" in str(look.why_not())
+
+
+@pytest.mark.parametrize(
+    ("account", "by", "is_ok", "told"),
+    [
+        (None, "anna@host", True, "paused with all since "),
+        ("main", "anna@host", True, "paused since "),
+        ("main", "wallet watch", False, "paused since "),
+    ],
+)
+def test_the_doctor_tells_who_has_stopped_an_account_and_why(
+    context: Context, account: str | None, by: str, is_ok: bool, told: str
+) -> None:
+    brakes.stop(context, account, "suspicious prices", by)
+
+    (check,) = stops_told(context)
+
+    assert check.is_ok is is_ok
+    assert check.detail.startswith(f"nothing new is bought: {told}")
+    assert check.detail.endswith(f" by {by}: suspicious prices")
+
+
+def test_the_doctor_tells_of_an_automatic_pause_and_of_no_account_that_buys(
+    context: Context,
+) -> None:
+    before = stops_told(context)
+    pause = "UPDATE accounts SET paused_until = now() + interval '1 day', pause_reason = 'outage' "
+    rows(context, pause + "WHERE name = 'main' RETURNING 1")
+
+    (check,) = stops_told(context)
+
+    assert before == []
+    assert check.is_ok
+    assert check.detail.endswith(": outage")
+
+
+def stops_told(context: Context) -> list[Check]:
+    return [c for c in diagnosis.examine(context.settings) if c.name == "buying at main"]
