@@ -338,8 +338,8 @@ BUYING = (
     Mutant(
         "who_came_later_is_paid", "I2", "what was put aside loses its money to younger orders",
         STORE + "ledger.py",
-        "(o.funds_deadline_at IS NOT NULL OR aside.mills IS NOT NULL)",
-        "o.funds_deadline_at IS NOT NULL",
+        "OR aside.mills IS NOT NULL AND o.next_attempt_at <= %(now)s)",
+        "OR false)",
         integration("held_back"),
     ),
     Mutant(

@@ -69,8 +69,9 @@ TELLING = (
     Mutant(
         "erased_too_early", "I6", "a trade that can still be undone has lost its trade URL",
         STORE + "erasure.py",
-        "AND coalesce(reversible_until, updated_at) <= %(before)s\n       AND next_poll_at IS NULL",
-        "AND true",
+        "AND coalesce(reversible_until, updated_at) <= %(before)s\n"
+        "       AND (next_poll_at IS NULL",
+        "AND (true",
         integration("erasure"),
     ),
     # We agree with the provider
@@ -284,8 +285,8 @@ TELLING = (
     Mutant(
         "failed_question_is_the_last", "I2", "a watch ends with a question that nobody answered",
         SERVICES + "schedule.py",
-        "    if over_at is not None and now >= over_at + _ASKED_FOR:",
-        "    if over_at is not None and now >= over_at:",
+        "    return over_at is not None and now >= over_at + _ASKED_FOR",
+        "    return over_at is not None and now >= over_at",
         integration("failing_lookups"),
     ),
     Mutant(
