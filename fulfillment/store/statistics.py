@@ -15,6 +15,7 @@ class Gauges:
     overdue: int
     capped: dict[str, int]
     unexplained_mills: dict[str, int]
+    balance_age_s: dict[str, float]
     oldest_attempt_age_s: float
     oldest_poll_age_s: float
     outbox_waiting: int
@@ -41,7 +42,7 @@ def measure(session: Session, now: datetime, outbox_waiting: int, outbox_age: ti
         "SELECT account, count(*) AS n FROM orders WHERE status = 'awaiting_funds' "
         "AND funds_deadline_at IS NULL GROUP BY account"
     )
-    unexplained = session.execute("SELECT account, unexplained_mills FROM wallets")
+    wallets = session.execute("SELECT account, unexplained_mills, requested_at FROM wallets")
 
     def age(due: datetime | None) -> float:
         return max((now - due).total_seconds(), 0.0) if due else 0.0
@@ -50,7 +51,8 @@ def measure(session: Session, now: datetime, outbox_waiting: int, outbox_age: ti
         orders={(r.account, r.status): r.n for r in counted},
         overdue=row.overdue,
         capped={r.account: r.n for r in capped},
-        unexplained_mills={r.account: r.unexplained_mills for r in unexplained},
+        unexplained_mills={r.account: r.unexplained_mills for r in wallets},
+        balance_age_s={r.account: age(r.requested_at) for r in wallets if r.requested_at},
         oldest_attempt_age_s=age(row.attempt),
         oldest_poll_age_s=age(row.poll),
         outbox_waiting=outbox_waiting,

@@ -94,6 +94,8 @@ class DatabaseCollector(Collector):
         missing = {name: charge_in_cents(mills) for name, mills in found.unexplained_mills.items()}
         about = "Gone from the wallet since its first balance, by no order of ours"
         yield _gauge("wallet_unexplained_cents", about, _by_one(missing), "account")
+        ages = _by_one(found.balance_age_s)
+        yield _gauge("balance_age_seconds", "Since a balance was asked for", ages, "account")
         for name, about, value in (
             ("orders_overdue", "Offers that outlived their trade window", found.overdue),
             ("oldest_attempt_age_seconds", "Longest wait for our act", found.oldest_attempt_age_s),

@@ -13,14 +13,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fulfillment.errors import ConfigurationError
-from fulfillment.services import pulse, updates
+from fulfillment.errors import ConfigurationError, ProviderNotReached
+from fulfillment.services import funds, pulse, updates
 from fulfillment.services.context import Context
 from fulfillment.store import leases
 from fulfillment.store.engine import Database
 from fulfillment.store.migrate import migrate
 from fulfillment.web.app import listen
-from tests.conftest import MakeSettings
+from tests.conftest import MakeContext, MakeSettings
 from tests.integration.web_client import (
     API_TOKEN,
     BEARER,
@@ -35,7 +35,7 @@ from tests.integration.web_client import (
     serving,
     signed,
 )
-from tests.support import FakeClock, checkout, until
+from tests.support import FakeClock, FakeProvider, checkout, take_figure, until
 
 
 def test_ready_only_while_everything_turns(web_context: Context, store: Store) -> None:
@@ -144,6 +144,25 @@ def test_metrics_show_the_longest_queue_of_the_store_and_none_where_nobody_can_t
         clock.advance(3)  # until it is measured anew
 
         assert f"\n{name} 12345.0\n" in store.get("/metrics").text
+
+
+def test_metrics_tell_for_how_long_a_balance_could_not_be_read(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    context = make_context(provider, **TWO_ACCOUNTS)
+    take_figure(context)
+
+    def fail(what: str) -> None:
+        raise ProviderNotReached("HTTP 503", is_outage=True)
+
+    provider.on_read = fail
+    for _ in range(4):
+        clock.advance(3000)
+        funds.prove_wallets(context)
+
+    with serving(context) as store:
+        text = store.get("/metrics").text
+    assert '\nfulfillment_balance_age_seconds{account="main"} 12000.0\n' in text
 
 
 def test_the_documentation_names_every_answer(store: Store) -> None:

@@ -349,4 +349,32 @@ BUYING = (
         "",
         integration("strays"),
     ),
+    Mutant(
+        "doubt_ends_by_the_clock", "I1", "what nobody could look for in a day is bought unlooked",
+        STORE + "models.py",
+        "        if doubt is None or self.created_at >= doubt.until:",
+        "        if doubt is None or self.created_at < doubt.until:",
+        integration("another_server", "told_too_early"),
+    ),
+    Mutant(
+        "money_wakes_what_is_aside", "I9", "a search that is to become rare is hurried by money",
+        SERVICES + "funds.py",
+        "if due_at and i not in members}",
+        "if i not in members}",
+        integration("turns"),
+    ),
+    Mutant(
+        "turns_are_put_off", "I2", "in a busy store nobody who waits for money is priced afresh",
+        SERVICES + "funds.py",
+        "    if any(o.status is OrderStatus.AWAITING_FUNDS or o.funds_deadline_at for o in short):",
+        "    if members:",
+        integration("turns"),
+    ),
+    Mutant(
+        "found_money_is_new", "I7", "the money of what is found later stays unexplained",
+        STORE + "proof.py",
+        "f.absorbed_at = %(at)s AND a.posts > 0 AS is_new",
+        "f.absorbed_at = %(at)s AS is_new",
+        integration("proof"),
+    ),
 )  # fmt: skip

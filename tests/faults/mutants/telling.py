@@ -332,6 +332,13 @@ TELLING = (
         integration("poll_claims"),
     ),
     Mutant(
+        "trailers_are_headers", "I10", "a signature behind the body counts as one before it",
+        "fulfillment/web/connection.py",
+        "        if self._is_in_head:\n            super().on_header(name, value)",
+        "        super().on_header(name, value)",
+        integration("web_wire"),
+    ),
+    Mutant(
         "known_is_a_sign_of_life", "I10", "who repeats an old webhook makes polls rare",
         SERVICES + "webhooks.py",
         "            if delivery_id is not None and beats:",
