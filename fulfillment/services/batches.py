@@ -36,7 +36,8 @@ def parse_batch(body: bytes) -> list[Any]:
     if not 1 <= len(entries) <= MAX_BATCH:
         expected = f"expected 1 to {MAX_BATCH} entries, found {len(entries)}"
         raise InvalidInput("checkouts", expected)
-    if _are_surely_small(body, len(entries) + (found is not entries)):
+    objects = sum(isinstance(entry, dict) for entry in entries) + (found is not entries)
+    if _are_surely_small(body, objects):
         return entries
     return [TooLarge(entry) if _is_too_large(entry) else entry for entry in entries]
 

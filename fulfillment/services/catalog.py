@@ -21,13 +21,14 @@ from fulfillment.services.dispatch import is_buying
 from fulfillment.services.purchases import fail
 from fulfillment.services.recovery import search_first
 from fulfillment.services.routes import (
+    apply_ours,
     has_next,
     leave_unreachable,
     reroute,
     reroute_or_refuse,
     rerouted_to,
 )
-from fulfillment.store import accounts, claims, orders
+from fulfillment.store import accounts, claims
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.models import Move, Order
@@ -199,7 +200,7 @@ def _quote(
             if going_on := reroute(context, order, reason, Source.CATALOG, claim.name):
                 moves.append(going_on)
                 del why_unclear[order.id]
-    moved = orders.apply(session, moves, context.now())
+    moved = apply_ours(session, moves, claim, context.now())
     if unasked:
         claims.release(session, [order.id for order in unasked], claim.name)
     if why_unclear:

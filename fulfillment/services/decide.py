@@ -153,11 +153,13 @@ def _apply(
     if order.status in FINAL:
         return _after_the_end(order, report, target, now, cap_mills)
     if order.status not in FOLLOWED | UNCONFIRMED or order.is_waiting:
-        # Somebody else uses our ids, or our rows were lost: it is looked for before it is bought.
+        # Somebody else uses our ids, or our rows were lost: it is looked for before it is bought,
+        # here too where it goes on to another account.
+        words = with_late(order, f"{HAD_BY}{order.account}")
         return Decision(
             order.status,
             f"the provider reports {report.raw_status!r} for an order that was never submitted",
-            {"told_early_at": now},
+            {"told_early_at": now, **({} if words is None else {"late_words": words})},
             is_alarm=True,
         )
     if order.status is not OrderStatus.NEEDS_REVIEW and RANK[target] < RANK[order.status]:

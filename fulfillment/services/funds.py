@@ -6,6 +6,8 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from fulfillment.crash import crash_point
 from fulfillment.errors import OverBudget, ProviderError
 from fulfillment.log import get_logger
@@ -23,7 +25,7 @@ from fulfillment.services.claiming import (
 )
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import refusal
-from fulfillment.services.routes import leave_unreachable, reroute, rerouted_to
+from fulfillment.services.routes import apply_ours, leave_unreachable, reroute, rerouted_to
 from fulfillment.store import accounts, leases, ledger, orders, proof
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
@@ -37,6 +39,8 @@ log = get_logger(__name__)
 
 #: How often a waiting account's balance is looked at; one probe serves all its waiting orders.
 _PROBE_S = 10.0
+#: Who has looked comes after those that have not; more of them than its microseconds never wait.
+_BEHIND = timedelta(milliseconds=100)
 _READ_GAP = timedelta(seconds=5)
 _FAILED_GAP = timedelta(seconds=30)
 _PROOF_GAP = timedelta(minutes=1)
@@ -285,13 +289,13 @@ def _allocate(
         woken += [order.id for order in seen if order.funds_deadline_at is not None]
     if woken:
         orders.set_due(session, woken, next_attempt_at=now)
-    # Where one looked in vain whether there is money by now, it did so for all: but for those whose
-    # turn it is, and who may find another price.
+    # Where one looked in vain whether there is money by now, it did so for all. They keep their
+    # places before those that looked, so that each of them comes to see its price again.
     short = [order for order in members.values() if order.id not in funded]
     if any(o.status is OrderStatus.AWAITING_FUNDS or o.funds_deadline_at for o in short):
-        asleep = for_money.keys() - funded - set(woken)
-        later = sorted(i for i in asleep if for_money[i] > now)
-        orders.set_due(session, later, next_attempt_at=now + _probe_gap(context))
+        asleep = sorted((due_at, i) for i, due_at in for_money.items() if i not in funded)
+        in_order = [i for _, i in asleep if i not in woken]
+        orders.line_up(session, in_order, now + _probe_gap(context))
     _reserve(context, session, [o for o in members.values() if o.id in funded], claim)
     left_for = _wait(context, session, short, claim, left, capped, caps.less(committed))
     return sum(order_id in members for order_id in funded), left_for
@@ -372,7 +376,8 @@ def _wait(
             else f"{cap_in_cents(max(left, 0))} cents are left in the wallet"
         )
         note = f"{what_is_left} beside other orders, needed are {charge_in_cents(price)}"
-        gap, patience = _probe_gap(context), timedelta(seconds=context.settings.await_funds_s)
+        gap = _probe_gap(context) + _BEHIND
+        patience = timedelta(seconds=context.settings.await_funds_s)
         deadline = None if is_capped else order.funds_deadline_at or now + patience
         due = {**UNCLAIMED, "next_attempt_at": min(now + gap, deadline or now + gap)}
         code = FailureCode.INSUFFICIENT_FUNDS
@@ -382,7 +387,8 @@ def _wait(
         if going_on is not None:
             moves.append(going_on)
         elif settings.on_insufficient_funds is OnInsufficientFunds.FAIL and not is_capped:
-            moves.append(refusal(order, code, note, Source.WALLET, claim.name))
+            end = refusal(order, code, note, Source.WALLET, claim.name)
+            moves.append(replace(end, unless_told=True))
         elif order.status is OrderStatus.QUOTED or deadline != order.funds_deadline_at:
             is_quoted = order.status is OrderStatus.QUOTED
             moves.append(
@@ -399,7 +405,7 @@ def _wait(
             )
         else:
             orders.set_due(session, [order.id], **due)
-    moved = orders.apply(session, moves, now)
+    moved = apply_ours(session, moves, claim, now)
     if names := [moved[order_id].external_id for order_id in capped if order_id in moved]:
         log.warning(
             "spend_cap.reached",

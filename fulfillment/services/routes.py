@@ -5,15 +5,17 @@ left and no clear answer came back.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
+
+from msgspec.structs import replace
 
 from fulfillment.crash import crash_point
 from fulfillment.errors import OverBudget, ProviderError, ProviderRefused
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import refusal
-from fulfillment.store import ledger, orders
-from fulfillment.store.engine import repeated
+from fulfillment.store import claims, ledger, orders
+from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import UNCLAIMED, Move, Order
 from schemas.enums import FailureCode, OrderStatus, Source
@@ -81,6 +83,7 @@ def reroute(
         },
         {**UNCLAIMED, **nothing_due, "next_attempt_at": context.now()},
         claim=claim,
+        unless_told=True,
     )
 
 
@@ -96,9 +99,26 @@ def _left(context: Context, order: Order) -> list[str]:
 def reroute_or_refuse(
     context: Context, order: Order, code: FailureCode, message: str, by: Source, claim: str
 ) -> Move:
-    """Write what follows our own no to an order that nothing is under way for."""
+    """Write what follows our own no to an order that nothing is under way for.
+
+    It is carried out by `apply_ours`.
+    """
     going_on = reroute(context, order, f"{code}: {message}", by, claim)
-    return going_on or refusal(order, code, message, by, claim)
+    return going_on or replace(refusal(order, code, message, by, claim), unless_told=True)
+
+
+def apply_ours(
+    session: Session, moves: Sequence[Move], claim: KeptClaim, now: datetime
+) -> dict[int, Order]:
+    """Carry out what a step makes of its orders; give those moved.
+
+    Of which an account has told meanwhile, is given back: it is looked for first.
+    """
+    moved = orders.apply(session, moves, now)
+    told = [move.order_id for move in moves if move.unless_told and move.order_id not in moved]
+    if told:
+        claims.release(session, told, claim.name)
+    return moved
 
 
 def rerouted_to(account: str, moved: Mapping[int, Order]) -> tuple[str, ...]:

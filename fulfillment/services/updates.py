@@ -21,6 +21,8 @@ UNHEARD = (
 )
 #: So much waits in a queue of the store only where the store does not read it.
 MOST_UNREAD = 10_000
+#: The relay looks every minute; what it saw longer ago says nothing of now.
+_SEEN_FOR = timedelta(minutes=5)
 UNREAD = "the store does not read it, or not fast enough: see that its consumer runs"
 _WIPED = "the broker was wiped"
 _ASKED = "asked for"
@@ -45,8 +47,7 @@ def show(context: Context) -> Updates:
         audience = bindings.read(session, context.settings.broker_name)
         waiting, age = outbox.lag(session, context.now())
         told = replays.newest(session, _SHOWN)
-        unread_ = bindings.unread(session, context.settings.broker_name)
-        return Updates(audience, waiting, age, told, unread_)
+        return Updates(audience, waiting, age, told, _unread(context, session))
 
 
 def audience(context: Context) -> Audience:
@@ -58,7 +59,11 @@ def audience(context: Context) -> Audience:
 def unread(context: Context) -> list[Unread]:
     """Give how much waits in the store's queues, the longest first; none where nobody can tell."""
     with context.database.transaction() as session:
-        return bindings.unread(session, context.settings.broker_name)
+        return _unread(context, session)
+
+
+def _unread(context: Context, session: Session) -> list[Unread]:
+    return bindings.unread(session, context.settings.broker_name, context.now() - _SEEN_FOR)
 
 
 @repeated
@@ -66,9 +71,9 @@ def note_unread(context: Context, found: Mapping[str, int]) -> None:
     """Keep how much waits in the store's queues, and say so when it has become too much."""
     broker = context.settings.broker_name
     with context.database.transaction() as session:
-        before = bindings.unread(session, broker)
+        before = _unread(context, session)
         bindings.keep_unread(session, broker, found, context.now())
-        after = bindings.unread(session, broker)
+        after = _unread(context, session)
     was_over = {each.queue for each in before if each.messages > MOST_UNREAD}
     for each in after:
         if (each.messages > MOST_UNREAD) is (each.queue in was_over):

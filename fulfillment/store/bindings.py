@@ -139,11 +139,11 @@ def keep_unread(session: Session, broker: str, unread: Mapping[str, int], now: d
     )
 
 
-def unread(session: Session, broker: str) -> list[Unread]:
-    """Give how much waits in the store's queues, the longest first; none where nobody can tell."""
+def unread(session: Session, broker: str, since: datetime) -> list[Unread]:
+    """Give how much waits in the store's queues, the longest first, as looked at since then."""
     rows = session.rows(
-        "SELECT queue, unread, looked_at FROM store_queues WHERE broker = %(broker)s "
-        "ORDER BY unread DESC, queue",
-        {"broker": broker},
+        "SELECT queue, unread, looked_at FROM store_queues "
+        "WHERE broker = %(broker)s AND looked_at >= %(since)s ORDER BY unread DESC, queue",
+        {"broker": broker, "since": since},
     )
     return [Unread(*row) for row in rows]

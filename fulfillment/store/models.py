@@ -216,7 +216,8 @@ class Move(msgspec.Struct, frozen=True):
 
     `changes` are columns that the event log keeps; `due` are due times and claims, which it does
     not. `target` equal to `source` records an event without a change of status. `tell` names
-    routing keys on which the store hears of it.
+    routing keys on which the store hears of it. `unless_told`: not where an account has told of the
+    order, and nobody has looked for it since.
     """
 
     order_id: int
@@ -228,6 +229,7 @@ class Move(msgspec.Struct, frozen=True):
     due: Mapping[str, Any] = msgspec.field(default_factory=dict)
     tell: tuple[str, ...] = ()
     claim: str | None = None
+    unless_told: bool = False
 
 
 #: What every move that leaves our own hands sets back.

@@ -81,10 +81,11 @@ _APPLY = dense(f"""
     WITH moves AS (
         SELECT * FROM jsonb_to_recordset(CAST(%(moves)s AS jsonb)) AS m(
             id bigint, source text, target text, by text, note text, claim text,
-            changes jsonb, due jsonb, tell jsonb)
+            changes jsonb, due jsonb, tell jsonb, untold boolean)
     ), locked AS (
         SELECT o.id FROM orders o JOIN moves m ON m.id = o.id
          WHERE o.status = m.source AND (m.claim IS NULL OR o.claim = m.claim)
+           AND (NOT m.untold OR {LOOKED_FOR})
          ORDER BY o.id FOR UPDATE OF o
     ), restart AS (
         SELECT {TOLD_FROM} AS told_from
@@ -206,9 +207,10 @@ def insert(
 def apply(session: Session, moves: Sequence[Move], now: datetime) -> dict[int, Order]:
     """Carry out moves; give the orders moved, as they are now, by id.
 
-    A move whose order is no longer in its source status, or no longer under its claim, is left
-    out of the answer: a race lost, not an error. At most one move an order. Raises
-    IllegalTransition, before anything is written, for an edge that the table lacks.
+    A move whose order is no longer in its source status, or no longer under its claim, or was told
+    of where it must not be, is left out of the answer: a race lost, not an error. At most one move
+    an order. Raises IllegalTransition, before anything is written, for an edge that the table
+    lacks.
     """
     if not moves:
         return {}
@@ -270,6 +272,7 @@ def _encode(moves: Iterable[Move]) -> str:
                 "changes": move.changes,
                 "due": move.due,
                 "tell": move.tell or None,
+                "untold": move.unless_told,
             }
             for move in moves
         ]
@@ -285,6 +288,22 @@ def set_due(session: Session, order_ids: Sequence[int], **due: Any) -> None:
         f"WHERE id IN (SELECT id FROM orders WHERE id = ANY(%(ids)s) AND {is_due} "
         "ORDER BY id FOR UPDATE)",
         {**due, "ids": list(order_ids)},
+    )
+
+
+def line_up(session: Session, order_ids: Sequence[int], at: datetime) -> None:
+    """Make orders that wait for an attempt due at that time, in this order."""
+    if not order_ids:
+        return
+    session.execute(
+        """
+            UPDATE orders o SET next_attempt_at = %(at)s + n.place * interval '1 us'
+              FROM unnest(CAST(%(ids)s AS bigint[])) WITH ORDINALITY AS n(id, place)
+             WHERE o.id = n.id AND o.id IN (
+                   SELECT id FROM orders WHERE id = ANY(%(ids)s) AND next_attempt_at IS NOT NULL
+                    ORDER BY id FOR UPDATE)
+            """,
+        {"ids": list(order_ids), "at": at},
     )
 
 

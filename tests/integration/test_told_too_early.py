@@ -400,3 +400,43 @@ def test_an_order_that_cannot_be_searched_ends_an_hour_after_its_time_and_is_tol
     # A stopped account is searched all the same, and has nothing to tell a person of.
     assert ("order.needs_review" in told) is (what != "the next is stopped")
     assert len(main.reads) - asked < 100
+
+
+@pytest.mark.parametrize("route", ["both", "main"])
+@pytest.mark.parametrize("no", ["not there", "dear", "catalog fails", "no money", "wallet fails"])
+def test_what_is_told_while_an_account_says_no_is_looked_for_there(
+    context: Context,
+    main: FakeProvider,
+    backup: FakeProvider,
+    clock: FakeClock,
+    no: str,
+    route: str,
+) -> None:
+    (order,) = receive(context, checkout(account=route, marketHashName=NAME))
+    asked = "wallet" if no in ("no money", "wallet fails") else "catalog"
+
+    def tell(what: str) -> None:
+        if what != asked:
+            return
+        if again(context, order).told_early_at is None:
+            main.says(order.external_id, R.SENT)
+            hear(context, main, order.external_id, R.SENT)
+        if no.endswith("fails"):
+            raise ProviderNotReached("HTTP 502", is_outage=True)
+
+    main.on_read = tell
+    if no == "not there":
+        del main.prices[ITEM]
+    elif no == "dear":
+        main.prices[ITEM] *= 2
+    elif no == "no money":
+        main.balance_mills = 1
+    run_chain(context)
+    assert again(context, order).told_early_at is not None
+    main.on_read = lambda what: None
+    go_on(context, clock)
+
+    now = again(context, order)
+    assert (now.status, now.account) == (S.SENT, "main")
+    assert not main.bodies
+    assert not backup.bodies

@@ -95,6 +95,25 @@ def test_many_that_wait_for_money_look_for_it_together(
     assert 5 <= provider.reads.count("catalog") <= 8
 
 
+def test_more_than_a_batch_that_wait_look_for_money_once_and_see_their_prices_in_turn(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    context = make_context(provider, batch_limit=4)
+    provider.balance_mills = 0
+    waiting = [receive_one(context) for _ in range(12)]
+    for _ in range(4):
+        run_chain(context)
+    assert {again(context, order).status for order in waiting} == {S.AWAITING_FUNDS}
+    provider.reads.clear()
+    provider.prices[ITEM] = PRICE_MILLS - 10
+    for _ in range(45):
+        clock.advance(1)
+        run_ticks(context)
+
+    assert 4 <= provider.reads.count("catalog") <= 5
+    assert {again(context, order).quoted_mills for order in waiting} == {PRICE_MILLS - 10}
+
+
 def test_what_cannot_be_priced_keeps_its_money_from_nobody(
     context: Context, provider: FakeProvider, clock: FakeClock
 ) -> None:

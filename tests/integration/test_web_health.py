@@ -144,6 +144,8 @@ def test_metrics_show_the_longest_queue_of_the_store_and_none_where_nobody_can_t
         clock.advance(3)  # until it is measured anew
 
         assert f"\n{name} 12345.0\n" in store.get("/metrics").text
+        clock.advance(301)  # nobody has looked since
+        assert f"\n{name} " not in store.get("/metrics").text
 
 
 def test_metrics_tell_for_how_long_a_balance_could_not_be_read(
