@@ -130,7 +130,7 @@ def test_a_report_of_what_was_never_sent_is_an_alarm_and_has_it_looked_for(
 
     assert decision.target is status
     assert decision.is_alarm
-    assert decision.changes == {"told_early_at": NOW}
+    assert decision.changes == {"told_early_at": NOW, "late_words": "had by main"}
     assert decision.money == ()
 
 
