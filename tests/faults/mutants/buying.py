@@ -357,13 +357,6 @@ BUYING = (
         integration("another_server", "told_too_early"),
     ),
     Mutant(
-        "money_wakes_what_is_aside", "I9", "a search that is to become rare is hurried by money",
-        SERVICES + "funds.py",
-        "if due_at and i not in members}",
-        "if i not in members}",
-        integration("turns"),
-    ),
-    Mutant(
         "turns_are_put_off", "I2", "in a busy store nobody who waits for money is priced afresh",
         SERVICES + "funds.py",
         "    if any(o.status is OrderStatus.AWAITING_FUNDS or o.funds_deadline_at for o in short):",
