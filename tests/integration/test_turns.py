@@ -13,7 +13,6 @@ from fulfillment.services import (
     dispatch,
     funds,
     purchases,
-    submission,
     watchdog,
 )
 from fulfillment.services.context import Context
@@ -22,15 +21,14 @@ from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
 from schemas.provider import Quotes, ReportState, Want
 from tests.conftest import MakeContext
+from tests.integration.test_held_back import ANNA, PRICE_MILLS, held, pass_by
 from tests.support import (
     ITEM,
     NAME,
-    PRICE_CENTS,
     FakeClock,
     FakeProvider,
     again,
     assert_invariants,
-    gather,
     hear,
     in_threads,
     receive_one,
@@ -38,21 +36,13 @@ from tests.support import (
     run_ticks,
 )
 
-PRICE_MILLS = PRICE_CENTS * 10
 SMALL = "11111111-7c1e-4d0e-9a51-0d6c5a6c7f10"
-ANNA = "anna@host"
 
 
 def put_aside(context: Context, clock: FakeClock, **fields: object) -> Order:
     """Give an order whose money was held until its account was stopped for minutes."""
-    order = receive_one(context, **fields)
-    batch = gather(context)
-    assert batch is not None
-    brakes.stop(context, "main", "lunch", ANNA)
-    submission.submit_orders(context, batch)
-    for _ in range(7):
-        clock.advance(60)
-        run_ticks(context)
+    order = held(context, **fields)
+    pass_by(context, clock, timedelta(minutes=7))
     assert again(context, order).between_attempts
     return order
 
