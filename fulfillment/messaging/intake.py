@@ -4,6 +4,7 @@ import signal
 import threading
 
 from fulfillment import log as logging
+from fulfillment.broker import require_access
 from fulfillment.log import get_logger
 from fulfillment.messaging.consumer import CheckoutConsumer
 from fulfillment.messaging.relay import OutboxRelay
@@ -17,6 +18,7 @@ def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises ConfigurationError and ServerUnreachable at the start."""
     settings.require("broker_url", "api_token")
     logging.configure(settings.log_level, settings.log_format)
+    require_access(settings)
     context = build_context(settings, threads=4)
     register_accounts(context)
     stop = threading.Event()

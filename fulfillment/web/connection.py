@@ -16,6 +16,8 @@ TAKEN_WITHIN_S = 10.0
 _LARGEST_HEAD = 4 * limits.MAX_HEAD_BYTES
 #: So much may come that is neither head nor body: trailers, a chunk's extensions, empty lines.
 _MOST_BESIDE = limits.MAX_HEAD_BYTES
+#: So many requests of one connection wait while one before them is answered.
+_MOST_PIPELINED = 32
 _CLOSE = {"Connection": "close"}
 
 
@@ -50,6 +52,10 @@ class _InOnePiece:
         return getattr(self._transport, name)
 
 
+class _TooManyAtOnce(Exception):
+    """A client asks on and on and does not wait for an answer."""
+
+
 class Connection(HttpToolsProtocol):
     """Ends with a client that does not send its head, or does not take its answer, in time.
 
@@ -78,6 +84,9 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._is_in_head, self._unread_bytes = False, 0
+        if len(self.pipeline) >= _MOST_PIPELINED:
+            self.transport.close()
+            raise _TooManyAtOnce  # the parser reads no more of what came with it
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -110,6 +119,8 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP in the one form that refusals have."""
+        if self.transport.is_closing():
+            return
         self._refuse(400, "Bad Request", "expected an HTTP/1.1 request")
 
     def pause_writing(self) -> None:

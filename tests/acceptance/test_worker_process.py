@@ -192,7 +192,7 @@ def closed_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[st
     server.stop()
 
 
-@pytest.mark.parametrize("process", ["worker", "beat", "flower"])
+@pytest.mark.parametrize("process", ["worker", "beat", "flower", "intake"])
 def test_a_broker_that_refuses_the_password_is_told_in_one_line_that_does_not_hold_it(
     context: Context, tmp_path: Path, closed_broker: str, process: str
 ) -> None:

@@ -109,3 +109,12 @@ def test_a_request_is_not_logged_as_that_of_the_caller_before_on_its_connection(
     assert store.deliver(b"{}", **signed(b"other")).status_code == 401
 
     assert callers == [{}]
+
+
+def test_who_asks_on_and_on_without_waiting_for_an_answer_is_cut_off(store: Store) -> None:
+    """Each request that waits is kept; a packet of 256 KiB has ten thousand of the smallest."""
+    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+    few, last = (head + b"\r\n") * 15, head + b"Connection: close\r\n\r\n"
+    assert exchange(store, few + last).count(b"HTTP/1.1 200") == 16
+
+    assert exchange(store, (head + b"\r\n") * 999).count(b"HTTP/1.1 ") < 100
