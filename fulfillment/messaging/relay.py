@@ -43,6 +43,8 @@ _LOOK_S = 1.0
 _MOST_WAITING = updates.MOST_UNREAD // 2
 #: So often it is seen how much the store has not read.
 _COUNT_S = 60.0
+#: A queue that was not there is asked for after so long: RabbitMQ logs each question as an error.
+_ABSENT_S = 600.0
 #: Who waits for a queue of the store to come back tries so often.
 _UNHEARD_S = 2.0
 
@@ -64,6 +66,8 @@ class OutboxRelay:
         self._secret = context.settings.api_token.get_secret_value()
         self._look_at = 0.0
         self._count_at = 0.0
+        #: When queues that were not there are to be asked for again.
+        self._absent_until: dict[str, float] = {}
         self._doubts: dict[str, Doubt] = {}
         #: Both as the database has them; read anew with each renewal of the lease.
         self._audience = Audience()
@@ -141,7 +145,10 @@ class OutboxRelay:
         with self._leased(publisher) as session:
             if session is None:
                 return
-        unread = publisher.unread(self._context.settings.updates_queue_names)
+        named = self._context.settings.updates_queue_names
+        asked = [name for name in named if self._absent_until.get(name, 0.0) <= now_s]
+        unread = publisher.unread(asked)
+        self._absent_until |= {name: now_s + _ABSENT_S for name in asked if name not in unread}
         updates.note_unread(self._context, unread)
 
     @contextmanager

@@ -356,3 +356,8 @@ def test_the_relay_that_publishes_looks_every_minute_how_much_is_unread(
         seen.append([(each.queue, each.messages) for each in updates.unread(context)])
 
     assert seen == [[("store.updates", count)] for count in (5, 5, 20_001, 7)]
+    assert broker.asked_in_vain == {"missing": 1}  # which RabbitMQ logs as an error
+    clock.advance(600)
+    broker.unread = {"store.updates": 0, "missing": 2}
+    first._turn(publisher)
+    assert {each.queue: each.messages for each in updates.unread(context)} == broker.unread

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -71,6 +72,7 @@ class Routing(Slow):
         self.heard: list[Outgoing] = []
         self.tried: list[Outgoing] = []
         self.unread: dict[str, int] = {}
+        self.asked_in_vain: Counter[str] = Counter()
 
     def channel(self) -> "Routing":
         return self
@@ -81,6 +83,7 @@ class Routing(Slow):
     def queue_declare(self, name: str, *, passive: bool) -> SimpleNamespace:
         assert passive
         if name not in self.unread:
+            self.asked_in_vain[name] += 1
             raise NotFound
         return SimpleNamespace(message_count=self.unread[name])
 
