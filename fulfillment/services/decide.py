@@ -80,10 +80,24 @@ def decide(
     """
     if report.charged_mills == 0:
         report = replace(report, charged_mills=None)  # nothing is free: it is not told yet
+    if order.is_unsent:
+        return told_early(order, f"reports {report.raw_status!r} for", now, is_alarm=True)
     if is_by_a_person:
         return _adopted(order, report, now, window, cap_mills, partner)
     contradicted = _contradicted(order, report, partner)
     return contradicted or _apply(order, report, now, window, cap_mills, as_of=as_of)
+
+
+def told_early(order: Order, what: str, now: datetime, *, is_alarm: bool) -> Decision:
+    """Take note that its account knows an order of which nothing was sent, whatever it says of it.
+
+    Somebody else uses our ids, or our rows were lost: it is looked for before it is bought, here
+    too where it goes on to another account.
+    """
+    words = with_late(order, f"{HAD_BY}{order.account}")
+    changes = {"told_early_at": now, **({} if words is None else {"late_words": words})}
+    note = f"the provider {what} an order that was never submitted"
+    return Decision(order.status, note, changes, is_alarm=is_alarm)
 
 
 def _adopted(
@@ -152,16 +166,6 @@ def _apply(
         return _life_after_the_end(order, report, target, as_of)
     if order.status in FINAL:
         return _after_the_end(order, report, target, now, cap_mills)
-    if order.status not in FOLLOWED | UNCONFIRMED or order.is_waiting:
-        # Somebody else uses our ids, or our rows were lost: it is looked for before it is bought,
-        # here too where it goes on to another account.
-        words = with_late(order, f"{HAD_BY}{order.account}")
-        return Decision(
-            order.status,
-            f"the provider reports {report.raw_status!r} for an order that was never submitted",
-            {"told_early_at": now, **({} if words is None else {"late_words": words})},
-            is_alarm=True,
-        )
     if order.status is not OrderStatus.NEEDS_REVIEW and RANK[target] < RANK[order.status]:
         return _late(order, report)  # cached answers may be older than what is known (K6)
     if RANK.get(order.status) == RANK[target] and _is_older(order, report, target):

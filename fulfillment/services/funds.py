@@ -26,7 +26,7 @@ from fulfillment.services.claiming import (
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import refusal
 from fulfillment.services.routes import apply_ours, leave_unreachable, reroute, rerouted_to
-from fulfillment.store import accounts, leases, ledger, orders, proof
+from fulfillment.store import accounts, in_line, leases, ledger, orders, proof
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.models import UNCLAIMED, Move, Order
@@ -269,8 +269,8 @@ def _allocate(
     # Orders that wait outside this batch came earlier or later than its members; the money is
     # shared out over all of them by arrival, and who got some outside is made due at once.
     now = context.now()
-    in_line = ledger.waiting_for_funds(session, account, now)
-    waiting = {order_id: price for order_id, price, _ in in_line}
+    line = in_line.waiting_for_funds(session, account, now)
+    waiting = {order_id: price for order_id, price, _ in line}
     waiting |= {order.id: order.quoted_mills or 0 for order in members.values()}
     caps = brakes.room(context, session, account)
     room = caps.mills
@@ -281,7 +281,7 @@ def _allocate(
     # Only a spend cap stands in the way of those that the wallet would still cover.
     capped = {i for i, price in waiting.items() if i not in funded and price <= left}
     # What is put aside is woken by no money: what it waits for beside has its own time.
-    for_money = {i: due_at for i, _, due_at in in_line if due_at and i not in members}
+    for_money = {i: due_at for i, _, due_at in line if due_at and i not in members}
     woken = sorted(funded & for_money.keys())
     # Whoever waited for the wallet until now is to wait for the cap, without a deadline for funds.
     if outside := sorted(capped - members.keys()):
@@ -295,7 +295,7 @@ def _allocate(
     if any(o.status is OrderStatus.AWAITING_FUNDS or o.funds_deadline_at for o in short):
         asleep = sorted((due_at, i) for i, due_at in for_money.items() if i not in funded)
         in_order = [i for _, i in asleep if i not in woken]
-        orders.line_up(session, in_order, now + _probe_gap(context))
+        in_line.line_up(session, in_order, now + _probe_gap(context))
     _reserve(context, session, [o for o in members.values() if o.id in funded], claim)
     left_for = _wait(context, session, short, claim, left, capped, caps.less(committed))
     return sum(order_id in members for order_id in funded), left_for

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+from msgspec.structs import replace
+
 from fulfillment.crash import crash_point
 from fulfillment.services import schedule, unknowns
 from fulfillment.services.answers import Answer, Answered, NotSent, Refused, Unknown
@@ -58,10 +60,14 @@ def _write_refusals(
 
 
 def _go_on(context: Context, order: Order, answer: Refused, claim: KeptClaim) -> Move | None:
-    """Let an order with a route try its next account, if that could help."""
+    """Let an order with a route try its next account, if that could help.
+
+    Also where another account has told of it meanwhile: this one's no is true all the same, and the
+    next one looks for it first.
+    """
     if not is_tried_elsewhere(answer.error):
         return None
-    return reroute(
+    going_on = reroute(
         context,
         order,
         str(answer.error),
@@ -70,6 +76,7 @@ def _go_on(context: Context, order: Order, answer: Refused, claim: KeptClaim) ->
         source=OrderStatus.SUBMITTING,
         is_doubtful=_was_unknown(order, claim),
     )
+    return going_on and replace(going_on, unless_told=False)
 
 
 def _was_unknown(order: Order, claim: KeptClaim) -> bool:

@@ -4,7 +4,7 @@ After a restore, or a failover to a server that lacked the last commits, an orde
 which no row tells: at its own account, or at a later one of its route.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -136,8 +136,12 @@ def _leave_refusals(context: Context, members: Sequence[Order], found: _Found) -
                 del found.reports[order.id]
 
 
-def _places(context: Context, claim: KeptClaim, members: Sequence[Order]) -> dict[int, list[str]]:
-    """Name the accounts at which each order may have been bought, those of its route first.
+def _places(
+    context: Context, claim: KeptClaim, members: Sequence[Order]
+) -> dict[int, dict[str, str | None]]:
+    """Give the accounts at which each order may have been bought, those of its route first.
+
+    And at which merchant, where it was sent there and that was kept.
 
     Where our rows are doubted a route may have named any account when it was bought; where one
     provider told of it too early, it is one that the order's attempts tell of, or that one. A
@@ -148,27 +152,41 @@ def _places(context: Context, claim: KeptClaim, members: Sequence[Order]) -> dic
         tried = ledger.tried_at(session, [order.id for order in members])
     places = {}
     for order in members:
-        tellers = [w.removeprefix(HAD_BY) for w in late_words(order) if w.startswith(HAD_BY)]
-        named = [order.account, *order.fallbacks, *tried.get(order.id, ()), *tellers]
+        merchants = tried.get(order.id, {})
+        sent = [name for name, m in merchants.items() if m is not None or name in configured]
+        named = [order.account, *order.fallbacks, *sent, *_tellers(order)]
         if order.route is not None and order.is_doubted(claim.doubt):
             named += configured
-        places[order.id] = [name for name in dict.fromkeys(named) if name in configured]
+        places[order.id] = {name: merchants.get(name) for name in named}
     return places
+
+
+def _tellers(order: Order) -> list[str]:
+    return [w.removeprefix(HAD_BY) for w in late_words(order) if w.startswith(HAD_BY)]
 
 
 def _mute(
     context: Context,
     claim: KeptClaim,
     members: Sequence[Order],
-    places: Mapping[int, Sequence[str]],
+    places: Mapping[int, Mapping[str, str | None]],
 ) -> dict[int, str]:
     """Say of which orders a place cannot tell whether they were bought there, and why."""
     changed = mute_accounts(context)
+    with context.database.transaction() as session:
+        left_at = doubts.left_at(session)
     found = {}
     for order in members:
-        named = dict.fromkeys((*places[order.id], order.account, *order.fallbacks))
-        why = changed if order.is_doubted(claim.doubt) else {}
-        reasons = [w for name in named if (w := why.get(name) or why_strange(context, name, None))]
+        why = dict(changed) if order.is_doubted(claim.doubt) else {}
+        for name in _tellers(order):
+            is_kept = bool(places[order.id][name])  # then the merchants themselves are compared
+            if not is_kept and name in left_at and left_at[name] >= order.created_at:
+                why[name] = f"the account {name} is another merchant's than when it told of it"
+        reasons = [
+            w
+            for name, merchant in places[order.id].items()
+            if (w := why.get(name) or why_strange(context, name, merchant))
+        ]
         if reasons:
             found[order.id] = "; ".join(reasons)
     return found
@@ -182,12 +200,13 @@ def mute_accounts(context: Context) -> dict[str, str]:
     return {name: why for name, why in found.items() if why and name in context.settings.accounts}
 
 
-def _settled_at(context: Context, since: datetime, places: Sequence[str]) -> datetime:
+def _settled_at(context: Context, since: datetime, places: Iterable[str]) -> datetime:
     """Say when a purchase that was begun before `since` is over, and no older answer is kept.
 
     Asked earlier, an account that knows nothing proves nothing.
     """
-    longest = max((context.longest_call(name) for name in places), default=timedelta())
+    known = [name for name in places if name in context.settings.accounts]
+    longest = max(map(context.longest_call, known), default=timedelta())
     return since + longest + context.cache_time
 
 
@@ -208,13 +227,14 @@ def _search(
     context: Context,
     claim: KeptClaim,
     members: Sequence[Order],
-    places: Mapping[int, Sequence[str]],
+    places: Mapping[int, Mapping[str, str | None]],
 ) -> _Found:
     found = _Found()
     by_account: dict[str, list[Order]] = {}
     for order in members:
         for account in places[order.id]:
-            by_account.setdefault(account, []).append(order)
+            if account in context.settings.accounts:
+                by_account.setdefault(account, []).append(order)
     with context.threads.pool(_THREADS, "search") as executor:
         for account, group in by_account.items():
             _ask(context, executor, account, group, found)

@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import accumulate
 
+from msgspec.structs import replace
+
 from fulfillment.log import get_logger
 from fulfillment.providers.base import Provider
 from fulfillment.services import backstop, outages
@@ -24,9 +26,10 @@ from fulfillment.services.merchants import keep_own
 from fulfillment.services.outcomes import write_outcomes
 from fulfillment.services.purchases import Watch, go_ahead
 from fulfillment.services.recovery import search_first
+from fulfillment.services.routes import apply_ours
 from fulfillment.services.threads import Share
 from fulfillment.services.unknowns import Step, next_step
-from fulfillment.store import claims, ledger, orders
+from fulfillment.store import claims, ledger
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Posting
@@ -225,9 +228,10 @@ def _refuse_late(context: Context, late: list[Order], claim: KeptClaim) -> None:
     if not late:
         return
     now = context.now()
-    moves = [overdue_refusal(order, now, Source.SUBMIT, claim.name) for order in late]
+    ends = [overdue_refusal(order, now, Source.SUBMIT, claim.name) for order in late]
+    moves = [replace(end, unless_told=True) for end in ends if end]
     with context.database.transaction() as session:
-        moved = orders.apply(session, [move for move in moves if move], now)
+        moved = apply_ours(session, moves, claim, now)
         ledger.refuse(session, [Posting(order_id, "never sent") for order_id in moved], now)
 
 

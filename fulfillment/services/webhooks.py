@@ -4,6 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from fulfillment.log import get_logger
 from fulfillment.providers.base import is_fresh
 from fulfillment.services import backstop, clock_guard, pulse, schedule
 from fulfillment.services.context import Context
+from fulfillment.services.decide import told_early
 from fulfillment.services.merchants import is_strange
 from fulfillment.services.reconciliation import webhook_heartbeat
 from fulfillment.services.reports import apply_reports, strays
@@ -23,7 +25,7 @@ from fulfillment.store import due, inbox, ledger, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.inbox import Delivery
-from fulfillment.store.models import Order
+from fulfillment.store.models import Move, Order
 from schemas.enums import Source
 from schemas.provider import OrderReport, WebhookNotice
 
@@ -60,6 +62,7 @@ class _Delivery:
     report: OrderReport | None
 
 
+_EARLY = "not applied; the order is looked for before it is bought"
 _STRAY = "not applied; the order went on to another account"
 _GONE = "not applied; the account is not configured any more"
 _STRANGE = "not applied; the account is another merchant's than when the order was begun"
@@ -211,6 +214,8 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
         asked = [order.id for order in present if by_order[order.id].report is None]
         # Of an order that has ended too: what is hinted at then is money that we know nothing of.
         hinted = [order.id for order in present if order.id in asked and not order.is_unsent]
+        early = [order for order in present if order.id in asked and order.is_unsent]
+        orders.apply(session, [move for order in early if (move := _hinted_early(order, now))], now)
         gap = schedule.gap_before_news(context).total_seconds()
         due.poll_at(session, hinted, now, gap, is_asked_for=True)
         moved: dict[int, Order] = {}
@@ -219,6 +224,7 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
             reports = {o.id: report for o in told if (report := by_order[o.id].report)}
             moved |= apply_reports(context, session, account, reports, Source.WEBHOOK, locked=told)
         outcomes = {each.id: _outcome(each, moved) for each in deliveries}
+        outcomes |= {by_order[order.id].id: _EARLY for order in early}
         outcomes |= {by_order[order.id].id: _STRAY for order in left}
         outcomes |= {by_order[order.id].id: _GONE for order in gone}
         outcomes |= {by_order[order.id].id: _STRANGE for order in strange}
@@ -228,6 +234,14 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
         crash_point("inbox.before_commit")
     crash_point("inbox.after_commit")
     return [order.external_id for order in locked]
+
+
+def _hinted_early(order: Order, now: datetime) -> Move | None:
+    """Have an order looked for before it is bought, once an account: a hint may be unsigned."""
+    told = told_early(order, "has news of", now, is_alarm=False)
+    if "late_words" not in told.changes:
+        return None
+    return Move(order.id, order.status, order.status, Source.WEBHOOK, told.note, told.changes)
 
 
 def _outcome(delivery: _Delivery, moved: Mapping[int, Order]) -> str:

@@ -88,35 +88,6 @@ def available_mills(session: Session, account: str) -> int:
     return int(row[0]) if row else 0
 
 
-def waiting_for_funds(
-    session: Session, account: str, now: datetime
-) -> list[tuple[int, int, datetime | None]]:
-    """Give the account's orders that wait for money, oldest first: id, price in mills, due time.
-
-    Also those whose money is free until they are priced afresh: none that came later is to have it,
-    unless what it waits for is not money. They are without a due time here: it is not the money's.
-    """
-    rows = session.rows(
-        """
-            SELECT o.id, coalesce(o.quoted_mills, aside.mills),
-                   CASE WHEN o.status = 'awaiting_funds' OR o.funds_deadline_at IS NOT NULL
-                        THEN o.next_attempt_at END
-              FROM orders o LEFT JOIN LATERAL (
-                   SELECT a.hold_mills AS mills FROM attempts a
-                    WHERE a.order_id = o.id AND a.account = o.account
-                      AND a.external_id = '#' || a.id
-                    ORDER BY a.id DESC LIMIT 1) aside ON o.between_attempts
-             WHERE o.account = %(account)s AND o.next_attempt_at IS NOT NULL
-               AND (o.status = 'awaiting_funds' OR o.status = 'submitting' AND o.between_attempts
-                    AND (o.funds_deadline_at IS NOT NULL
-                         OR aside.mills IS NOT NULL AND o.next_attempt_at <= %(now)s))
-               AND coalesce(o.quoted_mills, aside.mills) IS NOT NULL ORDER BY o.id
-            """,
-        {"account": account, "now": now},
-    )
-    return [(order_id, mills, due_at) for order_id, mills, due_at in rows]
-
-
 def hold(
     session: Session,
     account: str,
@@ -163,14 +134,18 @@ def attempts_of(session: Session, order_ids: Sequence[int]) -> dict[int, Attempt
     return {attempt.order_id: attempt for attempt in map(Attempt.of, rows)}
 
 
-def tried_at(session: Session, order_ids: Sequence[int]) -> dict[int, list[str]]:
-    """Name the accounts at which orders have, or had, an attempt."""
+def tried_at(session: Session, order_ids: Sequence[int]) -> dict[int, dict[str, str | None]]:
+    """Give the accounts at which orders have, or had, an attempt, and at which merchant.
+
+    None: nothing was sent there; "": it was not kept who got it.
+    """
     rows = session.rows(
-        "SELECT order_id, array_agg(account ORDER BY id) FROM attempts "
+        "SELECT order_id, jsonb_object_agg(account, CASE WHEN posts > 0 THEN "
+        "coalesce(merchant, '') END ORDER BY posts > 0, id) FROM attempts "
         "WHERE order_id = ANY(%(ids)s) GROUP BY order_id",
         {"ids": list(order_ids)},
     )
-    return {order_id: list(accounts) for order_id, accounts in rows}
+    return dict(rows)
 
 
 def is_tried(session: Session, account: str, external_id: str) -> bool:

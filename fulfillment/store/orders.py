@@ -291,22 +291,6 @@ def set_due(session: Session, order_ids: Sequence[int], **due: Any) -> None:
     )
 
 
-def line_up(session: Session, order_ids: Sequence[int], at: datetime) -> None:
-    """Make orders that wait for an attempt due at that time, in this order."""
-    if not order_ids:
-        return
-    session.execute(
-        """
-            UPDATE orders o SET next_attempt_at = %(at)s + n.place * interval '1 us'
-              FROM unnest(CAST(%(ids)s AS bigint[])) WITH ORDINALITY AS n(id, place)
-             WHERE o.id = n.id AND o.id IN (
-                   SELECT id FROM orders WHERE id = ANY(%(ids)s) AND next_attempt_at IS NOT NULL
-                    ORDER BY id FOR UPDATE)
-            """,
-        {"ids": list(order_ids), "at": at},
-    )
-
-
 def get(session: Session, order_ids: Sequence[int]) -> list[Order]:
     """Read orders by our own ids, oldest first."""
     if not order_ids:
