@@ -103,7 +103,10 @@ def resume(
     is_all: All = False,
     reason: Annotated[str, typer.Option(help="Why; kept with who and when.")] = "",
 ) -> None:
-    """Buy again. An account paused by itself stays so when all are resumed."""
+    """Buy again. An account paused by itself stays so when all are resumed.
+
+    With NAME, its provider is asked again at once also where it had failed, or wished for a pause.
+    """
     from fulfillment.services import brakes
 
     account, context = _chosen(name, is_all), make_context()
@@ -114,8 +117,10 @@ def resume(
     elif anew := brakes.stop_now(context, account):
         told = _told(anew.at, anew.by, anew.reason)
         raise NotAllowedNow(f"{what} not resumed, but paused anew meanwhile {told}; look again")
-    else:
+    elif not (account and brakes.ask_again(context, account)):
         err.print(f"{what} had not been paused")
+    else:
+        err.print(f"{what}: its provider is asked again from now on")
     for view in brakes.show_accounts(context) if is_all else ():
         if view.stopped_at:
             err.print(f"{view.account} stays {_state(view)}")

@@ -36,7 +36,7 @@ LIST_LIMIT = 256 * 1024 * 1024  # Skinslink's full list is about 200 MB
 LARGEST_PIECE = 16 * 1024 * 1024
 CONNECT_S = 5.0
 DENIED = (401, 403)
-LONGEST_PAUSE = timedelta(hours=1)
+LONGEST_PAUSE = timedelta(minutes=10)
 BOM = b"\xef\xbb\xbf"
 #: It may be text that no UTF-8 can write.
 HALF_OF_A_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -210,7 +210,7 @@ class HTTPClient:
             raise doubt(message, is_outage=True)
 
     def _retry_after(self, response: httpx.Response) -> timedelta | None:
-        """Read how long the provider wishes us to wait, at most an hour."""
+        """Read how long the provider wishes us to wait, at most ten minutes."""
         text = response.headers.get("retry-after", "").strip()
         if re.fullmatch(r"[0-9]{1,9}", text):
             return min(timedelta(seconds=int(text)), LONGEST_PAUSE)

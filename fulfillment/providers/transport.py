@@ -4,6 +4,7 @@ It reads with the standard library's parser on sockets that know the request's t
 never sends anything twice: a kept connection that turns out closed is the caller's unknown outcome.
 """
 
+import http
 import http.client
 import io
 import select
@@ -28,6 +29,8 @@ KEPT_CONNECTIONS = 64
 # Under the 5 s after which Node and uvicorn close: a request that races such a close is unknown.
 KEEP_ALIVE_S = 4.0
 _PIECE = 65_536
+#: So many interim answers may come before the one that counts.
+_MOST_INTERIM = 16
 _FORBIDDEN = (b"\r", b"\n", b"\0")
 
 TimeLeft = Callable[[], float]
@@ -151,20 +154,16 @@ class KeptTransport(httpx.BaseTransport):
                 connection.begin(time_left)
                 connection.send(data)
             crash_point("http.sent")
-            answer = http.client.HTTPResponse(
-                cast("socket.socket", connection), method=request.method
-            )
             with _translated(httpx.ReadTimeout, httpx.ReadError):
-                answer.begin()
-                if connection.is_over:  # the parser takes a head that is cut off for a whole one
-                    raise http.client.HTTPException("expected a whole head")
-                _check_framing(answer)
+                answer = _read_head(connection, request.method)
         except BaseException:
             connection.close()
             raise
         piece = request.extensions.get("piece", _PIECE)
         body = _Body(answer, connection, partial(self._keep, origin, connection), piece)
-        return httpx.Response(answer.status, headers=answer.getheaders(), stream=body)
+        # As bytes, as they came: httpx takes text in headers for ASCII.
+        headers = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in answer.getheaders()]
+        return httpx.Response(answer.status, headers=headers, stream=body)
 
     def _kept(self, origin: tuple[str, str, int]) -> _Connection | None:
         while True:
@@ -262,6 +261,19 @@ def _written(request: httpx.Request) -> bytes:
             raise httpx.LocalProtocolError("expected a header of one line")
         head.append(name + b": " + value)
     return b"\r\n".join([*head, b"", b""]) + request.read()
+
+
+def _read_head(connection: _Connection, method: str) -> http.client.HTTPResponse:
+    """Read the head of the answer behind what is only said of it beforehand (RFC 9110, 15.2)."""
+    for _ in range(_MOST_INTERIM):
+        answer = http.client.HTTPResponse(cast("socket.socket", connection), method=method)
+        answer.begin()
+        if connection.is_over:  # the parser takes a head that is cut off for a whole one
+            raise http.client.HTTPException("expected a whole head")
+        _check_framing(answer)
+        if not 100 < answer.status < 200 or answer.status == http.HTTPStatus.SWITCHING_PROTOCOLS:
+            return answer
+    raise http.client.HTTPException("expected an answer")
 
 
 def _check_framing(answer: http.client.HTTPResponse) -> None:

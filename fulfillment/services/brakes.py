@@ -61,6 +61,20 @@ def resume(context: Context, account: str | None, reason: str, by: str) -> Stop 
     return seen
 
 
+def ask_again(context: Context, account: str) -> bool:
+    """End the pause that came of an account's failures, or of its provider's wish for one.
+
+    As a person knows that it is over. False where there was none. Raises ConfigurationError.
+    """
+    context.account(account)
+    now = context.now()
+    with context.database.transaction() as session:
+        is_ended = accounts.end_pause(session, account, now)
+    if is_ended:
+        log.warning("account.asked_again", account=account)
+    return is_ended
+
+
 def _turn(
     context: Context, account: str | None, reason: str, by: str, *, ends: Stop | None = None
 ) -> bool:

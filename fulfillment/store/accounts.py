@@ -212,6 +212,17 @@ def works(session: Session, account: str) -> None:
     )
 
 
+def end_pause(session: Session, account: str, now: datetime) -> bool:
+    """End the account's pause, and that of its purchases; False where it had none."""
+    row = session.one(
+        "UPDATE accounts SET paused_until = NULL, pause_reason = NULL, failures = 0, "
+        "purchases_paused_until = least(purchases_paused_until, %(now)s) WHERE name = %(account)s "
+        "AND greatest(paused_until, purchases_paused_until) > %(now)s RETURNING name",
+        {"account": account, "now": now},
+    )
+    return row is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Catalog:
     """What is known of an account's catalog.

@@ -8,10 +8,16 @@ from typing import Any
 
 import pytest
 
-from fulfillment.errors import ProviderDeniesAccount, ProviderError, ProviderOutcomeUnknown
+from fulfillment.errors import (
+    ProviderDeniesAccount,
+    ProviderError,
+    ProviderNotReached,
+    ProviderOutcomeUnknown,
+)
 from fulfillment.providers.base import AfterUnknown
-from fulfillment.services import operations, purchases, submission
+from fulfillment.services import brakes, operations, outages, purchases, submission
 from fulfillment.services.context import Context
+from fulfillment.store import purchases as stored
 from schemas.enums import OrderStatus as S
 from schemas.provider import ReportState as R
 from tests.conftest import MakeContext
@@ -305,3 +311,26 @@ def test_what_waits_for_purchases_ends_at_its_time_and_frees_its_money(
 
 def void(_: object) -> None:
     pass
+
+
+@pytest.mark.parametrize("what", ["all", "purchases"])
+def test_a_person_ends_the_pause_of_a_provider_that_is_back(
+    context: Context, provider: FakeProvider, what: str
+) -> None:
+    """However far off the date is that it had wished for."""
+    wish = timedelta(minutes=10)
+    order = receive_one(context)
+    if what == "all":
+        outages.pause(context, "main", ProviderNotReached("HTTP 503", retry_after=wish))
+    else:
+        with context.database.transaction() as session:
+            stored.pause(session, "main", context.now() + wish, "HTTP 503")
+    run_chain(context)
+    assert again(context, order).status is S.RECEIVED
+
+    assert brakes.ask_again(context, "main")
+    assert not brakes.ask_again(context, "main")
+
+    run_chain(context)
+    assert again(context, order).status is S.ACCEPTED
+    assert_invariants(context)

@@ -285,3 +285,49 @@ def test_many_threads_share_the_kept_connections(transport: KeptTransport) -> No
 
     assert wrong == []
     assert len(open_now) <= threads
+
+
+def test_what_is_only_said_beforehand_is_not_taken_for_the_answer(transport: KeptTransport) -> None:
+    early = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    before = b"HTTP/1.1 100 Continue\r\n\r\n" + early * 3 + b"HTTP/1.1 102 Processing\r\n\r\n"
+
+    def act(connection: socket.socket, _: int) -> None:
+        for _ in range(2):
+            read_request(connection)
+            connection.sendall(before + GOOD)
+
+    with talking(act) as (url, accepted):
+        answers = [ask(transport, url, "POST") for _ in range(2)]
+
+    assert answers == [GOOD.partition(b"\r\n\r\n")[2]] * 2
+    assert len(accepted) == 1
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000,
+        b"HTTP/1.1 103 Early Hints\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n" + GOOD,
+    ],
+    ids=["for ever", "with two meanings"],
+)
+def test_an_answer_that_never_comes_or_has_two_heads_is_none(
+    transport: KeptTransport, head: bytes
+) -> None:
+    def act(connection: socket.socket, _: int) -> None:
+        read_request(connection)
+        connection.sendall(head)
+
+    with talking(act) as (url, _), pytest.raises(httpx.RemoteProtocolError):
+        ask(transport, url, "POST")
+
+
+def test_bytes_of_a_header_that_are_no_ascii_spoil_no_answer(transport: KeptTransport) -> None:
+    head = "HTTP/1.1 200 OK\r\nX-Served-By: Zürich\r\nContent-Length: 2\r\n\r\n{}"
+
+    def act(connection: socket.socket, _: int) -> None:
+        read_request(connection)
+        connection.sendall(head.encode("latin-1"))
+
+    with talking(act) as (url, _):
+        assert ask(transport, url) == b"{}"
