@@ -337,7 +337,7 @@ BUYING = (
     ),
     Mutant(
         "who_came_later_is_paid", "I2", "what was put aside loses its money to younger orders",
-        STORE + "ledger.py",
+        STORE + "in_line.py",
         "OR aside.mills IS NOT NULL AND o.next_attempt_at <= %(now)s)",
         "OR false)",
         integration("held_back"),
