@@ -117,10 +117,10 @@ def resume(
     elif anew := brakes.stop_now(context, account):
         told = _told(anew.at, anew.by, anew.reason)
         raise NotAllowedNow(f"{what} not resumed, but paused anew meanwhile {told}; look again")
-    elif not (account and brakes.ask_again(context, account)):
-        err.print(f"{what} had not been paused")
-    else:
+    if account and brakes.ask_again(context, account):
         err.print(f"{what}: its provider is asked again from now on")
+    elif ended is None:
+        err.print(f"{what} had not been paused")
     for view in brakes.show_accounts(context) if is_all else ():
         if view.stopped_at:
             err.print(f"{view.account} stays {_state(view)}")

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from fulfillment.errors import InvalidInput, ServerUnreachable
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
-from fulfillment.store import accounts, doubts, due, proof, spending, switches
+from fulfillment.store import accounts, claims, doubts, due, proof, spending, switches
 from fulfillment.store.engine import Session
 from fulfillment.store.switches import ALL, Stop
 from schemas.money import cap_in_cents, cents_to_mills, charge_in_cents
@@ -70,6 +70,8 @@ def ask_again(context: Context, account: str) -> bool:
     now = context.now()
     with context.database.transaction() as session:
         is_ended = accounts.end_pause(session, account, now)
+        if is_ended:
+            claims.hurry(session, account, now)
     if is_ended:
         log.warning("account.asked_again", account=account)
     return is_ended

@@ -13,6 +13,14 @@ import msgspec
 from msgspec.structs import replace
 
 from fulfillment.services import charges, contradictions
+from fulfillment.services.hearsay import (
+    HAD_BY,
+    HINTED_BY,
+    in_a_line,
+    late_words,
+    with_account,
+    with_late,
+)
 from fulfillment.states import FINAL, FOLLOWED, RANK, UNFULFILLED, is_legal
 from fulfillment.store.models import Order
 from schemas.enums import FailedBy, FailureCode, OrderStatus
@@ -24,13 +32,9 @@ REVERSAL_WATCH = timedelta(days=8)
 _LONGEST_WATCH = timedelta(days=30)
 #: So long after the told end of a hold the provider is to say what came of it; clocks differ.
 AFTER_PROTECTION = timedelta(minutes=30)
-#: So many words of one order that nobody can use are logged.
-_MOST_WORDS = 10
 #: So often an order that the provider has ended is followed again, though it was told before.
 _MOST_LIVES = 4
 _AFTER_THE_END = " after the end"
-#: What stands among an order's late words before an account that it has left and that has it.
-HAD_BY = "had by "
 #: The provider has not yet been heard to have the order: its next report may adopt it.
 UNCONFIRMED = frozenset({OrderStatus.SUBMITTING, OrderStatus.NEEDS_REVIEW})
 
@@ -71,33 +75,50 @@ def decide(
     partner: int | None = None,
     is_by_a_person: bool = False,
     as_of: datetime | None = None,
+    merchant: str = "",
 ) -> Decision:
     """Say what a report means for the order as it is now.
 
     `window` is the account's trade window, `cap_mills` the most that may be charged, `partner` the
     recipient's number that was asked for. What a person has looked at is not held against it.
-    `as_of` is a time that the report is surely younger than, where one is known.
+    `as_of` is a time that the report is surely younger than, where one is known; `merchant` is
+    whose account tells.
     """
     if report.charged_mills == 0:
         report = replace(report, charged_mills=None)  # nothing is free: it is not told yet
     if order.is_unsent:
-        return told_early(order, f"reports {report.raw_status!r} for", now, is_alarm=True)
+        return told_early(order, report, now, merchant)
     if is_by_a_person:
         return _adopted(order, report, now, window, cap_mills, partner)
     contradicted = _contradicted(order, report, partner)
     return contradicted or _apply(order, report, now, window, cap_mills, as_of=as_of)
 
 
-def told_early(order: Order, what: str, now: datetime, *, is_alarm: bool) -> Decision:
+def told_early(order: Order, report: OrderReport, now: datetime, merchant: str) -> Decision:
     """Take note that its account knows an order of which nothing was sent, whatever it says of it.
 
     Somebody else uses our ids, or our rows were lost: it is looked for before it is bought, here
-    too where it goes on to another account.
+    too where it goes on to another account. What is said again before that puts it off no further.
     """
-    words = with_late(order, f"{HAD_BY}{order.account}")
+    words = with_account(order, HAD_BY, order.account, merchant)
+    if words is None and not order.was_searched(None):
+        return NOTHING
     changes = {"told_early_at": now, **({} if words is None else {"late_words": words})}
-    note = f"the provider {what} an order that was never submitted"
-    return Decision(order.status, note, changes, is_alarm=is_alarm)
+    note = f"the provider reports {report.raw_status!r} for an order that was never submitted"
+    return Decision(order.status, note, changes, is_alarm=True)
+
+
+def hinted_early(order: Order, now: datetime, merchant: str) -> Decision:
+    """Take note of news that its account has of an order of which nothing was sent.
+
+    Once an account: a hint may be anybody's.
+    """
+    words = with_account(order, HINTED_BY, order.account, merchant)
+    if words is None:
+        return NOTHING
+    note = "the provider has news of an order that was never submitted"
+    since = order.told_early_at if not order.was_searched(None) else now
+    return Decision(order.status, note, {"told_early_at": since, "late_words": words})
 
 
 def _adopted(
@@ -210,20 +231,6 @@ def _late(order: Order, report: OrderReport) -> Decision:
         return NOTHING
     note = f"{report.raw_status!r} comes late: ignored"
     return Decision(order.status, note, {"late_words": words})
-
-
-def with_late(order: Order, word: str) -> str | None:
-    """Give the order's late words with this one; None where it was told before, or too many are."""
-    words, word = late_words(order), _line(word)
-    return None if word in words or len(words) >= _MOST_WORDS else "\n".join([*words, word])
-
-
-def _line(word: str) -> str:
-    return word.replace("\n", " ")
-
-
-def late_words(order: Order) -> list[str]:
-    return order.late_words.split("\n") if order.late_words else []
 
 
 def _is_older(order: Order, report: OrderReport, target: OrderStatus) -> bool:
@@ -360,7 +367,7 @@ def _life_after_the_end(
     is_since = as_of is not None and order.updated_at <= as_of
     is_another_life, is_told = is_ended_there and is_since, False
     if is_another_life and not _is_refused(order):
-        words, word = late_words(order), f"{_line(report.raw_status)}{_AFTER_THE_END}"
+        words, word = late_words(order), f"{in_a_line(report.raw_status)}{_AFTER_THE_END}"
         if sum(each.endswith(_AFTER_THE_END) for each in words) >= _MOST_LIVES:
             return NOTHING  # a provider may say both in turns
         is_told = word in words

@@ -13,6 +13,7 @@ from fulfillment.services import schedule
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
+from fulfillment.services.hearsay import under
 from fulfillment.states import FINAL, FOLLOWED
 from fulfillment.store import accounts, doubts, due, ledger, orders
 from fulfillment.store.due import Due
@@ -227,8 +228,24 @@ def is_same(context: Context, account: str, reason: str, by: str) -> int:
             continue
         while found := _trust(context, account, merchant, note):
             count += found
+    count += _trust_words(context, account, note)
     log.warning("account.same_merchant", account=account, by=by, reason=reason, orders=count)
     return count
+
+
+@repeated
+def _trust_words(context: Context, account: str, note: str) -> int:
+    """Let the account be asked for orders that it told of while it was called otherwise."""
+    present = context.account(account).merchant
+    with context.database.transaction() as session:
+        named = orders.lock_with_words(session, f"by {account} at ")
+        words = {order.id: under(order, account, present) for order in named}
+        moves = [
+            Move(o.id, o.status, o.status, Source.OPERATOR, note, {"late_words": words[o.id]})
+            for o in named
+            if words[o.id] != o.late_words
+        ]
+        return len(orders.apply(session, moves, context.now()))
 
 
 @repeated
@@ -240,5 +257,6 @@ def _trust(context: Context, account: str, merchant: str, note: str) -> int:
         moves = [Move(o.id, o.status, o.status, Source.OPERATOR, note) for o in locked]
         orders.apply(session, moves, now)
         ledger.note_own(session, account, ids, context.account(account).merchant)
-        due.poll_at(session, ids, now, context.settings.poll_min_interval_s)
+        here = [order.id for order in locked if order.account == account]
+        due.poll_at(session, here, now, context.settings.poll_min_interval_s)
     return len(ids)

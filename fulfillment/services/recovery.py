@@ -16,8 +16,8 @@ from fulfillment.log import get_logger
 from fulfillment.services import outages
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
-from fulfillment.services.decide import HAD_BY, late_words
 from fulfillment.services.dispatch import overdue_refusal
+from fulfillment.services.hearsay import HAD_BY, HINTED_BY, accounts_named
 from fulfillment.services.lookups import look_up, look_up_alone
 from fulfillment.services.merchants import why_strange
 from fulfillment.services.outcomes import review
@@ -46,8 +46,8 @@ _MUTE_GAP = timedelta(minutes=1)
 ACT = doubts.ACT
 MUTE_ACT = (
     "put the account's settings back; or say `fulfillment accounts same` where it is the same "
-    "merchant; or end the doubt with `fulfillment accounts doubt --hours 0` once it is known "
-    "that the former one has none of the orders that wait"
+    "merchant; or, of a restored database, end the doubt with `fulfillment accounts doubt --hours "
+    "0` once it is known that the former one has none of the orders that wait"
 )
 _THREADS = 16
 #: The way of an order that turns out to be bought, from where our rows have it.
@@ -144,8 +144,9 @@ def _places(
     And at which merchant, where it was sent there and that was kept.
 
     Where our rows are doubted a route may have named any account when it was bought; where one
-    provider told of it too early, it is one that the order's attempts tell of, or that one. A
-    checkout that names an account is bought there and nowhere else.
+    provider told of it too early, it is one that the order's attempts tell of, or that one, or one
+    that may have followed; where one only hinted, not that. A checkout that names an account is
+    bought there and nowhere else.
     """
     configured = context.settings.accounts
     with context.database.transaction() as session:
@@ -153,16 +154,13 @@ def _places(
     places = {}
     for order in members:
         merchants = tried.get(order.id, {})
-        sent = [name for name, m in merchants.items() if m is not None or name in configured]
-        named = [order.account, *order.fallbacks, *sent, *_tellers(order)]
-        if order.route is not None and order.is_doubted(claim.doubt):
+        tellers, is_doubted = accounts_named(order, HAD_BY), order.is_doubted(claim.doubt)
+        named = [order.account, *(order.fallbacks if tellers or is_doubted else ()), *merchants]
+        named += [name for name, _ in (*tellers, *accounts_named(order, HINTED_BY))]
+        if order.route is not None and is_doubted:
             named += configured
         places[order.id] = {name: merchants.get(name) for name in named}
     return places
-
-
-def _tellers(order: Order) -> list[str]:
-    return [w.removeprefix(HAD_BY) for w in late_words(order) if w.startswith(HAD_BY)]
 
 
 def _mute(
@@ -171,24 +169,29 @@ def _mute(
     members: Sequence[Order],
     places: Mapping[int, Mapping[str, str | None]],
 ) -> dict[int, str]:
-    """Say of which orders a place cannot tell whether they were bought there, and why."""
+    """Say of which orders a place cannot tell whether they were bought there, and why.
+
+    Not where it refused them, and nothing else was ever heard of it.
+    """
     changed = mute_accounts(context)
-    with context.database.transaction() as session:
-        left_at = doubts.left_at(session)
     found = {}
     for order in members:
-        why = dict(changed) if order.is_doubted(claim.doubt) else {}
-        for name in _tellers(order):
-            is_kept = bool(places[order.id][name])  # then the merchants themselves are compared
-            if not is_kept and name in left_at and left_at[name] >= order.created_at:
-                why[name] = f"the account {name} is another merchant's than when it told of it"
+        tellers = accounts_named(order, HAD_BY) + accounts_named(order, HINTED_BY)
+        sent = places[order.id]
+        asked = [(name, sent[name]) for name in (order.account, *(name for name, _ in tellers))]
+        asked += tellers
+        why: Mapping[str, str] = {}
+        if order.is_doubted(claim.doubt):
+            known = (name for name in sent if name in context.settings.accounts)
+            asked += [(name, None) for name in (*known, *order.fallbacks)]
+            why = changed
         reasons = [
-            w
-            for name, merchant in places[order.id].items()
-            if (w := why.get(name) or why_strange(context, name, merchant))
+            reason
+            for name, merchant in asked
+            if (reason := why.get(name) or why_strange(context, name, merchant))
         ]
         if reasons:
-            found[order.id] = "; ".join(reasons)
+            found[order.id] = "; ".join(dict.fromkeys(reasons))
     return found
 
 

@@ -15,7 +15,8 @@ from fulfillment.providers.reading import HIDDEN
 from fulfillment.services import brakes, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.contradictions import is_of_another_item
-from fulfillment.services.decide import HAD_BY, Decision, Money, decide, with_late
+from fulfillment.services.decide import Decision, Money, decide
+from fulfillment.services.hearsay import HAD_BY, with_account
 from fulfillment.states import FINAL, FOLLOWED, RANK, UNFULFILLED
 from fulfillment.store import ledger, orders
 from fulfillment.store.engine import Session
@@ -153,6 +154,7 @@ def _decided(
         partner=_partner(context.seal, order.trade_url_sealed) if report.partner else None,
         is_by_a_person=by is Source.OPERATOR,
         as_of=as_of,
+        merchant=settings.merchant if order.is_unsent else "",
     )
 
 
@@ -210,7 +212,10 @@ def strays(
     been spent twice, and a person is told. Where nothing is bought at the other one yet, nothing
     is, unless the first turns out to know nothing of it. A report of None: it is not known.
     """
-    attempts = ledger.attempts_of(session, [order.id for order, *_ in told]) if told else {}
+    if not told:
+        return []
+    attempts = ledger.attempts_of(session, [order.id for order, *_ in told])
+    merchants = {name: each.merchant for name, each in context.settings.accounts.items()}
     return [
         _stray(
             order,
@@ -218,6 +223,7 @@ def strays(
             report and _without_token(context, order, report),
             by,
             now,
+            merchants.get(account, ""),
             is_unsent=order.is_surely_unsent(attempts.get(order.id)),
         )
         for order, account, report in told
@@ -230,6 +236,7 @@ def _stray(
     report: OrderReport | None,
     by: Source,
     now: datetime,
+    merchant: str,
     *,
     is_unsent: bool,
 ) -> Move:
@@ -242,7 +249,7 @@ def _stray(
     # Also of what has been sent: it may turn out not to have left, or to be refused there.
     is_early = is_alarm and (is_unsent or order.status is OrderStatus.SUBMITTING)
     changes: dict[str, Any] = {"told_early_at": now} if is_early else {}
-    if is_alarm and (words := with_late(order, f"{HAD_BY}{account}")) is not None:
+    if is_alarm and (words := with_account(order, HAD_BY, account, merchant)) is not None:
         changes["late_words"] = words
     tell = (NEEDS_REVIEW,) if is_alarm else ()
     return Move(order.id, order.status, order.status, by, note, changes, tell=tell)

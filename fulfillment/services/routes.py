@@ -6,6 +6,7 @@ left and no clear answer came back.
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -14,6 +15,7 @@ from fulfillment.errors import OverBudget, ProviderError, ProviderRefused
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import refusal
+from fulfillment.services.hearsay import HAD_BY, with_account
 from fulfillment.store import claims, ledger, orders
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Posting
@@ -64,7 +66,9 @@ def reroute(
     source = source or order.status
     has_begun = source in (OrderStatus.RESERVED, OrderStatus.SUBMITTING)
     is_doubtful = is_doubtful or order.poll_wanted_at is not None
-    told_early = {"told_early_at": context.now()} if is_doubtful else {}
+    told_early: dict[str, Any] = {"told_early_at": context.now()} if is_doubtful else {}
+    if is_doubtful and (words := with_account(order, HAD_BY, order.account)) is not None:
+        told_early["late_words"] = words
     nothing_due = {"next_poll_at": None, "poll_wanted_at": None}
     return Move(
         order.id,
@@ -193,8 +197,14 @@ def price_afresh(context: Context) -> list[str]:
                 OrderStatus.SUBMITTING,
                 Source.SWEEP,
                 "held back and not sent: it is priced afresh",
-                {"between_attempts": True, "quoted_mills": None, "quoted_item_id": None},
-                UNCLAIMED,
+                {
+                    "between_attempts": True,
+                    "quoted_mills": None,
+                    "quoted_item_id": None,
+                    # News that is waited for is of something that was never sent.
+                    **({"told_early_at": now} if order.poll_wanted_at is not None else {}),
+                },
+                {**UNCLAIMED, "next_poll_at": None, "poll_wanted_at": None},
             )
             for order in held
             if (attempt := attempts.get(order.id)) is not None and attempt.is_untouched

@@ -17,7 +17,7 @@ from fulfillment.log import get_logger
 from fulfillment.providers.base import is_fresh
 from fulfillment.services import backstop, clock_guard, pulse, schedule
 from fulfillment.services.context import Context
-from fulfillment.services.decide import told_early
+from fulfillment.services.decide import hinted_early
 from fulfillment.services.merchants import is_strange
 from fulfillment.services.reconciliation import webhook_heartbeat
 from fulfillment.services.reports import apply_reports, strays
@@ -213,9 +213,14 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
         present = [order for order in locked if order.id not in apart]
         asked = [order.id for order in present if by_order[order.id].report is None]
         # Of an order that has ended too: what is hinted at then is money that we know nothing of.
-        hinted = [order.id for order in present if order.id in asked and not order.is_unsent]
-        early = [order for order in present if order.id in asked and order.is_unsent]
-        orders.apply(session, [move for order in early if (move := _hinted_early(order, now))], now)
+        early = [
+            order
+            for order in present
+            if order.id in asked and order.is_surely_unsent(attempts.get(order.id))
+        ]
+        noted = [_hinted_early(context, order, now) for order in early]
+        orders.apply(session, [move for move in noted if move], now)
+        hinted = [order_id for order_id in asked if order_id not in {order.id for order in early}]
         gap = schedule.gap_before_news(context).total_seconds()
         due.poll_at(session, hinted, now, gap, is_asked_for=True)
         moved: dict[int, Order] = {}
@@ -236,12 +241,11 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
     return [order.external_id for order in locked]
 
 
-def _hinted_early(order: Order, now: datetime) -> Move | None:
-    """Have an order looked for before it is bought, once an account: a hint may be unsigned."""
-    told = told_early(order, "has news of", now, is_alarm=False)
-    if "late_words" not in told.changes:
+def _hinted_early(context: Context, order: Order, now: datetime) -> Move | None:
+    told = hinted_early(order, now, context.account(order.account).merchant)
+    if told.target is None:
         return None
-    return Move(order.id, order.status, order.status, Source.WEBHOOK, told.note, told.changes)
+    return Move(order.id, order.status, told.target, Source.WEBHOOK, told.note, told.changes)
 
 
 def _outcome(delivery: _Delivery, moved: Mapping[int, Order]) -> str:

@@ -216,7 +216,8 @@ def end_pause(session: Session, account: str, now: datetime) -> bool:
     """End the account's pause, and that of its purchases; False where it had none."""
     row = session.one(
         "UPDATE accounts SET paused_until = NULL, pause_reason = NULL, failures = 0, "
-        "purchases_paused_until = least(purchases_paused_until, %(now)s) WHERE name = %(account)s "
+        "purchases_paused_until = CASE WHEN purchases_paused_until > %(now)s THEN %(now)s "
+        "ELSE purchases_paused_until END WHERE name = %(account)s "
         "AND greatest(paused_until, purchases_paused_until) > %(now)s RETURNING name",
         {"account": account, "now": now},
     )

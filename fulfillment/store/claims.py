@@ -199,6 +199,20 @@ def renew(session: Session, order_ids: Sequence[int], claim: str, until: datetim
     return len(rows)
 
 
+def hurry(session: Session, account: str, now: datetime) -> None:
+    """Let the account's orders that wait for its answers, and are nobody's now, wait no longer."""
+    session.execute(
+        f"""
+            UPDATE orders o SET next_attempt_at = %(now)s WHERE o.id IN (
+                   SELECT o.id FROM orders o
+                    WHERE o.account = %(account)s AND o.next_attempt_at > %(now)s AND {_WAITING}
+                      AND (o.claimed_until IS NULL OR o.claimed_until <= %(now)s)
+                    ORDER BY o.id FOR UPDATE)
+            """,  # noqa: S608 - the part is a constant
+        {"account": account, "now": now},
+    )
+
+
 def release(
     session: Session, order_ids: Sequence[int], claim: str, due_at: datetime | None = None
 ) -> None:

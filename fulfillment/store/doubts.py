@@ -153,14 +153,6 @@ def left(session: Session) -> dict[str, str]:
     return dict(rows)
 
 
-def left_at(session: Session) -> dict[str, datetime]:
-    """Say when accounts last became another merchant's, as far as any did."""
-    rows = session.rows(
-        "SELECT name, merchant_left_at FROM accounts WHERE merchant_left_at IS NOT NULL"
-    )
-    return dict(rows)
-
-
 def trust(session: Session, account: str) -> None:
     """Take the account for the merchant that it was, as a person knows."""
     session.execute(

@@ -241,11 +241,12 @@ def note_own(session: Session, account: str, order_ids: Sequence[int], merchant:
     )
 
 
-# The orders of an account that are under way or watched; each has a time at which it is due.
+# The orders of an account that are under way or watched; each has a time at which it is due. Also
+# those that went on from it and are not bought yet: it may be asked for them.
 _BEGUN = """
-      FROM orders o JOIN attempts a ON a.account = o.account AND a.external_id = o.external_id
-     WHERE o.account = %(account)s AND a.merchant IS NOT NULL
-       AND (o.next_attempt_at IS NOT NULL OR o.next_poll_at IS NOT NULL)
+      FROM orders o JOIN attempts a ON a.order_id = o.id AND a.external_id = o.external_id
+     WHERE a.account = %(account)s AND a.merchant IS NOT NULL
+       AND (o.next_attempt_at IS NOT NULL OR o.next_poll_at IS NOT NULL AND o.account = a.account)
     """
 
 

@@ -379,6 +379,16 @@ def lock_held_back(
     return [Order.of(row) for row in session.rows(statement, parameters)]
 
 
+def lock_with_words(session: Session, words: str) -> list[Order]:
+    """Lock orders that wait for an attempt and have this among their late words, oldest first."""
+    statement = f"""
+        SELECT {columns(ORDER_COLUMNS)} FROM orders
+         WHERE next_attempt_at IS NOT NULL AND strpos(late_words, %(words)s) > 0
+         ORDER BY id FOR UPDATE
+        """  # noqa: S608 - the names are constants
+    return [Order.of(row) for row in session.rows(statement, {"words": words})]
+
+
 def lock_submitting_at(
     session: Session, accounts: Sequence[str], now: datetime, limit: int
 ) -> list[Order]:

@@ -153,7 +153,7 @@ def test_an_account_that_is_gone_and_was_sent_nothing_keeps_no_order_back(
     else:
         assert gather(context) is not None
         with context.database.transaction() as session:
-            purchases.pause(session, "main", context.now() + context.cache_time * 100, "x")
+            purchases.pause(session, "main", context.now() + context.cache_time * 10, "x")
         clock.advance(100)
         routes.leave_paused(context)
     sent_to_main = "SELECT posts FROM attempts WHERE account = 'main'"
