@@ -15,10 +15,10 @@ from msgspec.structs import replace
 from fulfillment.services import charges, contradictions
 from fulfillment.services.hearsay import (
     HAD_BY,
-    HINTED_BY,
-    in_a_line,
+    as_word,
     late_words,
     with_account,
+    with_hint,
     with_late,
 )
 from fulfillment.states import FINAL, FOLLOWED, RANK, UNFULFILLED, is_legal
@@ -87,24 +87,22 @@ def decide(
     if report.charged_mills == 0:
         report = replace(report, charged_mills=None)  # nothing is free: it is not told yet
     if order.is_unsent:
-        return told_early(order, report, now, merchant)
+        return told_early(order, f"reports {report.raw_status!r} for", now, merchant)
     if is_by_a_person:
         return _adopted(order, report, now, window, cap_mills, partner)
     contradicted = _contradicted(order, report, partner)
     return contradicted or _apply(order, report, now, window, cap_mills, as_of=as_of)
 
 
-def told_early(order: Order, report: OrderReport, now: datetime, merchant: str) -> Decision:
+def told_early(order: Order, what: str, now: datetime, merchant: str) -> Decision:
     """Take note that its account knows an order of which nothing was sent, whatever it says of it.
 
     Somebody else uses our ids, or our rows were lost: it is looked for before it is bought, here
-    too where it goes on to another account. What is said again before that puts it off no further.
+    too where it goes on to another account. A search that was begun before its last word is none.
     """
     words = with_account(order, HAD_BY, order.account, merchant)
-    if words is None and not order.was_searched(None):
-        return NOTHING
     changes = {"told_early_at": now, **({} if words is None else {"late_words": words})}
-    note = f"the provider reports {report.raw_status!r} for an order that was never submitted"
+    note = f"the provider {what} an order that was never submitted"
     return Decision(order.status, note, changes, is_alarm=True)
 
 
@@ -113,12 +111,11 @@ def hinted_early(order: Order, now: datetime, merchant: str) -> Decision:
 
     Once an account: a hint may be anybody's.
     """
-    words = with_account(order, HINTED_BY, order.account, merchant)
+    words = with_hint(order, order.account, merchant)
     if words is None:
         return NOTHING
     note = "the provider has news of an order that was never submitted"
-    since = order.told_early_at if not order.was_searched(None) else now
-    return Decision(order.status, note, {"told_early_at": since, "late_words": words})
+    return Decision(order.status, note, {"told_early_at": now, "late_words": words})
 
 
 def _adopted(
@@ -367,7 +364,7 @@ def _life_after_the_end(
     is_since = as_of is not None and order.updated_at <= as_of
     is_another_life, is_told = is_ended_there and is_since, False
     if is_another_life and not _is_refused(order):
-        words, word = late_words(order), f"{in_a_line(report.raw_status)}{_AFTER_THE_END}"
+        words, word = late_words(order), f"{as_word(report.raw_status)}{_AFTER_THE_END}"
         if sum(each.endswith(_AFTER_THE_END) for each in words) >= _MOST_LIVES:
             return NOTHING  # a provider may say both in turns
         is_told = word in words

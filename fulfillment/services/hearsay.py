@@ -5,17 +5,18 @@ from fulfillment.store.models import Order
 #: So many words of one order that nobody can use are logged, and so many accounts beside them.
 _MOST_WORDS, _MOST_ACCOUNTS = 10, 100
 #: What stands among an order's late words before an account that may have it, though nothing was
-#: sent there or it is none of the order's any more: as it told, or only hinted.
-HAD_BY, HINTED_BY = "had by ", "hinted at by "
-_AT = " at "
+#: sent there or it is none of the order's any more: as it told, or as anybody hinted, or because
+#: the outcome of a request was unknown before it refused.
+HAD_BY, HINTED_BY, UNKNOWN_BY = "had by ", "hinted at by ", "once unknown by "
+#: And before one that was looked at since, and did not have it.
+_DENIED_BY = "denied by "
+_PREFIXES = (HAD_BY, HINTED_BY, UNKNOWN_BY, _DENIED_BY)
+_AT, _PARTS = " at ", 3
 
 
 def with_late(order: Order, word: str) -> str | None:
     """Give the order's late words with this one; None where it was told before, or too many are."""
-    word = in_a_line(word)
-    if word.startswith((HAD_BY, HINTED_BY)):
-        word = f"'{word}'"  # a provider's own word names no account
-    return _with(order, word, _MOST_WORDS)
+    return _with(order, as_word(word), _MOST_WORDS)
 
 
 def with_account(order: Order, prefix: str, account: str, merchant: str = "") -> str | None:
@@ -27,13 +28,30 @@ def with_account(order: Order, prefix: str, account: str, merchant: str = "") ->
     return _with(order, word, _MOST_ACCOUNTS)
 
 
+def with_hint(order: Order, account: str, merchant: str) -> str | None:
+    """The same for a hint, which may be anybody's: None also where that was looked into before."""
+    is_over = (account, merchant) in accounts_named(order, _DENIED_BY)
+    return None if is_over else with_account(order, HINTED_BY, account, merchant)
+
+
+def without_accounts(order: Order) -> str | None:
+    """Give the order's late words where no account turned out to have it."""
+    words = []
+    for word in late_words(order):
+        prefix = next((each for each in _PREFIXES if word.startswith(each)), None)
+        words.append(f"{_DENIED_BY}{word.removeprefix(prefix)}" if prefix else word)
+    return "\n".join(dict.fromkeys(words)) or None
+
+
 def _with(order: Order, word: str, most: int) -> str | None:
     words = late_words(order)
     return None if word in words or len(words) >= most else "\n".join([*words, word])
 
 
-def in_a_line(word: str) -> str:
-    return word.replace("\n", " ")
+def as_word(told: str) -> str:
+    """Write a provider's own word in a line, and so that it names no account."""
+    word = told.replace("\n", " ")
+    return f"'{word}'" if word.startswith(_PREFIXES) else word
 
 
 def late_words(order: Order) -> list[str]:
@@ -44,7 +62,7 @@ def under(order: Order, account: str, merchant: str) -> str:
     """Give the order's late words with the account as this merchant's wherever it is named."""
     words = []
     for word in late_words(order):
-        prefix = next((each for each in (HAD_BY, HINTED_BY) if word.startswith(each)), "")
+        prefix = next((each for each in _PREFIXES if word.startswith(each)), "")
         named, at, _ = word.removeprefix(prefix).partition(_AT)
         is_of_it = prefix and at and named == account
         words.append(f"{prefix}{account}{_AT}{merchant}" if is_of_it else word)
@@ -55,4 +73,5 @@ def accounts_named(order: Order, prefix: str) -> list[tuple[str, str]]:
     """Name the accounts of which the order's late words say so, and whose they were, or ""."""
     found = (word.removeprefix(prefix) for word in late_words(order) if word.startswith(prefix))
     parts = (each.partition(_AT) for each in found)
-    return [(account, merchant) for account, _, merchant in parts]
+    # What a provider said in other words, as a version before kept it, is nobody's.
+    return [(name, who if len(who.split(" ")) == _PARTS else "") for name, _, who in parts]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -10,6 +11,7 @@ from fulfillment.services import schedule, unknowns
 from fulfillment.services.answers import Answer, Answered, NotSent, Refused, Unknown
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
+from fulfillment.services.hearsay import UNKNOWN_BY, with_account
 from fulfillment.services.reports import apply_reports
 from fulfillment.services.routes import is_tried_elsewhere, reroute
 from fulfillment.store import ledger, orders, purchases
@@ -18,6 +20,8 @@ from fulfillment.store.ledger import Posting
 from fulfillment.store.models import NOTHING_DUE, UNCLAIMED, Move, Order
 from schemas.enums import FailedBy, OrderStatus, Source
 from schemas.messages import NEEDS_REVIEW
+
+_NO_POLL = {"next_poll_at": None, "poll_wanted_at": None}
 
 
 @repeated
@@ -137,6 +141,9 @@ def _write_open(
     policy = context.provider(claim.account).after_unknown
     longest_call = context.longest_call(claim.account)
     may_post = not purchases.gate(session, claim.account).is_shut
+    not_sent = [order.id for order, answer in open_answers.values() if isinstance(answer, NotSent)]
+    # Read anew: news of them that came meanwhile is of something that never left.
+    told = {order.id: order for order in orders.lock(session, not_sent) if order.poll_wanted_at}
     moves, unsent = [], []
     for order, answer in open_answers.values():
         if order.id not in attempts:
@@ -165,12 +172,21 @@ def _write_open(
                 OrderStatus.SUBMITTING,
                 Source.SUBMIT,
                 note,
-                due={**UNCLAIMED, "next_attempt_at": due_at},
+                _told_early(told.get(order.id), now),
+                {**UNCLAIMED, "next_attempt_at": due_at, **(_NO_POLL if order.id in told else {})},
                 claim=claim.name,
             )
         )
     moved = orders.apply(session, moves, now)
     ledger.not_sent(session, [order_id for order_id in unsent if order_id in moved])
+
+
+def _told_early(order: Order | None, now: datetime) -> dict[str, Any]:
+    """Have an order looked for before it is sent again that its account has news of."""
+    if order is None:
+        return {}
+    words = with_account(order, UNKNOWN_BY, order.account)
+    return {"told_early_at": now, **({} if words is None else {"late_words": words})}
 
 
 def review(context: Context, order: Order, note: str, claim: KeptClaim) -> Move:

@@ -17,7 +17,13 @@ from fulfillment.services import outages
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
-from fulfillment.services.hearsay import HAD_BY, HINTED_BY, accounts_named
+from fulfillment.services.hearsay import (
+    HAD_BY,
+    HINTED_BY,
+    UNKNOWN_BY,
+    accounts_named,
+    without_accounts,
+)
 from fulfillment.services.lookups import look_up, look_up_alone
 from fulfillment.services.merchants import why_strange
 from fulfillment.services.outcomes import review
@@ -154,13 +160,21 @@ def _places(
     places = {}
     for order in members:
         merchants = tried.get(order.id, {})
-        tellers, is_doubted = accounts_named(order, HAD_BY), order.is_doubted(claim.doubt)
-        named = [order.account, *(order.fallbacks if tellers or is_doubted else ()), *merchants]
-        named += [name for name, _ in (*tellers, *accounts_named(order, HINTED_BY))]
+        is_doubted = order.is_doubted(claim.doubt)
+        may_follow = is_doubted or accounts_named(order, HAD_BY)
+        named = [order.account, *(order.fallbacks if may_follow else ()), *merchants]
+        named += [name for name, _ in _tellers(order)]
         if order.route is not None and is_doubted:
             named += configured
         places[order.id] = {name: merchants.get(name) for name in named}
     return places
+
+
+def _tellers(order: Order) -> list[tuple[str, str]]:
+    """Name the accounts that may have the order, as was heard of them since it was looked for."""
+    return [
+        each for kind in (HAD_BY, HINTED_BY, UNKNOWN_BY) for each in accounts_named(order, kind)
+    ]
 
 
 def _mute(
@@ -176,10 +190,12 @@ def _mute(
     changed = mute_accounts(context)
     found = {}
     for order in members:
-        tellers = accounts_named(order, HAD_BY) + accounts_named(order, HINTED_BY)
+        tellers = _tellers(order)
         sent = places[order.id]
         asked = [(name, sent[name]) for name in (order.account, *(name for name, _ in tellers))]
         asked += tellers
+        if accounts_named(order, HAD_BY):  # it may have gone on from there, as our rows do not tell
+            asked += [(name, None) for name in order.fallbacks]
         why: Mapping[str, str] = {}
         if order.is_doubted(claim.doubt):
             known = (name for name in sent if name in context.settings.accounts)
@@ -308,6 +324,15 @@ def _write(
             _adopt(context, session, claim, found.reports, now)
         if absent:
             doubts.note_searched(session, absent, began)
+            denied = {o.id: without_accounts(o) for o in members if o.id in absent}
+            note = "nobody has it who may have had it"
+            moves = [
+                Move(o.id, o.status, o.status, Source.SWEEP, note, {"late_words": denied[o.id]},
+                     claim=claim.name, unless_told=True)
+                for o in members
+                if o.id in denied and denied[o.id] != o.late_words
+            ]  # fmt: skip
+            orders.apply(session, moves, now)
         unfound = [o for o in members if o.id in found.unasked or o.id in mute]
         _give_up(context, session, claim, unfound, now)
         if found.unasked:

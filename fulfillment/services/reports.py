@@ -16,7 +16,7 @@ from fulfillment.services import brakes, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.contradictions import is_of_another_item
 from fulfillment.services.decide import Decision, Money, decide
-from fulfillment.services.hearsay import HAD_BY, with_account
+from fulfillment.services.hearsay import HAD_BY, with_account, with_hint
 from fulfillment.states import FINAL, FOLLOWED, RANK, UNFULFILLED
 from fulfillment.store import ledger, orders
 from fulfillment.store.engine import Session
@@ -225,6 +225,8 @@ def strays(
             now,
             merchants.get(account, ""),
             is_unsent=order.is_surely_unsent(attempts.get(order.id)),
+            is_anybodys=account in merchants
+            and not context.provider(account).signs_what_it_is_about,
         )
         for order, account, report in told
     ]
@@ -239,17 +241,23 @@ def _stray(
     merchant: str,
     *,
     is_unsent: bool,
+    is_anybodys: bool,
 ) -> Move:
     word = f"reports {report.raw_status!r} of" if report else "has news of"
-    note = f"{account} {word} this order, which went on from there to {order.account}: not applied"
+    where = "is yet at" if account in order.fallbacks else "went on from there to"
+    note = f"{account} {word} this order, which {where} {order.account}: not applied"
     is_alarm = report is None or report.state.order_status() not in UNFULFILLED
+    words = with_account(order, HAD_BY, account, merchant)
+    if report is None and is_anybodys:
+        words = with_hint(order, account, merchant)
+        is_alarm = words is not None
     if is_alarm:
         note += "; it may have been bought " + ("there" if is_unsent else "twice")
         log.warning("order.alarm", order_id=order.external_id, note=note)
     # Also of what has been sent: it may turn out not to have left, or to be refused there.
     is_early = is_alarm and (is_unsent or order.status is OrderStatus.SUBMITTING)
     changes: dict[str, Any] = {"told_early_at": now} if is_early else {}
-    if is_alarm and (words := with_account(order, HAD_BY, account, merchant)) is not None:
+    if is_alarm and words is not None:
         changes["late_words"] = words
     tell = (NEEDS_REVIEW,) if is_alarm else ()
     return Move(order.id, order.status, order.status, by, note, changes, tell=tell)

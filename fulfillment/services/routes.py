@@ -15,7 +15,7 @@ from fulfillment.errors import OverBudget, ProviderError, ProviderRefused
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import refusal
-from fulfillment.services.hearsay import HAD_BY, with_account
+from fulfillment.services.hearsay import UNKNOWN_BY, with_account
 from fulfillment.store import claims, ledger, orders
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Posting
@@ -67,7 +67,7 @@ def reroute(
     has_begun = source in (OrderStatus.RESERVED, OrderStatus.SUBMITTING)
     is_doubtful = is_doubtful or order.poll_wanted_at is not None
     told_early: dict[str, Any] = {"told_early_at": context.now()} if is_doubtful else {}
-    if is_doubtful and (words := with_account(order, HAD_BY, order.account)) is not None:
+    if is_doubtful and (words := with_account(order, UNKNOWN_BY, order.account)) is not None:
         told_early["late_words"] = words
     nothing_due = {"next_poll_at": None, "poll_wanted_at": None}
     return Move(

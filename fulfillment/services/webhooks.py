@@ -17,7 +17,7 @@ from fulfillment.log import get_logger
 from fulfillment.providers.base import is_fresh
 from fulfillment.services import backstop, clock_guard, pulse, schedule
 from fulfillment.services.context import Context
-from fulfillment.services.decide import hinted_early
+from fulfillment.services.decide import hinted_early, told_early
 from fulfillment.services.merchants import is_strange
 from fulfillment.services.reconciliation import webhook_heartbeat
 from fulfillment.services.reports import apply_reports, strays
@@ -27,6 +27,7 @@ from fulfillment.store.engine import Session, repeated
 from fulfillment.store.inbox import Delivery
 from fulfillment.store.models import Move, Order
 from schemas.enums import Source
+from schemas.messages import NEEDS_REVIEW
 from schemas.provider import OrderReport, WebhookNotice
 
 log = get_logger(__name__)
@@ -114,7 +115,8 @@ def _keep(context: Context, account: str, notice: WebhookNotice, digest: str) ->
 def _find(session: Session, account: str, notice: WebhookNotice) -> Order | None:
     """Find the account's order: by the provider's own id of it, which is what some sign alone.
 
-    An order that went on to another account is found at each that it was tried at.
+    An order that went on to another account is found at each that it was tried at; and where our
+    rows lack that it did, at each that it may go on to.
     """
     if notice.provider_reference is not None:
         order = orders.find_by_reference(session, account, notice.provider_reference)
@@ -123,7 +125,8 @@ def _find(session: Session, account: str, notice: WebhookNotice) -> Order | None
     order = orders.find(session, [notice.external_id]).get(notice.external_id)
     if order is None or order.account == account:
         return order
-    return order if ledger.is_tried(session, account, order.external_id) else None
+    is_its = account in order.fallbacks or ledger.is_tried(session, account, order.external_id)
+    return order if is_its else None
 
 
 def _encode(notice: WebhookNotice) -> str | None:
@@ -242,10 +245,17 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
 
 
 def _hinted_early(context: Context, order: Order, now: datetime) -> Move | None:
-    told = hinted_early(order, now, context.account(order.account).merchant)
+    merchant = context.account(order.account).merchant
+    if context.provider(order.account).signs_what_it_is_about:
+        told = told_early(order, "has news of", now, merchant)
+    else:
+        told = hinted_early(order, now, merchant)
     if told.target is None:
         return None
-    return Move(order.id, order.status, told.target, Source.WEBHOOK, told.note, told.changes)
+    tell = (NEEDS_REVIEW,) if told.is_alarm else ()
+    return Move(
+        order.id, order.status, told.target, Source.WEBHOOK, told.note, told.changes, tell=tell
+    )
 
 
 def _outcome(delivery: _Delivery, moved: Mapping[int, Order]) -> str:

@@ -205,7 +205,10 @@ def hurry(session: Session, account: str, now: datetime) -> None:
         f"""
             UPDATE orders o SET next_attempt_at = %(now)s WHERE o.id IN (
                    SELECT o.id FROM orders o
-                    WHERE o.account = %(account)s AND o.next_attempt_at > %(now)s AND {_WAITING}
+                    WHERE o.account = %(account)s AND o.next_attempt_at > %(now)s
+                      AND ({_WAITING} OR NOT EXISTS (
+                           SELECT FROM attempts t WHERE t.account = o.account
+                              AND t.external_id = o.external_id AND t.unknown_since IS NOT NULL))
                       AND (o.claimed_until IS NULL OR o.claimed_until <= %(now)s)
                     ORDER BY o.id FOR UPDATE)
             """,  # noqa: S608 - the part is a constant

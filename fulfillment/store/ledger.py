@@ -246,7 +246,8 @@ def note_own(session: Session, account: str, order_ids: Sequence[int], merchant:
 _BEGUN = """
       FROM orders o JOIN attempts a ON a.order_id = o.id AND a.external_id = o.external_id
      WHERE a.account = %(account)s AND a.merchant IS NOT NULL
-       AND (o.next_attempt_at IS NOT NULL OR o.next_poll_at IS NOT NULL AND o.account = a.account)
+       AND (o.next_attempt_at IS NOT NULL OR o.next_poll_at IS NOT NULL)
+       AND (o.account = a.account OR o.next_attempt_at IS NOT NULL AND o.told_early_at IS NOT NULL)
     """
 
 

@@ -1,9 +1,13 @@
 """A provider that answers everything but purchases: one goes ahead a pause, nobody is lost."""
 
+import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +24,8 @@ from fulfillment.services.context import Context
 from fulfillment.store import purchases as stored
 from schemas.enums import OrderStatus as S
 from schemas.provider import ReportState as R
-from tests.conftest import MakeContext
+from tests.conftest import MakeContext, environment_of
+from tests.integration.test_recovery import ACCOUNT
 from tests.support import (
     NAME,
     FakeClock,
@@ -36,12 +41,14 @@ from tests.support import (
     run_chain,
     run_sweep,
     run_ticks,
+    submit,
     until,
     view,
 )
 
 DOWN = ProviderOutcomeUnknown("HTTP 503", is_outage=True)
 SILENT = ProviderOutcomeUnknown("no complete answer (ReadTimeout)")
+WISH = ProviderNotReached("HTTP 503", retry_after=timedelta(minutes=10), is_outage=True)
 
 
 def fail_all(provider: FakeProvider, error: ProviderError = DOWN) -> Callable[[], None]:
@@ -334,3 +341,95 @@ def test_a_person_ends_the_pause_of_a_provider_that_is_back(
     run_chain(context)
     assert again(context, order).status is S.ACCEPTED
     assert_invariants(context)
+
+
+def test_who_is_asked_again_before_its_date_buys_for_all_at_once(
+    make_context: MakeContext, provider: FakeProvider
+) -> None:
+    """A pause of everything said nothing of its purchases: no single one goes ahead."""
+    context = make_context(
+        provider,
+        accounts={"main": ACCOUNT, "backup": ACCOUNT | {"client_id": "other"}},
+        routes={"both": ["main", "backup"]},
+    )
+    outages.pause(context, "main", WISH)
+
+    assert brakes.ask_again(context, "main")
+
+    assert purchases_of(context) == {"unanswered": 0, "pauses": 0, "until": None}
+    first = receive(context, *(checkout(account="main") for _ in range(5)))
+    batch = gather(context)
+    assert batch is not None
+    (later,) = receive(context, checkout(account="both", marketHashName=NAME))
+    provider.fail_purchase(SILENT)
+    provider.on_purchase = lambda fields: run_sweep(context) if not provider.bodies else None
+    submit(context, batch)
+    assert len({json.loads(body)["external_id"] for body in provider.bodies}) == 6
+    assert [again(context, order).status for order in first].count(S.ACCEPTED) == 4
+    assert (again(context, later).status, again(context, later).account) == (S.ACCEPTED, "main")
+    assert_invariants(context)
+
+
+@pytest.mark.parametrize("state", ["received", "awaiting funds"])
+def test_orders_that_wait_for_a_wished_date_are_due_once_a_person_ends_the_pause(
+    context: Context, provider: FakeProvider, clock: FakeClock, state: str
+) -> None:
+    order = receive_one(context)
+    if state == "awaiting funds":
+        provider.balance_mills = 1
+        run_chain(context)
+        clock.advance(30)
+    provider.reads_fail(WISH)
+    run_chain(context)
+    provider.reads_fail(None)
+    provider.balance_mills = 10_000_000
+    clock.advance(5)
+    waiting = again(context, order)
+    assert waiting.next_attempt_at is not None
+    assert waiting.next_attempt_at > clock.now() + timedelta(minutes=9)
+
+    assert brakes.ask_again(context, "main")
+
+    assert again(context, order).next_attempt_at == clock.now()
+    run_sweep(context)
+    assert again(context, order).status is S.ACCEPTED
+    assert_invariants(context)
+
+
+def test_what_was_begun_and_did_not_leave_is_due_once_a_person_ends_the_pause(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    wish = timedelta(minutes=10)
+    provider.fail_purchase(ProviderNotReached("HTTP 503", retry_after=wish, is_outage=True))
+    order = receive_one(context)
+    run_chain(context)
+    clock.advance(5)
+
+    assert brakes.ask_again(context, "main")
+    for _ in range(6):
+        clock.advance(10)
+        run_sweep(context)
+
+    assert again(context, order).status is S.ACCEPTED
+    assert_invariants(context)
+
+
+def test_the_command_to_resume_ends_a_stop_and_a_pause_at_once(
+    context: Context, tmp_path: Path
+) -> None:
+    outages.pause(context, "main", WISH)
+    brakes.stop(context, "main", "drill", "anna@host")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "fulfillment.cli", "accounts", "resume", "main"],
+        env=environment_of(context, tmp_path, "redis://127.0.0.1:1/0"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    (after,) = brakes.show_accounts(context)
+    assert done.returncode == 0, done.stderr
+    assert "main resumed; paused since " in done.stderr
+    assert "main: its provider is asked again" in done.stderr
+    assert (after.stopped_at, after.paused_until) == (None, None)

@@ -120,6 +120,7 @@ def test_whatever_an_account_tells_of_it_is_looked_for_once_before_it_is_bought(
         teller.says(order.external_id, R.SENT, charged_mills=PRICE_MILLS)
 
     is_hint = word == "a hint"
+    teller.signs_what_it_is_about = not is_hint
     tell(context, order.account, order, None if is_hint else report(R.UNKNOWN, order.external_id))
     if is_hint:
         assert outcome(context) == "not applied; the order is looked for before it is bought"
@@ -145,6 +146,7 @@ def test_a_second_hint_of_an_account_changes_nothing_and_delays_nothing(
     context: Context, providers: dict[str, FakeProvider], clock: FakeClock
 ) -> None:
     main = providers["main"]
+    main.signs_what_it_is_about = False
     order, _ = unsent(context, main, "awaiting funds")
     tell(context, "main", order, None)
     go_on(context, clock)

@@ -45,6 +45,7 @@ class SkinsBack:
     """One SkinsBack project."""
 
     after_unknown = AfterUnknown.LOOKUP_THEN_REPLAY
+    signs_what_it_is_about = True
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ class Skinslink:
     """One Skinslink merchant account."""
 
     after_unknown = AfterUnknown.LOOKUP_ONLY
+    signs_what_it_is_about = False
     lookup_limit = 1
     requests_per_purchase = 1
 

@@ -36,6 +36,7 @@ class SkinsNode:
     """One SkinsNode account."""
 
     after_unknown = AfterUnknown.REPLAY
+    signs_what_it_is_about = True
     lookup_limit = 1
     requests_per_purchase = 1
 

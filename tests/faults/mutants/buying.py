@@ -352,8 +352,8 @@ BUYING = (
     Mutant(
         "gone_teller_is_forgotten", "I1", "what an account had that is gone is bought elsewhere",
         SERVICES + "recovery.py",
-        "accounts_named(order, HAD_BY) + accounts_named(order, HINTED_BY)",
-        "accounts_named(order, 'nobody')",
+        "        tellers = _tellers(order)\n",
+        "        tellers: list[tuple[str, str]] = []\n",
         integration("told_by_who_is_gone"),
     ),
     Mutant(

@@ -222,7 +222,7 @@ TELLING = (
     Mutant(
         "strangers_webhook_is_ours", "I10", "an account speaks of another account's order",
         SERVICES + "webhooks.py",
-        "    return order if ledger.is_tried(session, account, order.external_id) else None",
+        "    return order if is_its else None",
         "    return order",
         integration("web_webhooks", "webhooks_service"),
     ),
