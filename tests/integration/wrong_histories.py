@@ -337,8 +337,8 @@ WRONG_WALLETS = [
     ("wallet_is_whole", "UPDATE wallets SET stopped_at_mills = unexplained_mills + 1"),
     ("wallet_is_whole", "UPDATE wallets SET stopped_at_mills = -1"),
     ("wallet_is_whole", "DELETE FROM wallets"),
-    ("due_too_late", "UPDATE accounts SET paused_until = now() + interval '3 hours'"),
-    ("due_too_late", "UPDATE accounts SET purchases_paused_until = now() + interval '3 hours'"),
+    ("due_too_late", "UPDATE accounts SET paused_until = now() + interval '30 minutes'"),
+    ("due_too_late", "UPDATE accounts SET purchases_paused_until = now() + interval '30 minutes'"),
     ("wallet_adds_up", "UPDATE wallets SET opening_mills = opening_mills + 1"),
     ("wallet_adds_up", "UPDATE wallets SET expected_mills = expected_mills + 1"),
     ("wallet_adds_up", "UPDATE wallets SET credited_mills = credited_mills + 1"),
@@ -421,8 +421,8 @@ RIGHT: list[tuple[str, str, str]] = [
     (
         "due_too_late",
         "sent",
-        "UPDATE accounts SET paused_until = now() + interval '2 hours', "
-        "purchases_paused_until = now() + interval '2 hours'",
+        "UPDATE accounts SET paused_until = now() + interval '20 minutes', "
+        "purchases_paused_until = now() + interval '20 minutes'",
     ),
     ("money_fits_the_end", "reversed", _told(account="other")),
     ("money_fits_the_end", "reversed", _told(outcome="not applied")),
