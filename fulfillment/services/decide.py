@@ -18,7 +18,6 @@ from fulfillment.services.hearsay import (
     as_word,
     late_words,
     with_account,
-    with_hint,
     with_late,
 )
 from fulfillment.states import FINAL, FOLLOWED, RANK, UNFULFILLED, is_legal
@@ -87,14 +86,14 @@ def decide(
     if report.charged_mills == 0:
         report = replace(report, charged_mills=None)  # nothing is free: it is not told yet
     if order.is_unsent:
-        return told_early(order, f"reports {report.raw_status!r} for", now, merchant)
+        return _told_early(order, report, now, merchant)
     if is_by_a_person:
         return _adopted(order, report, now, window, cap_mills, partner)
     contradicted = _contradicted(order, report, partner)
     return contradicted or _apply(order, report, now, window, cap_mills, as_of=as_of)
 
 
-def told_early(order: Order, what: str, now: datetime, merchant: str) -> Decision:
+def _told_early(order: Order, report: OrderReport, now: datetime, merchant: str) -> Decision:
     """Take note that its account knows an order of which nothing was sent, whatever it says of it.
 
     Somebody else uses our ids, or our rows were lost: it is looked for before it is bought, here
@@ -102,20 +101,8 @@ def told_early(order: Order, what: str, now: datetime, merchant: str) -> Decisio
     """
     words = with_account(order, HAD_BY, order.account, merchant)
     changes = {"told_early_at": now, **({} if words is None else {"late_words": words})}
-    note = f"the provider {what} an order that was never submitted"
+    note = f"the provider reports {report.raw_status!r} for an order that was never submitted"
     return Decision(order.status, note, changes, is_alarm=True)
-
-
-def hinted_early(order: Order, now: datetime, merchant: str) -> Decision:
-    """Take note of news that its account has of an order of which nothing was sent.
-
-    Once an account: a hint may be anybody's.
-    """
-    words = with_hint(order, order.account, merchant)
-    if words is None:
-        return NOTHING
-    note = "the provider has news of an order that was never submitted"
-    return Decision(order.status, note, {"told_early_at": now, "late_words": words})
 
 
 def _adopted(

@@ -10,7 +10,10 @@ _MOST_WORDS, _MOST_ACCOUNTS = 10, 100
 HAD_BY, HINTED_BY, UNKNOWN_BY = "had by ", "hinted at by ", "once unknown by "
 #: And before one that was looked at since, and did not have it.
 _DENIED_BY = "denied by "
-_PREFIXES = (HAD_BY, HINTED_BY, UNKNOWN_BY, _DENIED_BY)
+#: And before one that it was found at though that had refused it, as a person was told.
+FOUND_AT = "found at "
+_TELLING = (HAD_BY, HINTED_BY, UNKNOWN_BY)
+_PREFIXES = (*_TELLING, _DENIED_BY, FOUND_AT)
 _AT, _PARTS = " at ", 3
 
 
@@ -38,7 +41,7 @@ def without_accounts(order: Order) -> str | None:
     """Give the order's late words where no account turned out to have it."""
     words = []
     for word in late_words(order):
-        prefix = next((each for each in _PREFIXES if word.startswith(each)), None)
+        prefix = next((each for each in _TELLING if word.startswith(each)), None)
         words.append(f"{_DENIED_BY}{word.removeprefix(prefix)}" if prefix else word)
     return "\n".join(dict.fromkeys(words)) or None
 

@@ -219,22 +219,22 @@ def is_same(context: Context, account: str, reason: str, by: str) -> int:
     settings = context.account(account)
     if not reason.strip():
         raise InvalidInput("reason", "expected why, for the orders' logs")
-    note, count = f"{account} is still the same merchant, says {by}: {reason.strip()}", 0
+    note, found = f"{account} is still the same merchant, says {by}: {reason.strip()}", set[int]()
     with context.database.transaction() as session:
         doubts.trust(session, account)
         merchants = ledger.merchants_of(session, account)
     for merchant in merchants:
         if not settings.changed_since(merchant):
             continue
-        while found := _trust(context, account, merchant, note):
-            count += found
-    count += _trust_words(context, account, note)
-    log.warning("account.same_merchant", account=account, by=by, reason=reason, orders=count)
-    return count
+        while some := _trust(context, account, merchant, note):
+            found |= some
+    found |= _trust_words(context, account, note)
+    log.warning("account.same_merchant", account=account, by=by, reason=reason, orders=len(found))
+    return len(found)
 
 
 @repeated
-def _trust_words(context: Context, account: str, note: str) -> int:
+def _trust_words(context: Context, account: str, note: str) -> set[int]:
     """Let the account be asked for orders that it told of while it was called otherwise."""
     present = context.account(account).merchant
     with context.database.transaction() as session:
@@ -245,11 +245,11 @@ def _trust_words(context: Context, account: str, note: str) -> int:
             for o in named
             if words[o.id] != o.late_words
         ]
-        return len(orders.apply(session, moves, context.now()))
+        return set(orders.apply(session, moves, context.now()))
 
 
 @repeated
-def _trust(context: Context, account: str, merchant: str, note: str) -> int:
+def _trust(context: Context, account: str, merchant: str, note: str) -> set[int]:
     now = context.now()
     with context.database.transaction() as session:
         ids = ledger.begun_at(session, account, merchant, _LIMIT)
@@ -259,4 +259,4 @@ def _trust(context: Context, account: str, merchant: str, note: str) -> int:
         ledger.note_own(session, account, ids, context.account(account).merchant)
         here = [order.id for order in locked if order.account == account]
         due.poll_at(session, here, now, context.settings.poll_min_interval_s)
-    return len(ids)
+    return set(ids)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -11,7 +10,7 @@ from fulfillment.services import schedule, unknowns
 from fulfillment.services.answers import Answer, Answered, NotSent, Refused, Unknown
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
-from fulfillment.services.hearsay import UNKNOWN_BY, with_account
+from fulfillment.services.news import heard
 from fulfillment.services.reports import apply_reports
 from fulfillment.services.routes import is_tried_elsewhere, reroute
 from fulfillment.store import ledger, orders, purchases
@@ -172,21 +171,13 @@ def _write_open(
                 OrderStatus.SUBMITTING,
                 Source.SUBMIT,
                 note,
-                _told_early(told.get(order.id), now),
+                heard(context, told[order.id], order.account, now) if order.id in told else {},
                 {**UNCLAIMED, "next_attempt_at": due_at, **(_NO_POLL if order.id in told else {})},
                 claim=claim.name,
             )
         )
     moved = orders.apply(session, moves, now)
     ledger.not_sent(session, [order_id for order_id in unsent if order_id in moved])
-
-
-def _told_early(order: Order | None, now: datetime) -> dict[str, Any]:
-    """Have an order looked for before it is sent again that its account has news of."""
-    if order is None:
-        return {}
-    words = with_account(order, UNKNOWN_BY, order.account)
-    return {"told_early_at": now, **({} if words is None else {"late_words": words})}
 
 
 def review(context: Context, order: Order, note: str, claim: KeptClaim) -> Move:

@@ -8,15 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
 from fulfillment.crash import crash_point
 from fulfillment.errors import ProviderError
 from fulfillment.log import get_logger
 from fulfillment.services import outages
+from fulfillment.services.adoption import adopt, is_alive, is_left_to_a_person
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
-from fulfillment.services.dispatch import overdue_refusal
 from fulfillment.services.hearsay import (
     HAD_BY,
     HINTED_BY,
@@ -27,26 +26,18 @@ from fulfillment.services.hearsay import (
 from fulfillment.services.lookups import look_up, look_up_alone
 from fulfillment.services.merchants import why_strange
 from fulfillment.services.outcomes import review
-from fulfillment.services.reports import apply_reports, strays
-from fulfillment.services.unknowns import is_for_a_person
-from fulfillment.states import UNFULFILLED
 from fulfillment.store import accounts, claims, doubts, ledger, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
-from fulfillment.store.ledger import Posting
-from fulfillment.store.models import Attempt, Move, Order
+from fulfillment.store.models import Move, Order
 from schemas.enums import OrderStatus as S
 from schemas.enums import Source
-from schemas.messages import NEEDS_REVIEW
-from schemas.money import cents_to_mills
 from schemas.provider import OrderReport
 
 log = get_logger(__name__)
 
 #: How soon to look again where an account could not be asked.
 _AGAIN, _SLOWEST_AGAIN = timedelta(seconds=10), timedelta(minutes=5)
-#: How soon where one was asked that had refused the order and has it all the same.
-_REFUSED_AGAIN = timedelta(minutes=1)
 #: How soon where an account cannot tell, until somebody sees to it.
 _MUTE_GAP = timedelta(minutes=1)
 ACT = doubts.ACT
@@ -56,14 +47,6 @@ MUTE_ACT = (
     "0` once it is known that the former one has none of the orders that wait"
 )
 _THREADS = 16
-#: The way of an order that turns out to be bought, from where our rows have it.
-_WAY = {
-    S.RECEIVED: (S.QUOTED, S.RESERVED, S.SUBMITTING),
-    S.AWAITING_FUNDS: (S.QUOTED, S.RESERVED, S.SUBMITTING),
-    S.QUOTED: (S.RESERVED, S.SUBMITTING),
-    S.RESERVED: (S.SUBMITTING,),
-    S.SUBMITTING: (),
-}
 
 
 @dataclass
@@ -129,7 +112,7 @@ def _leave_refusals(context: Context, members: Sequence[Order], found: _Found) -
         (order, account)
         for order in members
         for account, report in found.reports.get(order.id, {}).items()
-        if account != order.account and not _is_alive(report)
+        if account != order.account and not is_alive(report)
     ]
     if not ended:
         return
@@ -177,6 +160,13 @@ def _tellers(order: Order) -> list[tuple[str, str]]:
     ]
 
 
+def _may_follow(order: Order) -> list[str]:
+    """Name the accounts to which it may have gone on from those that told of it."""
+    tellers = [name for name, _ in accounts_named(order, HAD_BY)]
+    places = [order.fallbacks.index(name) + 1 for name in tellers if name in order.fallbacks]
+    return list(order.fallbacks[max(places, default=0) :]) if tellers else []
+
+
 def _mute(
     context: Context,
     claim: KeptClaim,
@@ -194,8 +184,7 @@ def _mute(
         sent = places[order.id]
         asked = [(name, sent[name]) for name in (order.account, *(name for name, _ in tellers))]
         asked += tellers
-        if accounts_named(order, HAD_BY):  # it may have gone on from there, as our rows do not tell
-            asked += [(name, None) for name in order.fallbacks]
+        asked += [(name, None) for name in _may_follow(order)]
         why: Mapping[str, str] = {}
         if order.is_doubted(claim.doubt):
             known = (name for name in sent if name in context.settings.accounts)
@@ -262,7 +251,7 @@ def _search(
     found.mute = _mute(context, claim, members, places)
     for order_id in found.mute:
         # A purchase that failed here may have been followed by one that lives there.
-        if not any(map(_is_alive, found.reports.get(order_id, {}).values())):
+        if not any(map(is_alive, found.reports.get(order_id, {}).values())):
             found.reports.pop(order_id, None)
     return found
 
@@ -321,14 +310,19 @@ def _write(
     absent = [order_id for order_id in absent if order_id not in found.mute]
     with context.database.transaction() as session:
         if found.reports:
-            _adopt(context, session, claim, found.reports, now)
+            adopt(context, session, claim, found.reports, now)
+        # Of which more was told since it was read, it was not asked with that in mind.
+        present = {order.id: _told_of(order) for order in orders.lock(session, absent)}
+        news = {o.id for o in members if o.id in present and present[o.id] != _told_of(o)}
+        found.unasked |= news
+        absent = [order_id for order_id in absent if order_id not in news]
         if absent:
             doubts.note_searched(session, absent, began)
             denied = {o.id: without_accounts(o) for o in members if o.id in absent}
             note = "nobody has it who may have had it"
             moves = [
                 Move(o.id, o.status, o.status, Source.SWEEP, note, {"late_words": denied[o.id]},
-                     claim=claim.name, unless_told=True)
+                     claim=claim.name)
                 for o in members
                 if o.id in denied and denied[o.id] != o.late_words
             ]  # fmt: skip
@@ -349,6 +343,10 @@ def _write(
         log.error("order.not_searchable", account=claim.account, orders=why, act=MUTE_ACT)
 
 
+def _told_of(order: Order) -> tuple[datetime | None, str | None]:
+    return order.told_early_at, order.late_words
+
+
 def _give_up(
     context: Context, session: Session, claim: KeptClaim, unfound: Sequence[Order], now: datetime
 ) -> None:
@@ -359,118 +357,9 @@ def _give_up(
         for order in unfound
         if (attempt := claim.attempts.get(order.id)) is not None
         and order.status is S.SUBMITTING
-        and _is_for_a_person(context, order, attempt, now)
+        and is_left_to_a_person(context, order, attempt, now)
     ]
     orders.apply(session, moves, now)
-
-
-def _adopt(
-    context: Context,
-    session: Session,
-    claim: KeptClaim,
-    reports: Mapping[int, Mapping[str, OrderReport]],
-    now: datetime,
-) -> None:
-    """Bring orders to where a purchase of theirs would have them, and apply what is told of it."""
-    for account in sorted({account for told in reports.values() for account in told}):
-        ledger.lock_wallet(session, account)
-    locked = [o for o in orders.lock(session, list(reports)) if o.claim == claim.name]
-    where = {order.id: _chosen(order, reports[order.id]) for order in locked}
-    tried = ledger.tried_at(session, [order.id for order in locked])
-    refused = [o for o in locked if where[o.id] != o.account and where[o.id] in tried.get(o.id, ())]
-    if refused:
-        # What that account refused once is not made good again: a person is told once, nothing more
-        # is bought, and the order ends when its time is over.
-        of_refused = [(o, where[o.id], reports[o.id][where[o.id]]) for o in refused]
-        noted = strays(context, session, of_refused, Source.SWEEP, now)
-        orders.apply(session, [move for move in noted if "late_words" in move.changes], now)
-        attempts = ledger.attempts_of(session, [order.id for order in refused])
-        over, reviewed = [], []
-        for order in refused:
-            if (attempt := attempts.get(order.id)) is None or attempt.is_unsent:
-                over.append(overdue_refusal(order, now, Source.SWEEP, claim.name))
-            elif _is_for_a_person(context, order, attempt, now):
-                note = f"another account has it: {where[order.id]}"
-                reviewed.append(review(context, order, note, claim))
-        ended = orders.apply(session, [move for move in over if move], now)
-        ledger.refuse(session, [Posting(order_id, "never sent") for order_id in ended], now)
-        ended |= orders.apply(session, reviewed, now)
-        waiting = [order.id for order in refused if order.id not in ended]
-        claims.release(session, waiting, claim.name, now + _REFUSED_AGAIN)
-        locked = [order for order in locked if order not in refused]
-    left = [order for order in locked if where[order.id] != order.account]
-    postings = [Posting(order.id, "found elsewhere", account=order.account) for order in left]
-    ledger.refuse(session, postings, now)
-    moves = [_moved(context, order, where[order.id], reports[order.id], claim) for order in locked]
-    present = orders.apply(session, moves, now)
-    for place in range(max(map(len, _WAY.values()))):
-        steps = [
-            Move(order.id, present[order.id].status, way[place], Source.SWEEP, claim=claim.name)
-            for order in locked
-            if len(way := _WAY[order.status]) > place
-        ]
-        present |= orders.apply(session, steps, now)
-    known = ledger.attempts_of(session, list(present))
-    for account in sorted(set(where.values())):
-        members = [order for order in present.values() if order.account == account]
-        fresh = {o.id: o.quoted_mills or 0 for o in members if o.id not in known}
-        if fresh:
-            names = {order.id: order.external_id for order in members}
-            ledger.hold(session, account, fresh, names, now)
-        told = {order.id: reports[order.id][account] for order in members}
-        apply_reports(context, session, account, told, Source.SWEEP)
-    for order in present.values():
-        log.error("order.found_bought", order_id=order.external_id, account=order.account)
-
-
-def _is_for_a_person(context: Context, order: Order, attempt: Attempt, now: datetime) -> bool:
-    policy, longest = context.provider(order.account).after_unknown, context.longest_call
-    return is_for_a_person(policy, order, attempt, now, longest(order.account), is_empty=False)
-
-
-def _chosen(order: Order, told: Mapping[str, OrderReport]) -> str:
-    """Choose the account whose purchase is the order's: one that lives, in the route's order."""
-    named = [name for name in (order.account, *order.fallbacks) if name in told]
-    places = list(dict.fromkeys([*named, *told]))
-    living = [name for name in places if _is_alive(told[name])]
-    return (living or places)[0]
-
-
-def _is_alive(report: OrderReport) -> bool:
-    return report.state.order_status() not in UNFULFILLED
-
-
-def _moved(
-    context: Context,
-    order: Order,
-    account: str,
-    told: Mapping[str, OrderReport],
-    claim: KeptClaim,
-) -> Move:
-    """Write where the order was found, and have a person look where that is more than one place."""
-    limit = context.account(account).price_limit_cents(order.expected_price_cents)
-    known = order.quoted_mills if account == order.account else None
-    changes: dict[str, Any] = {
-        "quoted_mills": told[account].charged_mills or known or cents_to_mills(limit),
-        "between_attempts": False,
-        "funds_deadline_at": None,
-    }
-    if account != order.account:
-        is_named = account in order.fallbacks
-        later = order.fallbacks[order.fallbacks.index(account) + 1 :] if is_named else ()
-        changes |= {"account": account, "fallbacks": list(later)}
-    note = f"found at {account}: bought, and our rows did not tell of it"
-    living = [name for name in told if _is_alive(told[name])]
-    tell: tuple[str, ...] = ()
-    if len(living) > 1:
-        note, tell = (
-            f"{note}; and also at {', '.join(sorted(set(living) - {account}))}",
-            (NEEDS_REVIEW,),
-        )
-    return Move(
-        order.id, order.status, order.status, Source.SWEEP, note, changes, tell=tell,
-        claim=claim.name,
-    )  # fmt: skip
 
 
 def describe(since: datetime, until: datetime) -> str:

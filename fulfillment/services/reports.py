@@ -1,6 +1,6 @@
 """Apply what providers report to many orders at once: events, hold ledger and next due times."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -16,7 +16,7 @@ from fulfillment.services import brakes, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.contradictions import is_of_another_item
 from fulfillment.services.decide import Decision, Money, decide
-from fulfillment.services.hearsay import HAD_BY, with_account, with_hint
+from fulfillment.services.news import heard
 from fulfillment.states import FINAL, FOLLOWED, RANK, UNFULFILLED
 from fulfillment.store import ledger, orders
 from fulfillment.store.engine import Session
@@ -204,61 +204,59 @@ def strays(
     told: Sequence[tuple[Order, str, OrderReport | None]],
     by: Source,
     now: datetime,
+    denied: Collection[int] = (),
 ) -> list[Move]:
     """Note what accounts say of orders that went on from them to another one, and are locked:
     (order, account, report).
 
     Nothing is concluded from it; but where it does not say that nothing was bought, money may have
     been spent twice, and a person is told. Where nothing is bought at the other one yet, nothing
-    is, unless the first turns out to know nothing of it. A report of None: it is not known.
+    is, unless the first turns out to know nothing of it. A report of None: it is not known; of
+    those `denied` it was asked just now, and knew nothing.
     """
     if not told:
         return []
     attempts = ledger.attempts_of(session, [order.id for order, *_ in told])
-    merchants = {name: each.merchant for name, each in context.settings.accounts.items()}
     return [
         _stray(
+            context,
             order,
             account,
             report and _without_token(context, order, report),
             by,
             now,
-            merchants.get(account, ""),
             is_unsent=order.is_surely_unsent(attempts.get(order.id)),
-            is_anybodys=account in merchants
-            and not context.provider(account).signs_what_it_is_about,
         )
         for order, account, report in told
+        # Who may be next, and knows nothing, has nothing to do with it.
+        if not (order.id in denied and account in order.fallbacks)
     ]
 
 
 def _stray(
+    context: Context,
     order: Order,
     account: str,
     report: OrderReport | None,
     by: Source,
     now: datetime,
-    merchant: str,
     *,
     is_unsent: bool,
-    is_anybodys: bool,
 ) -> Move:
     word = f"reports {report.raw_status!r} of" if report else "has news of"
-    where = "is yet at" if account in order.fallbacks else "went on from there to"
+    is_next = account in order.fallbacks
+    where = "is yet at" if is_next else "went on from there to"
     note = f"{account} {word} this order, which {where} {order.account}: not applied"
-    is_alarm = report is None or report.state.order_status() not in UNFULFILLED
-    words = with_account(order, HAD_BY, account, merchant)
-    if report is None and is_anybodys:
-        words = with_hint(order, account, merchant)
-        is_alarm = words is not None
+    changes = heard(context, order, account, now, is_report=report is not None)
+    is_alarm = bool(changes) and (report is None or report.state.order_status() not in UNFULFILLED)
     if is_alarm:
         note += "; it may have been bought " + ("there" if is_unsent else "twice")
         log.warning("order.alarm", order_id=order.external_id, note=note)
+    if not is_alarm and not is_next:
+        changes = {}  # it ended there, and went on as our rows tell
     # Also of what has been sent: it may turn out not to have left, or to be refused there.
-    is_early = is_alarm and (is_unsent or order.status is OrderStatus.SUBMITTING)
-    changes: dict[str, Any] = {"told_early_at": now} if is_early else {}
-    if is_alarm and words is not None:
-        changes["late_words"] = words
+    if not (is_unsent or order.status is OrderStatus.SUBMITTING):
+        changes.pop("told_early_at", None)
     tell = (NEEDS_REVIEW,) if is_alarm else ()
     return Move(order.id, order.status, order.status, by, note, changes, tell=tell)
 

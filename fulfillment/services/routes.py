@@ -16,6 +16,7 @@ from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import refusal
 from fulfillment.services.hearsay import UNKNOWN_BY, with_account
+from fulfillment.services.news import heard
 from fulfillment.store import claims, ledger, orders
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Posting
@@ -65,10 +66,14 @@ def reroute(
         return None
     source = source or order.status
     has_begun = source in (OrderStatus.RESERVED, OrderStatus.SUBMITTING)
-    is_doubtful = is_doubtful or order.poll_wanted_at is not None
-    told_early: dict[str, Any] = {"told_early_at": context.now()} if is_doubtful else {}
-    if is_doubtful and (words := with_account(order, UNKNOWN_BY, order.account)) is not None:
-        told_early["late_words"] = words
+    told_early: dict[str, Any] = {}
+    if order.poll_wanted_at is not None:
+        told_early = heard(context, order, order.account, context.now())
+    if is_doubtful:
+        known = replace(order, late_words=told_early.get("late_words", order.late_words))
+        words = with_account(known, UNKNOWN_BY, order.account)
+        told_early |= {"told_early_at": context.now()}
+        told_early |= {"late_words": words} if words is not None else {}
     nothing_due = {"next_poll_at": None, "poll_wanted_at": None}
     return Move(
         order.id,
@@ -202,7 +207,7 @@ def price_afresh(context: Context) -> list[str]:
                     "quoted_mills": None,
                     "quoted_item_id": None,
                     # News that is waited for is of something that was never sent.
-                    **({"told_early_at": now} if order.poll_wanted_at is not None else {}),
+                    **(heard(context, order, order.account, now) if order.poll_wanted_at else {}),
                 },
                 {**UNCLAIMED, "next_poll_at": None, "poll_wanted_at": None},
             )

@@ -17,8 +17,8 @@ from fulfillment.log import get_logger
 from fulfillment.providers.base import is_fresh
 from fulfillment.services import backstop, clock_guard, pulse, schedule
 from fulfillment.services.context import Context
-from fulfillment.services.decide import hinted_early, told_early
 from fulfillment.services.merchants import is_strange
+from fulfillment.services.news import heard, is_anybodys
 from fulfillment.services.reconciliation import webhook_heartbeat
 from fulfillment.services.reports import apply_reports, strays
 from fulfillment.store import due, inbox, ledger, orders
@@ -61,10 +61,12 @@ class _Delivery:
     account: str
     order_id: int
     report: OrderReport | None
+    #: The account was asked for it just now, and knew nothing.
+    is_denied: bool = False
 
 
 _EARLY = "not applied; the order is looked for before it is bought"
-_STRAY = "not applied; the order went on to another account"
+_STRAY = "not applied; the order is at another account"
 _GONE = "not applied; the account is not configured any more"
 _STRANGE = "not applied; the account is another merchant's than when the order was begun"
 
@@ -163,7 +165,7 @@ def apply_deliveries(context: Context) -> list[str]:
             delivery_id,
             account,
             order_id,
-            _decode(raw) if raw else _ask_if_left(context, account, order_id),
+            *((_decode(raw), False) if raw else _ask_if_left(context, account, order_id)),
         )
         for delivery_id, account, order_id, raw in claimed
     ]
@@ -178,19 +180,23 @@ def apply_deliveries(context: Context) -> list[str]:
     return names
 
 
-def _ask_if_left(context: Context, account: str, order_id: int) -> OrderReport | None:
-    """Ask an account that the order went on from: what it only hinted at is polled nowhere else."""
+def _ask_if_left(context: Context, account: str, order_id: int) -> tuple[OrderReport | None, bool]:
+    """Ask an account that the order is not at: what it only hinted at is polled nowhere else.
+
+    Give what it says, and whether it knows nothing.
+    """
     with context.database.transaction() as session:
         (order,) = orders.get(session, [order_id])
     if order.account == account or account not in context.settings.accounts:
-        return None
+        return None, False
     try:
         with context.budget(account).take(Purpose.POLL):
             ask = partial(context.provider(account).reports, [order.external_id])
-            return backstop.read(ask, order.external_id).get(order.external_id)
+            report = backstop.read(ask, order.external_id).get(order.external_id)
+            return report, report is None
     except ProviderError as error:
         log.warning("webhook.not_asked", order_id=order.external_id, reason=str(error))
-        return None
+        return None, False
 
 
 @repeated
@@ -202,7 +208,9 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
         locked = orders.lock(session, list(by_order))
         left = [order for order in locked if order.account != by_order[order.id].account]
         of_left = [(o, by_order[o.id].account, by_order[o.id].report) for o in left]
-        orders.apply(session, strays(context, session, of_left, Source.WEBHOOK, now), now)
+        denied = {o.id for o in left if by_order[o.id].is_denied}
+        noted = strays(context, session, of_left, Source.WEBHOOK, now, denied)
+        orders.apply(session, noted, now)
         gone = [o for o in locked if o.account not in context.settings.accounts and o not in left]
         attempts = ledger.attempts_of(session, [order.id for order in locked])
         strange = [
@@ -221,8 +229,8 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
             for order in present
             if order.id in asked and order.is_surely_unsent(attempts.get(order.id))
         ]
-        noted = [_hinted_early(context, order, now) for order in early]
-        orders.apply(session, [move for move in noted if move], now)
+        hints = [_hinted_early(context, order, now) for order in early]
+        orders.apply(session, [move for move in hints if move], now)
         hinted = [order_id for order_id in asked if order_id not in {order.id for order in early}]
         gap = schedule.gap_before_news(context).total_seconds()
         due.poll_at(session, hinted, now, gap, is_asked_for=True)
@@ -245,17 +253,15 @@ def _apply(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
 
 
 def _hinted_early(context: Context, order: Order, now: datetime) -> Move | None:
-    merchant = context.account(order.account).merchant
-    if context.provider(order.account).signs_what_it_is_about:
-        told = told_early(order, "has news of", now, merchant)
-    else:
-        told = hinted_early(order, now, merchant)
-    if told.target is None:
+    changes = heard(context, order, order.account, now)
+    if not changes:
         return None
-    tell = (NEEDS_REVIEW,) if told.is_alarm else ()
-    return Move(
-        order.id, order.status, told.target, Source.WEBHOOK, told.note, told.changes, tell=tell
-    )
+    note = "the provider has news of an order that was never submitted"
+    is_alarm = not is_anybodys(context, order.account)
+    if is_alarm:
+        log.warning("order.alarm", order_id=order.external_id, note=note)
+    tell = (NEEDS_REVIEW,) if is_alarm else ()
+    return Move(order.id, order.status, order.status, Source.WEBHOOK, note, changes, tell=tell)
 
 
 def _outcome(delivery: _Delivery, moved: Mapping[int, Order]) -> str:

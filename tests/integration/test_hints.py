@@ -49,6 +49,8 @@ TOLD: dict[str, Any] = {
 class Skinslink(FakeProvider):
     """A provider in memory that signs as Skinslink does."""
 
+    signs_what_it_is_about = False
+
     def read_webhook(self, headers: Any, body: bytes) -> Any:
         return webhook.read(body, (SECRET,))
 

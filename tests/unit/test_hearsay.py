@@ -6,6 +6,7 @@ import pytest
 
 from fulfillment.services.decide import decide
 from fulfillment.services.hearsay import (
+    FOUND_AT,
     HAD_BY,
     HINTED_BY,
     accounts_named,
@@ -129,6 +130,7 @@ def test_an_account_that_denied_an_order_is_named_no_more_and_its_hints_count_fo
     assert with_hint(after, "backup", MERCHANT) is None
     assert named(with_hint(after, "backup", OTHER)) == [[], [("backup", OTHER)]]
     assert named(with_account(after, HAD_BY, "main", MERCHANT)) == [[("main", MERCHANT)], []]
+    assert accounts_named(ordered(f"{FOUND_AT}main"), FOUND_AT) == [("main", "")]
 
 
 def test_a_word_of_a_version_before_that_reads_as_an_account_is_of_no_merchant() -> None:

@@ -359,7 +359,7 @@ BUYING = (
     Mutant(
         "unsent_hint_is_dropped", "I1", "news of an order that was never sent is heard by nobody",
         SERVICES + "webhooks.py",
-        "        orders.apply(session, [move for move in noted if move], now)",
+        "        orders.apply(session, [move for move in hints if move], now)",
         "        orders.apply(session, [], now)",
         integration("told_of_unsent"),
     ),

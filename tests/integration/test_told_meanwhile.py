@@ -1,0 +1,197 @@
+"""What accounts tell of an order while it is looked for, refused, or does not leave."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from fulfillment.errors import ProviderNotReached, ProviderOutcomeUnknown, ProviderRefused
+from fulfillment.providers.base import AfterUnknown
+from fulfillment.services import catalog, recovery, webhooks
+from fulfillment.services.claiming import KeptClaim
+from fulfillment.services.context import Context
+from fulfillment.store.models import Order
+from schemas.enums import FailureCode
+from schemas.enums import OrderStatus as S
+from schemas.provider import ReportState as R
+from schemas.provider import WebhookNotice
+from tests.conftest import MakeContext
+from tests.integration.test_recovery import ACCOUNT
+from tests.support import (
+    NAME,
+    FakeClock,
+    FakeProvider,
+    again,
+    assert_invariants,
+    checkout,
+    gather,
+    receive,
+    report,
+    run_chain,
+    run_sweep,
+    run_ticks,
+    submit,
+)
+
+NO = ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "gone")
+NAMES = ("main", "backup", "third")
+
+
+@pytest.fixture
+def providers() -> dict[str, FakeProvider]:
+    return {name: FakeProvider() for name in NAMES}
+
+
+@pytest.fixture
+def context(make_context: MakeContext, providers: dict[str, FakeProvider]) -> Context:
+    made = make_context(
+        providers["main"],
+        accounts={name: ACCOUNT | {"client_id": name} for name in NAMES},
+        routes={"both": ["main", "backup"], "all": list(NAMES)},
+    )
+    made._providers.update(providers)
+    return made
+
+
+def one(context: Context, route: str) -> Order:
+    (order,) = receive(context, checkout(account=route, marketHashName=NAME))
+    return order
+
+
+def tell(context: Context, account: str, order: Order, state: R | None) -> None:
+    """Take and apply a webhook of the account; None: it only hints at the order."""
+    provider: Any = context.provider(account)
+    said = report(state, order.external_id) if state else None
+    provider.notice = WebhookNotice(order.external_id, context.now(), said)
+    webhooks.take(context, account, {}, f"{account} {context.now()}".encode())
+    webhooks.apply_deliveries(context)
+
+
+def bought(providers: dict[str, FakeProvider]) -> dict[str, int]:
+    return {name: len(each.bodies) for name, each in providers.items() if each.bodies}
+
+
+@pytest.mark.parametrize("gap_s", [0.0, 0.001])
+def test_a_word_that_came_after_the_row_was_read_is_looked_into(
+    context: Context,
+    providers: dict[str, FakeProvider],
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    gap_s: float,
+) -> None:
+    """A fallback tells of it when the search has taken the order over and not begun."""
+    providers["main"].signs_what_it_is_about = False
+    order = one(context, "both")
+    tell(context, "main", order, None)
+    search_first, is_told = recovery.search_first, list[bool]()
+
+    def late(asked: Context, claim: KeptClaim, members: list[Order]) -> list[Order]:
+        if not is_told and clock.now() > order.created_at + timedelta(seconds=60):
+            is_told.append(True)
+            providers["backup"].says(order.external_id, R.SENT)
+            tell(asked, "backup", order, R.SENT)
+            clock.advance(gap_s)
+        return search_first(asked, claim, members)
+
+    monkeypatch.setattr(catalog, "search_first", late)
+    for _ in range(40):
+        clock.advance(10)
+        run_ticks(context)
+
+    assert is_told
+    assert (again(context, order).status, again(context, order).account) == (S.SENT, "backup")
+    assert bought(providers) == {}
+    assert_invariants(context)
+
+
+@pytest.mark.parametrize("teller", ["main", "backup"])
+def test_an_account_that_calls_it_failed_shows_that_it_went_on(
+    context: Context, providers: dict[str, FakeProvider], clock: FakeClock, teller: str
+) -> None:
+    order = one(context, "all")
+    providers["third"].says(order.external_id, R.SENT)
+    tell(context, teller, order, R.FAILED)
+    for _ in range(20):
+        clock.advance(10)
+        run_sweep(context)
+
+    assert (again(context, order).status, again(context, order).account) == (S.SENT, "third")
+    assert bought(providers) == {}
+    assert_invariants(context)
+
+
+@pytest.mark.parametrize("when", ["before the request", "refused", "not sent"])
+def test_news_of_a_request_counts_the_same_whatever_becomes_of_it(
+    context: Context, providers: dict[str, FakeProvider], clock: FakeClock, when: str
+) -> None:
+    main = providers["main"]
+    order = one(context, "all")
+    providers["third"].says(order.external_id, R.SENT)
+
+    def act(fields: dict[str, Any]) -> None:
+        tell(context, "main", order, None)
+        if when == "not sent":
+            raise ProviderNotReached("connection refused")
+
+    if when == "before the request":
+        batch = gather(context)
+        assert batch is not None
+        tell(context, "main", order, None)
+        submit(context, batch)
+    else:
+        main.on_purchase = act
+        if when == "refused":
+            main.fail_purchase(NO)
+        run_chain(context)
+        main.on_purchase = lambda fields: None
+    sent = bought(providers)
+    for _ in range(20):
+        clock.advance(10)
+        run_sweep(context)
+
+    assert (again(context, order).status, again(context, order).account) == (S.SENT, "third")
+    assert bought(providers) == sent
+    assert_invariants(context)
+
+
+@pytest.mark.parametrize("policy", [AfterUnknown.REPLAY, AfterUnknown.LOOKUP_THEN_REPLAY])
+def test_a_hint_of_an_account_that_is_not_tried_yet_and_denies_it_keeps_no_unknown_outcome_open(
+    context: Context, providers: dict[str, FakeProvider], clock: FakeClock, policy: AfterUnknown
+) -> None:
+    main = providers["main"]
+    main.after_unknown = policy
+    order = one(context, "both")
+    main.fail_purchase(ProviderOutcomeUnknown("lost"))
+    run_chain(context)
+    before = again(context, order)
+    tell(context, "backup", order, None)
+
+    assert again(context, order) == before
+    for _ in range(20):
+        clock.advance(30)
+        run_ticks(context)
+    assert again(context, order).status is S.ACCEPTED
+    assert providers["backup"].bodies == []
+
+
+def test_a_gone_account_before_the_one_that_told_holds_nothing_up(
+    make_context: MakeContext,
+    context: Context,
+    providers: dict[str, FakeProvider],
+    clock: FakeClock,
+) -> None:
+    order = one(context, "all")
+    names = ("main", "third")
+    after = make_context(
+        providers["main"],
+        accounts={name: ACCOUNT | {"client_id": name} for name in names},
+        routes={"all": list(names)},
+    )
+    after._providers.update({name: providers[name] for name in names})
+    tell(after, "third", order, R.SENT)
+    for _ in range(20):
+        clock.advance(10)
+        run_sweep(after)
+
+    assert again(after, order).status is S.ACCEPTED
+    assert list(bought(providers)) == ["main"]
