@@ -8,11 +8,13 @@ _MOST_WORDS, _MOST_ACCOUNTS = 10, 100
 #: sent there or it is none of the order's any more: as it told, or as anybody hinted, or because
 #: the outcome of a request was unknown before it refused.
 HAD_BY, HINTED_BY, UNKNOWN_BY = "had by ", "hinted at by ", "once unknown by "
+#: Before one that it ended at, which our rows do not tell of: it may have gone on from there.
+ENDED_BY = "ended by "
 #: And before one that was looked at since, and did not have it.
 _DENIED_BY = "denied by "
 #: And before one that it was found at though that had refused it, as a person was told.
 FOUND_AT = "found at "
-_TELLING = (HAD_BY, HINTED_BY, UNKNOWN_BY)
+_TELLING = (HAD_BY, HINTED_BY, UNKNOWN_BY, ENDED_BY)
 _PREFIXES = (*_TELLING, _DENIED_BY, FOUND_AT)
 _AT, _PARTS = " at ", 3
 
@@ -29,12 +31,6 @@ def with_account(order: Order, prefix: str, account: str, merchant: str = "") ->
     """
     word = f"{prefix}{account}{_AT}{merchant}" if merchant else f"{prefix}{account}"
     return _with(order, word, _MOST_ACCOUNTS)
-
-
-def with_hint(order: Order, account: str, merchant: str) -> str | None:
-    """The same for a hint, which may be anybody's: None also where that was looked into before."""
-    is_over = (account, merchant) in accounts_named(order, _DENIED_BY)
-    return None if is_over else with_account(order, HINTED_BY, account, merchant)
 
 
 def without_accounts(order: Order) -> str | None:

@@ -6,23 +6,28 @@ from typing import Any
 
 from fulfillment.errors import ConfigurationError
 from fulfillment.services.context import Context
-from fulfillment.services.hearsay import HAD_BY, with_account, with_hint
+from fulfillment.services.hearsay import ENDED_BY, HAD_BY, HINTED_BY, with_account
+from fulfillment.states import UNFULFILLED
 from fulfillment.store.models import Order
+from schemas.provider import OrderReport
 
 
 def heard(
-    context: Context, order: Order, account: str, now: datetime, *, is_report: bool = False
+    context: Context, order: Order, account: str, now: datetime, report: OrderReport | None = None
 ) -> dict[str, Any]:
     """Give the changes that have the order looked for before it is bought, and say by whom.
 
-    None for a hint that may be anybody's where the account was named, or asked, before.
+    None for a hint that may be anybody's where another waits to be looked into.
     """
     settings = context.settings.accounts.get(account)
-    merchant = settings.merchant if settings else ""
-    if not is_report and is_anybodys(context, account):
-        words = with_hint(order, account, merchant)
-        return {} if words is None else {"told_early_at": now, "late_words": words}
-    words = with_account(order, HAD_BY, account, merchant)
+    kind, is_hint = HAD_BY, report is None and is_anybodys(context, account)
+    if is_hint:
+        kind = HINTED_BY
+    elif report is not None and report.state.order_status() in UNFULFILLED:
+        kind = ENDED_BY
+    words = with_account(order, kind, account, settings.merchant if settings else "")
+    if is_hint and words is None:
+        return {}
     return {"told_early_at": now, **({} if words is None else {"late_words": words})}
 
 

@@ -17,6 +17,7 @@ from fulfillment.services.adoption import adopt, is_alive, is_left_to_a_person
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.hearsay import (
+    ENDED_BY,
     HAD_BY,
     HINTED_BY,
     UNKNOWN_BY,
@@ -29,7 +30,7 @@ from fulfillment.services.outcomes import review
 from fulfillment.store import accounts, claims, doubts, ledger, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
-from fulfillment.store.models import Move, Order
+from fulfillment.store.models import Doubt, Move, Order
 from schemas.enums import OrderStatus as S
 from schemas.enums import Source
 from schemas.provider import OrderReport
@@ -100,14 +101,19 @@ def search_first(context: Context, claim: KeptClaim, members: Sequence[Order]) -
     if ripe:
         found = _search(context, claim, ripe, places)
         crash_point("recovery.answered")
-        _leave_refusals(context, ripe, found)
+        _leave_refusals(context, ripe, found, claim.doubt)
         _write(context, claim, ripe, found, began)
         gone |= found.unasked | found.reports.keys() | found.mute.keys()
     return [order for order in members if order.id not in gone]
 
 
-def _leave_refusals(context: Context, members: Sequence[Order], found: _Found) -> None:
-    """Forget purchases that ended at an account which had refused them: that is known already."""
+def _leave_refusals(
+    context: Context, members: Sequence[Order], found: _Found, doubt: Doubt | None
+) -> None:
+    """Forget purchases that ended at another account, which is known already or matters no more.
+
+    But where our rows are in doubt: there it was bought last.
+    """
     ended = [
         (order, account)
         for order in members
@@ -119,7 +125,7 @@ def _leave_refusals(context: Context, members: Sequence[Order], found: _Found) -
     with context.database.transaction() as session:
         tried = ledger.tried_at(session, [order.id for order, _ in ended])
     for order, account in ended:
-        if account in tried.get(order.id, ()):
+        if account in tried.get(order.id, ()) or not order.is_doubted(doubt):
             del found.reports[order.id][account]
             if not found.reports[order.id]:
                 del found.reports[order.id]
@@ -144,9 +150,10 @@ def _places(
     for order in members:
         merchants = tried.get(order.id, {})
         is_doubted = order.is_doubted(claim.doubt)
-        may_follow = is_doubted or accounts_named(order, HAD_BY)
+        ended = accounts_named(order, ENDED_BY)
+        may_follow = is_doubted or ended or accounts_named(order, HAD_BY)
         named = [order.account, *(order.fallbacks if may_follow else ()), *merchants]
-        named += [name for name, _ in _tellers(order)]
+        named += [name for name, _ in (*_tellers(order), *ended)]
         if order.route is not None and is_doubted:
             named += configured
         places[order.id] = {name: merchants.get(name) for name in named}

@@ -16,7 +16,7 @@ from fulfillment.services import brakes, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.contradictions import is_of_another_item
 from fulfillment.services.decide import Decision, Money, decide
-from fulfillment.services.news import heard
+from fulfillment.services.news import heard, is_anybodys
 from fulfillment.states import FINAL, FOLLOWED, RANK, UNFULFILLED
 from fulfillment.store import ledger, orders
 from fulfillment.store.engine import Session
@@ -217,20 +217,18 @@ def strays(
     if not told:
         return []
     attempts = ledger.attempts_of(session, [order.id for order, *_ in told])
-    return [
-        _stray(
-            context,
-            order,
-            account,
-            report and _without_token(context, order, report),
-            by,
-            now,
-            is_unsent=order.is_surely_unsent(attempts.get(order.id)),
+    moves = []
+    for order, account, report in told:
+        is_unsent = order.is_surely_unsent(attempts.get(order.id))
+        is_denied = order.id in denied and account in order.fallbacks
+        if is_denied and not is_unsent:
+            continue  # who may be next, and knows nothing, has nothing to do with it
+        said = report and _without_token(context, order, report)
+        move = _stray(
+            context, order, account, said, by, now, is_unsent=is_unsent, is_denied=is_denied
         )
-        for order, account, report in told
-        # Who may be next, and knows nothing, has nothing to do with it.
-        if not (order.id in denied and account in order.fallbacks)
-    ]
+        moves.append(move)
+    return moves
 
 
 def _stray(
@@ -242,18 +240,23 @@ def _stray(
     now: datetime,
     *,
     is_unsent: bool,
+    is_denied: bool,
 ) -> Move:
     word = f"reports {report.raw_status!r} of" if report else "has news of"
     is_next = account in order.fallbacks
     where = "is yet at" if is_next else "went on from there to"
     note = f"{account} {word} this order, which {where} {order.account}: not applied"
-    changes = heard(context, order, account, now, is_report=report is not None)
+    changes = heard(context, order, account, now, report)
     is_alarm = bool(changes) and (report is None or report.state.order_status() not in UNFULFILLED)
+    if is_denied:
+        is_alarm = False  # but that answer may be an older one, out of a cache
     if is_alarm:
         note += "; it may have been bought " + ("there" if is_unsent else "twice")
         log.warning("order.alarm", order_id=order.external_id, note=note)
-    if not is_alarm and not is_next:
-        changes = {}  # it ended there, and went on as our rows tell
+    if not is_alarm and not (is_next and is_unsent):
+        changes = {}  # it ended there, and went on as our rows tell; or nothing hangs on it
+    if is_next and not is_unsent and report is None and is_anybodys(context, account):
+        changes.pop("told_early_at", None)
     # Also of what has been sent: it may turn out not to have left, or to be refused there.
     if not (is_unsent or order.status is OrderStatus.SUBMITTING):
         changes.pop("told_early_at", None)

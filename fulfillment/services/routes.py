@@ -69,6 +69,7 @@ def reroute(
     told_early: dict[str, Any] = {}
     if order.poll_wanted_at is not None:
         told_early = heard(context, order, order.account, context.now())
+        told_early |= {"told_early_at": context.now()}
     if is_doubtful:
         known = replace(order, late_words=told_early.get("late_words", order.late_words))
         words = with_account(known, UNKNOWN_BY, order.account)

@@ -194,7 +194,7 @@ def _ask_if_left(context: Context, account: str, order_id: int) -> tuple[OrderRe
             ask = partial(context.provider(account).reports, [order.external_id])
             report = backstop.read(ask, order.external_id).get(order.external_id)
             return report, report is None
-    except ProviderError as error:
+    except (ProviderError, ConfigurationError) as error:
         log.warning("webhook.not_asked", order_id=order.external_id, reason=str(error))
         return None, False
 

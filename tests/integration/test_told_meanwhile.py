@@ -5,7 +5,12 @@ from typing import Any
 
 import pytest
 
-from fulfillment.errors import ProviderNotReached, ProviderOutcomeUnknown, ProviderRefused
+from fulfillment.errors import (
+    ConfigurationError,
+    ProviderNotReached,
+    ProviderOutcomeUnknown,
+    ProviderRefused,
+)
 from fulfillment.providers.base import AfterUnknown
 from fulfillment.services import catalog, recovery, webhooks
 from fulfillment.services.claiming import KeptClaim
@@ -195,3 +200,111 @@ def test_a_gone_account_before_the_one_that_told_holds_nothing_up(
 
     assert again(after, order).status is S.ACCEPTED
     assert list(bought(providers)) == ["main"]
+
+
+@pytest.mark.parametrize("is_signed", [True, False])
+def test_a_fallback_that_denies_its_hint_at_once_is_asked_again_before_anything_is_bought(
+    context: Context, providers: dict[str, FakeProvider], clock: FakeClock, is_signed: bool
+) -> None:
+    """It does not know a fresh order for some seconds."""
+    providers["backup"].signs_what_it_is_about = is_signed
+    order = one(context, "both")
+    tell(context, "backup", order, None)
+    for _ in range(2):
+        run_ticks(context)
+        clock.advance(10)
+    providers["backup"].says(order.external_id, R.SENT)
+    for _ in range(20):
+        run_ticks(context)
+        clock.advance(10)
+
+    assert (again(context, order).status, again(context, order).account) == (S.SENT, "backup")
+    assert bought(providers) == {}
+    assert_invariants(context)
+
+
+@pytest.mark.parametrize("is_forged_before", [True, False])
+def test_a_hint_that_was_looked_into_makes_a_later_one_count_no_less(
+    context: Context, providers: dict[str, FakeProvider], clock: FakeClock, is_forged_before: bool
+) -> None:
+    main = providers["main"]
+    main.signs_what_it_is_about = False
+    order = one(context, "both")
+    if is_forged_before:
+        tell(context, "main", order, None)
+
+    def act(fields: dict[str, Any]) -> None:
+        clock.advance(1)
+        main.on_purchase = lambda fields: None
+        tell(context, "main", order, None)
+
+    main.on_purchase = act
+    main.fail_purchase(NO, is_made=True)
+    for _ in range(40):
+        run_ticks(context)
+        clock.advance(10)
+
+    assert bought(providers) == {"main": 1}
+
+
+def test_a_fallbacks_failed_leaves_an_unknown_outcome_and_what_is_not_bought_to_their_account(
+    context: Context, providers: dict[str, FakeProvider], clock: FakeClock
+) -> None:
+    unsent, unknown = one(context, "all"), one(context, "both")
+    providers["main"].fail_purchase(ProviderOutcomeUnknown("lost"))
+    providers["backup"].says(unsent.external_id, R.FAILED)
+    tell(context, "backup", unsent, R.FAILED)
+    run_chain(context)
+    clock.advance(1)
+    tell(context, "backup", unknown, R.FAILED)
+    for _ in range(40):
+        run_ticks(context)
+        clock.advance(20)
+
+    for order in (unsent, unknown):
+        assert (again(context, order).status, again(context, order).account) == (S.ACCEPTED, "main")
+
+
+def test_after_a_fallbacks_failed_one_that_is_gone_holds_nothing_up(
+    make_context: MakeContext,
+    context: Context,
+    providers: dict[str, FakeProvider],
+    clock: FakeClock,
+) -> None:
+    order = one(context, "all")
+    names = ("main", "backup")
+    after = make_context(
+        providers["main"],
+        accounts={name: ACCOUNT | {"client_id": name} for name in names},
+        routes={"all": list(names)},
+    )
+    after._providers.update({name: providers[name] for name in names})
+    tell(after, "backup", order, R.FAILED)
+    for _ in range(20):
+        clock.advance(10)
+        run_ticks(after)
+
+    assert again(after, order).status is S.ACCEPTED
+
+
+def test_an_account_that_cannot_be_used_keeps_no_other_news_from_being_applied(
+    context: Context, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hinted, told = one(context, "both"), one(context, "main")
+    run_chain(context)
+    for name, order, state in (("backup", hinted, None), ("main", told, R.SENT)):
+        provider: Any = context.provider(name)
+        said = report(state, order.external_id) if state else None
+        provider.notice = WebhookNotice(order.external_id, clock.now(), said)
+        webhooks.take(context, name, {}, name.encode())
+    usable = Context.provider
+
+    def unusable(self: Context, name: str) -> Any:
+        if name == "backup":
+            raise ConfigurationError("FULFILLMENT_X", "expected another")
+        return usable(self, name)
+
+    monkeypatch.setattr(Context, "provider", unusable)
+    webhooks.apply_deliveries(context)
+
+    assert again(context, told).status is S.SENT

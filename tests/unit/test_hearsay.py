@@ -13,7 +13,6 @@ from fulfillment.services.hearsay import (
     late_words,
     under,
     with_account,
-    with_hint,
     with_late,
     without_accounts,
 )
@@ -120,15 +119,14 @@ def test_an_account_that_was_two_merchants_is_one_once_it_is_the_same() -> None:
     assert under(order, "main", "now") == f"{HAD_BY}main at now"
 
 
-def test_an_account_that_denied_an_order_is_named_no_more_and_its_hints_count_for_nothing() -> None:
+def test_an_account_that_denied_an_order_is_named_no_more_until_it_tells_again() -> None:
     order = ordered("odd", f"{HAD_BY}main at {MERCHANT}", f"{HINTED_BY}backup at {MERCHANT}")
 
     after = some_order(late_words=without_accounts(order))
 
     assert named(after.late_words) == [[], []]
     assert late_words(after)[0] == "odd"
-    assert with_hint(after, "backup", MERCHANT) is None
-    assert named(with_hint(after, "backup", OTHER)) == [[], [("backup", OTHER)]]
+    assert named(with_account(after, HINTED_BY, "backup", OTHER)) == [[], [("backup", OTHER)]]
     assert named(with_account(after, HAD_BY, "main", MERCHANT)) == [[("main", MERCHANT)], []]
     assert accounts_named(ordered(f"{FOUND_AT}main"), FOUND_AT) == [("main", "")]
 
