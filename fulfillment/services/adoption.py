@@ -11,10 +11,10 @@ from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
 from fulfillment.services.hearsay import FOUND_AT, with_account
+from fulfillment.services.news import is_alive
 from fulfillment.services.outcomes import review
 from fulfillment.services.reports import apply_reports, strays
 from fulfillment.services.unknowns import is_for_a_person
-from fulfillment.states import UNFULFILLED
 from fulfillment.store import claims, ledger, orders
 from fulfillment.store.engine import Session
 from fulfillment.store.ledger import Posting
@@ -124,10 +124,6 @@ def _chosen(order: Order, told: Mapping[str, OrderReport]) -> str:
     places = list(dict.fromkeys([*named, *told]))
     living = [name for name in places if is_alive(told[name])]
     return (living or places)[0]
-
-
-def is_alive(report: OrderReport) -> bool:
-    return report.state.order_status() not in UNFULFILLED
 
 
 def _moved(

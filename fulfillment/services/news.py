@@ -23,12 +23,17 @@ def heard(
     kind, is_hint = HAD_BY, report is None and is_anybodys(context, account)
     if is_hint:
         kind = HINTED_BY
-    elif report is not None and report.state.order_status() in UNFULFILLED:
+    elif report is not None and not is_alive(report):
         kind = ENDED_BY
     words = with_account(order, kind, account, settings.merchant if settings else "")
     if is_hint and words is None:
         return {}
     return {"told_early_at": now, **({} if words is None else {"late_words": words})}
+
+
+def is_alive(report: OrderReport) -> bool:
+    """Say whether it tells of a purchase that did not end without the item."""
+    return report.state.order_status() not in UNFULFILLED
 
 
 def is_anybodys(context: Context, account: str) -> bool:

@@ -13,7 +13,7 @@ from fulfillment.crash import crash_point
 from fulfillment.errors import ProviderError
 from fulfillment.log import get_logger
 from fulfillment.services import outages
-from fulfillment.services.adoption import adopt, is_alive, is_left_to_a_person
+from fulfillment.services.adoption import adopt, is_left_to_a_person
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.hearsay import (
@@ -26,6 +26,7 @@ from fulfillment.services.hearsay import (
 )
 from fulfillment.services.lookups import look_up, look_up_alone
 from fulfillment.services.merchants import why_strange
+from fulfillment.services.news import is_alive
 from fulfillment.services.outcomes import review
 from fulfillment.store import accounts, claims, doubts, ledger, orders
 from fulfillment.store.accounts import Purpose

@@ -16,8 +16,8 @@ from fulfillment.services import brakes, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.contradictions import is_of_another_item
 from fulfillment.services.decide import Decision, Money, decide
-from fulfillment.services.news import heard, is_anybodys
-from fulfillment.states import FINAL, FOLLOWED, RANK, UNFULFILLED
+from fulfillment.services.news import heard, is_alive, is_anybodys
+from fulfillment.states import FINAL, FOLLOWED, RANK
 from fulfillment.store import ledger, orders
 from fulfillment.store.engine import Session
 from fulfillment.store.ledger import Posting
@@ -247,7 +247,7 @@ def _stray(
     where = "is yet at" if is_next else "went on from there to"
     note = f"{account} {word} this order, which {where} {order.account}: not applied"
     changes = heard(context, order, account, now, report)
-    is_alarm = bool(changes) and (report is None or report.state.order_status() not in UNFULFILLED)
+    is_alarm = bool(changes) and (report is None or is_alive(report))
     if is_denied:
         is_alarm = False  # but that answer may be an older one, out of a cache
     if is_alarm:

@@ -69,12 +69,12 @@ def reroute(
     told_early: dict[str, Any] = {}
     if order.poll_wanted_at is not None:
         told_early = heard(context, order, order.account, context.now())
-        told_early |= {"told_early_at": context.now()}
     if is_doubtful:
         known = replace(order, late_words=told_early.get("late_words", order.late_words))
         words = with_account(known, UNKNOWN_BY, order.account)
-        told_early |= {"told_early_at": context.now()}
         told_early |= {"late_words": words} if words is not None else {}
+    if is_doubtful or order.poll_wanted_at is not None:
+        told_early["told_early_at"] = context.now()
     nothing_due = {"next_poll_at": None, "poll_wanted_at": None}
     return Move(
         order.id,

@@ -17,8 +17,8 @@ from schemas.messages import NEEDS_REVIEW
 from schemas.provider import OrderReport
 from schemas.provider import ReportState as R
 from tests.conftest import MakeContext
+from tests.integration.telling import NO, PRICE_MILLS, go_on, tell
 from tests.integration.test_recovery import ACCOUNT
-from tests.integration.test_told_of_unsent import NO, PRICE_MILLS, go_on, tell
 from tests.support import (
     NAME,
     FakeClock,

@@ -9,19 +9,17 @@ from fulfillment.errors import (
     ConfigurationError,
     ProviderNotReached,
     ProviderOutcomeUnknown,
-    ProviderRefused,
 )
 from fulfillment.providers.base import AfterUnknown
 from fulfillment.services import catalog, recovery, webhooks
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.store.models import Order
-from schemas.enums import FailureCode
 from schemas.enums import OrderStatus as S
 from schemas.provider import ReportState as R
 from schemas.provider import WebhookNotice
 from tests.conftest import MakeContext
-from tests.integration.test_recovery import ACCOUNT
+from tests.integration.telling import NAMES, NO, go_on, on_routes, tell
 from tests.support import (
     NAME,
     FakeClock,
@@ -33,13 +31,9 @@ from tests.support import (
     receive,
     report,
     run_chain,
-    run_sweep,
     run_ticks,
     submit,
 )
-
-NO = ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "gone")
-NAMES = ("main", "backup", "third")
 
 
 @pytest.fixture
@@ -49,13 +43,7 @@ def providers() -> dict[str, FakeProvider]:
 
 @pytest.fixture
 def context(make_context: MakeContext, providers: dict[str, FakeProvider]) -> Context:
-    made = make_context(
-        providers["main"],
-        accounts={name: ACCOUNT | {"client_id": name} for name in NAMES},
-        routes={"both": ["main", "backup"], "all": list(NAMES)},
-    )
-    made._providers.update(providers)
-    return made
+    return on_routes(make_context, providers)
 
 
 def one(context: Context, route: str) -> Order:
@@ -63,13 +51,8 @@ def one(context: Context, route: str) -> Order:
     return order
 
 
-def tell(context: Context, account: str, order: Order, state: R | None) -> None:
-    """Take and apply a webhook of the account; None: it only hints at the order."""
-    provider: Any = context.provider(account)
-    said = report(state, order.external_id) if state else None
-    provider.notice = WebhookNotice(order.external_id, context.now(), said)
-    webhooks.take(context, account, {}, f"{account} {context.now()}".encode())
-    webhooks.apply_deliveries(context)
+def say(context: Context, account: str, order: Order, state: R | None) -> None:
+    tell(context, account, order, report(state, order.external_id) if state else None)
 
 
 def bought(providers: dict[str, FakeProvider]) -> dict[str, int]:
@@ -87,14 +70,14 @@ def test_a_word_that_came_after_the_row_was_read_is_looked_into(
     """A fallback tells of it when the search has taken the order over and not begun."""
     providers["main"].signs_what_it_is_about = False
     order = one(context, "both")
-    tell(context, "main", order, None)
+    say(context, "main", order, None)
     search_first, is_told = recovery.search_first, list[bool]()
 
     def late(asked: Context, claim: KeptClaim, members: list[Order]) -> list[Order]:
         if not is_told and clock.now() > order.created_at + timedelta(seconds=60):
             is_told.append(True)
             providers["backup"].says(order.external_id, R.SENT)
-            tell(asked, "backup", order, R.SENT)
+            say(asked, "backup", order, R.SENT)
             clock.advance(gap_s)
         return search_first(asked, claim, members)
 
@@ -115,10 +98,8 @@ def test_an_account_that_calls_it_failed_shows_that_it_went_on(
 ) -> None:
     order = one(context, "all")
     providers["third"].says(order.external_id, R.SENT)
-    tell(context, teller, order, R.FAILED)
-    for _ in range(20):
-        clock.advance(10)
-        run_sweep(context)
+    say(context, teller, order, R.FAILED)
+    go_on(context, clock)
 
     assert (again(context, order).status, again(context, order).account) == (S.SENT, "third")
     assert bought(providers) == {}
@@ -134,14 +115,14 @@ def test_news_of_a_request_counts_the_same_whatever_becomes_of_it(
     providers["third"].says(order.external_id, R.SENT)
 
     def act(fields: dict[str, Any]) -> None:
-        tell(context, "main", order, None)
+        say(context, "main", order, None)
         if when == "not sent":
             raise ProviderNotReached("connection refused")
 
     if when == "before the request":
         batch = gather(context)
         assert batch is not None
-        tell(context, "main", order, None)
+        say(context, "main", order, None)
         submit(context, batch)
     else:
         main.on_purchase = act
@@ -150,9 +131,7 @@ def test_news_of_a_request_counts_the_same_whatever_becomes_of_it(
         run_chain(context)
         main.on_purchase = lambda fields: None
     sent = bought(providers)
-    for _ in range(20):
-        clock.advance(10)
-        run_sweep(context)
+    go_on(context, clock)
 
     assert (again(context, order).status, again(context, order).account) == (S.SENT, "third")
     assert bought(providers) == sent
@@ -169,7 +148,7 @@ def test_a_hint_of_an_account_that_is_not_tried_yet_and_denies_it_keeps_no_unkno
     main.fail_purchase(ProviderOutcomeUnknown("lost"))
     run_chain(context)
     before = again(context, order)
-    tell(context, "backup", order, None)
+    say(context, "backup", order, None)
 
     assert again(context, order) == before
     for _ in range(20):
@@ -179,24 +158,23 @@ def test_a_hint_of_an_account_that_is_not_tried_yet_and_denies_it_keeps_no_unkno
     assert providers["backup"].bodies == []
 
 
-def test_a_gone_account_before_the_one_that_told_holds_nothing_up(
+@pytest.mark.parametrize(
+    ("teller", "state", "gone"), [("third", R.SENT, "backup"), ("backup", R.FAILED, "third")]
+)
+def test_an_account_that_is_gone_and_cannot_have_it_holds_nothing_up(
     make_context: MakeContext,
     context: Context,
     providers: dict[str, FakeProvider],
     clock: FakeClock,
+    teller: str,
+    state: R,
+    gone: str,
 ) -> None:
+    """One before the last that told; one after a fallback that calls it failed."""
     order = one(context, "all")
-    names = ("main", "third")
-    after = make_context(
-        providers["main"],
-        accounts={name: ACCOUNT | {"client_id": name} for name in names},
-        routes={"all": list(names)},
-    )
-    after._providers.update({name: providers[name] for name in names})
-    tell(after, "third", order, R.SENT)
-    for _ in range(20):
-        clock.advance(10)
-        run_sweep(after)
+    after = on_routes(make_context, {n: each for n, each in providers.items() if n != gone})
+    say(after, teller, order, state)
+    go_on(after, clock)
 
     assert again(after, order).status is S.ACCEPTED
     assert list(bought(providers)) == ["main"]
@@ -209,7 +187,7 @@ def test_a_fallback_that_denies_its_hint_at_once_is_asked_again_before_anything_
     """It does not know a fresh order for some seconds."""
     providers["backup"].signs_what_it_is_about = is_signed
     order = one(context, "both")
-    tell(context, "backup", order, None)
+    say(context, "backup", order, None)
     for _ in range(2):
         run_ticks(context)
         clock.advance(10)
@@ -231,12 +209,12 @@ def test_a_hint_that_was_looked_into_makes_a_later_one_count_no_less(
     main.signs_what_it_is_about = False
     order = one(context, "both")
     if is_forged_before:
-        tell(context, "main", order, None)
+        say(context, "main", order, None)
 
     def act(fields: dict[str, Any]) -> None:
         clock.advance(1)
         main.on_purchase = lambda fields: None
-        tell(context, "main", order, None)
+        say(context, "main", order, None)
 
     main.on_purchase = act
     main.fail_purchase(NO, is_made=True)
@@ -253,38 +231,16 @@ def test_a_fallbacks_failed_leaves_an_unknown_outcome_and_what_is_not_bought_to_
     unsent, unknown = one(context, "all"), one(context, "both")
     providers["main"].fail_purchase(ProviderOutcomeUnknown("lost"))
     providers["backup"].says(unsent.external_id, R.FAILED)
-    tell(context, "backup", unsent, R.FAILED)
+    say(context, "backup", unsent, R.FAILED)
     run_chain(context)
     clock.advance(1)
-    tell(context, "backup", unknown, R.FAILED)
+    say(context, "backup", unknown, R.FAILED)
     for _ in range(40):
         run_ticks(context)
         clock.advance(20)
 
     for order in (unsent, unknown):
         assert (again(context, order).status, again(context, order).account) == (S.ACCEPTED, "main")
-
-
-def test_after_a_fallbacks_failed_one_that_is_gone_holds_nothing_up(
-    make_context: MakeContext,
-    context: Context,
-    providers: dict[str, FakeProvider],
-    clock: FakeClock,
-) -> None:
-    order = one(context, "all")
-    names = ("main", "backup")
-    after = make_context(
-        providers["main"],
-        accounts={name: ACCOUNT | {"client_id": name} for name in names},
-        routes={"all": list(names)},
-    )
-    after._providers.update({name: providers[name] for name in names})
-    tell(after, "backup", order, R.FAILED)
-    for _ in range(20):
-        clock.advance(10)
-        run_ticks(after)
-
-    assert again(after, order).status is S.ACCEPTED
 
 
 def test_an_account_that_cannot_be_used_keeps_no_other_news_from_being_applied(

@@ -5,22 +5,17 @@ from typing import Any
 
 import pytest
 
-from fulfillment.errors import ProviderRefused
-from fulfillment.services import catalog, dispatch, funds, submission, webhooks
+from fulfillment.services import catalog, dispatch, funds, submission
 from fulfillment.services.context import Context
 from fulfillment.services.merchants import keep_own
 from fulfillment.store.models import Order
-from schemas.enums import FailureCode
 from schemas.enums import OrderStatus as S
 from schemas.messages import NEEDS_REVIEW, Batch
-from schemas.money import cents_to_mills
-from schemas.provider import OrderReport, WebhookNotice
 from schemas.provider import ReportState as R
 from tests.conftest import MakeContext
-from tests.integration.test_recovery import ACCOUNT
+from tests.integration.telling import NAMES, NO, PRICE_MILLS, go_on, on_routes, tell
 from tests.support import (
     NAME,
-    PRICE_CENTS,
     FakeClock,
     FakeProvider,
     again,
@@ -40,10 +35,6 @@ from tests.support import (
     view,
 )
 
-NO = ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "gone")
-PRICE_MILLS = cents_to_mills(PRICE_CENTS)
-NAMES = ("main", "backup", "third")
-
 
 @pytest.fixture
 def providers() -> dict[str, FakeProvider]:
@@ -52,27 +43,7 @@ def providers() -> dict[str, FakeProvider]:
 
 @pytest.fixture
 def context(make_context: MakeContext, providers: dict[str, FakeProvider]) -> Context:
-    made = make_context(
-        providers["main"],
-        accounts={name: ACCOUNT | {"client_id": name} for name in NAMES},
-        routes={"both": ["main", "backup"], "all": list(NAMES)},
-    )
-    made._providers.update(providers)
-    return made
-
-
-def go_on(context: Context, clock: FakeClock) -> None:
-    for _ in range(20):
-        clock.advance(10)
-        run_sweep(context)
-
-
-def tell(context: Context, account: str, order: Order, said: OrderReport | None) -> None:
-    """Take and apply a webhook of the account; None: it only hints at the order."""
-    provider: Any = context.provider(account)
-    provider.notice = WebhookNotice(order.external_id, context.now(), said)
-    webhooks.take(context, account, {}, f"{account} {context.now()}".encode())
-    webhooks.apply_deliveries(context)
+    return on_routes(make_context, providers)
 
 
 def outcome(context: Context) -> str:
