@@ -75,13 +75,14 @@ def decide(
     is_by_a_person: bool = False,
     as_of: datetime | None = None,
     merchant: str = "",
+    is_unsent: bool = False,
 ) -> Decision:
     """Say what a report means for the order as it is now.
 
     `window` is the account's trade window, `cap_mills` the most that may be charged, `partner` the
     recipient's number that was asked for. What a person has looked at is not held against it.
     `as_of` is a time that the report is surely younger than, where one is known; `merchant` is
-    whose account tells.
+    whose account tells; `is_unsent`: its purchase was begun, and surely no byte of it has left.
     """
     if report.charged_mills == 0:
         report = replace(report, charged_mills=None)  # nothing is free: it is not told yet
@@ -90,7 +91,11 @@ def decide(
     if is_by_a_person:
         return _adopted(order, report, now, window, cap_mills, partner)
     contradicted = _contradicted(order, report, partner)
-    return contradicted or _apply(order, report, now, window, cap_mills, as_of=as_of)
+    decision = contradicted or _apply(order, report, now, window, cap_mills, as_of=as_of)
+    # What lives is the order's purchase; of any other it is not known what came of it.
+    if is_unsent and decision.target in {*UNFULFILLED, OrderStatus.NEEDS_REVIEW}:
+        return _told_early(order, report, now, merchant)
+    return decision
 
 
 def _told_early(order: Order, report: OrderReport, now: datetime, merchant: str) -> Decision:

@@ -33,6 +33,18 @@ def with_account(order: Order, prefix: str, account: str, merchant: str = "") ->
     return _with(order, word, _MOST_ACCOUNTS)
 
 
+def tellers(order: Order) -> list[tuple[str, str]]:
+    """Name the accounts that may have the order, as was heard of them since it was looked for."""
+    return [
+        each for kind in (HAD_BY, HINTED_BY, UNKNOWN_BY) for each in accounts_named(order, kind)
+    ]
+
+
+def is_told_of(order: Order) -> bool:
+    """Say whether any account may have it, or may have had it, that was not looked at since."""
+    return any(accounts_named(order, kind) for kind in _TELLING)
+
+
 def without_accounts(order: Order) -> str | None:
     """Give the order's late words where no account turned out to have it."""
     words = []

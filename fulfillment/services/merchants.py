@@ -157,10 +157,9 @@ def _given_up(order: Order, why: str) -> Move:
 def _next_look(order: Order, now: datetime) -> datetime | None:
     if order.status not in FINAL or order.lives_on:
         return now + _LOOK_GAP
-    if order.poll_wanted_at is not None and not schedule.is_given_up(order, now):
-        return now + _LOOK_GAP
-    until = order.reversible_until
-    return now + _LOOK_GAP if until is not None and now < until else None
+    # The last look at a delivery is made up for, as where nobody answers.
+    is_awaited = order.poll_wanted_at is not None or order.status is OrderStatus.COMPLETED
+    return now + _LOOK_GAP if is_awaited and not schedule.is_given_up(order, now) else None
 
 
 def note_configured(context: Context, session: Session) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -10,6 +11,7 @@ from fulfillment.services import schedule, unknowns
 from fulfillment.services.answers import Answer, Answered, NotSent, Refused, Unknown
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
+from fulfillment.services.hearsay import is_told_of
 from fulfillment.services.news import heard
 from fulfillment.services.reports import apply_reports
 from fulfillment.services.routes import is_tried_elsewhere, reroute
@@ -142,7 +144,8 @@ def _write_open(
     may_post = not purchases.gate(session, claim.account).is_shut
     not_sent = [order.id for order, answer in open_answers.values() if isinstance(answer, NotSent)]
     # Read anew: news of them that came meanwhile is of something that never left.
-    told = {order.id: order for order in orders.lock(session, not_sent) if order.poll_wanted_at}
+    fresh = {order.id: order for order in orders.lock(session, not_sent)}
+    told = {id_: order for id_, order in fresh.items() if order.poll_wanted_at}
     moves, unsent = [], []
     for order, answer in open_answers.values():
         if order.id not in attempts:
@@ -152,7 +155,11 @@ def _write_open(
             note = f"nothing was bought yet: {answer.reason}"
         else:
             note = f"outcome unknown: {answer.reason}"
-        attempt = attempts[order.id]
+        attempt, changes = attempts[order.id], dict[str, Any]()
+        if order.id in fresh and is_told_of(fresh[order.id]):
+            changes = {"told_early_at": now}
+        if order.id in told:
+            changes |= heard(context, told[order.id], order.account, now)
         if isinstance(answer, Unknown) and unknowns.is_for_a_person(
             policy, order, attempt, now, longest_call, is_empty=order.id in empty
         ):
@@ -171,7 +178,7 @@ def _write_open(
                 OrderStatus.SUBMITTING,
                 Source.SUBMIT,
                 note,
-                heard(context, told[order.id], order.account, now) if order.id in told else {},
+                changes,
                 {**UNCLAIMED, "next_attempt_at": due_at, **(_NO_POLL if order.id in told else {})},
                 claim=claim.name,
             )

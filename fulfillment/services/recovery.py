@@ -19,9 +19,8 @@ from fulfillment.services.context import Context
 from fulfillment.services.hearsay import (
     ENDED_BY,
     HAD_BY,
-    HINTED_BY,
-    UNKNOWN_BY,
     accounts_named,
+    tellers,
     without_accounts,
 )
 from fulfillment.services.lookups import look_up, look_up_alone
@@ -141,8 +140,8 @@ def _places(
 
     Where our rows are doubted a route may have named any account when it was bought; where one
     provider told of it too early, it is one that the order's attempts tell of, or that one, or one
-    that may have followed; where one only hinted, not that. A checkout that names an account is
-    bought there and nowhere else.
+    that may have followed; where one only hinted, not that. Its own account, to which nothing was
+    sent, is none of them. A checkout that names an account is bought there and nowhere else.
     """
     configured = context.settings.accounts
     with context.database.transaction() as session:
@@ -153,26 +152,20 @@ def _places(
         is_doubted = order.is_doubted(claim.doubt)
         ended = accounts_named(order, ENDED_BY)
         may_follow = is_doubted or ended or accounts_named(order, HAD_BY)
-        named = [order.account, *(order.fallbacks if may_follow else ()), *merchants]
-        named += [name for name, _ in (*_tellers(order), *ended)]
+        told = [name for name, _ in (*tellers(order), *ended)]
+        named = [order.account] if is_doubted or not told else []
+        named += [*(order.fallbacks if may_follow else ()), *merchants, *told]
         if order.route is not None and is_doubted:
             named += configured
         places[order.id] = {name: merchants.get(name) for name in named}
     return places
 
 
-def _tellers(order: Order) -> list[tuple[str, str]]:
-    """Name the accounts that may have the order, as was heard of them since it was looked for."""
-    return [
-        each for kind in (HAD_BY, HINTED_BY, UNKNOWN_BY) for each in accounts_named(order, kind)
-    ]
-
-
 def _may_follow(order: Order) -> list[str]:
     """Name the accounts to which it may have gone on from those that told of it."""
-    tellers = [name for name, _ in accounts_named(order, HAD_BY)]
-    places = [order.fallbacks.index(name) + 1 for name in tellers if name in order.fallbacks]
-    return list(order.fallbacks[max(places, default=0) :]) if tellers else []
+    told = [name for name, _ in accounts_named(order, HAD_BY)]
+    places = [order.fallbacks.index(name) + 1 for name in told if name in order.fallbacks]
+    return list(order.fallbacks[max(places, default=0) :]) if told else []
 
 
 def _mute(
@@ -188,10 +181,10 @@ def _mute(
     changed = mute_accounts(context)
     found = {}
     for order in members:
-        tellers = _tellers(order)
-        sent = places[order.id]
-        asked = [(name, sent[name]) for name in (order.account, *(name for name, _ in tellers))]
-        asked += tellers
+        told, sent = tellers(order), places[order.id]
+        named = (order.account, *(name for name, _ in told))
+        asked = [(name, sent[name]) for name in named if name in sent]
+        asked += told
         asked += [(name, None) for name in _may_follow(order)]
         why: Mapping[str, str] = {}
         if order.is_doubted(claim.doubt):
@@ -254,13 +247,12 @@ def _search(
     with context.threads.pool(_THREADS, "search") as executor:
         for account, group in by_account.items():
             _ask(context, executor, account, group, found)
-    for order_id in found.unasked:
-        found.reports.pop(order_id, None)
     found.mute = _mute(context, claim, members, places)
-    for order_id in found.mute:
+    for order_id in found.unasked | found.mute.keys():
         # A purchase that failed here may have been followed by one that lives there.
         if not any(map(is_alive, found.reports.get(order_id, {}).values())):
             found.reports.pop(order_id, None)
+    found.unasked -= found.reports.keys()
     return found
 
 

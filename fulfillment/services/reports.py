@@ -102,11 +102,12 @@ def apply_reports(
     before = locked if locked is not None else orders.lock(session, list(reports))
     gone = [(o, account, reports[o.id]) for o in before if o.account != account]
     moves, money = strays(context, session, gone, by, now), _Money()
+    unsent = _begun_and_unsent(session, before) if by is Source.WEBHOOK else frozenset()
     for order in before:
         if order.account != account:
             continue
         report = _without_token(context, order, reports[order.id])
-        decision = _decided(context, order, report, now, by, as_of)
+        decision = _decided(context, order, report, now, by, as_of, is_unsent=order.id in unsent)
         if by is Source.SUBMIT and decision.target is None:
             # A webhook was faster; the log still has an outcome for every request of ours.
             note = f"our request is answered {report.raw_status!r}: known already"
@@ -125,6 +126,13 @@ def apply_reports(
     return {order_id: order for order_id, order in moved.items() if order_id in changed}
 
 
+def _begun_and_unsent(session: Session, locked: Sequence[Order]) -> Collection[int]:
+    """Give the orders whose purchase was begun and surely has not left, by their attempts."""
+    begun = [order for order in locked if order.status is OrderStatus.SUBMITTING]
+    attempts = ledger.attempts_of(session, [order.id for order in begun]) if begun else {}
+    return {order.id for order in begun if order.is_surely_unsent(attempts.get(order.id))}
+
+
 def is_news(context: Context, order: Order, report: OrderReport, now: datetime) -> bool:
     """Say whether the report changes anything of the order, which is at the account that told."""
     decision = _decided(context, order, _without_token(context, order, report), now)
@@ -138,6 +146,8 @@ def _decided(
     now: datetime,
     by: Source = Source.POLL,
     as_of: datetime | None = None,
+    *,
+    is_unsent: bool = False,
 ) -> Decision:
     settings = context.account(order.account)
     cap_mills = cents_to_mills(settings.price_limit_cents(order.expected_price_cents))
@@ -154,7 +164,8 @@ def _decided(
         partner=_partner(context.seal, order.trade_url_sealed) if report.partner else None,
         is_by_a_person=by is Source.OPERATOR,
         as_of=as_of,
-        merchant=settings.merchant if order.is_unsent else "",
+        merchant=settings.merchant if order.is_unsent or is_unsent else "",
+        is_unsent=is_unsent,
     )
 
 
@@ -221,7 +232,7 @@ def strays(
     for order, account, report in told:
         is_unsent = order.is_surely_unsent(attempts.get(order.id))
         is_denied = order.id in denied and account in order.fallbacks
-        if is_denied and not is_unsent:
+        if is_denied and not is_unsent and order.status is not OrderStatus.SUBMITTING:
             continue  # who may be next, and knows nothing, has nothing to do with it
         said = report and _without_token(context, order, report)
         move = _stray(
@@ -247,18 +258,20 @@ def _stray(
     where = "is yet at" if is_next else "went on from there to"
     note = f"{account} {word} this order, which {where} {order.account}: not applied"
     changes = heard(context, order, account, now, report)
-    is_alarm = bool(changes) and (report is None or is_alive(report))
-    if is_denied:
-        is_alarm = False  # but that answer may be an older one, out of a cache
+    is_anybodys_hint = report is None and is_anybodys(context, account)
+    # A denial may be an older answer, out of a cache.
+    may_live = bool(changes) and (report is None or is_alive(report)) and not is_denied
+    is_alarm = may_live and not (is_next and is_anybodys_hint)
     if is_alarm:
         note += "; it may have been bought " + ("there" if is_unsent else "twice")
         log.warning("order.alarm", order_id=order.external_id, note=note)
-    if not is_alarm and not (is_next and is_unsent):
-        changes = {}  # it ended there, and went on as our rows tell; or nothing hangs on it
-    if is_next and not is_unsent and report is None and is_anybodys(context, account):
-        changes.pop("told_early_at", None)
-    # Also of what has been sent: it may turn out not to have left, or to be refused there.
-    if not (is_unsent or order.status is OrderStatus.SUBMITTING):
+    # What has been sent may turn out not to have left, or to be refused there.
+    is_open = is_unsent or order.status is OrderStatus.SUBMITTING
+    if not may_live and not (is_next and is_open):
+        changes = {}  # it ended there, and went on as our rows tell
+    # Until then a mere hint, or a purchase that ended there, holds nothing up.
+    is_weak = is_next and (is_anybodys_hint or not may_live)
+    if not is_open or (is_weak and not is_unsent):
         changes.pop("told_early_at", None)
     tell = (NEEDS_REVIEW,) if is_alarm else ()
     return Move(order.id, order.status, order.status, by, note, changes, tell=tell)

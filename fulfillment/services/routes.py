@@ -15,7 +15,7 @@ from fulfillment.errors import OverBudget, ProviderError, ProviderRefused
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import refusal
-from fulfillment.services.hearsay import UNKNOWN_BY, with_account
+from fulfillment.services.hearsay import UNKNOWN_BY, is_told_of, with_account
 from fulfillment.services.news import heard
 from fulfillment.store import claims, ledger, orders
 from fulfillment.store.engine import Session, repeated
@@ -73,7 +73,8 @@ def reroute(
         known = replace(order, late_words=told_early.get("late_words", order.late_words))
         words = with_account(known, UNKNOWN_BY, order.account)
         told_early |= {"late_words": words} if words is not None else {}
-    if is_doubtful or order.poll_wanted_at is not None:
+    # What was heard of others meanwhile was of no use while it could be bought here.
+    if is_doubtful or order.poll_wanted_at is not None or is_told_of(order):
         told_early["told_early_at"] = context.now()
     nothing_due = {"next_poll_at": None, "poll_wanted_at": None}
     return Move(
@@ -172,7 +173,9 @@ def leave_paused(context: Context, gone: Sequence[str] = ()) -> list[str]:
             for order in stuck
             if (attempt := attempts.get(order.id)) is None or attempt.is_unsent
         ]
-        moved = orders.apply(session, [move for move in moves if move], now)
+        # What somebody told of is looked for at the next one before it is bought there.
+        going_on = [replace(move, unless_told=False) for move in moves if move]
+        moved = orders.apply(session, going_on, now)
         held = {order.id: order.account for order in stuck}
         postings = [Posting(id_, "never sent", account=held[id_]) for id_ in moved]
         ledger.refuse(session, postings, now)

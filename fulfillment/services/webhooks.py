@@ -154,21 +154,37 @@ def _digest(notice: WebhookNotice, body: bytes) -> str:
 def apply_deliveries(context: Context) -> list[str]:
     """Apply what is due, in the order of arrival; give the orders that it was about.
 
-    Deliveries of different orders share a transaction; of one order each has its own.
+    Deliveries of different orders share a transaction; of one order each has its own. What an
+    account is to be asked about first holds up no other order.
     """
     now = context.now()
     with context.database.transaction() as session:
         claimed = inbox.claim(session, now, now + context.lease, _CLAIM_LIMIT)
     crash_point("inbox.claimed", claimed)
-    deliveries = [
+    in_question = {order_id for _, _, order_id, raw in claimed if raw is None}
+    names = _apply_each(
+        context,
+        [
+            _Delivery(delivery_id, account, order_id, _decode(raw))
+            for delivery_id, account, order_id, raw in claimed
+            if raw is not None and order_id not in in_question
+        ],
+    )
+    silent: set[str] = set()
+    asked = [
         _Delivery(
             delivery_id,
             account,
             order_id,
-            *((_decode(raw), False) if raw else _ask_if_left(context, account, order_id)),
+            *((_decode(raw), False) if raw else _ask_if_left(context, account, order_id, silent)),
         )
         for delivery_id, account, order_id, raw in claimed
+        if order_id in in_question
     ]
+    return names + _apply_each(context, asked)
+
+
+def _apply_each(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
     names: list[str] = []
     while deliveries:
         first_of = {each.order_id: each for each in reversed(deliveries)}
@@ -180,14 +196,18 @@ def apply_deliveries(context: Context) -> list[str]:
     return names
 
 
-def _ask_if_left(context: Context, account: str, order_id: int) -> tuple[OrderReport | None, bool]:
+def _ask_if_left(
+    context: Context, account: str, order_id: int, silent: set[str]
+) -> tuple[OrderReport | None, bool]:
     """Ask an account that the order is not at: what it only hinted at is polled nowhere else.
 
-    Give what it says, and whether it knows nothing.
+    Give what it says, and whether it knows nothing. Who gives no answer is `silent`, and not asked
+    again this time.
     """
     with context.database.transaction() as session:
         (order,) = orders.get(session, [order_id])
-    if order.account == account or account not in context.settings.accounts:
+    is_asked = account in context.settings.accounts and account not in silent
+    if order.account == account or not is_asked:
         return None, False
     try:
         with context.budget(account).take(Purpose.POLL):
@@ -195,6 +215,7 @@ def _ask_if_left(context: Context, account: str, order_id: int) -> tuple[OrderRe
             report = backstop.read(ask, order.external_id).get(order.external_id)
             return report, report is None
     except (ProviderError, ConfigurationError) as error:
+        silent.add(account)
         log.warning("webhook.not_asked", order_id=order.external_id, reason=str(error))
         return None, False
 

@@ -331,15 +331,21 @@ def lock_overdue(session: Session, now: datetime, limit: int, patience: timedelt
     return [Order.of(row) for row in session.rows(statement, parameters)]
 
 
+#: Of a row: accounts have told of it, and its own is none of them (services/hearsay.py).
+_ONLY_OTHERS_TOLD = """(late_words ~ '(^|\n)(had|hinted at|once unknown|ended) by '
+    AND strpos(late_words || E'\n', ' by ' || account || ' at ') = 0
+    AND strpos(late_words || E'\n', ' by ' || account || E'\n') = 0)"""
+
+
 def lock_routed_at_unusable(
     session: Session, configured: Sequence[str], gone: Sequence[str], now: datetime, limit: int
 ) -> list[Order]:
     """Lock unclaimed orders at paused accounts, and at those that are gone, of which a configured
-    one may be tried. What somebody told of too early stays until it was looked for."""
+    one may be tried. What the account itself told of stays until it was looked for."""
     statement = f"""
         SELECT {columns(ORDER_COLUMNS)} FROM orders
          WHERE next_attempt_at IS NOT NULL AND status = ANY(%(local)s)
-           AND submit_by > %(now)s AND {LOOKED_FOR}
+           AND submit_by > %(now)s AND ({LOOKED_FOR} OR {_ONLY_OTHERS_TOLD})
            AND jsonb_exists_any(fallbacks, CAST(%(configured)s AS text[]))
            AND account IN (SELECT name FROM accounts
                             WHERE greatest(paused_until, purchases_paused_until) > %(now)s
@@ -361,13 +367,13 @@ def lock_held_back(
     session: Session, accounts: Sequence[str], before: datetime, now: datetime, limit: int
 ) -> list[Order]:
     """Lock unclaimed orders of these accounts of which nothing was sent since their money was held,
-    which was before the time given; oldest first. What somebody told of too early is left out until
-    it was looked for."""
+    which was before the time given; oldest first. What its account told of too early is left out
+    until it was looked for."""
     statement = f"""
         SELECT {columns(ORDER_COLUMNS)} FROM orders
          WHERE next_attempt_at IS NOT NULL AND account = ANY(%(accounts)s)
            AND status IN ('reserved', 'submitting') AND NOT between_attempts
-           AND submit_by > %(now)s AND {LOOKED_FOR}
+           AND submit_by > %(now)s AND ({LOOKED_FOR} OR {_ONLY_OTHERS_TOLD})
            AND (claimed_until IS NULL OR claimed_until <= %(now)s) AND NOT {UNSEARCHED}
            AND EXISTS (SELECT FROM attempts a
                         WHERE a.account = orders.account AND a.external_id = orders.external_id

@@ -174,12 +174,12 @@ class CrashWorld(World):
         self.lost = {name: len(each.market.orders) for name, each in self.accounts.items()}
         for process in [*self.workers, self.web]:
             self.replace(process, 0.0)
-        self._clear()
+        self.empty()
         register_accounts(self.context)
         recovery.doubt(self.context, timedelta(hours=24))
         self.acknowledged.clear()
         for order in self.plan.orders:
-            self._check_out(self.event_of(order))
+            self.check_out(self.event_of(order))
 
     def _top_up(self, mills: int) -> None:
         self.foreign_mills["main"] = self.foreign_mills.get("main", 0) + mills

@@ -79,7 +79,8 @@ class History:
     messages: Sequence[Row]
     wallets: Sequence[Row]
     judges: Mapping[str, Judge]
-    caps_mills: Mapping[str, int] = field(default_factory=dict)
+    #: The most that an account may charge for an order.
+    caps_mills: Mapping[tuple[str, str], int] = field(default_factory=dict)
     #: Orders that the provider never ends, and those that it says it cannot pay on purpose.
     endless: frozenset[str] = frozenset()
     unpaid: frozenset[str] = frozenset()
@@ -90,6 +91,8 @@ class History:
     forged_changes: int = 0
     #: No clock jumped and no process stood still: what was timed was timed right.
     is_timed: bool = True
+    #: No rows were lost: what was done before is known.
+    is_whole: bool = True
     #: No clock jumped: a balance that was asked for later than a purchase may tell of it.
     is_clock_right: bool = True
 
@@ -104,7 +107,7 @@ def bought_once(history: History) -> Iterator[str]:
     for account, judge in history.judges.items():
         for name, purchase in judge.purchases.items():
             owners[name].append(account)
-            if known.get(name) != account:
+            if known.get(name) != account and history.is_whole:  # else it is found in the end
                 yield f"I1 {name} was bought at {account}, which is not its account"
             if purchase["conflictingPosts"]:
                 yield f"I1 {name} was posted again with other content"
@@ -122,7 +125,7 @@ def bought_once(history: History) -> Iterator[str]:
 def replayed_by_rule(history: History) -> Iterator[str]:
     """I1: SkinsBack is posted to again only after two empty lookups 60 s apart."""
     for judge in history.judges.values():
-        if judge.provider != "skinsback" or not history.is_timed:
+        if judge.provider != "skinsback" or not history.is_timed or not history.is_whole:
             continue
         by_order: dict[str, list[tuple[float, str, bool, bool]]] = defaultdict(list)
         for at, what, name, is_told, is_empty in sorted(judge.calls):
@@ -141,7 +144,7 @@ def spends_within_means(history: History) -> Iterator[str]:
     for account, judge in history.judges.items():
         yield from (f"I3 {each}" for each in overcommitted(account, judge, history.attempts))
         for name, purchase in judge.purchases.items():
-            if purchase["amountMills"] > history.caps_mills.get(name, 0):
+            if purchase["amountMills"] > history.caps_mills.get((account, name), 0):
                 yield f"I3 {name} was charged {purchase['amountMills']} mills, above its cap"
     for order in history.orders:
         judge = history.judges[order["account"]]

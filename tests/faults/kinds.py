@@ -6,7 +6,8 @@ in one seed.
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -60,9 +61,14 @@ _TABLE = (
     Kind("price_moved", "G3", 6, "a price changes between quote and purchase"),
     Kind("item_sold", "D15", 4, "somebody else buys the item first"),
     Kind("foreign_spending", "G5", 3, "somebody else spends from the wallet"),
+    Kind("stopped", "H2", 1, "a person stops an account, or all, for up to five minutes"),
+    Kind("settings_changed", "H2", 1, "an account is missing from the settings for a while"),
+    Kind("rows_lost", "C6 C12", 1, "a backup is read back, up to three minutes old"),
 )
 # fmt: on
 KINDS = {kind.name: kind for kind in _TABLE}
+#: Drawn beside the others, so that these strike the same seeds as before there were any.
+UPHEAVALS = frozenset({"stopped", "settings_changed", "rows_lost"})
 #: Fixed for an order when it is planned, so they strike as soon as it is bought.
 BY_SCENARIO = ("webhook_first", "ends_badly", "undone", "never_ends", "stale_lookup")
 
@@ -97,6 +103,13 @@ class Faults:
                 self.note(name, orders)
                 return name
         return None
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Let nothing strike to the end of the block."""
+        was_on, self.is_on = self.is_on, False
+        yield
+        self.is_on = was_on
 
     def note(self, name: str, orders: Sequence[str] = ()) -> None:
         """Count a strike, by the status of the orders that it is about."""

@@ -105,9 +105,9 @@ class Account:
         self.dialect = DIALECTS[self.options.provider](self.market)
         self.app = Starlette(routes=self.dialect.routes())
         self.down: dict[str, float] = {}
-        self.provider = self._adapter()
 
-    def _adapter(self) -> Provider:
+    def connect(self) -> Provider:
+        """Make an adapter, as each process has its own."""
         account, kind = self.settings, self.settings.provider
         http = HTTPClient(
             account.url,
@@ -413,6 +413,8 @@ class Postman:
     def _take(self, headers: dict[str, str], body: bytes) -> tuple[str, bool]:
         """Do what `POST /webhooks/{account}` does."""
         self._account.scheduler.pause(self._account.faults.source.random() ** 4)
+        if self._account.name not in self._context.settings.accounts:
+            return "404", False
         try:
             taken = webhooks.take(self._context, self._account.name, headers, body)
         except WebhookRejected:

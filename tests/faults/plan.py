@@ -8,7 +8,7 @@ from fulfillment.simulator import scenarios
 from fulfillment.simulator.options import DAY_S, SimulatorOptions
 from fulfillment.simulator.scenarios import Scenario
 from schemas.enums import ProviderName
-from tests.faults.kinds import KINDS
+from tests.faults.kinds import KINDS, UPHEAVALS
 
 #: What an order names that may be bought at any account.
 ROUTE = "any"
@@ -69,8 +69,8 @@ class Plan:
 def draw(seed: int, kinds: tuple[str, ...] | None = None, orders: int | None = None) -> Plan:
     """Draw the plan of a seed; `kinds` and `orders` override what it would draw."""
     source = random.Random(seed)
-    some = source.sample(sorted(KINDS), source.randint(FEWEST_KINDS, MOST_KINDS))
-    chosen = tuple(sorted(some)) if kinds is None else kinds
+    some = source.sample(sorted(set(KINDS) - UPHEAVALS), source.randint(FEWEST_KINDS, MOST_KINDS))
+    chosen = tuple(sorted([*some, *_upheavals(seed)])) if kinds is None else kinds
     names = source.sample(list(ProviderName), source.choice((1, 1, 2, 3)))
     is_tight = source.random() < 0.3
     count = orders or source.randint(20, 22)
@@ -100,6 +100,14 @@ def draw(seed: int, kinds: tuple[str, ...] | None = None, orders: int | None = N
         tick_s=source.choice((10.0, 20.0, 40.0)),
         is_tight=is_tight,
     )
+
+
+def _upheavals(seed: int) -> list[str]:
+    """Draw them with dice of their own; an account that is gone is not asked for lost purchases."""
+    source = random.Random(f"upheavals {seed}")
+    found = ["stopped"] if source.random() < 0.2 else []
+    drawn = source.random()
+    return found + (["rows_lost"] if drawn < 0.2 else ["settings_changed"] if drawn < 0.4 else [])
 
 
 def _account(

@@ -92,7 +92,7 @@ def _run_phases(world: World, report: Report) -> None:
         if report.steps % _LOOK_EVERY == 0 and _judge(world, report, SAFETY):
             return
         if world.scheduler.now >= look_at and is_quiet(world):
-            if not violations(read(world), LIVENESS):
+            if not violations(read(world), LIVENESS) and not _own_violations(world):
                 break
             look_at = world.scheduler.now + 20
     world.note_scenarios()
@@ -127,9 +127,13 @@ def look(world: World, checks: Any) -> list[str]:
     """Give what does not hold now, and the errors that nobody expected."""
     found = violations(read(world), checks)
     if LIVENESS[0] in checks:  # the product's own checker, which must agree
-        own = runtime.violations(world.context)
-        found += [f"{v.invariant}: {v.subjects}" for v in own if v.invariant not in _NOT_HERE]
+        found += _own_violations(world)
     return found + [f"error in {name}: {_told(error)}" for name, error in _errors(world)]
+
+
+def _own_violations(world: World) -> list[str]:
+    own = runtime.violations(world.context)
+    return [f"{v.invariant}: {v.subjects}" for v in own if v.invariant not in _NOT_HERE]
 
 
 def _errors(world: World) -> list[tuple[str, BaseException]]:
@@ -150,9 +154,10 @@ def read(world: World) -> History:
     orders = world.rows("SELECT * FROM orders ORDER BY id")
     planned = {order.external_id: order for order in world.plan.orders}
     caps = {
-        row["external_id"]: 10
-        * world.context.account(row["account"]).price_limit_cents(row["expected_price_cents"])
-        for row in orders
+        (name, order.external_id): 10
+        * account.settings.price_limit_cents(world.event_of(order)["expectedPrice"])
+        for name, account in world.accounts.items()
+        for order in world.plan.orders
     }
     forgeries = [f for postman in world.postmen.values() for f in postman.forgeries]
     return History(
@@ -172,6 +177,7 @@ def read(world: World) -> History:
         forged_changes=sum(forgery.before != forgery.after for forgery in forgeries),
         is_clock_right="clock_jumped" not in world.plan.kinds,
         is_timed=not {"process_frozen", "clock_jumped"} & set(world.plan.kinds),
+        is_whole="rows_lost" not in world.plan.kinds,
     )
 
 

@@ -85,7 +85,7 @@ RIGHT = History(
     messages=[message(n) for n in range(1, 8)],
     wallets=[wallet()],
     judges={"main": judge()},
-    caps_mills={"order-1": 5000},
+    caps_mills={("main", "order-1"): 5000},
     acknowledged=frozenset({"order-1"}),
 )
 ELSEWHERE = judge(calls=(), balance_mills=15_000)
@@ -133,7 +133,7 @@ WRONG: dict[str, tuple[str, History]] = {
             ],
         ),
     ),
-    "charged above the cap": ("I3", replace(RIGHT, caps_mills={"order-1": 4999})),
+    "charged above the cap": ("I3", replace(RIGHT, caps_mills={("main", "order-1"): 4999})),
     "refused for want of money": (
         "I3",
         replace(RIGHT, orders=[order(failure_code="insufficient_funds", failed_by="provider")]),

@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -19,12 +18,13 @@ from fulfillment.broker import hint
 from fulfillment.errors import FulfillmentError, ServerUnreachable
 from fulfillment.services import backstop, intake
 from fulfillment.services.context import Context, register_accounts
-from fulfillment.settings import load_settings
+from fulfillment.settings import Settings, load_settings
 from fulfillment.store import ledger
 from fulfillment.store.engine import SETTING, Database, Session
 from fulfillment.store.sealing import Seal
 from schemas import messages
 from tests.faults.bus import Bus, Message
+from tests.faults.happenings import Happenings
 from tests.faults.invariants import Judge, overcommitted
 from tests.faults.kinds import BY_SCENARIO, Faults
 from tests.faults.market import Account, Postman
@@ -38,7 +38,7 @@ START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 KEYS = "sim:" + "A" * 43 + "="
 TABLES = (
     "webhook_deliveries, outbox_messages, wallet_entries, order_events, attempts, orders, "
-    "wallets, accounts, leases, heartbeats"
+    "wallets, accounts, account_switches, leases, heartbeats"
 )
 #: When something of ours is due next, by the tick that would find it.
 _DUE = """
@@ -141,6 +141,7 @@ class World:
         self.refused_checkouts: list[str] = []
         self.acknowledged: set[str] = set()
         self.foreign_mills: dict[str, int] = {}
+        self._events: dict[str, dict[str, Any]] = {}
         #: Messages that the store has, where a relay runs; a message may come twice.
         self.published: list[dict[str, Any]] = []
         self._engine = engine
@@ -155,7 +156,7 @@ class World:
         self.sql = self._stack.enter_context(
             psycopg.connect(self._address, autocommit=True, row_factory=dict_row)
         )
-        self._clear()
+        self.empty()
         settings = load_settings(
             _env_file=None,
             database_url=self._address,
@@ -186,17 +187,14 @@ class World:
             clock=self.clock,
             jitter=self.source.random,
             threads=SimulatedThreads(self.scheduler),
-            _providers={name: account.provider for name, account in self.accounts.items()},
         )
-        for name, account in self.accounts.items():
-            account.spend = self.context.budget(name).spend
+        self._connect()
         self.postmen = {
             name: Postman(account, self.context, self.snapshot, lambda: self.web)
             for name, account in self.accounts.items()
         }
-        self.faults.is_on = False
-        register_accounts(self.context)
-        self.faults.is_on = True
+        with self.faults.off():
+            register_accounts(self.context)
         self._stack.enter_context(self.bus.installed(self.context))
         # What is set aside is a bug: nothing that the simulation sends may come to that.
         aside = mock.patch.object(backstop, "note_bug", self._note_bug)
@@ -206,7 +204,7 @@ class World:
         self._stack.callback(self.scheduler.close)
         for order in self.plan.orders:
             self._plan_order(order)
-        self._plan_market_faults()
+        Happenings(self, TABLES).plan()
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -215,7 +213,8 @@ class World:
     def _note_bug(self, event: str, error: Exception, **what: str) -> None:
         self.scheduler.errors.append((f"{event} {what}", error))
 
-    def _clear(self) -> None:
+    def empty(self) -> None:
+        """Take all rows away."""
         # Down to files of no length: rows without an order come as they lie, which must not depend
         # on the seeds before. TRUNCATE would make each file anew, a hundred times slower; off are
         # the triggers that keep the logs append-only.
@@ -228,6 +227,22 @@ class World:
             "SELECT setval(format('%I', sequencename)::regclass, 1, false) FROM pg_sequences"
         )
 
+    def forget(self, settings: Settings) -> None:
+        """Let the processes, which begin anew, have these settings and nothing in their memory."""
+        context = self.context
+        context.settings, context.clock_seen, context.told_from = settings, None, None
+        context.next_beats.clear()
+        self._connect()
+        self._due_known = (-1, {})
+
+    def _connect(self) -> None:
+        """Give the processes' context adapters and budgets that know of nothing before."""
+        context = self.context
+        context._budgets.clear()
+        for name in context.settings.accounts:
+            context._providers[name] = self.accounts[name].connect()
+            self.accounts[name].spend = context.budget(name).spend
+
     # What the store and the market do
 
     def _plan_order(self, order: PlannedOrder) -> None:
@@ -235,15 +250,20 @@ class World:
             each.market.scenario_of_id[order.external_id] = order.scenario
         event = self.event_of(order)
         began = self.scheduler.now
-        self.scheduler.at(began + order.at, lambda: self._check_out(event))
+        self.scheduler.at(began + order.at, lambda: self.check_out(event))
         for at in order.copies:
             self.scheduler.at(began + at, lambda: self._send(event))
         if order.is_changed_later:
             other = {**event, "expectedPrice": event["expectedPrice"] + 1}
-            self.scheduler.at(began + order.at + 30, lambda: self._check_out(other, again=False))
+            self.scheduler.at(began + order.at + 30, lambda: self.check_out(other, again=False))
 
     def event_of(self, order: PlannedOrder) -> dict[str, Any]:
-        """Write the checkout as the store sends it."""
+        """Give the checkout as the store sends it, however often: at the price of the first."""
+        if order.external_id not in self._events:
+            self._events[order.external_id] = self._write_event(order)
+        return self._events[order.external_id]
+
+    def _write_event(self, order: PlannedOrder) -> dict[str, Any]:
         account = self.accounts.get(order.account) or next(iter(self.accounts.values()))
         item = list(account.market.items.values())[order.item]
         return {
@@ -255,7 +275,7 @@ class World:
             "tradeUrl": TRADE_URL,
         }
 
-    def _check_out(self, event: dict[str, Any], *, again: bool = True) -> None:
+    def check_out(self, event: dict[str, Any], *, again: bool = True) -> None:
         """Hand an event in as the store does: again until it is acknowledged."""
         self.scheduler.spawn(self.web, f"intake {event['externalId']}", lambda: receive())
         if again:
@@ -263,7 +283,7 @@ class World:
 
             def look() -> None:
                 if event["externalId"] not in self.acknowledged:
-                    self._check_out(event)
+                    self.check_out(event)
 
             self.scheduler.at(self.scheduler.now + retry_s, look)
 
@@ -281,48 +301,6 @@ class World:
 
     def _send(self, event: dict[str, Any]) -> None:
         self.bus.waiting.append(Message(messages.RECEIVE, [event], {}, None, self.scheduler.now, 0))
-
-    def _plan_market_faults(self) -> None:
-        acts: dict[str, Callable[[Account], None]] = {
-            "price_moved": self._move_price,
-            "clock_jumped": self._jump,
-            "item_sold": self._sell_item,
-            "foreign_spending": self._spend,
-        }
-        for name in sorted(set(acts) & set(self.plan.kinds)):
-            for _ in range(self.source.randint(1, 4)):
-                at = self.scheduler.now + self.source.uniform(0, self.plan.faults_until)
-                account = self.accounts[self.source.choice(sorted(self.accounts))]
-                self.scheduler.at(at, partial(acts[name], account))
-
-    def _jump(self, account: Account) -> None:
-        """Set our clock wrong for a while."""
-        del account
-        self.clock.offset = timedelta(seconds=self.source.uniform(-600, 600))
-        self.faults.note("clock_jumped")
-
-        def set_right() -> None:
-            self.clock.offset = timedelta()
-
-        self.scheduler.at(self.scheduler.now + self.source.uniform(1, 90), set_right)
-
-    def _move_price(self, account: Account) -> None:
-        for item in self.source.sample(list(account.market.items.values()), 10):
-            factor = self.source.choice((50, 90, 105, 130))
-            account.market.change_item(item, price_mills=item.price_mills * factor // 1000 * 10)
-        self.faults.note("price_moved")
-
-    def _sell_item(self, account: Account) -> None:
-        for item in self.source.sample(list(account.market.items.values()), 6):
-            account.market.change_item(item, available=False)
-        self.faults.note("item_sold")
-
-    def _spend(self, account: Account) -> None:
-        market = account.market
-        mills = -int(max(market.balance_mills - market.reserved_mills, 0) * self.source.random())
-        market.move_money("foreign_spending", mills)
-        self.foreign_mills[account.name] = self.foreign_mills.get(account.name, 0) + mills
-        self.faults.note("foreign_spending")
 
     # The loop
 

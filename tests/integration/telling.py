@@ -23,9 +23,9 @@ def on_routes(make_context: MakeContext, providers: Mapping[str, FakeProvider]) 
     """Give a process of these accounts: the first two on the route `both`, each on `all`."""
     names = list(providers)
     made = make_context(
-        providers["main"],
+        next(iter(providers.values())),
         accounts={name: ACCOUNT | {"client_id": name} for name in names},
-        routes={"both": names[:2], "all": names},
+        routes={"both": [name for name in NAMES[:2] if name in names], "all": names},
     )
     made._providers.update(providers)
     return made

@@ -1,6 +1,7 @@
 """Orders of an account that was taken out of the settings: each comes on, or to a person."""
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -47,6 +48,7 @@ from tests.support import (
 )
 
 OLD: dict[str, Any] = {"client_id": "one", "client_secret": "s"}
+A_WHILE = timedelta(minutes=10)
 LEFT: dict[str, Any] = {"client_id": "two", "client_secret": "s"}
 
 
@@ -298,6 +300,24 @@ def test_an_order_of_an_account_that_comes_back_is_followed_again(
     pass_time(before, clock, 600, rounds=2)
 
     assert again(before, order).status is S.COMPLETED
+    assert_invariants(before)
+
+
+def test_a_delivery_is_looked_at_once_more_whose_watch_ended_while_its_account_was_gone(
+    before: Context, after: Context, clock: FakeClock, provider: FakeProvider
+) -> None:
+    order = routed(before)
+    run_chain(before, "old")
+    told = {"charged_mills": PRICE_CENTS * 10, "reversible_until": clock.now() + A_WHILE}
+    provider.says(order.external_id, R.COMPLETED, **told)
+    pass_time(before, clock, 60)
+    assert again(before, order).status is S.COMPLETED
+    pass_time(after, clock, 3600, rounds=24)
+    provider.says(order.external_id, R.REVERSED)
+
+    pass_time(before, clock, 600, rounds=2)
+
+    assert again(before, order).status is S.REVERSED
     assert_invariants(before)
 
 

@@ -9,6 +9,7 @@ from fulfillment.providers.base import AfterUnknown
 from fulfillment.services import brakes, invariants, recovery
 from fulfillment.services.context import Context, register_accounts
 from fulfillment.store import accounts, purchases
+from fulfillment.store.models import Order
 from schemas.enums import FailureCode
 from schemas.enums import OrderStatus as S
 from schemas.money import cents_to_mills
@@ -372,10 +373,8 @@ def test_an_unknown_outcome_at_the_next_account_is_not_ended_by_what_the_first_h
     backup.orders[order.external_id] = bought
 
 
-@pytest.mark.parametrize("what", ["the next is stopped", "the next is away", "the first is away"])
-def test_an_order_that_cannot_be_searched_ends_an_hour_after_its_time_and_is_told(
-    context: Context, main: FakeProvider, backup: FakeProvider, clock: FakeClock, what: str
-) -> None:
+def _refused_after_unknown(context: Context, main: FakeProvider, clock: FakeClock) -> Order:
+    """Give an order that went on to the next account, though the first one may have it."""
     main.fail_purchase(ProviderOutcomeUnknown("lost"))
     for _ in range(30):
         main.fail_purchase(ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "gone"))
@@ -384,11 +383,33 @@ def test_an_order_that_cannot_be_searched_ends_an_hour_after_its_time_and_is_tol
     while again(context, order).account == "main":
         clock.advance(5)
         run_sweep(context)
+    return order
+
+
+def test_who_was_sent_nothing_and_told_nothing_is_not_waited_for(
+    context: Context, main: FakeProvider, backup: FakeProvider, clock: FakeClock
+) -> None:
+    order = _refused_after_unknown(context, main, clock)
+
+    def fail(what: str) -> None:
+        if what.startswith("order"):
+            raise ProviderNotReached("down")
+
+    backup.on_read = fail
+    go_on(context, clock)
+
+    assert (again(context, order).status, len(backup.bodies)) == (S.ACCEPTED, 1)
+
+
+@pytest.mark.parametrize("what", ["the next is stopped", "the first is away"])
+def test_an_order_that_cannot_be_searched_ends_an_hour_after_its_time_and_is_told(
+    context: Context, main: FakeProvider, backup: FakeProvider, clock: FakeClock, what: str
+) -> None:
+    order = _refused_after_unknown(context, main, clock)
     if what == "the next is stopped":
         brakes.stop(context, "backup", "x", "test")
     else:
-        away = backup if "next" in what else main
-        away.reads_fail(ProviderNotReached("down", is_outage=True))
+        main.reads_fail(ProviderNotReached("down", is_outage=True))
     asked = len(main.reads)
     for _ in range(12):
         clock.advance(900)
