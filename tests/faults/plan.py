@@ -78,7 +78,9 @@ def draw(seed: int, kinds: tuple[str, ...] | None = None, orders: int | None = N
     options: dict[str, SimulatorOptions] = {}
     for place, provider in enumerate(names):
         name = "main" if place == 0 else provider.value
-        accounts[name], options[name] = _account(source, provider, name, seed, is_tight, count)
+        accounts[name], options[name] = _account(
+            source, provider, name, seed, is_tight, count, "rows_lost" in chosen
+        )
     span_s = source.choice((0.0, 20.0, 120.0))
     # Every other order may be bought wherever it can be, in the order of the accounts.
     named = [*accounts, *[ROUTE] * len(accounts)] if len(accounts) > 1 else list(accounts)
@@ -111,7 +113,13 @@ def _upheavals(seed: int) -> list[str]:
 
 
 def _account(
-    source: random.Random, provider: ProviderName, name: str, seed: int, is_tight: bool, count: int
+    source: random.Random,
+    provider: ProviderName,
+    name: str,
+    seed: int,
+    is_tight: bool,
+    count: int,
+    is_lossy: bool,
 ) -> tuple[dict[str, Any], SimulatorOptions]:
     ways: tuple[Literal["accept", "final"], ...] = ("accept", "accept", "final")
     debits_at = source.choice(ways)
@@ -144,7 +152,8 @@ def _account(
         three_decimals=provider is ProviderName.SKINSLINK and source.random() < 0.5,
         # What is undone is undone while it is protected; SkinsNode tells of no protection.
         hold_s=0.0 if provider is ProviderName.SKINSNODE else source.choice((300.0, 7 * DAY_S)),
-        reusable_items=source.random() < 0.8,
+        # After a loss of rows what was sold is gone, so that who looks for nothing buys elsewhere.
+        reusable_items=source.random() < 0.8 and not is_lossy,
         debits_at=debits_at,
         requests_per_minute=rate,
         unknown_ids=source.choice(("omitted", "error")),

@@ -352,8 +352,8 @@ BUYING = (
     Mutant(
         "gone_teller_is_forgotten", "I1", "what an account had that is gone is bought elsewhere",
         SERVICES + "recovery.py",
-        "        tellers = _tellers(order)\n",
-        "        tellers: list[tuple[str, str]] = []\n",
+        "        told, sent = tellers(order), places[order.id]\n",
+        "        told, sent = list[tuple[str, str]](), places[order.id]\n",
         integration("told_by_who_is_gone"),
     ),
     Mutant(
@@ -369,6 +369,20 @@ BUYING = (
         " AND NOT {TO_SEARCH}",
         "",
         integration("told_and_waiting"),
+    ),
+    Mutant(
+        "told_meanwhile_is_forgotten", "I1", "what was told while another was asked is forgotten",
+        SERVICES + "routes.py",
+        " or is_told_of(order):",
+        ":",
+        integration("told_by_a_fallback"),
+    ),
+    Mutant(
+        "silence_outweighs_a_yes", "I2", "who has the order is not believed while another is silent",
+        SERVICES + "recovery.py",
+        "        if not any(map(is_alive, found.reports.get(order_id, {}).values())):\n    ",
+        "",
+        integration("told_by_a_fallback"),
     ),
     Mutant(
         "own_no_is_left_out", "I5", "a no is thrown away where another account tells meanwhile",

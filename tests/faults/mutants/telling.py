@@ -339,6 +339,13 @@ TELLING = (
         integration("web_wire"),
     ),
     Mutant(
+        "gone_ends_the_watch", "I7", "a delivery is not looked at again whose account was missing",
+        SERVICES + "merchants.py",
+        " or order.status is OrderStatus.COMPLETED\n",
+        "\n",
+        integration("gone_accounts"),
+    ),
+    Mutant(
         "known_is_a_sign_of_life", "I10", "who repeats an old webhook makes polls rare",
         SERVICES + "webhooks.py",
         "            if delivery_id is not None and beats:",
