@@ -378,7 +378,7 @@ BUYING = (
         integration("told_by_a_fallback"),
     ),
     Mutant(
-        "silence_outweighs_a_yes", "I2", "who has the order is not believed while another is silent",
+        "silence_outweighs_a_yes", "I2", "who has an order is not believed while another is silent",
         SERVICES + "recovery.py",
         "        if not any(map(is_alive, found.reports.get(order_id, {}).values())):\n    ",
         "",
