@@ -85,6 +85,20 @@ def test_a_store_sends_in_every_way_and_receives_what_became_of_it(
         assert len(statuses) == len(set(statuses))
 
 
+def test_the_receiver_acts_on_an_alarm_that_bears_the_sequence_of_an_update(
+    stack: Driver, receiver: Path
+) -> None:
+    (name,) = stack.send([stack.checkout("reversed")])
+    stack.wait_for({name: "reversed"})
+
+    def lines() -> list[str]:
+        return re.findall(rf"^{re.escape(name)} (.+)$", receiver.read_text(), re.MULTILINE)
+
+    alarm = "order.needs_review: the delivered trade was undone"
+    until("the alarm", lambda: any(line.startswith(alarm) for line in lines()))
+    assert lines()[-2] == "reversed"
+
+
 #: What has nothing to do here, and says so.
 REFUSED = {
     " resolve ": "only needs_review can be resolved",
