@@ -22,9 +22,11 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
+    EnvSettingsSource,
     SettingsConfigDict,
     SettingsError,
 )
@@ -32,6 +34,7 @@ from pydantic_settings.sources import PydanticBaseSettingsSource
 
 from fulfillment import log
 from fulfillment.errors import ConfigurationError
+from fulfillment.setting_names import ACCOUNTS, FORMS, ROUTES, Names
 from schemas.enums import DebitsAt, OnInsufficientFunds, ProviderName
 
 PREFIX = "FULFILLMENT_"
@@ -296,13 +299,22 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let the embedded stack's runtime file stand last: whatever a person set wins."""
+        """Let the embedded stack's runtime file stand last: whatever a person set wins.
+
+        Raises ConfigurationError for a name that no setting has. What stands in the runtime file
+        was written by us, perhaps of another version.
+        """
         del file_secret_settings
+        _refuse_unknown(env_settings, dotenv_settings)
         first = (init_settings, env_settings, dotenv_settings)
         if not cls.reads_runtime_file:
             return first
         data_dir = next((d for s in first if (d := s().get("data_dir"))), ".fulfillment")
-        runtime = DotEnvSettingsSource(settings_cls, env_file=Path(data_dir) / RUNTIME_FILE)
+        file = Path(data_dir) / RUNTIME_FILE
+        try:
+            runtime = DotEnvSettingsSource(settings_cls, env_file=file)
+        except (UnicodeDecodeError, OSError) as error:
+            raise _unreadable(file, error) from None
         return (*first, runtime)
 
     @property
@@ -328,6 +340,15 @@ class Settings(BaseSettings):
     def updates_queue_names(self) -> list[str]:
         return _parts(self.updates_queues)
 
+    @property
+    def home(self) -> Path:
+        """The data directory's whole path. Raises ConfigurationError where nobody can say it."""
+        try:
+            return self.data_dir.absolute()
+        except FileNotFoundError:
+            text = f"expected a whole path; {self.data_dir} is in a working directory that is gone"
+            raise ConfigurationError(f"{PREFIX}DATA_DIR", text) from None
+
     def account(self, name: str) -> AccountSettings:
         """Give an account's settings. Raises ConfigurationError for a name that is not set."""
         if name not in self.accounts:
@@ -340,18 +361,53 @@ class Settings(BaseSettings):
         """Refuse to go on without these settings. Raises ConfigurationError naming the first."""
         for name in names:
             value = getattr(self, name)
-            if not (value.get_secret_value() if isinstance(value, SecretStr) else value):
-                raise ConfigurationError(
-                    f"{PREFIX}{name.upper()}",
-                    "is not set, and no stack started by `fulfillment up` runs in "
-                    f"{self.data_dir.absolute()}",
-                )
+            if value.get_secret_value() if isinstance(value, SecretStr) else value:
+                continue
+            stack = "stack started by `fulfillment up`"
+            if name in self.model_fields_set:
+                text = f"is empty; expected a value, or to be left out where a {stack} runs in"
+            else:
+                text = f"is not set, and no {stack} runs in"
+            raise ConfigurationError(f"{PREFIX}{name.upper()}", f"{text} {self.home}")
 
 
 class ConfiguredSettings(Settings):
     """What a person has set, and nothing of a running stack: for whoever starts a new one."""
 
     reads_runtime_file = False
+
+
+NAMES = Names(
+    tuple(name.upper() for name in Settings.model_fields),
+    tuple(name.upper() for name in AccountSettings.model_fields),
+)
+
+
+def _refuse_unknown(*sources: PydanticBaseSettingsSource) -> None:
+    """Look at what has our prefix. Raises ConfigurationError that names what is no setting."""
+    found: dict[str, str] = {}
+    for source in sources:
+        assert isinstance(source, EnvSettingsSource)
+        where = f", in {source.env_file}" if isinstance(source, DotEnvSettingsSource) else ""
+        for variable in map(str.upper, source.env_vars):
+            name = variable.removeprefix(PREFIX)
+            if variable.startswith(PREFIX) and not NAMES.knows(name):
+                found.setdefault(variable, _no_setting(NAMES.meant_by(name)) + where)
+    if found:
+        (first, text), *rest = sorted(found.items())
+        raise ConfigurationError(first, text + "".join(f"; {name}: {t}" for name, t in rest))
+
+
+def _no_setting(meant: str | None, within: str = "") -> str:
+    return "no such setting" + (f" ({PREFIX}{within}{meant} was probably meant)" if meant else "")
+
+
+def _unreadable(file: Path, error: UnicodeDecodeError | OSError) -> ConfigurationError:
+    """Tell which file cannot be read, and nothing of what is in it."""
+    if isinstance(error, UnicodeDecodeError):
+        line = error.object[: error.start].count(b"\n") + 1
+        return ConfigurationError(str(file.absolute()), f"expected UTF-8; line {line} is not")
+    return ConfigurationError(str(file.absolute()), f"cannot be read: {error.strerror}")
 
 
 def _parts(text: str) -> list[str]:
@@ -379,21 +435,31 @@ def _setting_name(location: tuple[int | str, ...]) -> str:
     return PREFIX + "__".join(parts).upper()
 
 
+def _wrong(error: ErrorDetails) -> tuple[str, str]:
+    """Give the name of a wrong setting, and what was expected."""
+    name = _setting_name(error["loc"])
+    if error["type"] == "extra_forbidden":
+        within, _, last = name.removeprefix(PREFIX).rpartition("__")
+        return name, _no_setting(NAMES.meant_in_account(last), f"{within}__")
+    return name, error["msg"].removeprefix("Value error, ")
+
+
 def load_settings(*, for_new_stack: bool = False, **overrides: Any) -> Settings:
-    """Read the settings. Raises ConfigurationError that names every wrong one."""
+    """Read the settings. Raises ConfigurationError that names every wrong one.
+
+    One for names that are no settings comes first, and one for a file that cannot be read.
+    """
     try:
         settings = (ConfiguredSettings if for_new_stack else Settings)(**overrides)
     except SettingsError as error:  # only these two have a form that is parsed before it is read
-        name, form = "ACCOUNTS", "ACCOUNTS__<NAME>__<SETTING>"
-        if '"routes"' in str(error):
-            name, form = "ROUTES", "ROUTES__<NAME>"
-        expected = f"expected {PREFIX}{form}, or all as JSON"
+        name = ROUTES if '"routes"' in str(error) else ACCOUNTS
+        expected = f"expected {PREFIX}{FORMS[name]}, or all as JSON"
         raise ConfigurationError(f"{PREFIX}{name}", expected) from None
+    except (UnicodeDecodeError, OSError) as error:
+        file = overrides.get("_env_file") or Settings.model_config.get("env_file")
+        raise _unreadable(Path(str(file)), error) from None
     except ValidationError as error:
-        wrong = [
-            (_setting_name(e["loc"]), e["msg"].removeprefix("Value error, "))
-            for e in error.errors(include_input=False, include_url=False)
-        ]
+        wrong = list(map(_wrong, error.errors(include_input=False, include_url=False)))
     else:
         log.hide(_secrets(settings))
         return settings

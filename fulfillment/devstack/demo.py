@@ -102,7 +102,7 @@ def _run(settings: Settings, screen: Screen, *, keep: bool, prices: Path | None)
 
 def _own_settings(settings: Settings, screen: Screen) -> Settings:
     """Give settings for an empty data directory, and hide all others from the children."""
-    data_dir = settings.data_dir.absolute() / DIRECTORY
+    data_dir = settings.home / DIRECTORY
     others = [
         PREFIX + name.upper()
         for name in ("database_url", "broker_url", "accounts")

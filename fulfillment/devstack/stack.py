@@ -76,7 +76,7 @@ class Stack:
 
     def __init__(self, settings: Settings, options: StackOptions | None = None) -> None:
         self.options = options or StackOptions()
-        self.settings = settings.model_copy(update={"data_dir": settings.data_dir.absolute()})
+        self.settings = settings.model_copy(update={"data_dir": settings.home})
         self.data_dir = self.settings.data_dir
         self.env: dict[str, str] = {}
         self.simulator_url = ""

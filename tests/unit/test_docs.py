@@ -10,6 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from fulfillment.cli import cli
+from fulfillment.setting_names import OF_SIMULATOR
 from fulfillment.settings import PREFIX, AccountSettings, Settings
 from fulfillment.simulator import scenarios
 from fulfillment.simulator.faults import FAULTS
@@ -79,8 +80,7 @@ def test_the_table_of_settings_has_every_setting_with_its_default() -> None:
 def test_every_setting_that_the_papers_name_exists() -> None:
     known = {f"{PREFIX}{name}" for name, _default in settings()}
     known |= {name.replace("<NAME>", each) for name in known for each in ("MAIN", "BACKUP", "ANY")}
-    known |= {f"{PREFIX}SIMULATOR_CLIENT_ID", f"{PREFIX}SIMULATOR_CLIENT_SECRET"}
-    known |= {f"{PREFIX}SIMULATOR_API_KEY", f"{PREFIX}SIMULATOR_WEBHOOK_URL"}
+    known |= {f"{PREFIX}{name}" for name in OF_SIMULATOR}
     known |= {f"{PREFIX}TEST_DATABASE_URL", f"{PREFIX}TEST_BROKER_URL"}
     known |= {f"{PREFIX}TEST_SOAK_S", f"{PREFIX}TEST_SOAK_SEED"}
     known |= {f"{PREFIX}TEST_REDIS_URL", f"{PREFIX}TEST_EXAMPLES", f"{PREFIX}TEST_BACKLOG"}

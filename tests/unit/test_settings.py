@@ -1,11 +1,13 @@
 """Settings: a wrong one is named with what was expected, and none of them shows a secret."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fulfillment.devstack.stack import Stack
 from fulfillment.errors import ConfigurationError
 from fulfillment.log import masked
 from fulfillment.services.context import check_accounts
@@ -82,7 +84,7 @@ WRONG = [
     ("ACCOUNTS__MAIN__DEBITS_AT", "never", "accept"),
     ("ACCOUNTS__MAIN__CHECK_RECIPIENT", "perhaps", "boolean"),
     ("ACCOUNTS__MAIN__REQUEST_TIMEOUT_S", "0", "0"),
-    ("ACCOUNTS__MAIN__COLOUR", "blue", "not permitted"),
+    ("ACCOUNTS__MAIN__COLOUR", CANARY, "no such setting"),
     ("ROUTES__ANY", "", "separated by commas"),
     ("ROUTES__ANY", " ", "separated by commas"),
     ("ROUTES__ANY", "[]", "separated by commas"),
@@ -148,6 +150,107 @@ def test_no_secret_that_is_set_is_in_a_log_line(setenv: Setter) -> None:
     shown = masked(f"in any words: {'; '.join(secrets)}!")
 
     assert shown == f"in any words: {'; '.join(['***'] * 8)}!"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("SPEND_CAP_CENTS_PER_HOURS", "SPEND_CAP_CENTS_PER_HOUR"),
+        ("spend_cap_cent_per_hour", "SPEND_CAP_CENTS_PER_HOUR"),
+        ("DATABASE_URI", "DATABASE_URL"),
+        ("STOP_AT_REVERSAL", "ACCOUNTS__<NAME>__STOP_AT_REVERSALS"),
+        ("ACCOUNT__MAIN__CLIENT_ID", "ACCOUNTS__MAIN__CLIENT_ID"),
+        ("ACCOUNTS_MAIN_CLIENT_ID", "ACCOUNTS__<NAME>__<SETTING>"),
+        ("ACCOUNTS__MAIN__STOP_AT_REVERSAL", "ACCOUNTS__MAIN__STOP_AT_REVERSALS"),
+        ("ROUTE_ANY", "ROUTES__<NAME>"),
+        ("WEB_PORT__X", "WEB_PORT"),
+        ("SIMULATOR_CLIENT_SECRETS", "SIMULATOR_CLIENT_SECRET"),
+        ("COLOUR", None),
+    ],
+)
+@pytest.mark.parametrize("is_in_file", [False, True], ids=["environment", "file"])
+def test_a_name_that_no_setting_has_is_refused_with_the_one_that_was_meant(
+    setenv: Setter, name: str, meant: str | None, is_in_file: bool
+) -> None:
+    if is_in_file:
+        Path(".env").write_text(f"OTHER=1\nFULFILLMENT_{name}={CANARY}\n")
+    else:
+        setenv(**{name: CANARY})
+
+    with pytest.raises(ConfigurationError, match=f"FULFILLMENT_{name.upper()}: no such") as error:
+        load_settings()
+
+    hint = f"(FULFILLMENT_{meant} was probably meant)"
+    assert (hint in str(error.value)) if meant else ("meant" not in str(error.value))
+    assert CANARY not in str(error.value)
+
+
+def test_every_name_that_no_setting_has_is_told_at_once(setenv: Setter) -> None:
+    Path(".env").write_text("FULFILLMENT_COLOUR=x\n")
+    setenv(FLAVOUR="y", COLOUR="z")
+
+    with pytest.raises(ConfigurationError) as error:
+        load_settings()
+
+    assert str(error.value) == (
+        "FULFILLMENT_COLOUR: no such setting; FULFILLMENT_FLAVOUR: no such setting"
+    )
+
+
+def test_names_of_tests_and_simulators_may_stand_beside_the_settings(setenv: Setter) -> None:
+    setenv(
+        TEST_DATABASE_URL="x",
+        TEST_ANYTHING="x",
+        SIMULATOR_CLIENT_ID="x",
+        SIMULATOR_CLIENT_SECRET="x",
+        SIMULATOR_API_KEY="x",
+        SIMULATOR_WEBHOOK_URL="x",
+    )
+
+    assert load_settings().web_port == 8080
+
+
+def test_what_another_version_wrote_into_the_runtime_file_is_no_fault() -> None:
+    Path(".fulfillment").mkdir()
+    Path(".fulfillment", RUNTIME_FILE).write_text("FULFILLMENT_OF_LATER=1\n")
+
+    assert load_settings().web_port == 8080
+
+
+@pytest.mark.parametrize("file", [".env", f".fulfillment/{RUNTIME_FILE}"])
+def test_a_file_of_settings_that_is_no_utf_8_is_named(tmp_path: Path, file: str) -> None:
+    Path(".fulfillment").mkdir()
+    Path(file).write_bytes(f"FULFILLMENT_WEB_PORT=81\nX={CANARY}\xff\n".encode("latin-1"))
+
+    with pytest.raises(ConfigurationError) as error:
+        load_settings()
+
+    assert str(error.value) == f"{tmp_path / file}: expected UTF-8; line 2 is not"
+
+
+def test_a_working_directory_that_is_gone_is_told_of_where_it_matters(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+    settings = load_settings(database_url="postgresql://h/d")
+    settings.require("database_url")
+
+    with pytest.raises(ConfigurationError, match=r"FULFILLMENT_DATA_DIR: .*that is gone"):
+        settings.require("broker_url")
+    with pytest.raises(ConfigurationError, match="FULFILLMENT_DATA_DIR"):
+        Stack(settings)
+    with pytest.raises(ConfigurationError, match=f"is not set, and no stack .* {tmp_path}"):
+        load_settings(data_dir=tmp_path).require("broker_url")
+
+
+def test_a_setting_that_is_empty_is_not_told_as_one_that_is_not_set(setenv: Setter) -> None:
+    Path(".fulfillment").mkdir()
+    Path(".fulfillment", RUNTIME_FILE).write_text("FULFILLMENT_ENCRYPTION_KEYS='k1:x'\n")
+    setenv(ENCRYPTION_KEYS="")
+
+    with pytest.raises(ConfigurationError, match="FULFILLMENT_ENCRYPTION_KEYS: is empty"):
+        load_settings().require("encryption_keys")
 
 
 def test_every_wrong_setting_is_named_at_once(setenv: Setter) -> None:
