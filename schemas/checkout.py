@@ -46,6 +46,15 @@ def trade_url_parts(url: str) -> tuple[int, str]:
     return int(partner), token
 
 
+def plain_trade_url(url: str) -> str:
+    """Spell a Steam trade URL as Steam shows it to its owner: providers refuse other spellings.
+
+    Raises ValueError as `trade_url_parts` does.
+    """
+    partner, token = trade_url_parts(url)
+    return f"https://steamcommunity.com/tradeoffer/new/?partner={partner}&token={token}"
+
+
 def _taken_apart(url: str) -> tuple[str, str]:
     try:
         parts = urlsplit(url)

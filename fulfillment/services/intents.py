@@ -16,6 +16,7 @@ from fulfillment.services.unknowns import Step, next_step
 from fulfillment.store import claims, ledger, orders, purchases
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.models import Attempt, Move, Order
+from schemas.checkout import plain_trade_url
 from schemas.enums import OrderStatus, Source
 from schemas.money import charge_in_cents
 from schemas.provider import PurchaseCommand
@@ -191,7 +192,7 @@ def _body(context: Context, order: Order, attempt: Attempt) -> bytes:
             catalog_item_id=order.quoted_item_id or order.catalog_item_id,
             market_hash_name=order.market_hash_name,
             price_mills=attempt.hold_mills,
-            trade_url=context.seal.open(order.trade_url_sealed).decode(),
+            trade_url=plain_trade_url(context.seal.open(order.trade_url_sealed).decode()),
             webhook_url=context.webhook_url(order.account),
         )
     )

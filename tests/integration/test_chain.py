@@ -1,5 +1,7 @@
 """The chain at the simulator: bought once, at no more than agreed, or refused for a reason."""
 
+import json
+
 import pytest
 
 from fulfillment.services.context import Context
@@ -10,6 +12,7 @@ from tests.support import (
     FakeClock,
     Simulator,
     again,
+    attempt_of,
     available,
     entries,
     messages_of,
@@ -285,6 +288,28 @@ def test_a_burst_is_one_batch_with_one_catalog_and_one_wallet_request(
     assert made["GET /v1/catalog"] == made["GET /v1/wallet"] == 1
     assert made["POST /v1/orders"] == 20
     assert {again(simulated, order).status for order in placed} == {S.ACCEPTED}
+
+
+def test_a_trade_url_in_another_spelling_is_sent_as_steam_spells_it_and_kept_as_it_came(
+    simulated: Context, simulator: Simulator
+) -> None:
+    odd = [
+        "HTTPS://SteamCommunity.COM:443/tradeoffer/new?partner=%31%32%33&token=%61bc",
+        "https://steamcommunity.com/tradeoffer/new/?partner=0123&token=abc&for_item=730_2_1",
+    ]
+    raws = [simulator.checkout("webhooks_lost", n, tradeUrl=url) for n, url in enumerate(odd)]
+
+    placed = receive(simulated, *raws)
+    run_chain(simulated)
+
+    assert [again(simulated, order).status for order in placed] == [S.ACCEPTED, S.ACCEPTED]
+    for order in placed:
+        sent = simulated.seal.open(attempt_of(simulated, order).body_sealed or b"")
+        plain = "https://steamcommunity.com/tradeoffer/new/?partner=123&token=abc"
+        assert json.loads(sent)["tradeUrl"] == plain
+    kept = [simulated.seal.open(order.trade_url_sealed or b"").decode() for order in placed]
+    assert kept == odd
+    assert receive(simulated, *raws) == [again(simulated, order) for order in placed]
 
 
 def test_an_item_that_the_catalog_lists_twice_waits_for_a_clear_one(

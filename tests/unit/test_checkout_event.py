@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fulfillment.errors import InvalidBody, InvalidInput
 from fulfillment.services.intake import parse_event, parse_json
-from schemas.checkout import MAX_PRICE_CENTS, TRADE_URL_FORM, trade_url_parts
+from schemas.checkout import MAX_PRICE_CENTS, TRADE_URL_FORM, plain_trade_url, trade_url_parts
 from tests.support import TOKEN, TRADE_URL, checkout
 
 URL = "https://steamcommunity.com/tradeoffer/new/"
@@ -28,6 +28,17 @@ GOOD_TRADE_URLS = [
     f"{URL}?partner=1&token=a",
     f"{URL}?partner=4294967295&token=AbC-_9xyAbC-_9xy",
     f"  {URL}?partner=123&token=abc\n",
+]
+#: What means `partner=123&token=abc`, and is no spelling of Steam's.
+ODD_TRADE_URLS = [
+    "HTTPS://SteamCommunity.COM/tradeoffer/new/?partner=123&token=abc",
+    "https://steamcommunity.com:443/tradeoffer/new/?partner=123&token=abc",
+    f"{URL}?partner=%31%32%33&token=%61bc",
+    f"{URL}?partner=123&token=abc&for_item=730_2_1&x=",
+    f"{URL}?%70artner=123&token=abc",
+    f"{URL}?partner=00123&token=abc",
+    f"{URL[:-1]}?token=abc&partner=123",
+    f"{URL}/?partner=123&token=abc",
 ]
 
 BAD_TRADE_URLS = {
@@ -80,6 +91,19 @@ BAD_TRADE_URLS = {
     "broken brackets": f"https://[steamcommunity.com/tradeoffer/new/?partner=123&token={TOKEN}",
     "very long": f"{URL}?partner=123&token={TOKEN}&x={'y' * 10_000}",
 }
+
+
+@pytest.mark.parametrize("url", ODD_TRADE_URLS)
+def test_another_spelling_of_a_trade_url_is_taken_as_it_came_and_has_a_plain_form(url: str) -> None:
+    assert parse_event(checkout(tradeUrl=url)).trade_url == url
+    assert plain_trade_url(url) == f"{URL}?partner=123&token=abc"
+
+
+@given(st.integers(1, 2**32 - 1), st.from_regex(r"[A-Za-z0-9_-]{1,16}", fullmatch=True))
+def test_the_plain_form_of_a_trade_url_is_its_own_plain_form(partner: int, token: str) -> None:
+    url = f"{URL}?partner={partner}&token={token}"
+
+    assert plain_trade_url(url) == url
 
 
 @pytest.mark.parametrize("url", GOOD_TRADE_URLS)
