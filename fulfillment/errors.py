@@ -2,6 +2,7 @@
 
 FulfillmentError
 +-- ConfigurationError            a setting is missing or wrong; names the setting
+|   +-- KeyMissing                what is stored was sealed with a key that is not configured
 +-- InvalidInput                  a field of the outside's input is wrong; names the field
 |   +-- InvalidBody               what arrived is no JSON object at all
 +-- CheckoutConflict              the id exists with other content
@@ -36,6 +37,16 @@ class ConfigurationError(FulfillmentError):
     def __init__(self, setting: str, expected: str) -> None:
         super().__init__(f"{setting}: {expected}")
         self.setting = setting
+
+
+class KeyMissing(ConfigurationError):
+    """The keys that are configured lack the one that something stored was made with.
+
+    That it is known, or what it says, cannot be told before the key is back.
+    """
+
+    def __init__(self, setting: str, key_id: str) -> None:
+        super().__init__(setting, f"lacks the key {key_id!r}")
 
 
 class InvalidInput(FulfillmentError):

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from fulfillment.crash import crash_point
 from fulfillment.errors import (
     CheckoutConflict,
-    ConfigurationError,
     FulfillmentError,
     InvalidBody,
     InvalidInput,
+    KeyMissing,
 )
+from fulfillment.log import get_logger
 from fulfillment.services import backstop, clock_guard
 from fulfillment.services.context import Context
 from fulfillment.store import orders
@@ -24,6 +25,8 @@ from fulfillment.store.engine import is_about_data, repeated
 from fulfillment.store.models import NewOrder, Order
 from schemas.checkout import CheckoutEvent
 from schemas.enums import OrderStatus
+
+log = get_logger(__name__)
 
 MAX_BATCH = 1000
 #: No event of ours comes near; whatever is larger is refused before it is parsed.
@@ -191,7 +194,8 @@ def _new_order(context: Context, event: CheckoutEvent) -> NewOrder:
 def _answer(context: Context, event: CheckoutEvent, order: Order) -> Received:
     try:
         is_same = _is_same(context, event, order)
-    except ConfigurationError as error:  # the order's key is gone: of this one nothing can be told
+    except KeyMissing as error:  # of this one nothing can be told
+        log.error("intake.key_missing", order_id=event.external_id, reason=str(error))
         return Received(event.external_id, error=error)
     if not is_same:
         return Received(event.external_id, error=CheckoutConflict(event.external_id))

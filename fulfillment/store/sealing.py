@@ -12,7 +12,7 @@ import os
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from fulfillment.errors import ConfigurationError
+from fulfillment.errors import ConfigurationError, KeyMissing
 
 SETTING = "FULFILLMENT_ENCRYPTION_KEYS"
 FORM = "expected id:key pairs separated by commas, key = 32 bytes in urlsafe base64"
@@ -54,11 +54,12 @@ class Seal:
         return key_id + b":" + nonce + self._ciphers[self._newest].encrypt(nonce, plain, key_id)
 
     def open(self, sealed: bytes) -> bytes:
-        """Open sealed bytes. Raises ConfigurationError when the key they name is not set."""
+        """Open sealed bytes. Raises KeyMissing when the key they name is not set,
+        ConfigurationError when it is another one."""
         key_id, _, rest = bytes(sealed).partition(b":")
         cipher = self._ciphers.get(key_id.decode(errors="replace"))
         if cipher is None:
-            raise ConfigurationError(SETTING, f"lacks the key {key_id.decode(errors='replace')!r}")
+            raise KeyMissing(SETTING, key_id.decode(errors="replace"))
         try:
             return cipher.decrypt(rest[:_NONCE_BYTES], rest[_NONCE_BYTES:], key_id)
         except (InvalidTag, ValueError):  # a ValueError tells of bytes too short to be sealed ones
@@ -76,10 +77,10 @@ class Seal:
         return self._fingerprint(self._newest, content)
 
     def matches(self, fingerprint: str, content: bytes) -> bool:
-        """Say whether a stored fingerprint was made of this content."""
+        """Say whether a stored fingerprint was made of this content. Raises KeyMissing."""
         key_id = fingerprint.partition(":")[0]
         if key_id not in self._keys:
-            raise ConfigurationError(SETTING, f"lacks the key {key_id!r}")
+            raise KeyMissing(SETTING, key_id)
         return hmac.compare_digest(fingerprint, self._fingerprint(key_id, content))
 
     def _fingerprint(self, key_id: str, content: bytes) -> str:

@@ -7,11 +7,11 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
-from fulfillment.errors import CheckoutConflict
+from fulfillment.errors import CheckoutConflict, KeyMissing
 from fulfillment.services import intake, operations
 from fulfillment.services.batches import parse_batch
 from fulfillment.services.intake import Received
-from fulfillment.web.errors import ErrorDetail, describe, detail, documented
+from fulfillment.web.errors import ErrorDetail, describe, documented
 from fulfillment.web.requests import DirectRoute, Web, WebParts, require_token
 from schemas.checkout import CheckoutEvent
 from schemas.enums import OrderStatus
@@ -106,6 +106,8 @@ def _note(web: Web, results: Sequence[Received]) -> None:
 
 
 def _word(result: Received) -> str:
+    if isinstance(result.error, KeyMissing):
+        return "key_missing"
     if result.error:
         return "conflict" if isinstance(result.error, CheckoutConflict) else "invalid"
     return "new" if result.is_new else "repeated"
@@ -115,5 +117,5 @@ def _entry(result: Received) -> dict[str, Any]:
     # A refused id is echoed as it came; half a surrogate pair would be no UTF-8.
     shown = result.external_id and result.external_id.encode(errors="replace").decode()
     if result.error:
-        return {"externalId": shown, "error": detail(*describe(result.error)).as_json()}
+        return {"externalId": shown, "error": describe(result.error)[1].as_json()}
     return {"externalId": shown, "status": result.status}

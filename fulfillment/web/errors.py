@@ -14,6 +14,7 @@ from fulfillment.errors import (
     FulfillmentError,
     InvalidBody,
     InvalidInput,
+    KeyMissing,
     OrderNotFound,
     SchemaOutdated,
     ServerUnreachable,
@@ -28,11 +29,17 @@ log = get_logger(__name__)
 #: The database is away, not migrated, read-only or overloaded. All of it passes, so all is 503.
 DATABASE_ERRORS = (ServerUnreachable, SchemaOutdated, psycopg.Error)
 UNEXPECTED = "something went wrong here; our log says what"
+_SAFE = "sending the same again later is safe"
+#: Which key, the log says: that is nothing for a store.
+_KEY_MISSING = f"our configuration lacks a key that this order was stored with; {_SAFE}"
+#: A person has to put the key back first.
+_KEY_BACK_S = "60"
 _STATUS = {
     InvalidBody: 400,  # before InvalidInput, whose kind it is
     InvalidInput: 422,
     CheckoutConflict: 409,
     OrderNotFound: 404,
+    KeyMissing: 503,
     WebhookUnreadable: 400,  # before WebhookRejected, whose kind it is
     WebhookRejected: 401,
 }
@@ -67,22 +74,28 @@ def detail(status: int, message: str, field: str | None = None) -> ErrorDetail:
     return ErrorDetail(code=code, message=message, field=field)
 
 
-def describe(error: FulfillmentError) -> tuple[int, str, str | None]:
-    """Give the status, message and field that an error of ours is answered with."""
+def describe(error: FulfillmentError) -> tuple[int, ErrorDetail]:
+    """Give the status that an error of ours is answered with, and what is said of it."""
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
     if isinstance(error, InvalidInput):
-        return status, error.message, error.field
+        return status, detail(status, error.message, error.field)
+    if isinstance(error, KeyMissing):
+        return status, ErrorDetail(code="key_missing", message=_KEY_MISSING)
     if status == 500:
         log.error("web.unexpected_refusal", kind=type(error).__name__, reason=str(error))
-        return status, UNEXPECTED, None
-    return status, str(error), "externalId" if isinstance(error, CheckoutConflict) else None
+        return status, detail(status, UNEXPECTED)
+    field = "externalId" if isinstance(error, CheckoutConflict) else None
+    return status, detail(status, str(error), field)
 
 
 def refusal(
     status: int, message: str, field: str | None = None, headers: dict[str, str] | None = None
 ) -> Response:
-    answer = ErrorAnswer(error=detail(status, message, field))
-    return JSONResponse(answer.as_json(), status, headers)
+    return _refused(status, detail(status, message, field), headers)
+
+
+def _refused(status: int, error: ErrorDetail, headers: dict[str, str] | None) -> Response:
+    return JSONResponse(ErrorAnswer(error=error).as_json(), status, headers)
 
 
 async def _answer(request: Request, error: Exception) -> Response:
@@ -92,11 +105,12 @@ async def _answer(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return refusal(error.status_code, error.detail, headers=dict(error.headers or {}))
     if isinstance(error, FulfillmentError) and not isinstance(error, DATABASE_ERRORS):
-        return refusal(*describe(error))
+        is_later = isinstance(error, KeyMissing)
+        return _refused(*describe(error), {"Retry-After": _KEY_BACK_S} if is_later else None)
     is_odd = isinstance(error, psycopg.Error)
     reason = reason_of(error)
     log.error("web.database_error", path=request.url.path, reason=reason, exc_info=is_odd)
-    text = "the database is not available now; sending the same again later is safe"
+    text = f"the database is not available now; {_SAFE}"
     return refusal(503, text, headers={"Retry-After": "5"})
 
 

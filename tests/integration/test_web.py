@@ -17,10 +17,12 @@ from fulfillment.errors import InvalidInput
 from fulfillment.services import operations
 from fulfillment.services.batches import parse_batch
 from fulfillment.services.context import Context
+from fulfillment.store.sealing import generate_key
 from fulfillment.web import limits, metrics
 from fulfillment.web.checkouts import MAX_BATCH_BYTES
 from fulfillment.web.hints import Hints
-from tests.integration.web_client import API_TOKEN, Store, error_of, serving
+from tests.conftest import MakeContext
+from tests.integration.web_client import API_TOKEN, TWO_ACCOUNTS, Store, error_of, serving
 from tests.support import TOKEN, checkout, until
 
 # Checkouts
@@ -384,6 +386,35 @@ def test_what_is_not_there_is_refused_in_the_common_form(
             error = error_of(store.client.request(method, path), status)
 
             assert error["code"] == {404: "not_found", 405: "method_not_allowed"}[status]
+
+
+def test_a_known_order_whose_key_is_not_configured_is_put_off_by_name(
+    store: Store, make_context: MakeContext, capsys: pytest.CaptureFixture[str]
+) -> None:
+    event, fresh = checkout(), checkout()
+    store.post(event)
+
+    with serving(make_context(encryption_keys=f"new:{generate_key()}", **TWO_ACCOUNTS)) as without:
+        alone = without.post(event)
+        batch = without.post([event, fresh], "/v1/checkouts/batch")
+        shown = without.get("/metrics").text
+
+    said = {
+        "code": "key_missing",
+        "message": "our configuration lacks a key that this order was stored with; sending the "
+        "same again later is safe",
+        "field": None,
+    }
+    assert error_of(alone, 503) == said
+    assert alone.headers["retry-after"] == "60"
+    known, new = batch.json()["results"]
+    assert (known["externalId"], known["error"]) == (event["externalId"], said)
+    assert new == {"externalId": fresh["externalId"], "status": "received"}
+    assert 'fulfillment_checkouts_total{result="key_missing"} 2.0' in shown
+    missing = [line for line in capsys.readouterr().out.splitlines() if "key_missing" in line]
+    assert len(missing) == 2
+    assert all(event["externalId"] in line and "lacks the key 'test'" in line for line in missing)
+    assert store.post(event).status_code == 200
 
 
 def test_an_unforeseen_error_tells_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
