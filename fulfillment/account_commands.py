@@ -63,8 +63,10 @@ def pause(
     from fulfillment.services import brakes
 
     account = _chosen(name, is_all)
-    brakes.stop(make_context(), account, reason, _operator())
+    before = brakes.stop(make_context(), account, reason, _operator())
     err.print(f"{account or 'all accounts'} paused: nothing new is bought")
+    if before is not None:
+        err.print(f"this replaces the pause {_told(before.at, before.by, before.reason)}")
 
 
 @commands.command()

@@ -31,11 +31,14 @@ _EARLY_GAP = timedelta(seconds=1)
 _MOST_EARLY = 2000
 
 
-def stop(context: Context, account: str | None, reason: str, by: str) -> None:
-    """Stop an account, or all where none is named. Raises InvalidInput, ConfigurationError."""
+def stop(context: Context, account: str | None, reason: str, by: str) -> Stop | None:
+    """Stop an account, or all where none is named; give the stop that this replaces.
+
+    Raises InvalidInput, ConfigurationError.
+    """
     if not reason.strip():
         raise InvalidInput("reason", "expected why, for whoever finds the account stopped")
-    _turn(context, account, reason.strip(), by)
+    return _turn(context, account, reason.strip(), by)
 
 
 def stop_now(context: Context, account: str | None) -> Stop | None:
@@ -56,9 +59,7 @@ def resume(context: Context, account: str | None, reason: str, by: str) -> Stop 
     ConfigurationError.
     """
     seen = stop_now(context, account)
-    if seen is None or not _turn(context, account, reason.strip(), by, ends=seen):
-        return None
-    return seen
+    return seen and _turn(context, account, reason.strip(), by, ends=seen)
 
 
 def ask_again(context: Context, account: str) -> bool:
@@ -79,18 +80,22 @@ def ask_again(context: Context, account: str) -> bool:
 
 def _turn(
     context: Context, account: str | None, reason: str, by: str, *, ends: Stop | None = None
-) -> bool:
-    """Stop the account, or end that stop of it; False where it is not what stops it any more."""
+) -> Stop | None:
+    """Stop the account, or end that stop of it; give the stop that this has replaced or ended.
+
+    Where it is not what stops the account any more, nothing is ended.
+    """
     name = _name(context, account)
     with context.database.transaction() as session:
         switches.lock(session, name)
         if ends is not None and switches.stops(session).get(name) != ends:
-            return False
+            return None
+        before = ends or switches.stops(session).get(name)
         now = context.now()
         switches.turn(session, name, is_stopped=ends is None, by=by, reason=reason, now=now)
     event = "account.stopped" if ends is None else "account.resumed"
     log.warning(event, account=name, by=by, reason=reason)
-    return True
+    return before
 
 
 def _name(context: Context, account: str | None) -> str:

@@ -237,11 +237,16 @@ def test_the_commands_stop_list_and_resume(context: Context, database_url: str) 
         )
 
     assert run("pause", "main", "--all", "--reason", "drill").returncode == 2
-    assert run("pause", "--all", "--reason", "drill").returncode == 0
+    first = run("pause", "--all", "--reason", "odd prices")
+    second = run("pause", "--all", "--reason", "drill")
     (listed,) = json.loads(run("--json").stdout)
     resumed = run("resume", "--all")
     (after,) = brakes.show_accounts(context)
 
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert "replaces" not in first.stderr
+    assert "this replaces the pause since " in second.stderr
+    assert ": odd prices" in second.stderr
     assert listed["stopReason"] == "drill"
     assert listed["isStoppedWithAll"]
     assert listed["spendCap"] == 5000

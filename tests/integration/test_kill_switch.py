@@ -332,6 +332,19 @@ def test_the_doctor_tells_who_has_stopped_an_account_and_why(
     assert check.detail.endswith(f" by {by}: suspicious prices")
 
 
+def test_whoever_stops_what_is_stopped_is_given_the_stop_that_is_replaced(
+    context: Context,
+) -> None:
+    first = brakes.stop(context, "main", "suspicious prices", "anna@host")
+    of_all = brakes.stop(context, None, "drill", "ben@host")
+    second = brakes.stop(context, "main", "their ticket 5", "ben@host")
+
+    assert (first, of_all) == (None, None)
+    assert second is not None
+    assert (second.by, second.reason) == ("anna@host", "suspicious prices")
+    assert second.at == context.now()
+
+
 def test_the_doctor_tells_of_an_automatic_pause_and_of_no_account_that_buys(
     context: Context,
 ) -> None:
