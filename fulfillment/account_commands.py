@@ -11,7 +11,6 @@ from rich.table import Table
 
 from fulfillment.errors import NotAllowedNow
 from fulfillment.terminal import AsJSON, dollars, err, make_context, print_json, print_table
-from schemas.orders import AccountView
 
 commands = typer.Typer(help="List accounts and their brakes; stop and resume buying.")
 
@@ -28,7 +27,8 @@ def accounts(command: typer.Context, as_json: AsJSON = False) -> None:
         return
     from fulfillment.services import brakes
 
-    views = brakes.show_accounts(make_context())
+    context = make_context()
+    views = brakes.show_accounts(context)
     if as_json:
         print_json([view.as_json() for view in views])
         return
@@ -36,7 +36,8 @@ def accounts(command: typer.Context, as_json: AsJSON = False) -> None:
     for view in views:
         limit = "" if view.requests_per_minute is None else str(view.requests_per_minute)
         spent, cap = dollars(view.spent_last_hour), dollars(view.spend_cap)
-        table.add_row(view.account, view.provider, _state(view), limit, spent, cap)
+        state = brakes.what_stops(view, context.now()) or "yes"
+        table.add_row(view.account, view.provider, state, limit, spent, cap)
     if views and views[0].spend_cap_of_all is not None:
         spent, cap = dollars(views[0].spent_last_hour_by_all), dollars(views[0].spend_cap_of_all)
         table.add_row("all together", "", "", "", spent, cap)
@@ -45,12 +46,6 @@ def accounts(command: typer.Context, as_json: AsJSON = False) -> None:
         from fulfillment.services import recovery
 
         err.print(recovery.describe(views[0].doubted_since, views[0].doubted_until))
-
-
-def _state(view: AccountView) -> str:
-    from fulfillment.services import brakes
-
-    return brakes.what_stops(view) or "yes"
 
 
 @commands.command()
@@ -125,11 +120,11 @@ def resume(
         err.print(f"{what} had not been paused")
     for view in brakes.show_accounts(context) if is_all else ():
         if view.stopped_at:
-            err.print(f"{view.account} stays {_state(view)}")
+            err.print(f"{view.account} stays {brakes.what_stops(view, context.now())}")
 
 
 def _told(at: datetime, by: str | None, reason: str | None) -> str:
-    return f"since {at:%Y-%m-%d %H:%M:%S} by {by}: {reason}"
+    return f"since {at:%Y-%m-%d %H:%M:%S} UTC by {by}: {reason}"
 
 
 def _chosen(name: str | None, is_all: bool) -> str | None:

@@ -5,6 +5,7 @@ Each command imports only its own part: a worker needs no web framework, and sta
 
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fulfillment import account_commands, log, update_commands
+from fulfillment.clock import time_of_day
 from fulfillment.errors import FulfillmentError, InvalidInput
 from fulfillment.settings import Settings, load_settings
 from fulfillment.terminal import (
@@ -322,26 +324,26 @@ def orders(
     """List orders, newest first."""
     from fulfillment.services import operations
 
-    views, _ = operations.page(make_context(), status=status, limit=limit)
+    context = make_context()
+    views, _ = operations.page(context, status=status, limit=limit)
     if as_json:
         print_json([view.as_json() for view in views])
         return
-    names = ("order", "account", "status", "agreed", "charged", "deadline", "failure")
+    names = ("order", "account", "status", "agreed", "charged", "deadline (UTC)", "failure")
     table = Table(*(Column(name, overflow="fold") for name in names))
     for view in views:
-        table.add_row(*_row(view))
+        table.add_row(*_row(view, context.now()))
     out.print(table)
 
 
-def _row(view: OrderView) -> Iterable[str]:
-    deadline = view.trade_deadline.strftime("%H:%M:%S") if view.trade_deadline else ""
+def _row(view: OrderView, now: datetime) -> Iterable[str]:
     return (
         view.external_id,
         view.account,
         view.status.value + (" (overdue)" if view.overdue else ""),
         dollars(view.expected_price),
         dollars(view.charged_price),
-        deadline,
+        time_of_day(view.trade_deadline, now) if view.trade_deadline else "",
         f"{view.failure.code} ({view.failure.by})" if view.failure else "",
     )
 
@@ -377,15 +379,16 @@ def wallet(as_json: AsJSON = False) -> None:
     """Show every account's money."""
     from fulfillment.services import operations
 
-    views = operations.wallets(make_context())
+    context = make_context()
+    views = operations.wallets(context)
     if as_json:
         print_json([view.as_json() for view in views])
         return
     money = ("balance", "held", "available", "settled", "refunded", "credited", "unexplained")
     table = Table("account", *money, "paused")
     for view in views:
-        until = view.paused_until
-        paused = f"until {until:%H:%M:%S}: {view.pause_reason}" if until else ""
+        until = view.paused_until and time_of_day(view.paused_until, context.now())
+        paused = f"until {until} UTC: {view.pause_reason}" if until else ""
         paused = f"by an operator: {view.stop_reason}" if view.stopped_at else paused
         table.add_row(
             view.account,

@@ -5,6 +5,13 @@ from datetime import UTC, datetime
 from typing import Final, Protocol
 
 
+def time_of_day(at: datetime, now: datetime) -> str:
+    """Show a time by UTC, with its date where that is not today's."""
+    at = at.astimezone(UTC)
+    is_today = at.date() == now.astimezone(UTC).date()
+    return at.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M:%S")
+
+
 class Clock(Protocol):
     """Wall time for what is stored, monotonic time for how long something took."""
 

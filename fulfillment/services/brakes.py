@@ -7,6 +7,7 @@ outcomes are still looked up, and orders that the provider has are followed to t
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from fulfillment.clock import time_of_day
 from fulfillment.errors import InvalidInput, ServerUnreachable
 from fulfillment.log import get_logger
 from fulfillment.services.context import Context
@@ -137,15 +138,16 @@ def show_accounts(context: Context) -> list[AccountView]:
     return views
 
 
-def what_stops(view: AccountView) -> str:
+def what_stops(view: AccountView, now: datetime) -> str:
     """Say who has stopped the account, since when and why, or until when it pauses; "" where it
     buys."""
     if view.stopped_at:
         scope = " with all" if view.is_stopped_with_all else ""
-        since = f"since {view.stopped_at:%Y-%m-%d %H:%M:%S}"
+        since = f"since {view.stopped_at:%Y-%m-%d %H:%M:%S} UTC"
         return f"paused{scope} {since} by {view.stopped_by}: {view.stop_reason}"
     if view.paused_until:
-        return f"provider away until {view.paused_until:%H:%M:%S}: {view.pause_reason}"
+        until = time_of_day(view.paused_until, now)
+        return f"provider away until {until} UTC: {view.pause_reason}"
     return ""
 
 

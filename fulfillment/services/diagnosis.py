@@ -113,7 +113,7 @@ def _check_stops(context: Context) -> list[Check]:
             detail=f"nothing new is bought: {why}",
         )
         for view in views
-        if (why := brakes.what_stops(view))
+        if (why := brakes.what_stops(view, context.now()))
     ]
 
 

@@ -91,7 +91,8 @@ def replay(context: Context, since: datetime | None, external_id: str | None = N
     """
     since = max(since or _EVER, _EVER)
     if since > context.now():
-        raise InvalidInput("--since", "expected a time that is over")
+        expected = f"expected a time that is over, found {since.isoformat()}"
+        raise InvalidInput("--since", f"{expected}; a time without a zone is read as UTC")
     with context.database.transaction() as session:
         if external_id is None:
             replays.request(session, _ASKED, since, context.now())

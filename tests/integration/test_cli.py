@@ -226,6 +226,37 @@ def test_updates_are_shown_told_again_and_forgotten(
     assert run(environment, "updates").returncode == 0
 
 
+def test_a_time_to_come_is_refused_with_the_zone_that_it_was_read_in(
+    environment: dict[str, str],
+) -> None:
+    refused = run(environment, "updates", "replay", "--since", "2999-01-01T12:00")
+
+    assert "found 2999-01-01T12:00:00+00:00" in refused.stderr
+    assert "a time without a zone is read as UTC" in refused.stderr
+
+
+def test_listings_show_times_in_utc_with_the_date_of_another_day(
+    context: Context, environment: dict[str, str]
+) -> None:
+    receive(context, checkout(), checkout())
+    rows(context, "UPDATE orders SET trade_deadline_at = '2999-01-02 03:04:05+00' RETURNING 1")
+    pause = "UPDATE accounts SET paused_until = '2999-01-02 03:04:05+00', pause_reason = 'away' "
+    rows(context, pause + "RETURNING 1")
+
+    listed, wallet, accounts = (
+        run(environment | {"TZ": "Asia/Tokyo"}, command).stdout
+        for command in ("orders", "wallet", "accounts")
+    )
+    brakes.stop(context, "main", "drill", "anna@host")
+    stopped = run(environment, "accounts").stdout
+
+    assert "deadline (UTC)" in listed
+    assert listed.count("2999-01-02 03:04:05") == 2
+    assert "until 2999-01-02 03:04:05 UTC: away" in wallet
+    assert "until 2999-01-02 03:04:05 UTC: away" in accounts
+    assert " UTC by anna@host: drill" in stopped
+
+
 @pytest.mark.parametrize(
     ("options", "code"),
     [
