@@ -3,9 +3,10 @@
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, HTTPException, Query
+from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from starlette.responses import JSONResponse, Response
 
+from fulfillment.errors import InvalidInput
 from fulfillment.services import operations
 from fulfillment.web.errors import documented
 from fulfillment.web.requests import WebParts, require_token
@@ -13,6 +14,7 @@ from schemas.enums import OrderStatus
 from schemas.orders import OrderView, ReadModel, WalletView
 
 _CURSOR = r"^[0-9]{18}$"
+_PARAMETERS = ("status", "account", "cursor", "limit")
 router = APIRouter(prefix="/v1", tags=["orders"], dependencies=[Depends(require_token)])
 
 
@@ -31,6 +33,7 @@ class Wallets(ReadModel):
 
 @router.get("/orders", response_model=OrderPage, responses=documented(401, 422, 429, 503))
 def list_orders(
+    request: Request,
     web: WebParts,
     status: OrderStatus | None = None,
     account: Annotated[str | None, Query(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")] = None,
@@ -40,6 +43,9 @@ def list_orders(
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> Response:
     """List orders, newest first, a page at a time."""
+    for name in _PARAMETERS:
+        if len(request.query_params.getlist(name)) > 1:  # the last alone would count
+            raise InvalidInput(name, "expected once")
     before_id = None if cursor is None else int(cursor)
     found, last_id = operations.page(
         web.context, status=status, account=account, before_id=before_id, limit=limit

@@ -477,6 +477,17 @@ def test_a_wrong_parameter_is_named(store: Store, subtests: pytest.Subtests) -> 
             assert error["field"] == parameter
 
 
+@pytest.mark.parametrize(
+    ("parameter", "value"), [("status", "failed"), ("account", "main"), ("limit", "5")]
+)
+def test_a_parameter_that_stands_twice_is_refused_by_name(
+    store: Store, parameter: str, value: str
+) -> None:
+    response = store.client.get(f"/v1/orders?{parameter}={value}&{parameter}={value}")
+
+    assert error_of(response, 422)["field"] == parameter
+
+
 def test_wallets_are_shown_for_every_account(store: Store) -> None:
     first, second = store.get("/v1/wallets").json()["wallets"]
 
