@@ -1,7 +1,7 @@
 """The one source of time. Everything else takes a clock, so that tests can own it."""
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
 
@@ -10,6 +10,14 @@ def time_of_day(at: datetime, now: datetime) -> str:
     at = at.astimezone(UTC)
     is_today = at.date() == now.astimezone(UTC).date()
     return at.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M:%S")
+
+
+def length_in_words(length: timedelta) -> str:
+    """Say how long something lasts, in hours and minutes."""
+    hours, minutes = divmod(round(length.total_seconds() / 60), 60)
+    counts = ((hours, "hour"), (minutes, "minute"))
+    parts = [f"{count} {unit}{'s' * (count != 1)}" for count, unit in counts if count]
+    return " and ".join(parts) or "less than a minute"
 
 
 class Clock(Protocol):

@@ -31,7 +31,7 @@ def updates(command: typer.Context, as_json: AsJSON = False) -> None:
         {
             "requestedAt": wish.requested_at.isoformat(),
             "reason": wish.reason,
-            "since": wish.since.isoformat(),
+            "since": wish.since.isoformat() if wish.since > service.EVER else None,
             "messages": wish.messages,
             "finishedAt": wish.finished_at.isoformat() if wish.finished_at else None,
         }
@@ -48,7 +48,8 @@ def updates(command: typer.Context, as_json: AsJSON = False) -> None:
     out.print(shown)
     table = Table("told again at", "why", "from", "messages", "until")
     for each in told:
-        table.add_row(*(str(value or "") for value in each.values()))
+        cells = {**each, "since": each["since"] or "the beginning"}
+        table.add_row(*(str(value or "") for value in cells.values()))
     out.print(table)
 
 

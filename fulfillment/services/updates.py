@@ -27,7 +27,8 @@ UNREAD = "the store does not read it, or not fast enough: see that its consumer 
 _WIPED = "the broker was wiped"
 _ASKED = "asked for"
 _SHOWN = 10
-_EVER = datetime(1970, 1, 1, tzinfo=UTC)
+#: What is told again from here on is all that there is.
+EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def replay(context: Context, since: datetime | None, external_id: str | None = N
 
     Gives how many orders that is about. Raises OrderNotFound, and InvalidInput for a time to come.
     """
-    since = max(since or _EVER, _EVER)
+    since = max(since or EVER, EVER)
     if since > context.now():
         expected = f"expected a time that is over, found {since.isoformat()}"
         raise InvalidInput("--since", f"{expected}; a time without a zone is read as UTC")

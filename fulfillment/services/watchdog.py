@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from msgspec.structs import replace
 
+from fulfillment.clock import length_in_words
 from fulfillment.crash import crash_point
 from fulfillment.log import get_logger
 from fulfillment.services import pulse, schedule
@@ -62,8 +63,8 @@ def watch_trade_windows(context: Context) -> list[str]:
 def _stalled(context: Context, order: Order) -> Move:
     """Hand an order that does not come on to a person; its hold stays, and it is still followed."""
     log.warning("watchdog.stalled", order_id=order.external_id, status=order.status)
-    hours = context.stalled_after.total_seconds() / 3600
-    note = f"still {order.status} after {hours:g} hours; a person may ask the provider"
+    lasted = length_in_words(context.stalled_after)
+    note = f"still {order.status} after {lasted}; a person may ask the provider"
     return Move(
         order.id,
         order.status,

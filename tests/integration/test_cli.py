@@ -214,6 +214,7 @@ def test_updates_are_shown_told_again_and_forgotten(
     asked = run(environment, "updates", "replay", "--since", since)
     of_one = run(environment, "updates", "replay", "--order", placed[1].external_id)
     shown = run(environment, "updates", "--json")
+    table = run(environment, "updates")
     forgotten = run(environment, "updates", "forget")
 
     assert asked.stderr.startswith("2 orders will")
@@ -222,6 +223,9 @@ def test_updates_are_shown_told_again_and_forgotten(
     assert (facts["queues"], facts["waiting"]) == (["store.updates"], 2)
     assert facts["missingSince"]
     assert [told["finishedAt"] for told in facts["replays"]] == [None, None]
+    assert {told["since"] for told in facts["replays"]} == {since, None}
+    assert table.stdout.count("the beginning") == 1
+    assert "1970" not in table.stdout
     assert forgotten.stderr.startswith("forgotten: store.updates")
     assert run(environment, "updates").returncode == 0
 

@@ -241,6 +241,17 @@ def test_an_order_that_does_not_come_on_is_brought_to_a_person_once_and_still_fo
     assert_invariants(context)
 
 
+def test_a_stalled_order_says_for_how_long_it_has_stood(
+    make_context: MakeContext, provider: FakeProvider, clock: FakeClock
+) -> None:
+    context = make_context(provider, stalled_after_s=600)
+    order = accepted(context)
+    let_pass(context, clock, 0.25, step_s=HOUR_S / 12)
+
+    notes = [entry.note for entry in view(context, order).timeline]
+    assert "still accepted after 10 minutes; a person may ask the provider" in notes
+
+
 def test_time_counts_from_the_last_step_and_not_among_words_of_one_rank(
     make_context: MakeContext, provider: FakeProvider, clock: FakeClock
 ) -> None:
