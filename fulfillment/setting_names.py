@@ -3,6 +3,7 @@
 A misspelled brake would be none, and nobody would see it. Values are not looked at here.
 """
 
+import re
 from collections.abc import Collection
 from difflib import get_close_matches
 from typing import NamedTuple
@@ -13,6 +14,8 @@ OF_SIMULATOR = frozenset(
 )
 #: What this repository's tests are told by; processes that they start inherit it.
 OF_TESTS = "TEST_"
+#: What Kubernetes tells every pod of a service that is called `fulfillment`.
+_OF_KUBERNETES = re.compile(r"SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_[A-Z]+(_\w+)?)?")
 ACCOUNTS, ROUTES = "ACCOUNTS", "ROUTES"
 FORMS = {ACCOUNTS: "ACCOUNTS__<NAME>__<SETTING>", ROUTES: "ROUTES__<NAME>"}
 _BETWEEN = "__"
@@ -31,7 +34,8 @@ class Names(NamedTuple):
         head, mark, _ = name.partition(_BETWEEN)
         is_in_table = bool(mark) and head in FORMS
         is_ours = name in OF_SIMULATOR or name.startswith(OF_TESTS)
-        return name in self.of_all or is_in_table or is_ours
+        is_a_link = _OF_KUBERNETES.fullmatch(name) is not None
+        return name in self.of_all or is_in_table or is_ours or is_a_link
 
     def meant_by(self, name: str) -> str | None:
         """Give the name that an unknown one was probably meant for."""

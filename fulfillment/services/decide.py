@@ -248,6 +248,15 @@ def _told_at(report: OrderReport) -> dict[str, Any]:
     return {} if report.reported_at is None else {"reported_at": report.reported_at}
 
 
+#: What is told of an order besides its status, as people call it.
+_WORDS = {
+    "provider_status": "another word for it",
+    "charged_mills": "what it charged",
+    "steam_offer_id": "the Steam offer",
+    "provider_reference": "its own id",
+}
+
+
 def _news(order: Order, report: OrderReport) -> dict[str, Any]:
     """Collect what the report adds to the row, whatever its status."""
     news: dict[str, Any] = {}
@@ -278,7 +287,7 @@ def _same(
     if not news:
         return NOTHING
     worry = charges.worry(report, news, cap_mills)
-    note = worry or "the provider adds " + ", ".join(sorted(news))
+    note = worry or f"the provider tells {' and '.join(_WORDS[name] for name in sorted(news))}"
     money = (Money.CHARGE,) if charges.is_above_its_hold(order, news) else ()
     told_at = {} if is_behind else _told_at(report)
     return Decision(order.status, note, news | told_at, money, is_alarm=bool(worry))

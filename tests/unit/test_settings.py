@@ -210,6 +210,19 @@ def test_names_of_tests_and_simulators_may_stand_beside_the_settings(setenv: Set
     assert load_settings().web_port == 8080
 
 
+def test_what_kubernetes_tells_of_a_service_of_our_name_is_no_setting(setenv: Setter) -> None:
+    setenv(
+        SERVICE_HOST="10.0.0.11",
+        SERVICE_PORT="8080",
+        SERVICE_PORT_HTTP="8080",
+        PORT="tcp://10.0.0.11:8080",
+        PORT_8080_TCP="tcp://10.0.0.11:8080",
+        PORT_8080_TCP_ADDR="10.0.0.11",
+    )
+
+    assert load_settings().web_port == 8080
+
+
 def test_what_another_version_wrote_into_the_runtime_file_is_no_fault() -> None:
     Path(".fulfillment").mkdir()
     Path(".fulfillment", RUNTIME_FILE).write_text("FULFILLMENT_OF_LATER=1\n")
