@@ -154,7 +154,8 @@ def _places(
         may_follow = is_doubted or ended or accounts_named(order, HAD_BY)
         told = [name for name, _ in (*tellers(order), *ended)]
         named = [order.account] if is_doubted or not told else []
-        named += [*(order.fallbacks if may_follow else ()), *merchants, *told]
+        sent = [name for name, who in merchants.items() if who is not None or is_doubted]
+        named += [*(order.fallbacks if may_follow else ()), *sent, *told]
         if order.route is not None and is_doubted:
             named += configured
         places[order.id] = {name: merchants.get(name) for name in named}

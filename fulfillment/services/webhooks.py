@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,6 +35,8 @@ log = get_logger(__name__)
 
 MAX_WEBHOOK_BYTES = 64 * 1024
 _CLAIM_LIMIT = 200
+#: So many questions may one account leave without an answer, of those that are claimed together.
+_MOST_FAILED = 3
 
 
 class Verdict(StrEnum):
@@ -170,16 +173,17 @@ def apply_deliveries(context: Context) -> list[str]:
             if raw is not None and order_id not in in_question
         ],
     )
-    silent: set[str] = set()
+    failed: Counter[str] = Counter()
     asked = [
         _Delivery(
             delivery_id,
             account,
             order_id,
-            *((_decode(raw), False) if raw else _ask_if_left(context, account, order_id, silent)),
+            *((_decode(raw), False) if raw else _ask_if_left(context, account, order_id, failed)),
         )
         for delivery_id, account, order_id, raw in claimed
-        if order_id in in_question
+        # What an account that gives no answer hints at beside those stays due for a lease.
+        if order_id in in_question and failed[account] < _MOST_FAILED
     ]
     return names + _apply_each(context, asked)
 
@@ -197,17 +201,15 @@ def _apply_each(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
 
 
 def _ask_if_left(
-    context: Context, account: str, order_id: int, silent: set[str]
+    context: Context, account: str, order_id: int, failed: Counter[str]
 ) -> tuple[OrderReport | None, bool]:
     """Ask an account that the order is not at: what it only hinted at is polled nowhere else.
 
-    Give what it says, and whether it knows nothing. Who gives no answer is `silent`, and not asked
-    again this time.
+    Give what it says, and whether it knows nothing; count in `failed` who gives no answer.
     """
     with context.database.transaction() as session:
         (order,) = orders.get(session, [order_id])
-    is_asked = account in context.settings.accounts and account not in silent
-    if order.account == account or not is_asked:
+    if order.account == account or account not in context.settings.accounts:
         return None, False
     try:
         with context.budget(account).take(Purpose.POLL):
@@ -215,7 +217,7 @@ def _ask_if_left(
             report = backstop.read(ask, order.external_id).get(order.external_id)
             return report, report is None
     except (ProviderError, ConfigurationError) as error:
-        silent.add(account)
+        failed[account] += 1
         log.warning("webhook.not_asked", order_id=order.external_id, reason=str(error))
         return None, False
 

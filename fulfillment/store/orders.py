@@ -333,8 +333,9 @@ def lock_overdue(session: Session, now: datetime, limit: int, patience: timedelt
 
 #: Of a row: accounts have told of it, and its own is none of them (services/hearsay.py).
 _ONLY_OTHERS_TOLD = """(late_words ~ '(^|\n)(had|hinted at|once unknown|ended) by '
-    AND strpos(late_words || E'\n', ' by ' || account || ' at ') = 0
-    AND strpos(late_words || E'\n', ' by ' || account || E'\n') = 0)"""
+    AND NOT EXISTS (SELECT FROM regexp_split_to_table(late_words, '\n') AS word
+                     WHERE word !~ '^denied by '
+                       AND strpos(word || ' ', ' by ' || account || ' ') > 0))"""
 
 
 def lock_routed_at_unusable(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from fulfillment.errors import ProviderDeniesAccount, ProviderError, ProviderNotReached
-from fulfillment.services import webhooks
+from fulfillment.services import brakes, webhooks
 from fulfillment.services.context import Context
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
@@ -147,6 +147,7 @@ def test_a_fallback_that_it_ended_at_during_a_request_has_the_later_ones_looked_
 
 
 @pytest.mark.parametrize("how", ["away", "gone", "revoked"])
+@pytest.mark.parametrize("state", ["received", "reserved", "not sent", "denied before"])
 @pytest.mark.parametrize("word", ["a hint that it denies", "its failed"])
 def test_what_a_fallback_told_and_does_not_have_leaves_an_account_that_is_of_no_use(
     make_context: MakeContext,
@@ -155,17 +156,29 @@ def test_what_a_fallback_told_and_does_not_have_leaves_an_account_that_is_of_no_
     main: FakeProvider,
     clock: FakeClock,
     word: str,
+    state: str,
     how: str,
 ) -> None:
     """To which nothing was sent: what it knows is of no interest."""
     providers["backup"].signs_what_it_is_about = word == "its failed"
     order = one(context, "both")
+    if state == "reserved":
+        gather(context)
+    elif state == "not sent":
+        meanwhile(main, lambda: None, leaves=False)
+        run_chain(context)
+    elif state == "denied before":
+        say(context, "main", order, None)
+        brakes.stop(context, "main", "not yet", "test")
+        pass_time(context, clock, 14, 10)
+        assert (again(context, order).late_words or "").startswith("denied by main")
     say(context, "backup", order, R.FAILED if word == "its failed" else None)
     after = context
     if how == "gone":
         after = on_routes(make_context, {n: each for n, each in providers.items() if n != "main"})
     else:
         main.reads_fail(DOWN if how == "away" else ProviderDeniesAccount("HTTP 401"))
+        brakes.resume(context, "main", "now", "test")
     pass_time(after, clock, 24, 300)
 
     assert place(after, order) == (S.ACCEPTED, "backup")
@@ -295,7 +308,38 @@ def test_an_account_that_hangs_holds_up_no_delivery_of_another(
     webhooks.take(context, "main", {}, b"delivered")
     webhooks.apply_deliveries(context)
 
-    assert asked == [S.COMPLETED]  # once, and after what was behind it
+    assert asked == [S.COMPLETED] * 3  # not for each, and after what was behind them
+    third.on_read = lambda _: None
+    third.reads.clear()
+    clock.advance(60)
+    webhooks.apply_deliveries(context)
+    assert len(third.reads) == 2
+
+
+def test_one_answer_that_fails_calls_nobody_for_other_orders(
+    context: Context, providers: dict[str, FakeProvider], main: FakeProvider, clock: FakeClock
+) -> None:
+    main.signs_what_it_is_about = False
+    left = [one(context, "both") for _ in range(3)]
+    for order in left:
+        main.fail_purchase(NO)
+        main.says(order.external_id, R.FAILED)
+    run_chain(context)
+    pass_time(context, clock, 3, 10)
+    assert [place(context, order) for order in left] == [(S.ACCEPTED, "backup")] * 3
+
+    def fail_first(what: str) -> None:
+        if left[0].external_id in what:
+            raise ProviderNotReached("an answer that makes us fail")
+
+    main.on_read = fail_first
+    for order in left:
+        main.notice = WebhookNotice(order.external_id, clock.now(), None)
+        webhooks.take(context, "main", {}, order.external_id.encode())
+    webhooks.apply_deliveries(context)
+
+    for order in left[1:]:
+        assert NEEDS_REVIEW not in [message["type"] for message in messages_of(context, order)]
 
 
 def test_nobody_is_called_for_anybodys_hint_at_a_fallback_that_cannot_be_asked(
