@@ -29,7 +29,7 @@ from tests.faults.paths import PATHS
 
 TODAY = datetime.now(tz=UTC).toordinal()
 #: In so many days every place of every path is tried.
-DAYS = 12
+DAYS = 24
 
 
 @pytest.fixture(autouse=True)

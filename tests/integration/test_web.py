@@ -310,7 +310,7 @@ def test_a_batch_of_countless_values_is_refused_before_they_are_built(
     tracemalloc.stop()
 
     assert error["field"] == "checkouts"
-    assert peak_bytes < 100_000
+    assert peak_bytes < 1_000_000  # the values alone would take 12 MB
 
 
 @pytest.mark.parametrize("is_bare", [False, True])
