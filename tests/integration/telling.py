@@ -9,10 +9,19 @@ from fulfillment.services.context import Context
 from fulfillment.store.models import Order
 from schemas.enums import FailureCode
 from schemas.money import cents_to_mills
-from schemas.provider import OrderReport, WebhookNotice
+from schemas.provider import OrderReport, ReportState, WebhookNotice
 from tests.conftest import MakeContext
 from tests.integration.test_recovery import ACCOUNT
-from tests.support import PRICE_CENTS, FakeClock, FakeProvider, run_sweep
+from tests.support import (
+    NAME,
+    PRICE_CENTS,
+    FakeClock,
+    FakeProvider,
+    checkout,
+    receive,
+    report,
+    run_sweep,
+)
 
 NAMES = ("main", "backup", "third")
 NO = ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "gone")
@@ -44,3 +53,18 @@ def go_on(context: Context, clock: FakeClock) -> None:
     for _ in range(20):
         clock.advance(10)
         run_sweep(context)
+
+
+def one(context: Context, route: str) -> Order:
+    (order,) = receive(context, checkout(account=route, marketHashName=NAME))
+    return order
+
+
+def say(context: Context, account: str, order: Order, state: ReportState | None) -> None:
+    """Take and apply a webhook of the account, of this state; None: it only hints at the order."""
+    tell(context, account, order, report(state, order.external_id) if state else None)
+
+
+def bought(providers: Mapping[str, FakeProvider]) -> dict[str, int]:
+    """Count the purchases that each account was asked for; those without any are left out."""
+    return {name: len(each.bodies) for name, each in providers.items() if each.bodies}

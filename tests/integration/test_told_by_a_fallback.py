@@ -13,18 +13,25 @@ from schemas.messages import NEEDS_REVIEW
 from schemas.provider import ReportState as R
 from schemas.provider import WebhookNotice
 from tests.conftest import MakeContext
-from tests.integration.telling import NAMES, NO, PRICE_MILLS, go_on, on_routes, tell
+from tests.integration.telling import (
+    NAMES,
+    NO,
+    PRICE_MILLS,
+    bought,
+    go_on,
+    on_routes,
+    one,
+    say,
+    tell,
+)
 from tests.support import (
-    NAME,
     FakeClock,
     FakeProvider,
     again,
     assert_invariants,
-    checkout,
     entries,
     gather,
     messages_of,
-    receive,
     report,
     run_chain,
     run_ticks,
@@ -47,19 +54,6 @@ def context(make_context: MakeContext, providers: dict[str, FakeProvider]) -> Co
 @pytest.fixture
 def main(providers: dict[str, FakeProvider]) -> FakeProvider:
     return providers["main"]
-
-
-def one(context: Context, route: str) -> Order:
-    (order,) = receive(context, checkout(account=route, marketHashName=NAME))
-    return order
-
-
-def say(context: Context, account: str, order: Order, state: R | None) -> None:
-    tell(context, account, order, report(state, order.external_id) if state else None)
-
-
-def bought(providers: dict[str, FakeProvider]) -> dict[str, int]:
-    return {name: len(each.bodies) for name, each in providers.items() if each.bodies}
 
 
 def place(context: Context, order: Order) -> tuple[S, str]:

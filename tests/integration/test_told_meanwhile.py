@@ -19,16 +19,13 @@ from schemas.enums import OrderStatus as S
 from schemas.provider import ReportState as R
 from schemas.provider import WebhookNotice
 from tests.conftest import MakeContext
-from tests.integration.telling import NAMES, NO, go_on, on_routes, tell
+from tests.integration.telling import NAMES, NO, bought, go_on, on_routes, one, say
 from tests.support import (
-    NAME,
     FakeClock,
     FakeProvider,
     again,
     assert_invariants,
-    checkout,
     gather,
-    receive,
     report,
     run_chain,
     run_ticks,
@@ -44,19 +41,6 @@ def providers() -> dict[str, FakeProvider]:
 @pytest.fixture
 def context(make_context: MakeContext, providers: dict[str, FakeProvider]) -> Context:
     return on_routes(make_context, providers)
-
-
-def one(context: Context, route: str) -> Order:
-    (order,) = receive(context, checkout(account=route, marketHashName=NAME))
-    return order
-
-
-def say(context: Context, account: str, order: Order, state: R | None) -> None:
-    tell(context, account, order, report(state, order.external_id) if state else None)
-
-
-def bought(providers: dict[str, FakeProvider]) -> dict[str, int]:
-    return {name: len(each.bodies) for name, each in providers.items() if each.bodies}
 
 
 @pytest.mark.parametrize("gap_s", [0.0, 0.001])
