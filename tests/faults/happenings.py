@@ -176,6 +176,7 @@ class Happenings:
         """Put what the backup has in the place of our rows; the server is another one then."""
         world = self._world
         world.faults.note("rows_lost")
+        world.lost_at = world.clock.now()
         for process in [*world.workers, world.web]:
             world.replace(process, 0.0)
         world.empty()

@@ -91,8 +91,8 @@ class History:
     forged_changes: int = 0
     #: No clock jumped and no process stood still: what was timed was timed right.
     is_timed: bool = True
-    #: No rows were lost: what was done before is known.
-    is_whole: bool = True
+    #: When rows were lost: what was done before is not known.
+    lost_at: datetime | None = None
     #: No clock jumped: a balance that was asked for later than a purchase may tell of it.
     is_clock_right: bool = True
 
@@ -107,7 +107,9 @@ def bought_once(history: History) -> Iterator[str]:
     for account, judge in history.judges.items():
         for name, purchase in judge.purchases.items():
             owners[name].append(account)
-            if known.get(name) != account and history.is_whole:  # else it is found in the end
+            if (
+                known.get(name) != account and history.lost_at is None
+            ):  # else it is found in the end
                 yield f"I1 {name} was bought at {account}, which is not its account"
             if purchase["conflictingPosts"]:
                 yield f"I1 {name} was posted again with other content"
@@ -125,7 +127,7 @@ def bought_once(history: History) -> Iterator[str]:
 def replayed_by_rule(history: History) -> Iterator[str]:
     """I1: SkinsBack is posted to again only after two empty lookups 60 s apart."""
     for judge in history.judges.values():
-        if judge.provider != "skinsback" or not history.is_timed or not history.is_whole:
+        if judge.provider != "skinsback" or not history.is_timed or history.lost_at is not None:
             continue
         by_order: dict[str, list[tuple[float, str, bool, bool]]] = defaultdict(list)
         for at, what, name, is_told, is_empty in sorted(judge.calls):
@@ -142,7 +144,14 @@ def spends_within_means(history: History) -> Iterator[str]:
     """I3: what is held and not yet debited is really there; nobody pays above his cap."""
     yield from (f"I3 at once: {each}" for each in history.overcommitted)
     for account, judge in history.judges.items():
-        yield from (f"I3 {each}" for each in overcommitted(account, judge, history.attempts))
+        # The money of what a backup had held may be spent since.
+        ours = [
+            a
+            for a in history.attempts
+            if history.lost_at is None or a["created_at"] >= history.lost_at
+        ]
+        if history.is_clock_right:  # else a balance may pass for a later one than it is
+            yield from (f"I3 {each}" for each in overcommitted(account, judge, ours))
         for name, purchase in judge.purchases.items():
             if purchase["amountMills"] > history.caps_mills.get((account, name), 0):
                 yield f"I3 {name} was charged {purchase['amountMills']} mills, above its cap"

@@ -177,7 +177,7 @@ def read(world: World) -> History:
         forged_changes=sum(forgery.before != forgery.after for forgery in forgeries),
         is_clock_right="clock_jumped" not in world.plan.kinds,
         is_timed=not {"process_frozen", "clock_jumped"} & set(world.plan.kinds),
-        is_whole="rows_lost" not in world.plan.kinds,
+        lost_at=world.lost_at,
     )
 
 

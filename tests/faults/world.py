@@ -141,6 +141,8 @@ class World:
         self.refused_checkouts: list[str] = []
         self.acknowledged: set[str] = set()
         self.foreign_mills: dict[str, int] = {}
+        #: When a backup was read back.
+        self.lost_at: datetime | None = None
         self._events: dict[str, dict[str, Any]] = {}
         #: Messages that the store has, where a relay runs; a message may come twice.
         self.published: list[dict[str, Any]] = []
