@@ -165,26 +165,23 @@ def apply_deliveries(context: Context) -> list[str]:
         claimed = inbox.claim(session, now, now + context.lease, _CLAIM_LIMIT)
     crash_point("inbox.claimed", claimed)
     in_question = {order_id for _, _, order_id, raw in claimed if raw is None}
-    names = _apply_each(
-        context,
-        [
-            _Delivery(delivery_id, account, order_id, _decode(raw))
-            for delivery_id, account, order_id, raw in claimed
-            if raw is not None and order_id not in in_question
-        ],
-    )
-    failed: Counter[str] = Counter()
-    asked = [
-        _Delivery(
-            delivery_id,
-            account,
-            order_id,
-            *((_decode(raw), False) if raw else _ask_if_left(context, account, order_id, failed)),
-        )
+    plain = [
+        _Delivery(delivery_id, account, order_id, _decode(raw))
         for delivery_id, account, order_id, raw in claimed
-        # What an account that gives no answer hints at beside those stays due for a lease.
-        if order_id in in_question and failed[account] < _MOST_FAILED
+        if raw is not None and order_id not in in_question
     ]
+    names = _apply_each(context, plain)
+    failed: Counter[str] = Counter()
+    asked: list[_Delivery] = []
+    for delivery_id, account, order_id, raw in claimed:
+        # What an account that gives no answer hints at beside those stays due for a lease.
+        if order_id not in in_question or failed[account] >= _MOST_FAILED:
+            continue
+        if raw is None:
+            report, is_denied = _ask_if_left(context, account, order_id, failed)
+        else:
+            report, is_denied = _decode(raw), False
+        asked.append(_Delivery(delivery_id, account, order_id, report, is_denied))
     return names + _apply_each(context, asked)
 
 

@@ -79,6 +79,20 @@ def meanwhile(main: FakeProvider, act: Act, *, leaves: bool = True) -> None:
     main.on_purchase = purchase
 
 
+def assert_only_request(
+    context: Context, providers: dict[str, FakeProvider], clock: FakeClock, act: Act, then: str
+) -> None:
+    """Have `act` done during a request that is refused or not sent; nothing else is bought."""
+    main = providers["main"]
+    meanwhile(main, act, leaves=then == "refused")
+    if then == "refused":
+        main.fail_purchase(NO)
+    run_chain(context)
+    sent = bought(providers)
+    pass_time(context, clock, 30, 10)
+    assert bought(providers) == sent
+
+
 @pytest.mark.parametrize("teller", ["backup", "third"])
 @pytest.mark.parametrize("then", ["refused", "not sent"])
 @pytest.mark.parametrize("how", ["cannot be asked", "denies it once", "has it"])
@@ -86,7 +100,6 @@ def meanwhile(main: FakeProvider, act: Act, *, leaves: bool = True) -> None:
 def test_a_hint_during_a_request_has_it_looked_for_once_that_bought_nothing(
     context: Context,
     providers: dict[str, FakeProvider],
-    main: FakeProvider,
     clock: FakeClock,
     teller: str,
     then: str,
@@ -105,14 +118,8 @@ def test_a_hint_during_a_request_has_it_looked_for_once_that_bought_nothing(
         other.reads_fail(None)
         other.says(order.external_id, R.SENT)
 
-    meanwhile(main, hint, leaves=then == "refused")
-    if then == "refused":
-        main.fail_purchase(NO)
-    run_chain(context)
-    sent = bought(providers)
-    pass_time(context, clock, 30, 10)
+    assert_only_request(context, providers, clock, hint, then)
 
-    assert bought(providers) == sent
     assert place(context, order) == (S.SENT, teller)
     assert_invariants(context)
 
@@ -121,7 +128,6 @@ def test_a_hint_during_a_request_has_it_looked_for_once_that_bought_nothing(
 def test_a_fallback_that_it_ended_at_during_a_request_has_the_later_ones_looked_at(
     context: Context,
     providers: dict[str, FakeProvider],
-    main: FakeProvider,
     clock: FakeClock,
     then: str,
 ) -> None:
@@ -129,14 +135,10 @@ def test_a_fallback_that_it_ended_at_during_a_request_has_the_later_ones_looked_
     order = one(context, "all")
     providers["third"].says(order.external_id, R.SENT)
     providers["backup"].says(order.external_id, R.FAILED)
-    meanwhile(main, lambda: say(context, "backup", order, R.FAILED), leaves=then == "refused")
-    if then == "refused":
-        main.fail_purchase(NO)
-    run_chain(context)
-    sent = bought(providers)
-    pass_time(context, clock, 30, 10)
+    assert_only_request(
+        context, providers, clock, lambda: say(context, "backup", order, R.FAILED), then
+    )
 
-    assert bought(providers) == sent
     assert place(context, order) == (S.SENT, "third")
 
 
