@@ -1,6 +1,6 @@
 """Names of queues, routing keys and tasks: what Flower and foreign senders see (DESIGN 7)."""
 
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from msgspec import Meta
 
@@ -38,13 +38,15 @@ Token = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{0,64}\Z")]
 class Batch(TypedDict):
     """The argument of every step of the chain: which claimed orders it is about, never their state.
 
-    `names` are the orders' external ids, for people who watch Flower.
+    `names` are the orders' external ids, for people who watch Flower. `is_copy`: others work on the
+    same batch as well.
     """
 
     account: Account
     token: Token
     ids: list[OrderId]
     names: list[ExternalId]
+    is_copy: NotRequired[bool]
 
 
 #: What a hint's arguments must be, by task. What a store sends is judged by intake instead.

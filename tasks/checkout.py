@@ -86,15 +86,14 @@ def check_wallet(self: FulfillmentTask, /, batch: Batch) -> dict[str, Any]:
 @app.task(bind=True, base=FulfillmentTask, name=messages.SUBMIT_ORDERS)
 def submit_orders(self: FulfillmentTask, /, batch: Batch) -> dict[str, Any]:
     """Buy what is reserved, or find out what became of it; of much of it others take their part."""
-    mine, *others = submission.share_out(context(), batch)
-    for part in others:
-        hint(messages.SUBMIT_ORDERS, part)
-    is_ours = submission.submit_orders(context(), mine)
-    if is_ours and not self.request.chain:  # a part, or what the sweep found
+    for copy in submission.share_out(context(), batch):
+        hint(messages.SUBMIT_ORDERS, copy)
+    mine = submission.submit_orders(context(), batch)
+    if mine and not self.request.chain:  # a copy, or what the sweep found
         hint(messages.SCHEDULE_RECONCILIATION, mine)
-    if not is_ours:
+    if not mine:
         self.stop_chain()
-    return {"goes_on": is_ours}
+    return {"goes_on": bool(mine)}
 
 
 @app.task(bind=True, base=FulfillmentTask, name=messages.SCHEDULE_RECONCILIATION)

@@ -97,6 +97,10 @@ class KeptClaim:
         until = now + self._context.lease
         with self._context.database.transaction() as session:
             held = claims.renew(session, self.order_ids, self.name, until)
+            if len(self.order_ids) < len(self._batch["ids"]) and not self._gathers:
+                # What waits until somebody takes it over.
+                before = claim_name(self._batch["token"], _BEFORE[SUBMIT])
+                claims.renew(session, self._batch["ids"], before, until)
             if self._gathers:
                 lease = gather_lease(self._batch["account"])
                 leases.acquire(session, lease, self._batch["token"], now, until)
@@ -121,12 +125,14 @@ def take_over(
     batch: Batch,
     step: str,
     also: Callable[[Session, KeptClaim], None] | None = None,
+    limit: int | None = None,
 ) -> Iterator[KeptClaim | None]:
     """Take the batch's orders over for `step`; None when nothing of it is left to this copy.
 
-    `also` is done in the same transaction, and again where that has to be repeated.
+    Of those that others take over as well, the first `limit`. `also` is done in the same
+    transaction, and again where that has to be repeated.
     """
-    claim = _take_over(context, batch, step, also)
+    claim = _take_over(context, batch, step, also, limit)
     if claim is None:
         yield None
         return
@@ -141,9 +147,10 @@ def _take_over(
     batch: Batch,
     step: str,
     also: Callable[[Session, KeptClaim], None] | None,
+    limit: int | None,
 ) -> KeptClaim | None:
     with context.database.transaction() as session:
-        claim = take_over_within(context, session, batch, step)
+        claim = take_over_within(context, session, batch, step, limit)
         if claim is not None:
             if step != SUBMIT:
                 lease, now = gather_lease(claim.account), context.now()
@@ -160,12 +167,16 @@ def _take_over(
 
 
 def take_over_within(
-    context: Context, session: Session, batch: Batch, step: str
+    context: Context, session: Session, batch: Batch, step: str, limit: int | None = None
 ) -> KeptClaim | None:
     """Take a batch over in a transaction that does the rest of the step; nothing renews it."""
     until = context.now() + context.lease
     old, new = claim_name(batch["token"], _BEFORE[step]), claim_name(batch["token"], step)
-    taken = claims.take_over(session, batch["ids"], old, new, until)
+    ids = batch["ids"]
+    if limit is None or len(ids) <= limit:
+        taken = claims.take_over(session, ids, old, new, until)
+    else:
+        taken = claims.take_over_some(session, ids, old, new, until, limit)
     return KeptClaim(context, batch, step, taken) if taken else None
 
 

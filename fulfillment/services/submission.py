@@ -18,9 +18,9 @@ from fulfillment.services import backstop, outages
 from fulfillment.services.answers import Answer, Answered, NotSent, Unknown, ask
 from fulfillment.services.brakes import LastLook
 from fulfillment.services.budget import Grant
-from fulfillment.services.claiming import SUBMIT, KeptClaim, take_over
+from fulfillment.services.claiming import SUBMIT, WALLET, KeptClaim, claim_name, take_over
 from fulfillment.services.context import Context
-from fulfillment.services.dispatch import overdue_refusal
+from fulfillment.services.dispatch import make_batch, overdue_refusal
 from fulfillment.services.intents import Task, begin, begin_within, committed, hold_back_within
 from fulfillment.services.merchants import keep_own
 from fulfillment.services.outcomes import write_outcomes
@@ -41,6 +41,9 @@ log = get_logger(__name__)
 
 #: How long to gather answers that come together, so that they share a transaction.
 _GROUP_S = 0.02
+#: A process that submits so much of an account at the same time joins in nothing else: the orders
+#: of one part are at hand while those of the other are answered.
+_TURNS = 2
 #: So many at the most are begun together with the claim where a rate budget bounds the requests.
 _FEW = 4
 
@@ -54,43 +57,67 @@ class _Begun:
 
 
 def share_out(context: Context, batch: Batch) -> list[Batch]:
-    """Part a batch so that several workers can submit it, each part with requests in flight.
+    """Give the copies of a large batch's message by which other workers join in its submission.
 
-    A part whose message is lost is found by the sweep, when the claim has lapsed.
+    A copy that is lost costs help, and nothing else.
     """
-    size = 2 * context.account(batch["account"]).max_submits_in_flight
-    ids, names = batch["ids"], batch["names"]
-    return [
-        Batch(
-            account=batch["account"],
-            token=batch["token"],
-            ids=ids[start : start + size],
-            names=names[start : start + size],
-        )
-        for start in range(0, len(ids), size)
-    ]
+    if batch.get("is_copy"):
+        return []
+    size = _TURNS * context.account(batch["account"]).max_submits_in_flight
+    return [Batch(**batch, is_copy=True)] * ((len(batch["ids"]) - 1) // size)
 
 
-def submit_orders(context: Context, batch: Batch) -> bool:
-    """Submit the batch; say whether this copy of the step found anything to do."""
+def submit_orders(context: Context, batch: Batch) -> Batch | None:
+    """Submit a few of the batch's orders at a time, until none of them waits for anybody.
+
+    Whoever has room takes the next ones. Gives those that it were, None where others had taken all.
+    """
     account = batch["account"]
     limit = context.account(account).max_submits_in_flight
-    # Whoever has a slot sends at once: no intent is committed that would wait for another batch.
-    with context.threads.share(f"submit {account}", limit) as slots:
-        return _submit(context, batch, slots, slots.take(min(limit, len(batch["ids"]))))
+    submitted: list[Order] = []
+    with (
+        context.threads.share(f"turns {account}", _TURNS) as turns,
+        # Whoever has a slot sends at once: no intent is committed that would wait for another one.
+        context.threads.share(f"submit {account}", limit) as slots,
+    ):
+        while not turns.take(1) and batch.get("is_copy"):
+            turns.wait()
+        while left := len(batch["ids"]) - len(submitted):
+            taken, is_through = _submit(context, batch, slots, slots.take(min(limit, left)))
+            if not taken:
+                break
+            submitted += taken
+            if not is_through:
+                _leave(context, batch)
+                break
+    return make_batch(account, batch["token"], submitted) if submitted else None
 
 
-def _submit(context: Context, batch: Batch, slots: Share, free: int) -> bool:
-    """Submit the batch, the first orders of it in the `free` slots that were taken for it."""
+@repeated
+def _leave(context: Context, batch: Batch) -> None:
+    """Leave what nobody has taken of the batch to the next sweep."""
+    with context.database.transaction() as session:
+        claims.release(session, batch["ids"], claim_name(batch["token"], WALLET))
+
+
+def _submit(
+    context: Context, batch: Batch, slots: Share, free: int
+) -> tuple[Sequence[Order], bool]:
+    """Submit the next of the batch, the first of them in the `free` slots that were taken for it.
+
+    Gives which they were, and whether nothing stopped it.
+    """
     at_once = None
 
     def begin(session: Session, claim: KeptClaim) -> None:
         nonlocal at_once
         at_once = _begin_at_once(context, session, claim, free)
 
-    with take_over(context, batch, SUBMIT, begin) as claim:
+    limit = context.account(batch["account"]).max_submits_in_flight
+    is_through = True
+    with take_over(context, batch, SUBMIT, begin, limit) as claim:
         if claim is None:
-            return False
+            return (), True
         begun = at_once.tasks if at_once else []
         committed(begun)
         slots.give_back(free - len(begun))
@@ -108,8 +135,8 @@ def _submit(context: Context, batch: Batch, slots: Share, free: int) -> bool:
             _go_on_broken(context, claim, due, slots)
         else:
             watch = Watch(context, claim)
-            _go_on(context, claim, at_once, due, slots, watch)
-    return True
+            is_through = _go_on(context, claim, at_once, due, slots, watch)
+    return claim.orders, is_through
 
 
 def _go_on(

@@ -165,19 +165,34 @@ def in_submission(session: Session, account: str, now: datetime) -> int:
     )
 
 
+_TAKE_OVER = f"""
+    UPDATE orders SET claim = %(new)s, claimed_until = %(until)s WHERE id IN (
+        SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(old)s
+         ORDER BY {{which}})
+    RETURNING {columns(ORDER_COLUMNS)}
+"""  # noqa: S608 - constants
+_TAKE_ALL = _TAKE_OVER.format(which="id FOR UPDATE")
+_TAKE_SOME = _TAKE_OVER.format(
+    which="status = 'submitting' DESC, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED"
+)
+
+
 def take_over(
     session: Session, order_ids: Sequence[int], old: str, new: str, until: datetime
 ) -> list[Order]:
     """Move a batch's claim on to its next step; give the orders that were still under `old`."""
-    rows = session.rows(
-        f"""
-            UPDATE orders SET claim = %(new)s, claimed_until = %(until)s WHERE id IN (
-                SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(old)s
-                 ORDER BY id FOR UPDATE)
-            RETURNING {columns(ORDER_COLUMNS)}
-            """,  # noqa: S608 - constants
-        {"ids": list(order_ids), "old": old, "new": new, "until": until},
-    )
+    values = {"ids": list(order_ids), "old": old, "new": new, "until": until}
+    return _in_order(session.rows(_TAKE_ALL, values))
+
+
+def take_over_some(
+    session: Session, order_ids: Sequence[int], old: str, new: str, until: datetime, limit: int
+) -> list[Order]:
+    """Do so with the first `limit` of those that nobody else takes just now, what was begun before
+    what is new; only where there are none, with all that were locked.
+    """
+    values = {"ids": list(order_ids), "old": old, "new": new, "until": until, "limit": limit}
+    rows = session.rows(_TAKE_SOME, values) or session.rows(_TAKE_ALL, values)
     return _in_order(rows)
 
 
