@@ -63,14 +63,19 @@ def share_out(context: Context, batch: Batch) -> list[Batch]:
     """
     if batch.get("is_copy"):
         return []
-    size = _TURNS * context.account(batch["account"]).max_submits_in_flight
-    return [Batch(**batch, is_copy=True)] * ((len(batch["ids"]) - 1) // size)
+    return [Batch(**batch, is_copy=True)] * ((len(batch["ids"]) - 1) // _room(context, batch))
+
+
+def _room(context: Context, batch: Batch) -> int:
+    """Give how many of the batch one process has under way or at hand."""
+    return _TURNS * context.account(batch["account"]).max_submits_in_flight
 
 
 def submit_orders(context: Context, batch: Batch) -> Batch | None:
-    """Submit a few of the batch's orders at a time, until none of them waits for anybody.
+    """Submit the batch; of a large one a few orders at a time, until none waits for anybody.
 
-    Whoever has room takes the next ones. Gives those that it were, None where others had taken all.
+    Whoever has room takes the next ones. Gives those that were this copy's, None where others had
+    taken all.
     """
     account = batch["account"]
     limit = context.account(account).max_submits_in_flight
@@ -113,8 +118,9 @@ def _submit(
         nonlocal at_once
         at_once = _begin_at_once(context, session, claim, free)
 
-    limit = context.account(batch["account"]).max_submits_in_flight
-    is_through = True
+    limit, is_through = _room(context, batch), True
+    if len(batch["ids"]) > limit:
+        limit //= _TURNS
     with take_over(context, batch, SUBMIT, begin, limit) as claim:
         if claim is None:
             return (), True

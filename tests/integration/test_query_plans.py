@@ -18,6 +18,7 @@ import pytest
 
 from fulfillment.services import erasure, invariants, operations, webhooks
 from fulfillment.services.context import Context
+from fulfillment.store import claims
 from fulfillment.store.engine import Database, Session
 from fulfillment.store.invariants import INVARIANTS
 from schemas.money import cents_to_mills
@@ -241,6 +242,9 @@ def _fulfil(crowded: Context, provider: FakeProvider, clock: FakeClock) -> None:
     placed = receive(crowded, *(checkout() for _ in range(FEW)))
     receive(crowded, checkout(expectedPrice=PRICE_CENTS - 1))
     run_chain(crowded)
+    with crowded.database.transaction() as session:
+        ids = [order.id for order in placed]
+        claims.take_over_some(session, ids, "a/wallet", "a/submit", clock.now(), 2)
     for order in placed[:3]:
         said = report(ReportState.SENT, order.external_id)
         provider.notice = WebhookNotice(order.external_id, clock.now(), said)

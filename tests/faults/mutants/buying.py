@@ -87,11 +87,8 @@ BUYING = (
     Mutant(
         "claim_keeps_its_name", "I1", "a doubled step finds its batch as the first left it",
         STORE + "claims.py",
-        "            UPDATE orders SET claim = %(new)s, claimed_until = %(until)s WHERE id IN (\n"
-        "                SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(old)s",
-        "            UPDATE orders SET claim = %(new)s, claimed_until = %(until)s WHERE id IN (\n"
-        "                SELECT id FROM orders WHERE id = ANY(%(ids)s) "
-        "AND claim IN (%(old)s, %(new)s)",
+        "        SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(old)s",
+        "        SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim IN (%(old)s, %(new)s)",
         integration("claims", "workers"),
     ),
     Mutant(
