@@ -105,6 +105,19 @@ BUYING = (
         integration("claims", "sweep"),
     ),
     Mutant(
+        "rest_is_let_go", "I2", "what of a large batch waits for room is taken for a dead worker's",
+        SERVICES + "claiming.py",
+        "if len(self.order_ids) < len(self._batch[\"ids\"]) and not self._gathers:", "if False:",
+        integration("sharing"),
+    ),
+    Mutant(
+        "locked_is_left_out", "I2", "an order that is locked for a moment waits for a lease's end",
+        STORE + "claims.py",
+        "session.rows(_TAKE_SOME, values) or session.rows(_TAKE_ALL, values)",
+        "session.rows(_TAKE_SOME, values)",
+        integration("sharing"),
+    ),
+    Mutant(
         "other_content_is_known", "I1", "other content under a known id is no conflict",
         SERVICES + "intake.py",
         "    return context.seal.matches(order.fingerprint, _content(event))",
