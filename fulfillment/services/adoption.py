@@ -52,7 +52,12 @@ def adopt(
     locked = [o for o in orders.lock(session, list(reports)) if o.claim == claim.name]
     where = {order.id: _chosen(order, reports[order.id]) for order in locked}
     tried = ledger.tried_at(session, [order.id for order in locked])
-    refused = [o for o in locked if where[o.id] != o.account and where[o.id] in tried.get(o.id, ())]
+    refused = [
+        order
+        for order in locked
+        if where[order.id] != order.account
+        and tried.get(order.id, {}).get(where[order.id]) is not None
+    ]
     if refused:
         # What that account refused once is not made good again: a person is told once, nothing more
         # is bought, and the order ends when its time is over.
@@ -93,6 +98,7 @@ def adopt(
             if len(way := _WAY[order.status]) > place
         ]
         present |= orders.apply(session, steps, now)
+    ledger.put_aside(session, list(present))
     known = ledger.attempts_of(session, list(present))
     for account in sorted(set(where.values())):
         members = [order for order in present.values() if order.account == account]

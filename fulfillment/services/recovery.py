@@ -15,6 +15,7 @@ from fulfillment.log import get_logger
 from fulfillment.services import outages
 from fulfillment.services.adoption import adopt, is_left_to_a_person
 from fulfillment.services.claiming import KeptClaim
+from fulfillment.services.clock_guard import APART
 from fulfillment.services.context import Context
 from fulfillment.services.hearsay import (
     ENDED_BY,
@@ -163,8 +164,8 @@ def _places(
 
 
 def _may_follow(order: Order) -> list[str]:
-    """Name the accounts to which it may have gone on from those that told of it."""
-    told = [name for name, _ in accounts_named(order, HAD_BY)]
+    """Name the accounts to which it may have gone on from those that told anything of it."""
+    told = [name for word in (HAD_BY, ENDED_BY) for name, _ in accounts_named(order, word)]
     places = [order.fallbacks.index(name) + 1 for name in told if name in order.fallbacks]
     return list(order.fallbacks[max(places, default=0) :]) if told else []
 
@@ -318,7 +319,8 @@ def _write(
         found.unasked |= news
         absent = [order_id for order_id in absent if order_id not in news]
         if absent:
-            doubts.note_searched(session, absent, began)
+            # What is told from now on counts as later, by whichever of two machines' clocks.
+            doubts.note_searched(session, absent, began - 2 * APART)
             denied = {o.id: without_accounts(o) for o in members if o.id in absent}
             note = "nobody has it who may have had it"
             moves = [

@@ -69,9 +69,9 @@ class _Money:
         if Money.REFUND in decision.money:
             self.refunded.append(Posting(order.id, "refunded by the provider"))
 
-    def post(self, session: Session, now: datetime) -> None:
+    def post(self, session: Session, merchant: str | None, now: datetime) -> None:
         if self.confirmed:
-            ledger.confirm(session, self.confirmed, now)
+            ledger.confirm(session, self.confirmed, merchant, now)
         if self.charged:
             ledger.note_charges(session, self.charged)
         ledger.settle(session, self.settled, now)
@@ -102,7 +102,8 @@ def apply_reports(
     before = locked if locked is not None else orders.lock(session, list(reports))
     gone = [(o, account, reports[o.id]) for o in before if o.account != account]
     moves, money = strays(context, session, gone, by, now), _Money()
-    unsent = _begun_and_unsent(session, before) if by is Source.WEBHOOK else frozenset()
+    is_news = by in (Source.WEBHOOK, Source.POLL)
+    unsent = _begun_and_unsent(session, before) if is_news else frozenset()
     for order in before:
         if order.account != account:
             continue
@@ -119,7 +120,8 @@ def apply_reports(
         money.add(order, decision)
     moved = orders.apply(session, moves, now)
     crash_point("report.moved", moved)
-    money.post(session, now)
+    known = context.settings.accounts.get(account)
+    money.post(session, known.merchant if known else None, now)
     if any(m.target is OrderStatus.REVERSED is not m.source for m in moves if m.order_id in moved):
         brakes.watch_reversals(context, session, account)
     changed = {move.order_id for move in moves if move.changes or move.source is not move.target}

@@ -85,7 +85,8 @@ def reroute(
         f"{order.account}: {why}; trying {left[0]}",
         {
             "account": left[0],
-            "fallbacks": left[1:],
+            # With those that are not in the settings now: they may be back, or have been told of.
+            "fallbacks": list(order.fallbacks[order.fallbacks.index(left[0]) + 1 :]),
             "between_attempts": has_begun,
             "quoted_mills": None,
             "quoted_item_id": None,

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from functools import partial
@@ -173,15 +173,18 @@ def apply_deliveries(context: Context) -> list[str]:
     names = _apply_each(context, plain)
     failed: Counter[str] = Counter()
     asked: list[_Delivery] = []
+    until_s = context.clock.monotonic() + context.lease.total_seconds() / 2
     for delivery_id, account, order_id, raw in claimed:
-        # What an account that gives no answer hints at beside those stays due for a lease.
-        if order_id not in in_question or failed[account] >= _MOST_FAILED:
+        if order_id not in in_question:
             continue
-        if raw is None:
-            report, is_denied = _ask_if_left(context, account, order_id, failed)
-        else:
-            report, is_denied = _decode(raw), False
-        asked.append(_Delivery(delivery_id, account, order_id, report, is_denied))
+        if raw is not None:
+            asked.append(_Delivery(delivery_id, account, order_id, _decode(raw)))
+            continue
+        is_late = context.clock.monotonic() >= until_s
+        may_ask = failed[account] < _MOST_FAILED and not is_late
+        hint = _Delivery(delivery_id, account, order_id, None)
+        if (found := _looked_into(context, hint, failed, may_ask=may_ask)) is not None:
+            asked.append(found)
     return names + _apply_each(context, asked)
 
 
@@ -197,26 +200,32 @@ def _apply_each(context: Context, deliveries: Sequence[_Delivery]) -> list[str]:
     return names
 
 
-def _ask_if_left(
-    context: Context, account: str, order_id: int, failed: Counter[str]
-) -> tuple[OrderReport | None, bool]:
+def _looked_into(
+    context: Context, hint: _Delivery, failed: Counter[str], *, may_ask: bool
+) -> _Delivery | None:
     """Ask an account that the order is not at: what it only hinted at is polled nowhere else.
 
-    Give what it says, and whether it knows nothing; count in `failed` who gives no answer.
+    Give the delivery with what it says; count in `failed` who gives no answer. Where it may not be
+    asked, the hint stays due for a lease (None), unless something could be bought meanwhile: that
+    is known at once, asked or not.
     """
+    account = hint.account
     with context.database.transaction() as session:
-        (order,) = orders.get(session, [order_id])
+        (order,) = orders.get(session, [hint.order_id])
+        attempt = ledger.attempts_of(session, [hint.order_id]).get(hint.order_id)
     if order.account == account or account not in context.settings.accounts:
-        return None, False
+        return hint
+    if not may_ask:
+        return hint if order.is_surely_unsent(attempt) else None
     try:
         with context.budget(account).take(Purpose.POLL):
             ask = partial(context.provider(account).reports, [order.external_id])
             report = backstop.read(ask, order.external_id).get(order.external_id)
-            return report, report is None
+            return replace(hint, report=report, is_denied=report is None)
     except (ProviderError, ConfigurationError) as error:
         failed[account] += 1
         log.warning("webhook.not_asked", order_id=order.external_id, reason=str(error))
-        return None, False
+        return hint
 
 
 @repeated

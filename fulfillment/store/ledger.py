@@ -275,14 +275,21 @@ def not_sent(session: Session, order_ids: Sequence[int]) -> None:
     )
 
 
-def confirm(session: Session, order_ids: Sequence[int], now: datetime) -> None:
-    """Note that the provider has the orders; its figure will tell of their money from now on."""
+def confirm(
+    session: Session, order_ids: Sequence[int], merchant: str | None, now: datetime
+) -> None:
+    """Note that the provider has the orders; its figure will tell of their money from now on.
+
+    What we sent to nobody is had by `merchant`, who says so.
+    """
     session.execute(
         """
-            UPDATE attempts SET state = 'accepted', confirmed_at = %(now)s, unknown_since = NULL
+            UPDATE attempts SET state = 'accepted', confirmed_at = %(now)s, unknown_since = NULL,
+                   merchant = CASE WHEN posts = 0 THEN coalesce(%(merchant)s, merchant)
+                                   ELSE merchant END
              WHERE order_id = ANY(%(ids)s) AND state IN ('reserved', 'sending')
             """,
-        {"ids": list(order_ids), "now": now},
+        {"ids": list(order_ids), "merchant": merchant, "now": now},
     )
     crash_point("ledger.confirmed")
 

@@ -70,7 +70,7 @@ class Wallet:
 
     def confirm(self, order: Order) -> None:
         with self.context.database.transaction() as session:
-            ledger.confirm(session, [order.id], self.clock.now())
+            ledger.confirm(session, [order.id], "m", self.clock.now())
 
     def accepted(self, mills: int = PRICE) -> Order:
         """Hold money for an order that the provider confirms at once."""

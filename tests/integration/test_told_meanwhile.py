@@ -141,22 +141,16 @@ def test_a_hint_of_an_account_that_is_not_tried_yet_and_denies_it_keeps_no_unkno
     assert providers["backup"].bodies == []
 
 
-@pytest.mark.parametrize(
-    ("teller", "state", "gone"), [("third", R.SENT, "backup"), ("backup", R.FAILED, "third")]
-)
 def test_an_account_that_is_gone_and_cannot_have_it_holds_nothing_up(
     make_context: MakeContext,
     context: Context,
     providers: dict[str, FakeProvider],
     clock: FakeClock,
-    teller: str,
-    state: R,
-    gone: str,
 ) -> None:
-    """One before the last that told; one after a fallback that calls it failed."""
+    """It stands before the last that told."""
     order = one(context, "all")
-    after = on_routes(make_context, {n: each for n, each in providers.items() if n != gone})
-    say(after, teller, order, state)
+    after = on_routes(make_context, {n: each for n, each in providers.items() if n != "backup"})
+    say(after, "third", order, R.SENT)
     go_on(after, clock)
 
     assert again(after, order).status is S.ACCEPTED
