@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -100,9 +100,10 @@ def receive(context: Context, events: Sequence[CheckoutEvent]) -> list[Received]
     """
     results: dict[int, Received] = {}
     new: dict[int, NewOrder] = {}
+    latest = context.now() + timedelta(seconds=context.settings.submit_within_s)
     for place, event in enumerate(events):
         try:
-            new[place] = _new_order(context, event)
+            new[place] = _new_order(context, event, latest)
         except InvalidInput as error:
             results[place] = Received(event.external_id, error=error)
     if new:
@@ -173,10 +174,9 @@ def _accounts(context: Context, event: CheckoutEvent) -> tuple[str, ...]:
     return settings.routes[event.account]
 
 
-def _new_order(context: Context, event: CheckoutEvent) -> NewOrder:
+def _new_order(context: Context, event: CheckoutEvent, latest: datetime) -> NewOrder:
     """Write the order of a checkout. Raises InvalidInput."""
     account, *fallbacks = _accounts(context, event)
-    latest = context.now() + timedelta(seconds=context.settings.submit_within_s)
     return NewOrder(
         external_id=event.external_id,
         account=account,

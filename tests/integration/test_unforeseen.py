@@ -46,10 +46,10 @@ def bug(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the intake fail at the odd one, before anything is stored."""
     new_order = intake._new_order
 
-    def failing(context: Context, event: CheckoutEvent) -> NewOrder:
+    def failing(context: Context, event: CheckoutEvent, latest: datetime) -> NewOrder:
         if event.external_id == ODD:
             raise OverflowError("canary-detail")
-        return new_order(context, event)
+        return new_order(context, event, latest)
 
     monkeypatch.setattr(intake, "_new_order", failing)
 
