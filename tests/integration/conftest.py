@@ -1,4 +1,4 @@
-"""The web application of these tests, with and without its database."""
+"""The web application of these tests, with and without its database, and accounts on routes."""
 
 from collections.abc import Iterator
 
@@ -6,6 +6,7 @@ import pytest
 
 from fulfillment.services.context import Context
 from tests.conftest import MakeContext, MakeSettings
+from tests.integration.telling import NAMES, on_routes
 from tests.integration.web_client import (
     NOWHERE,
     TWO_ACCOUNTS,
@@ -13,6 +14,7 @@ from tests.integration.web_client import (
     context_without_tables,
     serving,
 )
+from tests.support import FakeProvider
 
 
 @pytest.fixture
@@ -34,3 +36,14 @@ def lonely_store(make_settings: MakeSettings) -> Iterator[Store]:
     with serving(context) as found:
         yield found
     context.close()
+
+
+@pytest.fixture
+def providers() -> dict[str, FakeProvider]:
+    return {name: FakeProvider() for name in NAMES}
+
+
+@pytest.fixture
+def routed(make_context: MakeContext, providers: dict[str, FakeProvider]) -> Context:
+    """Give a context with the accounts of `providers`, on the routes `both` and `all`."""
+    return on_routes(make_context, providers)

@@ -1,13 +1,13 @@
 """What the tests of news share: accounts on routes, and webhooks that they send of themselves."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from fulfillment.errors import ProviderRefused
+from fulfillment.errors import ProviderNotReached, ProviderRefused
 from fulfillment.services import webhooks
 from fulfillment.services.context import Context
 from fulfillment.store.models import Order
-from schemas.enums import FailureCode
+from schemas.enums import FailureCode, OrderStatus
 from schemas.money import cents_to_mills
 from schemas.provider import OrderReport, ReportState, WebhookNotice
 from tests.conftest import MakeContext
@@ -17,15 +17,20 @@ from tests.support import (
     PRICE_CENTS,
     FakeClock,
     FakeProvider,
+    again,
     checkout,
     receive,
     report,
     run_sweep,
+    run_ticks,
 )
 
 NAMES = ("main", "backup", "third")
 NO = ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "gone")
+DOWN = ProviderNotReached("HTTP 502")
 PRICE_MILLS = cents_to_mills(PRICE_CENTS)
+
+Act = Callable[[], None]
 
 
 def on_routes(make_context: MakeContext, providers: Mapping[str, FakeProvider]) -> Context:
@@ -38,6 +43,18 @@ def on_routes(make_context: MakeContext, providers: Mapping[str, FakeProvider]) 
     )
     made._providers.update(providers)
     return made
+
+
+def without(make_context: MakeContext, providers: Mapping[str, FakeProvider], gone: str) -> Context:
+    """Give a process of settings that lack one of these accounts."""
+    return on_routes(make_context, {n: each for n, each in providers.items() if n != gone})
+
+
+def hint_later(context: Context, account: str, order: Order) -> None:
+    """Take a webhook of the account that only hints at the order, and do not apply it yet."""
+    provider: Any = context.provider(account)
+    provider.notice = WebhookNotice(order.external_id, context.now(), None)
+    webhooks.take(context, account, {}, order.external_id.encode())
 
 
 def tell(context: Context, account: str, order: Order, said: OrderReport | None) -> None:
@@ -53,6 +70,29 @@ def go_on(context: Context, clock: FakeClock) -> None:
     for _ in range(20):
         clock.advance(10)
         run_sweep(context)
+
+
+def pass_time(context: Context, clock: FakeClock, times: int, seconds: float) -> None:
+    for _ in range(times):
+        clock.advance(seconds)
+        run_ticks(context)
+
+
+def place(context: Context, order: Order) -> tuple[OrderStatus, str]:
+    found = again(context, order)
+    return found.status, found.account
+
+
+def meanwhile(main: FakeProvider, act: Act, *, leaves: bool = True) -> None:
+    """Have `act` done while the next purchase is under way, which then leaves or does not."""
+
+    def purchase(_fields: object) -> None:
+        main.on_purchase = lambda _: None
+        act()
+        if not leaves:
+            raise DOWN
+
+    main.on_purchase = purchase
 
 
 def one(context: Context, route: str) -> Order:

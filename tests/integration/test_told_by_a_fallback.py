@@ -1,26 +1,27 @@
 """What an account tells of an order that our rows have at an earlier one of its route."""
 
-from collections.abc import Callable
-
 import pytest
 
 from fulfillment.errors import ProviderDeniesAccount, ProviderError, ProviderNotReached
 from fulfillment.services import brakes, webhooks
 from fulfillment.services.context import Context
-from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
 from schemas.messages import NEEDS_REVIEW
 from schemas.provider import ReportState as R
 from schemas.provider import WebhookNotice
 from tests.conftest import MakeContext
 from tests.integration.telling import (
-    NAMES,
+    DOWN,
     NO,
     PRICE_MILLS,
+    Act,
     bought,
     go_on,
+    meanwhile,
     on_routes,
     one,
+    pass_time,
+    place,
     say,
     tell,
 )
@@ -34,16 +35,7 @@ from tests.support import (
     messages_of,
     report,
     run_chain,
-    run_ticks,
 )
-
-DOWN = ProviderNotReached("HTTP 502")
-Act = Callable[[], None]
-
-
-@pytest.fixture
-def providers() -> dict[str, FakeProvider]:
-    return {name: FakeProvider() for name in NAMES}
 
 
 @pytest.fixture
@@ -54,29 +46,6 @@ def context(make_context: MakeContext, providers: dict[str, FakeProvider]) -> Co
 @pytest.fixture
 def main(providers: dict[str, FakeProvider]) -> FakeProvider:
     return providers["main"]
-
-
-def place(context: Context, order: Order) -> tuple[S, str]:
-    found = again(context, order)
-    return found.status, found.account
-
-
-def pass_time(context: Context, clock: FakeClock, times: int, seconds: float) -> None:
-    for _ in range(times):
-        clock.advance(seconds)
-        run_ticks(context)
-
-
-def meanwhile(main: FakeProvider, act: Act, *, leaves: bool = True) -> None:
-    """Have `act` done while the next purchase is under way, which then leaves or does not."""
-
-    def purchase(_fields: object) -> None:
-        main.on_purchase = lambda _: None
-        act()
-        if not leaves:
-            raise DOWN
-
-    main.on_purchase = purchase
 
 
 def assert_only_request(

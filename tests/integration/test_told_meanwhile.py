@@ -19,7 +19,7 @@ from schemas.enums import OrderStatus as S
 from schemas.provider import ReportState as R
 from schemas.provider import WebhookNotice
 from tests.conftest import MakeContext
-from tests.integration.telling import NAMES, NO, bought, go_on, on_routes, one, say
+from tests.integration.telling import NO, bought, go_on, on_routes, one, say
 from tests.support import (
     FakeClock,
     FakeProvider,
@@ -31,11 +31,6 @@ from tests.support import (
     run_ticks,
     submit,
 )
-
-
-@pytest.fixture
-def providers() -> dict[str, FakeProvider]:
-    return {name: FakeProvider() for name in NAMES}
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from schemas.enums import OrderStatus as S
 from schemas.messages import NEEDS_REVIEW, Batch
 from schemas.provider import ReportState as R
 from tests.conftest import MakeContext
-from tests.integration.telling import NAMES, NO, PRICE_MILLS, go_on, on_routes, tell
+from tests.integration.telling import NO, PRICE_MILLS, go_on, on_routes, tell
 from tests.support import (
     NAME,
     FakeClock,
@@ -34,11 +34,6 @@ from tests.support import (
     submit,
     view,
 )
-
-
-@pytest.fixture
-def providers() -> dict[str, FakeProvider]:
-    return {name: FakeProvider() for name in NAMES}
 
 
 @pytest.fixture
