@@ -67,8 +67,8 @@ def tell(context: Context, account: str, order: Order, said: OrderReport | None)
 
 def go_on(context: Context, clock: FakeClock) -> None:
     """Let three minutes and a third pass."""
-    for _ in range(20):
-        clock.advance(10)
+    for _ in range(10):
+        clock.advance(20)
         run_sweep(context)
 
 

@@ -63,7 +63,7 @@ def test_what_did_not_leave_for_a_mistyped_merchant_is_followed_at_the_right_one
     right.balance_mills -= PRICE_MILLS
     right.says(order.external_id, R.SENT)
     say(after, "main", order, word)
-    pass_time(after, clock, 30, 10)
+    pass_time(after, clock, 15, 20)
     assert place(after, order) == (S.SENT, "main")
 
     completed = report(R.COMPLETED, order.external_id, charged_mills=PRICE_MILLS)
@@ -115,7 +115,7 @@ def test_an_order_that_left_its_account_unsent_is_followed_there_where_that_has_
     main.balance_mills -= PRICE_MILLS
     main.says(order.external_id, R.SENT)
     say(routed, "main", order, R.SENT)
-    pass_time(routed, clock, 30, 10)
+    pass_time(routed, clock, 15, 20)
     assert place(routed, order) == (S.SENT, "main")
 
     main.says(order.external_id, R.COMPLETED, charged_mills=PRICE_MILLS)
@@ -157,7 +157,7 @@ def test_a_poll_that_finds_it_failed_once_its_purchase_did_not_leave_has_the_oth
         main.on_read = lambda _: None
         has_not_left.set()
     assert [each.result() for each in polls] == [1]
-    pass_time(routed, clock, 30, 10)
+    pass_time(routed, clock, 15, 20)
 
     assert place(routed, order) == (S.SENT, "third")
     assert bought(providers) == {}

@@ -71,7 +71,7 @@ def test_who_tells_of_an_order_that_was_just_looked_for_has_it_looked_for_again(
     providers[teller].says(order.external_id, R.SENT)
     say(web, teller, order, R.SENT)
     submit(routed, batch)
-    pass_time(routed, clock, 30, 10)
+    pass_time(routed, clock, 15, 20)
 
     assert bought(providers) == {}
     assert place(routed, order) == (S.SENT, teller)

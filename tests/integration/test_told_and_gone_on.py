@@ -54,8 +54,8 @@ def test_who_is_gone_while_it_leaves_its_account_is_a_fallback_all_the_same(
         routes.leave_paused(meantime)
         assert place(meantime, order) == (S.RECEIVED, "backup")
         assert again(meantime, order).fallbacks == ("third",)
-    pass_time(meantime, clock, 30, 10)
-    pass_time(routed, clock, 30, 10)
+    pass_time(meantime, clock, 15, 20)
+    pass_time(routed, clock, 15, 20)
 
     assert bought(providers) == {}
 
@@ -74,7 +74,7 @@ def test_who_was_gone_while_its_account_refused_it_is_heard_once_it_is_back(
     assert place(meantime, order) == (S.SUBMITTING, "backup")
 
     say(routed, "third", order, R.SENT)
-    pass_time(routed, clock, 30, 10)
+    pass_time(routed, clock, 15, 20)
 
     assert bought(providers) == {"main": 1}
     assert place(routed, order) == (S.SENT, "third")

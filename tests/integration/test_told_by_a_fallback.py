@@ -58,7 +58,7 @@ def assert_only_request(
         main.fail_purchase(NO)
     run_chain(context)
     sent = bought(providers)
-    pass_time(context, clock, 30, 10)
+    pass_time(context, clock, 15, 20)
     assert bought(providers) == sent
 
 
@@ -242,7 +242,7 @@ def test_what_its_account_tells_of_a_purchase_that_never_left_has_it_looked_for(
         providers["third"].says(order.external_id, R.SENT)
         main.says(order.external_id, R.FAILED)
     tell(context, "main", order, told)
-    pass_time(context, clock, 30, 10)
+    pass_time(context, clock, 15, 20)
 
     expected = (S.SENT, "third") if word == "failed" else (S.ACCEPTED, "main")
     assert place(context, order) == expected

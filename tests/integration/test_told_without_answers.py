@@ -66,7 +66,7 @@ def test_what_an_account_tells_of_its_own_order_is_heard_behind_hints_it_gives_n
     webhooks.apply_deliveries(routed)
     main.reads_fail(None)
     submit(routed, batch)
-    pass_time(routed, clock, 20, 10)
+    pass_time(routed, clock, 10, 20)
 
     assert bought(providers) == sent
     assert place(routed, own) == (S.SENT, "main")
