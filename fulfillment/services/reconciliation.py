@@ -16,7 +16,7 @@ from fulfillment.services.context import Context
 from fulfillment.services.decide import REVERSAL_WATCH
 from fulfillment.services.dispatch import make_batch
 from fulfillment.services.lookups import look_up, look_up_alone
-from fulfillment.services.reports import apply_reports, is_news
+from fulfillment.services.reports import apply_reports, begun_and_unsent, is_news
 from fulfillment.states import FINAL
 from fulfillment.store import accounts, due, leases, ledger, orders
 from fulfillment.store.accounts import Purpose
@@ -257,9 +257,13 @@ def _write_polls(
             if order.id not in by_id:
                 log.warning("poll.unknown_to_provider", order_id=order.external_id)
         was_due = {member.id: member.order.next_poll_at for member in asked}
-        nexts = {}
+        nexts: dict[int, datetime | None] = {}
+        unsent = begun_and_unsent(session, locked)
         for order in locked:
             after = moved.get(order.id, order)
+            if order.id in unsent and after.status is OrderStatus.SUBMITTING:
+                nexts[order.id] = None  # what was told is looked into before it is sent again
+                continue
             at = _next(context, after, now, flows).after(after, now)
             # Of code of before, that knows no such time, a wish only moves the next poll.
             wanted_at = now if order.next_poll_at not in (None, was_due[order.id]) else None

@@ -103,7 +103,7 @@ def apply_reports(
     gone = [(o, account, reports[o.id]) for o in before if o.account != account]
     moves, money = strays(context, session, gone, by, now), _Money()
     is_news = by in (Source.WEBHOOK, Source.POLL)
-    unsent = _begun_and_unsent(session, before) if is_news else frozenset()
+    unsent = begun_and_unsent(session, before) if is_news else frozenset()
     for order in before:
         if order.account != account:
             continue
@@ -128,7 +128,7 @@ def apply_reports(
     return {order_id: order for order_id, order in moved.items() if order_id in changed}
 
 
-def _begun_and_unsent(session: Session, locked: Sequence[Order]) -> Collection[int]:
+def begun_and_unsent(session: Session, locked: Sequence[Order]) -> Collection[int]:
     """Give the orders whose purchase was begun and surely has not left, by their attempts."""
     begun = [order for order in locked if order.status is OrderStatus.SUBMITTING]
     attempts = ledger.attempts_of(session, [order.id for order in begun]) if begun else {}

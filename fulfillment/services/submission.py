@@ -138,7 +138,7 @@ def _submit(
         over = {order.id for order in late}
         due = [o for o in members if o.id not in over and o.id in attempts]
         if claim.purchases.are_broken:
-            _go_on_broken(context, claim, due, slots)
+            is_through = _go_on_broken(context, claim, due, slots)
         else:
             watch = Watch(context, claim)
             is_through = _go_on(context, claim, at_once, due, slots, watch)
@@ -165,8 +165,11 @@ def _go_on(
     return is_through
 
 
-def _go_on_broken(context: Context, claim: KeptClaim, due: Sequence[Order], slots: Share) -> None:
-    """Look up what may be bought; where the pause of purchases is over, let one go ahead."""
+def _go_on_broken(context: Context, claim: KeptClaim, due: Sequence[Order], slots: Share) -> bool:
+    """Look up what may be bought; where the pause of purchases is over, let one go ahead.
+
+    Says whether nothing stopped that.
+    """
     account, attempts = claim.account, claim.attempts
     policy = context.provider(account).after_unknown
     is_resting = claim.purchases.are_paused(context.now())
@@ -184,10 +187,11 @@ def _go_on_broken(context: Context, claim: KeptClaim, due: Sequence[Order], slot
         until = go_ahead(context, account)
     if until is None:
         _hold_back(context, claim, rest)
-        return
+        return is_through
     watch = Watch(context, claim, until)
-    _go_on(context, claim, None, rest, slots, watch)
+    is_through = _go_on(context, claim, None, rest, slots, watch)
     watch.end()
+    return is_through
 
 
 def _begin_at_once(

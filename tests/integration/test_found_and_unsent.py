@@ -157,6 +157,8 @@ def test_a_poll_that_finds_it_failed_once_its_purchase_did_not_leave_has_the_oth
         main.on_read = lambda _: None
         has_not_left.set()
     assert [each.result() for each in polls] == [1]
+    # To be polled again would put the search off, and call a person each time.
+    assert again(routed, order).next_poll_at is None
     pass_time(routed, clock, 15, 20)
 
     assert place(routed, order) == (S.SENT, "third")
