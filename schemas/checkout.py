@@ -1,8 +1,9 @@
 """The checkout event: one customer's paid order, the same body on every way in (DESIGN 7)."""
 
 import re
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
@@ -13,10 +14,13 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationError,
     WithJsonSchema,
     field_validator,
+    model_validator,
 )
 from pydantic.alias_generators import to_camel
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 MAX_PRICE_CENTS = 10**9  # ten million dollars: more is a wrong unit, not a skin
 _PARTNER = re.compile(r"[0-9]{1,10}")
@@ -118,11 +122,33 @@ Text = Annotated[
 ]
 
 
+_BETWEEN_WORDS = re.compile(r"[_\-\s]")
+#: A longer name is not repeated to its sender.
+_LONGEST_TOLD = 40
+_CURRENCY = "currency"
+_EXAMPLE = {
+    "externalId": "order_100042",
+    "account": "main",
+    "catalogItemId": "0b0f4f0e-7c1e-4d0e-9a51-0d6c5a6c7f10",
+    "expectedPrice": 1840,
+    "tradeUrl": "https://steamcommunity.com/tradeoffer/new/?partner=123&token=abc",
+}
+
+
+def _describe(schema: dict[str, Any]) -> None:
+    """Add to the documents what is no field of the event."""
+    text = "May be left out: prices are in US cents, and nothing else is taken."
+    usd = {"type": "string", "pattern": "^[Uu][Ss][Dd]$", "description": text}
+    schema["properties"][_CURRENCY] = usd
+    schema["examples"] = [_EXAMPLE]
+
+
 class CheckoutEvent(BaseModel):
     """One paid checkout of the store.
 
     `expectedPrice` is in cents and is the most that may be paid. `submitBy` is the time after
-    which it must not be bought any more.
+    which it must not be bought any more. Other fields are ignored, unless their names are these
+    in other case or with `_`, `-` or blanks: those are refused.
     """
 
     model_config = ConfigDict(
@@ -132,17 +158,7 @@ class CheckoutEvent(BaseModel):
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
-        json_schema_extra={
-            "examples": [
-                {
-                    "externalId": "order_100042",
-                    "account": "main",
-                    "catalogItemId": "0b0f4f0e-7c1e-4d0e-9a51-0d6c5a6c7f10",
-                    "expectedPrice": 1840,
-                    "tradeUrl": "https://steamcommunity.com/tradeoffer/new/?partner=123&token=abc",
-                }
-            ]
-        },
+        json_schema_extra=_describe,
     )
 
     external_id: ExternalId
@@ -161,6 +177,15 @@ class CheckoutEvent(BaseModel):
     ]
     market_hash_name: Text | None = None
     submit_by: AwareDatetime | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _means_no_more_than_it_says(cls, raw: object) -> object:
+        """Refuse what would be ignored, and then something else be bought than was meant."""
+        if isinstance(raw, Mapping) and not raw.keys() <= NAMES:
+            for found in _misunderstood(raw):
+                raise ValidationError.from_exception_data(cls.__name__, [found])
+        return raw
 
     @field_validator("external_id")
     @classmethod
@@ -204,3 +229,31 @@ class CheckoutEvent(BaseModel):
             "marketHashName": self.market_hash_name,
             "submitBy": self.submit_by.astimezone(UTC).isoformat() if self.submit_by else None,
         }
+
+
+#: As they are sent.
+NAMES = frozenset(field.alias for field in CheckoutEvent.model_fields.values() if field.alias)
+_MEANT = {name.lower(): name for name in NAMES} | {_CURRENCY: _CURRENCY}
+
+
+def _misunderstood(raw: Mapping[Any, object]) -> Iterator[InitErrorDetails]:
+    """Find other fields than the known ones that were meant to say something to us."""
+    for name in raw:
+        if name in NAMES or not isinstance(name, str):
+            continue
+        meant = _MEANT.get(_BETWEEN_WORDS.sub("", name).lower())
+        if meant == _CURRENCY:
+            value = raw[name]
+            if not isinstance(value, str) or value.lower() != "usd":
+                text = "expected USD, or no such field: prices are in US cents"
+                yield _wrong(name, meant, text)
+        elif meant is not None:
+            yield _wrong(name, meant, f"expected the name {meant}, spelled like this")
+
+
+def _wrong(name: str, meant: str, text: str) -> InitErrorDetails:
+    """Say what is wrong with a field by its name as it was sent, or as it is known where that is
+    odd enough to hold a secret."""
+    is_told = name.isprintable() and len(name) <= _LONGEST_TOLD
+    kind = PydanticCustomError("misunderstood", "{text}", {"text": text})
+    return InitErrorDetails(type=kind, loc=(name if is_told else meant,), input=None)

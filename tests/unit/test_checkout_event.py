@@ -283,7 +283,7 @@ def test_what_is_no_object_is_refused_as_a_whole(raw: Any) -> None:
 
 
 def test_fields_of_ours_cannot_be_set_from_outside() -> None:
-    raw = checkout(status="completed", external_id="other", chargedPrice=1, submit_by=None)
+    raw = checkout(status="completed", id="other", chargedPrice=1, overdue=True)
 
     event = parse_event(raw)
 
@@ -296,6 +296,54 @@ def test_fields_of_ours_cannot_be_set_from_outside() -> None:
         "marketHashName",
         "submitBy",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("Account", "account"),
+        ("ACCOUNT", "account"),
+        ("account ", "account"),
+        ("submit_by", "submitBy"),
+        ("submitby", "submitBy"),
+        ("Submit-By", "submitBy"),
+        ("submit by", "submitBy"),
+        ("market_hash_name", "marketHashName"),
+        ("external_id", "externalId"),
+        ("trade_url", "tradeUrl"),
+    ],
+)
+def test_a_misspelled_field_is_refused_by_its_name_with_the_right_one(
+    name: str, meant: str
+) -> None:
+    refusal = refusal_of(checkout(**{name: None}))
+
+    assert str(refusal) == f"{name}: expected the name {meant}, spelled like this"
+    assert refusal.field == name
+
+
+def test_a_misspelled_field_that_could_hold_anything_is_refused_by_its_right_name() -> None:
+    for name in (f"trade{'_' * 60}url", "trade\nUrl"):
+        assert refusal_of(checkout(**{name: "x"})).field == "tradeUrl"
+
+
+@pytest.mark.parametrize("name", ["currency", "Currency", "CURRENCY"])
+@pytest.mark.parametrize("value", ["EUR", "", "US", "u\u017fd", None, 840, ["USD"]])
+def test_another_currency_than_that_of_our_prices_is_refused(name: str, value: Any) -> None:
+    refusal = refusal_of(checkout(**{name: value}))
+
+    assert refusal.field == name
+    assert "prices are in US cents" in str(refusal)
+
+
+@pytest.mark.parametrize("value", ["USD", "usd"])
+def test_the_currency_of_our_prices_may_be_named(value: str) -> None:
+    assert "currency" not in parse_event(checkout(currency=value)).content()
+
+
+@pytest.mark.parametrize("name", ["accounts", "note", "item", "price_currency", "", "\ud800"])
+def test_a_field_that_resembles_none_of_ours_is_ignored(name: str) -> None:
+    assert parse_event(checkout(**{name: "x"})).account == "main"
 
 
 def test_an_event_shows_no_trade_url() -> None:
