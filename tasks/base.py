@@ -23,6 +23,8 @@ from schemas.messages import HINTS, RECEIVE
 log = get_logger(__name__)
 
 _MOST_NAMES = 20
+#: Whoever sends more has it searched for secrets no further.
+_MOST_MASKED = 1000
 _PAUSE_S = 1.0
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _lock = threading.Lock()
@@ -71,14 +73,19 @@ def _event_id(arg: Any) -> str:
 
 def _shown(arg: Any) -> str:
     if isinstance(arg, str | int) or arg is None:
-        return str(arg)[:64]
+        return _cut(arg, 64)
     if not isinstance(arg, dict):
         return "***"
     if isinstance(names := arg.get("names"), list):
         more = f" (+{len(names) - _MOST_NAMES})" if len(names) > _MOST_NAMES else ""
-        listed = " ".join(str(name)[:64] for name in names[:_MOST_NAMES])
-        return f"{str(arg.get('account'))[:32]}: {listed}{more}"
+        listed = " ".join(_cut(name, 64) for name in names[:_MOST_NAMES])
+        return f"{_cut(arg.get('account'), 32)}: {listed}{more}"
     return "***"
+
+
+def _cut(value: Any, most: int) -> str:
+    """Mask first: of a secret that is cut nobody would know that it is one."""
+    return masked(str(value)[:_MOST_MASKED])[:most]
 
 
 def is_hint(task: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

@@ -1,7 +1,8 @@
 """The workers' consumer: what is no task of ours harms nobody, and a lost connection neither.
 
 Celery 5.7 logs the whole body of a message that it cannot run, trade URL included, and drops it;
-of some it dies, and so does the next worker that gets the message back.
+of some it dies, and so does the next worker that gets the message back. It has tasks of its own,
+none of which we use.
 """
 
 import time
@@ -63,8 +64,15 @@ class SafeConsumer(Consumer):
 
         default_steps = (*Consumer.Blueprint.default_steps, CheckoutTasks)
 
-    if TYPE_CHECKING:  # Celery's stubs leave it out.
+    if TYPE_CHECKING:  # Celery's stubs leave these out.
         connection_errors: tuple[type[Exception], ...]
+        strategies: dict[str, Any]
+
+    def update_strategies(self) -> None:
+        """Run our own tasks only: Celery's would show in Flower whatever a store sends to them."""
+        super().update_strategies()
+        for name in [name for name in self.strategies if name.startswith("celery.")]:
+            del self.strategies[name]
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(*args, **kwargs)

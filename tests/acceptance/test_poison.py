@@ -148,6 +148,8 @@ def _foreign(shop: Driver) -> Iterator[tuple[Any, str, dict[str, Any]]]:
     # As Go and .NET write it: no trade URL that a pattern would find.
     yield task.replace("&", "\\u0026"), as_json, {"task": "checkout.recieve", "id": "2"}
     yield task, as_json, {"task": [TOKEN], "id": "3"}
+    for name in ("accumulate", "chain", "chord", "group", "chord_unlock", "backend_cleanup"):
+        yield task, as_json, {"task": f"celery.{name}", "id": name}
     yield task, as_json, {"task": TASK}
     yield json.dumps(event), as_json, {"task": TASK, "id": "4"}
     yield f'"{TOKEN}"', as_json, {"task": TASK, "id": "5"}

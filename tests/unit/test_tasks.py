@@ -6,12 +6,15 @@ import sys
 from typing import Any
 
 import pytest
+from celery.beat import Scheduler
+from celery.worker.consumer import Consumer
 from structlog.testing import capture_logs
 
 from fulfillment.broker import app
 from schemas import messages
 from schemas.messages import HINTS
 from tasks.base import is_hint, shown
+from tasks.consumer import SafeConsumer
 
 EVENT = {"externalId": "order_1", "tradeUrl": "https://steamcommunity.com/?token=canaryTk"}
 
@@ -28,6 +31,35 @@ def test_a_foreign_event_shows_its_id_and_nothing_else() -> None:
     assert shown(["canaryTk"], is_foreign=True) == "***"
     assert shown([EVENT | {"externalId": "x canaryTk"}], is_foreign=True) == "***"
     assert shown({"any": "canaryTk"}, is_foreign=True) == "***"
+
+
+def test_a_text_in_the_place_of_an_id_is_masked_as_a_log_line_is() -> None:
+    url = EVENT["tradeUrl"]
+    hint = [url, "x" * 55 + "token=canaryTk", {"account": url, "names": [url]}]
+
+    assert "canaryTk" not in shown(hint, is_foreign=False)
+
+
+def test_celerys_own_tasks_are_as_unknown_as_any_that_we_do_not_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their requests are not ours, and Flower would show what a store sends to them."""
+    app.loader.import_default_modules()
+    consumer = object.__new__(SafeConsumer)
+    consumer.strategies = {}
+    of_all = staticmethod(lambda: consumer.strategies.update(dict.fromkeys(app.tasks)))
+    monkeypatch.setattr(Consumer, "update_strategies", of_all)
+
+    consumer.update_strategies()
+
+    assert {messages.RECEIVE, *HINTS} == set(consumer.strategies)
+
+
+def test_beat_sends_none_of_celerys_own_tasks() -> None:
+    scheduler = Scheduler(app, lazy=True)
+    scheduler.setup_schedule()
+
+    assert {entry.task for entry in scheduler.schedule.values()} <= HINTS.keys()
 
 
 BATCH = {"account": "main", "token": "0f", "ids": [1, 2], "names": ["a.1", "b-2"]}
