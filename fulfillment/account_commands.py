@@ -4,13 +4,24 @@ import getpass
 import os
 import socket
 from datetime import datetime, timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from fulfillment.errors import NotAllowedNow
-from fulfillment.terminal import AsJSON, dollars, err, make_context, print_json, print_table
+from fulfillment.terminal import (
+    AsJSON,
+    dollars,
+    err,
+    known_account,
+    make_context,
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from fulfillment.services.context import Context
 
 commands = typer.Typer(help="List accounts and their brakes; stop and resume buying.")
 
@@ -57,8 +68,8 @@ def pause(
     """Buy nothing more; what is under way is followed to its end."""
     from fulfillment.services import brakes
 
-    account = _chosen(name, is_all)
-    before = brakes.stop(make_context(), account, reason, _operator())
+    context, account = _chosen(name, is_all)
+    before = brakes.stop(context, account, reason, _operator())
     err.print(f"{account or 'all accounts'} paused: nothing new is bought")
     if before is not None:
         err.print(f"this replaces the pause {_told(before.at, before.by, before.reason)}")
@@ -90,7 +101,8 @@ def same(
     """Say that an account is the merchant that it was, though its settings say another one."""
     from fulfillment.services import merchants
 
-    count = merchants.is_same(make_context(), name, reason, _operator())
+    context = make_context()
+    count = merchants.is_same(context, known_account(context, name), reason, _operator())
     err.print(f"{count} orders that were begun before are followed at {name} from now on")
 
 
@@ -106,7 +118,7 @@ def resume(
     """
     from fulfillment.services import brakes
 
-    account, context = _chosen(name, is_all), make_context()
+    context, account = _chosen(name, is_all)
     what = account or "all accounts"
     ended = brakes.resume(context, account, reason, _operator())
     if ended is not None:
@@ -127,10 +139,12 @@ def _told(at: datetime, by: str | None, reason: str | None) -> str:
     return f"since {at:%Y-%m-%d %H:%M:%S} UTC by {by}: {reason}"
 
 
-def _chosen(name: str | None, is_all: bool) -> str | None:
+def _chosen(name: str | None, is_all: bool) -> "tuple[Context, str | None]":
+    """Give the command's context, and the account that was named; None for all."""
     if (name is None) != is_all:
         raise typer.BadParameter("expected one of NAME and --all", param_hint="NAME")
-    return name
+    context = make_context()
+    return context, None if name is None else known_account(context, name)
 
 
 def _operator() -> str:

@@ -31,7 +31,8 @@ class _Plain(Console):
     """Shows text from outside as it is: neither markup nor commands to the terminal."""
 
     def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(markup=False, emoji=False, stderr=stderr)
+        # What highlights takes minutes for a long word.
+        super().__init__(markup=False, emoji=False, highlight=False, stderr=stderr)
 
     @property  # type: ignore[misc]  # nobody sets it
     def size(self) -> ConsoleDimensions:
@@ -76,6 +77,14 @@ def make_context() -> "Context":
     context = build_context(settings, threads=2)
     register_accounts(context)
     return context
+
+
+def known_account(context: "Context", name: str) -> str:
+    """Give the name of an account that a person has named. Raises InvalidInput."""
+    known = sorted(context.settings.accounts)
+    if name not in known:
+        raise InvalidInput("NAME", f"no account {name!r}; there are {', '.join(known) or 'none'}")
+    return name
 
 
 def print_json(value: Any) -> None:

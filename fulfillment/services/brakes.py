@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from fulfillment.clock import time_of_day
-from fulfillment.errors import InvalidInput, ServerUnreachable
+from fulfillment.errors import ServerUnreachable
 from fulfillment.log import get_logger
+from fulfillment.services import reasons
 from fulfillment.services.context import Context
 from fulfillment.store import accounts, claims, doubts, due, proof, spending, switches
 from fulfillment.store.engine import Session
@@ -37,9 +38,8 @@ def stop(context: Context, account: str | None, reason: str, by: str) -> Stop | 
 
     Raises InvalidInput, ConfigurationError.
     """
-    if not reason.strip():
-        raise InvalidInput("reason", "expected why, for whoever finds the account stopped")
-    return _turn(context, account, reason.strip(), by)
+    reason = reasons.written(reason, "why, for whoever finds the account stopped")
+    return _turn(context, account, reason, by)
 
 
 def stop_now(context: Context, account: str | None) -> Stop | None:
@@ -57,10 +57,11 @@ def resume(context: Context, account: str | None, reason: str, by: str) -> Stop 
 
     None where nothing was turned: it was not stopped, or was stopped anew meanwhile, which nobody
     has looked at. Accounts that are stopped by themselves stay so when all are resumed. Raises
-    ConfigurationError.
+    InvalidInput, ConfigurationError.
     """
+    reason = reasons.bounded(reason)
     seen = stop_now(context, account)
-    return seen and _turn(context, account, reason.strip(), by, ends=seen)
+    return seen and _turn(context, account, reason, by, ends=seen)
 
 
 def ask_again(context: Context, account: str) -> bool:

@@ -7,9 +7,8 @@ of what was bought before; one that was taken out of the settings can be asked b
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from fulfillment.errors import InvalidInput
 from fulfillment.log import get_logger
-from fulfillment.services import schedule
+from fulfillment.services import reasons, schedule
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import overdue_refusal
@@ -213,12 +212,11 @@ def is_same(context: Context, account: str, reason: str, by: str) -> int:
     """Take a person's word that the account is still the merchant that it was; give for how many.
 
     What was begun there under its former settings is followed from now on. Raises InvalidInput for
-    an empty reason, ConfigurationError.
+    an empty or long reason, ConfigurationError.
     """
     settings = context.account(account)
-    if not reason.strip():
-        raise InvalidInput("reason", "expected why, for the orders' logs")
-    note, found = f"{account} is still the same merchant, says {by}: {reason.strip()}", set[int]()
+    reason = reasons.written(reason, "why, for the orders' logs")
+    note, found = f"{account} is still the same merchant, says {by}: {reason}", set[int]()
     with context.database.transaction() as session:
         doubts.trust(session, account)
         merchants = ledger.merchants_of(session, account)

@@ -10,13 +10,12 @@ from typing import Any
 from fulfillment.crash import crash_point
 from fulfillment.errors import (
     FulfillmentError,
-    InvalidInput,
     NotAllowedNow,
     OrderNotFound,
     ProviderError,
     WrongClock,
 )
-from fulfillment.services import clock_guard, invariants, pulse, schedule
+from fulfillment.services import clock_guard, invariants, pulse, reasons, schedule
 from fulfillment.services.context import Context
 from fulfillment.services.merchants import why_strange
 from fulfillment.services.reports import apply_reports
@@ -60,11 +59,10 @@ def resolve(
 
     The provider is asked first. `found` adopts its answer; the others are refused while it has the
     order alive, or cannot tell, unless the person insists. Their money is free at a balance that
-    shows what became of it. Raises OrderNotFound, NotAllowedNow, InvalidInput for an empty reason,
-    ProviderError when the provider cannot be asked for what was found.
+    shows what became of it. Raises OrderNotFound, NotAllowedNow, InvalidInput for an empty or
+    long reason, ProviderError when the provider cannot be asked for what was found.
     """
-    if not reason.strip():
-        raise InvalidInput("reason", "expected why, for the order's log")
+    reason = reasons.written(reason, "why, for the order's log")
     order, attempt = _reviewed(context, external_id)
     note = f"resolved as {resolution}: {reason}"
     if resolution is Resolution.FOUND:

@@ -14,7 +14,7 @@ import pytest
 from psycopg import sql
 from sqlalchemy.engine import make_url
 
-from fulfillment.services import brakes
+from fulfillment.services import brakes, reasons
 from fulfillment.services.context import Context
 from fulfillment.store import bindings
 from tests.conftest import environment_of
@@ -318,3 +318,55 @@ def test_streams_that_are_closed_or_take_no_star_are_no_reason_to_fail(
     assert "? Karambit" in as_table.stdout
     assert json.loads(as_json.stdout)["marketHashName"] == name
     assert (closed.returncode, closed.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "words", [("pause", "MAIN", "--reason", "odd"), ("resume", "MAIN"), ("same", "MAIN")]
+)
+def test_an_account_that_nobody_has_is_named_with_those_that_there_are(
+    environment: dict[str, str], words: tuple[str, ...]
+) -> None:
+    another = "FULFILLMENT_ACCOUNTS__SECOND__"
+    for name in ("CLIENT_ID", "CLIENT_SECRET"):
+        environment[f"{another}{name}"] = "of-another-merchant"
+    more = ("--reason", "I know it") if words[0] == "same" else ()
+
+    done = run(environment, "accounts", *words, *more)
+
+    told = "error: NAME: no account 'MAIN'; there are main, second\n"
+    assert (done.returncode, done.stderr) == (1, told)
+
+
+LONG = "x" * 501
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("accounts", "pause", "main"),
+        ("accounts", "resume", "main"),
+        ("accounts", "same", "main"),
+        ("resolve", "order_1", "--as", "not-found"),
+    ],
+    ids=lambda words: words[1],
+)
+def test_a_reason_that_is_too_long_is_refused_by_name(
+    environment: dict[str, str], words: tuple[str, ...]
+) -> None:
+    done = run(environment, *words, "--reason", LONG)
+
+    told = "error: reason: expected at most 500 characters, found 501\n"
+    assert (done.returncode, done.stderr) == (1, told)
+
+
+def test_a_text_of_any_length_is_shown_at_once(
+    context: Context, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What highlights words looks at each of them from each of its characters on."""
+    monkeypatch.setattr(reasons, "MOST_CHARACTERS", 100_000)  # as before there was a bound
+    brakes.stop(context, "main", "a" * 100_000, "me@here")
+
+    done = run(environment, "accounts", "resume", "main")
+
+    assert done.returncode == 0
+    assert "a" * 100 in done.stderr
