@@ -8,7 +8,7 @@ from typing import Any, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fulfillment.web import limits
-from fulfillment.web.errors import refusal
+from fulfillment.web.errors import BAD_REQUEST, refusal
 
 #: A piece of an answer (64 kB at the most) must be taken within this time.
 TAKEN_WITHIN_S = 10.0
@@ -121,7 +121,7 @@ class Connection(HttpToolsProtocol):
         """Answer what is no HTTP in the one form that refusals have."""
         if self.transport.is_closing():
             return
-        self._refuse(400, "Bad Request", "expected an HTTP/1.1 request")
+        self._refuse(400, "Bad Request", "expected an HTTP/1.1 request", BAD_REQUEST)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -131,8 +131,8 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
         self._is_taken()
 
-    def _refuse(self, status: int, phrase: str, message: str) -> None:
-        answer = refusal(status, message, headers=_CLOSE)
+    def _refuse(self, status: int, phrase: str, message: str, code: str | None = None) -> None:
+        answer = refusal(status, message, headers=_CLOSE, code=code)
         head = [f"HTTP/1.1 {status} {phrase}".encode()]
         head += [name + b": " + value for name, value in answer.raw_headers]
         self.transport.write(b"\r\n".join([*head, b"", bytes(answer.body)]))

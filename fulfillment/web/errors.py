@@ -29,6 +29,8 @@ log = get_logger(__name__)
 #: The database is away, not migrated, read-only or overloaded. All of it passes, so all is 503.
 DATABASE_ERRORS = (ServerUnreachable, SchemaOutdated, psycopg.Error)
 UNEXPECTED = "something went wrong here; our log says what"
+#: The request itself is wrong, whatever its body is.
+BAD_REQUEST = "bad_request"
 _SAFE = "sending the same again later is safe"
 #: Which key, the log says: that is nothing for a store.
 _KEY_MISSING = f"our configuration lacks a key that this order was stored with; {_SAFE}"
@@ -69,8 +71,10 @@ class ErrorAnswer(ReadModel):
     error: ErrorDetail
 
 
-def detail(status: int, message: str, field: str | None = None) -> ErrorDetail:
-    code = _CODES.get(status) or HTTPStatus(status).name.lower()
+def detail(
+    status: int, message: str, field: str | None = None, code: str | None = None
+) -> ErrorDetail:
+    code = code or _CODES.get(status) or HTTPStatus(status).name.lower()
     return ErrorDetail(code=code, message=message, field=field)
 
 
@@ -89,9 +93,14 @@ def describe(error: FulfillmentError) -> tuple[int, ErrorDetail]:
 
 
 def refusal(
-    status: int, message: str, field: str | None = None, headers: dict[str, str] | None = None
+    status: int,
+    message: str,
+    field: str | None = None,
+    headers: dict[str, str] | None = None,
+    *,
+    code: str | None = None,
 ) -> Response:
-    return _refused(status, detail(status, message, field), headers)
+    return _refused(status, detail(status, message, field, code), headers)
 
 
 def _refused(status: int, error: ErrorDetail, headers: dict[str, str] | None) -> Response:

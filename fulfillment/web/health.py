@@ -12,12 +12,14 @@ from fulfillment.web.requests import Web, WebParts
 router = APIRouter(tags=["health"])
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
     """Say that this process lives; nothing else is looked at."""
     return {"status": "ok"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"description": "Something that is needed does not work"}})
 async def readyz(web: WebParts) -> Response:
     """Say whether everything works that an order needs, and what does not."""
@@ -35,6 +37,7 @@ def _readyz(web: Web) -> Response:
     return JSONResponse({"status": status, "checks": found}, 200 if is_ready else 503)
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", response_class=Response)
 async def metrics(web: WebParts) -> Response:
     """Give the figures in Prometheus' text format; it answers without the database too."""

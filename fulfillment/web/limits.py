@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fulfillment.clock import Clock
-from fulfillment.web.errors import refusal
+from fulfillment.web.errors import BAD_REQUEST, refusal
 from fulfillment.web.together import Together
 
 T = TypeVar("T")
@@ -34,6 +34,8 @@ MAX_TARGET_BYTES = 8 * 1024
 #: So much of a body that nobody wants is read and thrown away: to a client that is still sending,
 #: a closed connection would hide the answer.
 _DISCARD_BYTES = 8 * 1024 * 1024
+#: To whom the connection ends with the answer, what is under way is read for as long after it.
+_LINGER_S = 1.0
 _MOST_KEYS = 10_000
 _NO_SCRIPTS = "default-src 'none'; frame-ancestors 'none'"
 #: For the page of the documentation, whose own script stands in it.
@@ -152,11 +154,13 @@ class Lane:
             self._bytes_left += len(body)
 
     async def _read(self, request: Request, limit: int, body: bytearray) -> None:
+        if int(request.headers.get("content-length", 0)) > limit:
+            raise self._too_large(limit)
         try:
             async with asyncio.timeout(READ_WITHIN_S):
                 async for chunk in request.stream():
                     if len(body) + len(chunk) > limit:
-                        raise HTTPException(413, f"expected at most {limit} bytes", _CLOSE)
+                        raise self._too_large(limit)
                     if len(chunk) > self._bytes_left:
                         raise self._busy()
                     self._bytes_left -= len(chunk)
@@ -166,6 +170,10 @@ class Lane:
         except TimeoutError:
             text = f"expected the whole body within {READ_WITHIN_S:g} s"
             raise HTTPException(408, text, _CLOSE) from None
+
+    @staticmethod
+    def _too_large(limit: int) -> HTTPException:
+        return HTTPException(413, f"expected at most {limit} bytes", _CLOSE)
 
     @staticmethod
     def _busy() -> HTTPException:
@@ -184,15 +192,22 @@ class Bounded:
             return
         body = _Body(scope, receive)
         policy = _SCRIPTS_OF_OURS if scope["path"].startswith("/docs") else _NO_SCRIPTS
+        is_last = False
 
         async def answering(message: Message) -> None:
+            nonlocal is_last
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.setdefault("X-Content-Type-Options", "nosniff")
                 headers.setdefault("Cache-Control", "no-store")
                 headers.setdefault("Content-Security-Policy", policy)
-                if not await body.is_discarded():
+                is_last = body.is_uninvited or headers.get("Connection") == "close"
+                if is_last or not await body.is_discarded():
                     headers["Connection"] = "close"
+            elif is_last and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await body.is_discarded(_LINGER_S)
+                message = {"type": "http.response.body"}
             await send(message)
 
         app = _refusal_of_head(scope) or self._app
@@ -204,16 +219,23 @@ def _refusal_of_head(scope: Scope) -> Response | None:
     too_large = "the head is too large"
     if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_TARGET_BYTES:
         return refusal(414, too_large, headers=_CLOSE)
+    if b"%2f" in scope["raw_path"].lower():
+        # A proxy's rules by path do not know it by this name.
+        return refusal(404, "expected a path without encoded slashes")
     headers = scope["headers"]
     hosts = sum(name == b"host" for name, _ in headers)
     if hosts > 1 or (hosts == 0 and scope["http_version"] == "1.1"):
-        return refusal(400, "expected one Host", headers=_CLOSE)
+        return refusal(400, "expected one Host", headers=_CLOSE, code=BAD_REQUEST)
     size = sum(len(name) + len(value) for name, value in headers)
     if len(headers) > MAX_HEADERS or size > MAX_HEAD_BYTES:
         return refusal(431, too_large, headers=_CLOSE)
     if {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:
         # A proxy may read it the other way, and let one client's bytes begin another's request.
-        return refusal(400, "expected one length of the body, found two", headers=_CLOSE)
+        text = "expected one length of the body, found two"
+        return refusal(400, text, headers=_CLOSE, code=BAD_REQUEST)
+    codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
+    if codings not in ([], [b"chunked"]):
+        return refusal(501, "expected no transfer coding but chunked", headers=_CLOSE)
     return None
 
 
@@ -223,21 +245,28 @@ class _Body:
     def __init__(self, scope: Scope, receive: Receive) -> None:
         names = {name for name, value in scope["headers"] if value != b"0"}
         self._is_due = bool(names & {b"content-length", b"transfer-encoding"})
+        #: The client waits to be told that it may send, which it is when its body is asked for.
+        self.is_uninvited = self._is_due and b"expect" in names
         self._receive = receive
         self._until = asyncio.get_running_loop().time() + READ_WITHIN_S
 
     async def receive(self) -> Message:
+        self.is_uninvited = False
         message = await self._receive()
         self._is_due = self._is_due and message.get("more_body", False)
         return message
 
-    async def is_discarded(self) -> bool:
-        """Throw away what is still to come; say whether that was all, in time and not too much."""
+    async def is_discarded(self, idle_s: float | None = None) -> bool:
+        """Throw away what is still to come; say whether that was all, in time and not too much.
+
+        Where `idle_s` is given, wait no longer than that for each piece.
+        """
         left = _DISCARD_BYTES
         try:
             async with asyncio.timeout_at(self._until):
                 while self._is_due and left > 0:
-                    left -= len((await self.receive()).get("body", b""))
+                    async with asyncio.timeout(idle_s):
+                        left -= len((await self.receive()).get("body", b""))
         except TimeoutError:
             pass
         return not self._is_due

@@ -254,3 +254,12 @@ def test_without_a_token_it_does_not_start(environment: dict[str, str]) -> None:
 def test_a_taken_port_is_named() -> None:
     with listen("127.0.0.1", 0) as taken, pytest.raises(ConfigurationError, match="WEB_PORT"):
         listen("127.0.0.1", taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+def test_head_is_answered_as_get_is_without_a_body(store: Store, path: str) -> None:
+    asked, answer = store.get(path), store.client.head(path)
+
+    assert (answer.status_code, answer.content) == (asked.status_code, b"")
+    assert answer.headers["content-type"] == asked.headers["content-type"]
+    assert store.get(path).status_code == asked.status_code  # on the same connection

@@ -1,6 +1,7 @@
 """What comes over a connection of web beside heads and bodies, and what is left of it."""
 
 import json
+import re
 import socket
 import time
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fulfillment.services.context import Context
-from fulfillment.web import app, webhooks
+from fulfillment.web import app, limits, webhooks
 from tests.integration.web_client import BEARER, Store, exchange, news, serving, signed
 from tests.support import checkout
 
@@ -118,3 +119,76 @@ def test_who_asks_on_and_on_without_waiting_for_an_answer_is_cut_off(store: Stor
     assert exchange(store, few + last).count(b"HTTP/1.1 200") == 16
 
     assert exchange(store, (head + b"\r\n") * 999).count(b"HTTP/1.1 ") < 100
+
+
+AUTHORIZED = b"Host: x\r\nAuthorization: %b\r\n" % BEARER["Authorization"].encode()
+EXPECTING = b"Expect: 100-continue\r\n"
+
+
+@pytest.mark.parametrize("path", [b"/v1/checkouts", b"/v1/checkouts/batch", b"/webhooks/main"])
+@pytest.mark.parametrize("more", [b"", EXPECTING])
+def test_a_body_that_says_it_is_too_large_is_refused_before_it_comes(
+    store: Store, monkeypatch: pytest.MonkeyPatch, path: bytes, more: bytes
+) -> None:
+    head = b"POST %b HTTP/1.1\r\nContent-Length: 99999999\r\n" % path + AUTHORIZED + more
+    monkeypatch.setattr(limits, "_LINGER_S", 5.0)
+    with socket.create_connection(("127.0.0.1", store.port), timeout=3) as client:
+        client.sendall(head + b"\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 413")
+    monkeypatch.setattr(limits, "_LINGER_S", 0.1)
+
+    answer = exchange(store, head + b"\r\n")
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"413"]  # and then it is closed
+
+
+def test_who_waits_to_be_asked_for_a_body_is_asked_only_where_it_is_wanted(store: Store) -> None:
+    event = json.dumps(checkout()).encode()
+    head = b"POST /v1/checkouts HTTP/1.1\r\nContent-Length: %d\r\n" % len(event) + EXPECTING
+
+    stranger = exchange(store, head + b"Host: x\r\n\r\n")
+    asked = exchange(store, head + AUTHORIZED + b"Connection: close\r\n\r\n", event)
+
+    assert re.findall(rb"HTTP/1.1 (\d+)", stranger) == [b"401"]
+    assert re.findall(rb"HTTP/1.1 (\d+)", asked) == [b"100", b"202"]
+
+
+@pytest.mark.parametrize(
+    "codings",
+    [
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        b"Transfer-Encoding: chunked, chunked\r\n",
+        b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n",
+    ],
+)
+def test_a_body_in_another_coding_than_chunks_is_not_taken_for_plain(
+    store: Store, codings: bytes
+) -> None:
+    event = json.dumps(checkout()).encode()
+    chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)
+
+    answer = exchange(
+        store, b"POST /v1/checkouts HTTP/1.1\r\n" + AUTHORIZED + codings + b"\r\n" + chunks
+    )
+
+    assert answer.startswith((b"HTTP/1.1 501", b"HTTP/1.1 400"))
+    assert store.hints.empty()
+
+
+@pytest.mark.parametrize("path", [b"/v1%2fcheckouts", b"/v1%2Fcheckouts", b"%2Fv1/checkouts"])
+def test_a_path_that_a_proxy_would_not_know_is_not_known_here(store: Store, path: bytes) -> None:
+    event = json.dumps(checkout()).encode()
+    head = b"POST %b HTTP/1.1\r\nConnection: close\r\nContent-Length: %d\r\n" % (path, len(event))
+
+    answer = exchange(store, head + AUTHORIZED + b"\r\n" + event)
+
+    assert answer.startswith((b"HTTP/1.1 404", b"HTTP/1.1 400"))
+    assert store.hints.empty()
+
+
+@pytest.mark.parametrize("head", [b"no http\r\n", b"GET /healthz HTTP/1.1\r\n"])
+def test_what_is_no_request_is_not_called_json(store: Store, head: bytes) -> None:
+    answer = exchange(store, head + b"\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "bad_request"
