@@ -30,7 +30,7 @@ _SHORTEST_HIDDEN = 8
 # What would let a foreign text write lines of its own or command a terminal.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SECRET_KEYS = re.compile(
-    r"(?i)secret|token$|password|api_?key|trade_?url|signature|encryption_keys|authorization"
+    r"(?i)secret|token$|password|api[_-]?key|trade[_-]?url|signature|encryption_keys|authorization"
 )
 
 
@@ -44,6 +44,11 @@ def hide(secrets: Iterable[str]) -> None:
     _hidden.update(secret for secret in secrets if len(secret) >= _SHORTEST_HIDDEN)
     longest_first = sorted(_hidden, key=len, reverse=True)
     _hidden_pattern = re.compile("|".join(map(re.escape, longest_first))) if _hidden else None
+
+
+def masked_field(name: str, value: str) -> str:
+    """Mask a field of a foreign message as it would be in a log line."""
+    return masked(str(_masked_value(name, value)))
 
 
 def masked(text: str) -> str:

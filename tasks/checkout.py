@@ -23,32 +23,32 @@ def receive(
 ) -> dict[str, Any]:
     """Take a checkout in from a store that speaks Celery: one event, as a dict or as keywords."""
     raw = [event, *more] if more else fields if event is None else event
-    results = _store(raw)
+    results = _store(raw, self.request.headers)
     for account in intake.new_accounts(results):
         hint(messages.DISPATCH, account)
     (result,) = results
     # Flower shows the result: a sender's id is echoed only where it can be nothing but an id.
     shown = result.external_id if ID.fullmatch(result.external_id or "") else None
     if result.error is not None:
-        _bury(raw, str(result.error))
+        _bury(raw, str(result.error), self.request.headers)
         return {"externalId": shown, "refused": str(result.error)}
     return {"externalId": shown, "status": result.status}
 
 
-def _store(raw: Any) -> list[intake.Received]:
+def _store(raw: Any, headers: Any) -> list[intake.Received]:
     try:
         return intake.receive_raw(context(), [raw])
     except FulfillmentError:
         raise  # the message is put back
     except Exception as error:
         # Acknowledged as failed, but not lost.
-        _bury(raw, f"could not be stored: {type(error).__name__}")
+        _bury(raw, f"could not be stored: {type(error).__name__}", headers)
         raise
 
 
-def _bury(raw: Any, reason: str) -> None:
+def _bury(raw: Any, reason: str, headers: Any) -> None:
     # Celery's own JSON brings times and other things back that plain JSON has no word for.
-    bury(load_settings(), json.dumps(raw, default=str), "application/json", reason)
+    bury(load_settings(), json.dumps(raw, default=str), "application/json", reason, headers)
 
 
 @app.task(bind=True, base=FulfillmentTask, name=messages.DISPATCH)

@@ -108,7 +108,8 @@ class SafeConsumer(Consumer):
         log.error("task.unreadable", queue=queue, reason=reason)
         # A task that only a newer version knows is a hint, which the sweep makes up for.
         if queue == INTAKE:
-            dead_letters.bury(load_settings(), message.body, message.content_type, reason)
+            kind, headers = message.content_type, message.headers
+            dead_letters.bury(load_settings(), message.body, kind, reason, headers)
         message.ack_log_error(log, self.connection_errors)
 
     def on_connection_error_after_connected(self, exc: Exception) -> Any:

@@ -127,7 +127,8 @@ class CheckoutConsumer:
         reason = str(result.error)
         log.warning("intake.refused", order_id=result.external_id, reason=reason)
         try:
-            dead_letters.publish(connection, message.body, message.content_type, reason)
+            kind, headers = message.content_type, message.headers
+            dead_letters.publish(connection, message.body, kind, reason, headers)
         except REFUSALS as error:
             kind = type(error).__name__
             log.error("intake.dead_letters_refused", queue=dead_queue.name, reason=kind)

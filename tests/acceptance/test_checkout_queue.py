@@ -28,7 +28,7 @@ from fulfillment.services.context import Context
 from schemas.messages import CHECKOUT_KEY, REASON_HEADER
 from tests.conftest import MakeContext
 from tests.servers import rabbitmqctl
-from tests.support import FakeClock, FakeProvider, checkout, receive, rows, until
+from tests.support import TOKEN, FakeClock, FakeProvider, checkout, receive, rows, until
 
 
 @pytest.fixture
@@ -152,6 +152,40 @@ def test_of_a_huge_dead_letter_the_beginning_is_kept(
     letter = until(lambda: dead_queue(connection.default_channel).get(no_ack=True))
     assert len(letter.body or "") == 1 << 20
     assert letter.headers[REASON_HEADER] == ("a test; these are the first 1048576 of 2097152 bytes")
+
+
+KEPT = {"x-test": "a run", "traceparent": "00-1", "x-url": "https://a.example/?token=***"}
+
+
+def test_a_dead_letter_bears_its_senders_short_headers_and_none_that_means_something_to_others(
+    context: Context, connection: kombu.Connection
+) -> None:
+    odd = {"x-long": "v" * 256, "x" * 256: "v", "x-number": 5, "x-list": ["v"], "x-ä": "v"}
+    ours = {"X-Reason": "mine", "x-death-count": "9", "x-fulfillment-signature": "0", "cc": "v"}
+    secret = {"x-url": f"https://a.example/?token={TOKEN}", "x-api-key": TOKEN}
+    connection.Producer(exchange=store_exchange).publish(
+        checkout(expectedPrice="none"),
+        routing_key=CHECKOUT_KEY,
+        headers=odd | ours | KEPT | secret,
+    )
+
+    with consuming(context):
+        letter = until(lambda: dead_queue(connection.default_channel).get(no_ack=True))
+
+    reason = letter.headers.pop(REASON_HEADER)
+    assert reason.startswith("expectedPrice: ")
+    assert letter.headers == KEPT | {"x-api-key": "***"}
+
+
+def test_a_dead_letter_bears_no_more_headers_than_a_few(
+    context: Context, connection: kombu.Connection
+) -> None:
+    many = {f"x-{number}": "v" * 255 for number in range(200)}
+    with connect(context.settings, confirm=True) as other:
+        dead_letters.publish(other, b"{}", "application/json", "a test", many)
+
+    letter = until(lambda: dead_queue(connection.default_channel).get(no_ack=True))
+    assert len(letter.headers) == 21
 
 
 def refused(connection: kombu.Connection) -> str:

@@ -196,13 +196,14 @@ def test_a_refused_checkout_with_a_time_of_python_is_put_aside(
     with Connection(_url(shop)) as connection:
         connection.Producer().publish(
             [[event], {}, {}], routing_key=TASKS, serializer="json",
-            headers={"task": TASK, "id": "time"},
+            headers={"task": TASK, "id": "time", "x-test": "a run"},
         )  # fmt: skip
 
     until("it is put aside", lambda: broker.llen(DEAD_QUEUE) == 1)
     letter = json.loads(broker.lindex(DEAD_QUEUE, 0) or "")
     kept = json.loads(base64.b64decode(letter["body"]))
     assert (kept["externalId"], kept["submitBy"]) == (event["externalId"], str(naive))
+    assert letter["headers"]["x-test"] == "a run"
 
 
 def test_hints_that_nobody_understands_are_dropped(shop: Driver, broker: redis.Redis) -> None:
