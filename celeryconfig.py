@@ -57,10 +57,11 @@ task_publish_retry_policy = {
 # Celery's own default: a foreign sender of `checkout.receive` needs no routing of ours.
 CHAIN, FOLLOW, INTAKE = "fulfillment.chain", "fulfillment.follow", "celery"
 _exchange = Exchange("fulfillment.tasks", type="direct", durable=True)
+_celery = Exchange("celery", type="direct", durable=True)
 task_queues = [
-    Queue(INTAKE, Exchange("celery", type="direct", durable=True), routing_key="celery"),
-    Queue(CHAIN, _exchange, routing_key=CHAIN),
-    Queue(FOLLOW, _exchange, routing_key=FOLLOW),
+    Queue(INTAKE, _celery, routing_key="celery", queue_arguments=messages.CLASSIC),
+    Queue(CHAIN, _exchange, routing_key=CHAIN, queue_arguments=messages.CLASSIC),
+    Queue(FOLLOW, _exchange, routing_key=FOLLOW, queue_arguments=messages.CLASSIC),
 ]
 task_default_queue = INTAKE
 task_routes = {

@@ -3,7 +3,14 @@
 import time
 from typing import Any
 
-from amqp.exceptions import AccessRefused, AMQPError, ChannelError, MessageNacked, NotAllowed
+from amqp.exceptions import (
+    AccessRefused,
+    AMQPError,
+    ChannelError,
+    MessageNacked,
+    NotAllowed,
+    PreconditionFailed,
+)
 from celery import Celery
 from celery.app.amqp import AMQP
 from kombu import Connection, Exchange, Queue, pools
@@ -15,9 +22,9 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from fulfillment import redis_channel
 from fulfillment.errors import ConfigurationError
 from fulfillment.kombu_messages import AMQPMessage
-from fulfillment.log import get_logger
+from fulfillment.log import get_logger, masked
 from fulfillment.settings import PREFIX, Settings
-from schemas.messages import CHECKOUT_KEY, CHECKOUT_QUEUE, DEAD_QUEUE, STORE_EXCHANGE
+from schemas.messages import CHECKOUT_KEY, CHECKOUT_QUEUE, CLASSIC, DEAD_QUEUE, STORE_EXCHANGE
 
 log = get_logger(__name__)
 
@@ -94,8 +101,10 @@ app = Celery("fulfillment", amqp=ConfirmedAMQP)
 app.config_from_object("celeryconfig")
 
 store_exchange = Exchange(STORE_EXCHANGE, type="topic", durable=True)
-checkout_queue = Queue(CHECKOUT_QUEUE, store_exchange, routing_key=CHECKOUT_KEY, durable=True)
-dead_queue = Queue(DEAD_QUEUE, durable=True)
+checkout_queue = Queue(
+    CHECKOUT_QUEUE, store_exchange, routing_key=CHECKOUT_KEY, durable=True, queue_arguments=CLASSIC
+)
+dead_queue = Queue(DEAD_QUEUE, durable=True, queue_arguments=CLASSIC)
 
 #: What publishing can raise; a hint that fails is found again by the sweep.
 PUBLISH_ERRORS = (
@@ -131,13 +140,22 @@ def hint(task: str, *args: Any) -> bool:
     return True
 
 
+def reason_of(error: BaseException) -> str:
+    """Name an error for the log; RabbitMQ's own words name a queue that is declared otherwise."""
+    name = type(error).__name__
+    return f"{name}: {error.reply_text}" if isinstance(error, PreconditionFailed) else name
+
+
 def complaint(settings: Settings) -> str:
-    """Say what is wrong with the broker; nothing where it answers and keeps what it is given."""
+    """Say what is wrong with the broker; nothing where it answers and keeps what it is given.
+
+    At RabbitMQ our queues are declared for it, as every process of ours does.
+    """
     try:
         with connect(settings) as connection:
             connection.ensure_connection(max_retries=1, timeout=5)
             if settings.is_amqp:
-                return ""
+                return _refused_queues(connection)
             channel: Any = connection.default_channel
             with channel.conn_or_acquire() as client:
                 memory = client.info("memory")
@@ -151,6 +169,20 @@ def complaint(settings: Settings) -> str:
     if policy.startswith("allkeys") and memory.get("maxmemory"):
         return f"Redis drops queues when it is full ({policy}): set maxmemory-policy noeviction"
     return ""
+
+
+def _refused_queues(connection: Connection) -> str:
+    """Say in RabbitMQ's words why it does not take our queues as we declare them."""
+    refused = []
+    for queue in (checkout_queue, dead_queue, *app.amqp.queues.values()):
+        channel: Any = connection.channel()  # its own: each no closes it
+        try:
+            queue(channel).declare()
+        except ChannelError as error:
+            refused.append(masked(str(error.reply_text)))
+        finally:
+            channel.close()
+    return f"it refuses our queues: {'; '.join(refused)}" if refused else ""
 
 
 def require_access(settings: Settings) -> None:

@@ -9,6 +9,9 @@ CHECKOUT_KEY = "checkout.completed"
 CHECKOUT_QUEUE = "fulfillment.checkouts"
 DEAD_QUEUE = "fulfillment.checkouts.dead"
 REASON_HEADER = "x-reason"
+#: The arguments of every queue of ours. A virtual host may have another type as its default, with
+#: which no worker could run; Redis knows no arguments, and kombu leaves them out there.
+CLASSIC = {"x-queue-type": "classic"}
 
 ORDER_UPDATED = "order.updated"
 TRADE_REMINDER = "trade.reminder"

@@ -33,14 +33,14 @@ def rabbitmqctl(*command: str) -> str | None:
 
 
 @contextmanager
-def own_vhost() -> Iterator[tuple[str, str]]:
+def own_vhost(*options: str) -> Iterator[tuple[str, str]]:
     """Give RabbitMQ's address and a virtual host of this run's own; skip where there is none.
 
-    Its name is empty where we may make none: then it is the one of the address.
+    Its name is empty where we may make none: then it is the one of the address, without `options`.
     """
     url = make_url(server("BROKER_URL"))
     name = f"fulfillment_test_{uuid.uuid4().hex[:12]}"
-    if rabbitmqctl("add_vhost", name) is None:
+    if rabbitmqctl("add_vhost", name, *options) is None:
         yield url.render_as_string(hide_password=False), ""
         return
     try:

@@ -13,6 +13,7 @@ from fulfillment.broker import (
     connect,
     dead_queue,
     hint,
+    reason_of,
 )
 from fulfillment.crash import crash_point
 from fulfillment.errors import InvalidInput, ServerUnreachable
@@ -51,7 +52,7 @@ class CheckoutConsumer:
                 with connect(self._context.settings, confirm=True) as connection:
                     self._consume(connection)
             except (*PUBLISH_ERRORS, ServerUnreachable) as error:
-                log.warning("intake.interrupted", reason=type(error).__name__)
+                log.warning("intake.interrupted", reason=reason_of(error))
                 self._stop.wait(_RETRY_S)
             except Exception as error:
                 # Nothing is acknowledged, and without a heartbeat `/readyz` tells of it.
@@ -130,8 +131,8 @@ class CheckoutConsumer:
             kind, headers = message.content_type, message.headers
             dead_letters.publish(connection, message.body, kind, reason, headers)
         except REFUSALS as error:
-            kind = type(error).__name__
-            log.error("intake.dead_letters_refused", queue=dead_queue.name, reason=kind)
+            told = reason_of(error)
+            log.error("intake.dead_letters_refused", queue=dead_queue.name, reason=told)
             raise
         message.ack()
 

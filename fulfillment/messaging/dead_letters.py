@@ -8,7 +8,7 @@ from typing import Any
 
 from kombu import Connection, Producer
 
-from fulfillment.broker import PUBLISH_ERRORS, connect, dead_queue
+from fulfillment.broker import PUBLISH_ERRORS, connect, dead_queue, reason_of
 from fulfillment.log import get_logger, masked_field
 from fulfillment.settings import Settings
 from schemas.messages import REASON_HEADER
@@ -87,4 +87,4 @@ def bury(
         with connect(settings, confirm=True) as connection:
             publish(connection, body, content_type, reason, headers)
     except PUBLISH_ERRORS as error:
-        log.warning("dead_letter.lost", reason=reason, why=type(error).__name__)
+        log.warning("dead_letter.lost", reason=reason, why=reason_of(error))

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from kombu import Connection
 
-from fulfillment.broker import PUBLISH_ERRORS, connect
+from fulfillment.broker import PUBLISH_ERRORS, connect, reason_of
 from fulfillment.crash import crash_point
 from fulfillment.errors import SchemaOutdated, ServerUnreachable
 from fulfillment.log import get_logger
@@ -83,7 +83,7 @@ class OutboxRelay:
                 with connect(self._context.settings) as connection:
                     self._relay(connection)
             except (*PUBLISH_ERRORS, ServerUnreachable, SchemaOutdated) as error:
-                log.warning("relay.waiting", reason=type(error).__name__)
+                log.warning("relay.waiting", reason=reason_of(error))
                 self._stop.wait(_RETRY_S)
             except Exception as error:
                 # Without a heartbeat `/readyz` tells of it.

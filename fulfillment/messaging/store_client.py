@@ -11,8 +11,14 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 TASK = "checkout.receive"
-#: Exactly as the workers declare it, whatever the store's own application calls its default queue.
-QUEUE = Queue("celery", Exchange("celery", type="direct", durable=True), routing_key="celery")
+#: Exactly as the workers declare it, whatever the store's own application calls its default queue,
+#: and whatever type of queue is RabbitMQ's default.
+QUEUE = Queue(
+    "celery",
+    Exchange("celery", type="direct", durable=True),
+    routing_key="celery",
+    queue_arguments={"x-queue-type": "classic"},
+)
 
 
 @lru_cache(maxsize=8)
