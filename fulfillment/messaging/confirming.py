@@ -11,11 +11,17 @@ from typing import Any
 import msgspec
 from amqp.exceptions import ChannelError
 from kombu import Connection
-from kombu.exceptions import OperationalError
 
 from fulfillment.broker import store_exchange
 from fulfillment.log import get_logger
-from fulfillment.messaging.outgoing import ENCODING, PERSISTENT, TYPE, Outgoing
+from fulfillment.messaging.outgoing import (
+    ENCODING,
+    PERSISTENT,
+    TYPE,
+    Outgoing,
+    RefusedByQueue,
+)
+from fulfillment.messaging.refusals import Refusals
 from fulfillment.store.bindings import Binding
 from schemas.messages import NEEDS_REVIEW, ORDER_UPDATED, TRADE_REMINDER
 
@@ -27,6 +33,8 @@ _KEYS = (ORDER_UPDATED, TRADE_REMINDER, NEEDS_REVIEW)
 PATIENCE_S = 60.0
 #: So often others are asked for meanwhile where nothing else shows whether they are heard.
 _LOOK_S = 10.0
+#: What other queues of its key may get once more with each attempt to fill one that was full.
+_FEW = 20
 #: What was seen longer ago says nothing of now; and a message that came back longer ago may have
 #: been told by another relay since.
 _RECENT_S = 15.0
@@ -77,24 +85,38 @@ class Doubt:
 class _Group:
     """What becomes of a group of messages."""
 
-    def __init__(self, messages: Sequence[Outgoing], known: set[str], doubted: set[str]) -> None:
+    def __init__(
+        self,
+        messages: Sequence[Outgoing],
+        known: set[str],
+        doubted: set[str],
+        resting: set[str],
+    ) -> None:
         self.messages = messages
         self.known = known
         self._doubted = doubted
+        #: Keys that were refused lately and are not tried.
+        self._resting = resting
         self.names = list(map(_name_in, messages))
         #: Places of what the store has, or does not want.
         self.done: set[int] = set()
         #: Orders of which something has to wait: nothing that comes after it is sent.
         self.held: set[str] = set()
-        #: Keys of which something has reached a queue, and of which something came back.
+        #: Keys of which something has reached a queue, came back, and was refused.
         self.heard: set[str] = set()
         self.back: set[str] = set()
-        self.is_any_confirmed = False
+        self.refused: set[str] = set()
+        self.is_any_answered = False
 
     @property
     def is_store_away(self) -> bool:
         """Say whether something came back of a key that the store listened to before."""
         return bool(self.back & self.known)
+
+    @property
+    def stuck(self) -> set[str]:
+        """Name the keys of which nothing more is sent in this group."""
+        return self.back | self.refused | self._resting
 
     def key(self, place: int) -> str:
         return self.messages[place][0]
@@ -104,7 +126,7 @@ class _Group:
         first: list[int] = []
         rest: list[int] = []
         sure = (self.known - self._doubted) | self.heard
-        tried = set(self.back)
+        tried = self.stuck
         for place in places:
             key = self.key(place)
             (rest if key in tried else first).append(place)
@@ -117,7 +139,9 @@ class Confirming:
     """Publishes all orders at once, but of one order one message at a time.
 
     A queue that is full may refuse one message and take the next, and one that was away may be back
-    for it: the second message of an order is sent when the first has reached a queue.
+    for it: the second message of an order is sent when the first has reached a queue. What is
+    refused waits with all of its key that was not sent yet, and is tried again after a pause, by
+    one message at first.
 
     What RabbitMQ can bring to no queue it gives back; where queues are bound it does not tell. So
     a routing key is known once it has reached one. What comes back of a known key is sent again
@@ -129,7 +153,13 @@ class Confirming:
 
     broker = "rabbitmq"
 
-    def __init__(self, connection: Connection, channel: Any, doubts: dict[str, Doubt]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        channel: Any,
+        doubts: dict[str, Doubt],
+        refusals: Refusals | None = None,
+    ) -> None:
         self.confirmed: Sequence[int] = ()
         self.known: frozenset[Binding] = frozenset()
         self.is_unheard = False
@@ -138,9 +168,11 @@ class Confirming:
         self._channel = channel
         self._last_tag = 0  # RabbitMQ counts what is published on a channel, from 1
         self._unconfirmed: set[int] = set()
-        self._is_refused = False
+        self._nacked: set[int] = set()
         self._returned: Counter[tuple[str, bytes]] = Counter()
-        self._doubts = doubts  # of the relay, whose connections come and go
+        # Both of the relay, whose connections come and go.
+        self._doubts = doubts
+        self._refusals = Refusals() if refusals is None else refusals
         channel.confirm_select()
         channel.events["basic_return"].add(self._on_return)
         channel.events["basic_ack"].add(self._on_ack)
@@ -148,24 +180,29 @@ class Confirming:
 
     def publish(self, messages: Sequence[Outgoing], within_s: float) -> None:
         deadline = time.monotonic() + within_s
-        group = _Group(messages, self._known_keys, set(self._doubts))
+        resting = self._refusals.resting
+        doubted = self._doubts.keys() | self._refusals.keys
+        # What a queue refused has one, whatever else is known.
+        group = _Group(messages, self._known_keys | self._refusals.keys, doubted, resting)
         self.confirmed = ()
         try:
             for places in _rounds(group.names):
                 self._tell([p for p in places if group.names[p] not in group.held], group, deadline)
         except _Late:
-            if not group.is_any_confirmed:
+            if not group.is_any_answered:
                 raise
             # A slow broker: what it has is behind us, and the rest begins the next group.
         finally:
             self.confirmed = sorted(group.done)
             self._learn(group)
+        if group.refused:
+            raise RefusedByQueue(group.refused)
 
     def _tell(self, places: Sequence[int], group: _Group, deadline: float) -> None:
         """Send messages of which none comes after another of its order."""
         first, rest = group.parted(places)
-        self._send_all(first, group, deadline)
-        self._send_all([p for p in rest if group.key(p) not in group.back], group, deadline)
+        self._send_parts(first, group, deadline)
+        self._send_parts(rest, group, deadline)
         is_away = bool(group.known) and (self.is_unheard or group.is_store_away)
         for place in places:
             if place in group.done:
@@ -175,10 +212,17 @@ class Confirming:
             else:
                 group.done.add(place)
 
+    def _send_parts(self, places: Sequence[int], group: _Group, deadline: float) -> None:
+        """Send what is not stuck; a few at a time where a queue was full lately, and may be yet."""
+        size = _FEW if self._refusals.keys else max(len(places), 1)
+        for begin in range(0, len(places), size):
+            stuck = group.stuck
+            part = [p for p in places[begin : begin + size] if group.key(p) not in stuck]
+            self._send_all(part, group, deadline)
+
     def _send_all(self, places: Sequence[int], group: _Group, deadline: float) -> None:
         tags: dict[int, int] = {}
-        self._returned.clear()
-        self._unconfirmed.clear()
+        self._begin()
         try:
             for place in places:
                 if time.monotonic() > deadline:
@@ -188,14 +232,27 @@ class Confirming:
         finally:
             for tag, place in tags.items():
                 if tag not in self._unconfirmed:
-                    group.is_any_confirmed = True
-                    is_back = group.messages[place][:2] in self._returned
-                    (group.back if is_back else group.heard).add(group.key(place))
-                    if is_back:
-                        self._note_doubt(group.messages[place])
-                    else:
-                        self.told_before[group.key(place)] = group.messages[place]
-                        group.done.add(place)
+                    group.is_any_answered = True
+                    self._note_answer(tag, place, group)
+
+    def _begin(self) -> None:
+        """Forget what became of the messages of before."""
+        self._returned.clear()
+        self._unconfirmed.clear()
+        self._nacked.clear()
+
+    def _note_answer(self, tag: int, place: int, group: _Group) -> None:
+        key, message = group.key(place), group.messages[place]
+        if tag in self._nacked:
+            group.refused.add(key)
+            group.known.add(key)
+        elif message[:2] in self._returned:
+            group.back.add(key)
+            self._note_doubt(message)
+        else:
+            group.heard.add(key)
+            self.told_before[key] = message
+            group.done.add(place)
 
     def _note_doubt(self, message: Outgoing) -> None:
         now_s, doubt = time.monotonic(), self._doubts.get(message[0])
@@ -205,10 +262,13 @@ class Confirming:
             doubt.message, doubt.seen_s = message, now_s
 
     def _learn(self, group: _Group) -> None:
-        for key in group.heard:
+        self._refusals.note(group.refused, group.heard, group.back)
+        for key in group.heard | group.refused:
             self._doubts.pop(key, None)
         if group.heard:
             self._note_presence()
+        elif group.refused:
+            self.is_unheard = False  # a queue that is full is there
         elif group.is_store_away:
             self.is_unheard = True
             if not self._present():
@@ -236,8 +296,6 @@ class Confirming:
 
     def _await_confirms(self, deadline: float) -> None:
         while self._unconfirmed:
-            if self._is_refused:
-                raise OperationalError("the broker refused a message to the store")
             try:
                 self._connection.drain_events(timeout=max(deadline - time.monotonic(), 0.001))
             except TimeoutError:  # a broker that is blocked confirms nothing
@@ -267,7 +325,7 @@ class Confirming:
         came back is sent again, before and after it.
         """
         deadline = time.monotonic() + within_s
-        present = self._present()
+        present = self._present() - self._refusals.keys
         witnesses = [message for key, message in self.told_before.items() if key in present]
         looked_at = self._to_look_at()
         overdue = {key: doubt.message for key, doubt in looked_at.items() if doubt.is_overdue}
@@ -275,11 +333,13 @@ class Confirming:
             doubt.looked_s = time.monotonic()
         if not witnesses:
             return
-        self._returned.clear()
-        self._unconfirmed.clear()
-        for each in (*overdue.values(), *witnesses, *overdue.values()):
-            self._send(each)
+        self._begin()
+        asked = (*overdue.values(), *witnesses, *overdue.values())
+        keys = {self._send(each): each[0] for each in asked}
         self._await_confirms(deadline)
+        if refused := {keys[tag] for tag in self._nacked}:
+            self._refusals.note(refused, (), ())
+            raise RefusedByQueue(refused)
         if all(witness[:2] in self._returned for witness in witnesses):
             for doubt in self._doubts.values():
                 doubt.others_since_s = None
@@ -329,8 +389,10 @@ class Confirming:
         else:
             self._unconfirmed.discard(tag)
 
-    def _on_nack(self, _tag: int, _multiple: bool) -> None:
-        self._is_refused = True
+    def _on_nack(self, tag: int, multiple: bool) -> None:
+        before = set(self._unconfirmed)
+        self._on_ack(tag, multiple)
+        self._nacked |= before - self._unconfirmed
 
 
 class _Named(msgspec.Struct, rename="camel"):

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from kombu.exceptions import OperationalError
+
 from fulfillment.store.bindings import Binding
 
 TYPE, ENCODING = "application/json", "utf-8"
@@ -10,6 +12,14 @@ PERSISTENT = 2
 
 #: A routing key, a body in JSON, headers.
 Outgoing = tuple[str, bytes, dict[str, str]]
+
+
+class RefusedByQueue(OperationalError):
+    """RabbitMQ answers, and a queue of the store takes none of what has these routing keys."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self.keys = sorted(keys)
+        super().__init__(f"a queue of the store refused messages of {', '.join(self.keys)}")
 
 
 class Publisher(Protocol):
@@ -34,7 +44,10 @@ class Publisher(Protocol):
     def is_in_doubt(self) -> bool: ...
 
     def publish(self, group: Sequence[Outgoing], within_s: float) -> None:
-        """Publish in order. Raises what `broker.PUBLISH_ERRORS` names."""
+        """Publish in order. Raises what `broker.PUBLISH_ERRORS` names.
+
+        RefusedByQueue is raised at the end, when all else is published that may be.
+        """
 
     def settle(self, within_s: float) -> None:
         """Find out what the store wants no more, by what was told before. Raises the same."""

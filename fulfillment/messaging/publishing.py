@@ -20,6 +20,7 @@ from redis.exceptions import ResponseError
 from fulfillment.broker import checkout_queue, store_exchange
 from fulfillment.messaging.confirming import Confirming, Doubt
 from fulfillment.messaging.outgoing import ENCODING, PERSISTENT, TYPE, Outgoing, Publisher
+from fulfillment.messaging.refusals import Refusals
 from fulfillment.store.bindings import Binding
 from schemas.messages import CHECKOUT_QUEUE
 
@@ -27,17 +28,22 @@ from schemas.messages import CHECKOUT_QUEUE
 _MARK = ("fulfillment.relay", r"^fulfillment\.relay$", "fulfillment.relay")
 
 
-def make_publisher(connection: Connection, doubts: dict[str, Doubt] | None = None) -> Publisher:
+def make_publisher(
+    connection: Connection,
+    doubts: dict[str, Doubt] | None = None,
+    refusals: Refusals | None = None,
+) -> Publisher:
     """Declare the exchange and give the publisher for this broker.
 
-    `doubts` is what publishers of before have left to be found out.
+    `doubts` is what publishers of before have left to be found out, and `refusals` what was refused
+    to them.
     """
     channel = connection.channel()  # its own: on RabbitMQ what is published on it is counted
     store_exchange(channel).declare()
     if connection.transport.driver_type == "amqp":
         # An exchange that is declared anew without it would drop the store's checkouts in silence.
         checkout_queue(channel).declare()
-        return Confirming(connection, channel, {} if doubts is None else doubts)
+        return Confirming(connection, channel, {} if doubts is None else doubts, refusals)
     return _Pushing(channel)
 
 

@@ -17,8 +17,9 @@ from fulfillment.crash import crash_point
 from fulfillment.errors import SchemaOutdated, ServerUnreachable
 from fulfillment.log import get_logger
 from fulfillment.messaging.confirming import Doubt
-from fulfillment.messaging.outgoing import Outgoing, Publisher
+from fulfillment.messaging.outgoing import Outgoing, Publisher, RefusedByQueue
 from fulfillment.messaging.publishing import make_publisher
+from fulfillment.messaging.refusals import Refusals
 from fulfillment.services import clock_guard, updates
 from fulfillment.services.context import Context
 from fulfillment.services.pulse import RELAY, Pulse
@@ -69,6 +70,9 @@ class OutboxRelay:
         #: When queues that were not there are to be asked for again.
         self._absent_until: dict[str, float] = {}
         self._doubts: dict[str, Doubt] = {}
+        self._refusals = Refusals()
+        #: Of these it was said that they are refused.
+        self._refused: set[str] = set()
         #: Both as the database has them; read anew with each renewal of the lease.
         self._audience = Audience()
         self._replays: list[Replay] = []
@@ -91,7 +95,7 @@ class OutboxRelay:
                 self._stop.wait(_RETRY_S)
 
     def _relay(self, connection: Connection) -> None:
-        publisher = make_publisher(connection, self._doubts)
+        publisher = make_publisher(connection, self._doubts, self._refusals)
         clock_guard.check(self._context)
         self._leased_until = self._context.now()  # what it must know is read with the lease
         self._look_at = 0.0
@@ -116,10 +120,13 @@ class OutboxRelay:
         """
         self._is_replays_turn = bool(self._replays) and not self._is_replays_turn
         publish = self._tell_again if self._is_replays_turn else self._publish_some
-        sent = publish(publisher)
+        sent = 1  # or more, where a part is refused
+        with self._noting_refusals():
+            sent = publish(publisher)
         self._note_audience(publisher)
         if publisher.is_in_doubt:
-            self._settle(publisher)
+            with self._noting_refusals():
+                self._settle(publisher)
             self._note_audience(publisher)
         self._count_unread(publisher)
         if publisher.is_unheard or (sent and not publisher.confirmed):
@@ -128,6 +135,20 @@ class OutboxRelay:
             return 0
         # A group costs two transactions, whatever its size: let the next one grow a little.
         return _GATHER_S if sent else _IDLE_S
+
+    @contextmanager
+    def _noting_refusals(self) -> Iterator[None]:
+        """Go on where a queue of the store refuses messages: they stay where they are."""
+        try:
+            yield
+        except RefusedByQueue as error:
+            updates.note_refused(self._context, error.keys)
+        refused = self._refusals.keys
+        if new := refused - self._refused:
+            log.warning("relay.refused", keys=sorted(new), why=updates.REFUSED)
+        if over := self._refused - refused:
+            log.info("relay.refused_no_more", keys=sorted(over))
+        self._refused = refused
 
     def _settle(self, publisher: Publisher) -> None:
         """Have it found out whether the store wants something no more that it listened to."""

@@ -139,7 +139,9 @@ def _check_unread(context: Context) -> list[Check]:
         return []  # as above
     if not found:
         name = f"{PREFIX}UPDATES_QUEUES"
-        why = f"RabbitMQ has no queue that {name} names" if context.settings.is_amqp else "no queue"
+        why = "no queue"
+        if context.settings.is_amqp:
+            why = f"RabbitMQ has no queue that {name} names, or nobody has looked within minutes"
         return [Check("updates read", is_ok=True, detail=f"not known: {why}")]
     told = ", ".join(f"{each.messages} wait in {each.queue}" for each in found)
     is_read = found[0].messages <= updates.MOST_UNREAD

@@ -15,7 +15,7 @@ from fulfillment.errors import (
     ProviderError,
     WrongClock,
 )
-from fulfillment.services import clock_guard, invariants, pulse, reasons, schedule
+from fulfillment.services import clock_guard, invariants, pulse, reasons, schedule, updates
 from fulfillment.services.context import Context
 from fulfillment.services.merchants import why_strange
 from fulfillment.services.reports import apply_reports
@@ -319,12 +319,21 @@ def check_readiness(context: Context) -> list[Check]:
         beats = leases.heartbeats(session, context.now())
         checks.append(_check_clock(clock_guard.ahead(context, session)))
     checks += [_check_pulse(context, beats, part) for part in _TURNING]
-    return [*checks, _check_checks(context)]
+    return [*checks, *_check_refused(context, beats), _check_checks(context)]
 
 
 def _check_clock(by: timedelta) -> Check:
     is_right = abs(by) <= clock_guard.APART
     return Check("clock", is_right, "" if is_right else str(WrongClock(by)))
+
+
+def _check_refused(context: Context, beats: Mapping[str, datetime]) -> list[Check]:
+    """Tell of queues of the store that refuse what they are told. Orders go on without them."""
+    keys = ", ".join(updates.refused(context, beats))
+    if not keys:
+        return []
+    detail = f"{keys} wait and are tried again: {updates.REFUSED}"
+    return [Check("updates taken", is_ok=False, detail=detail, is_needed=False)]
 
 
 def _check_checks(context: Context) -> Check:
@@ -351,6 +360,7 @@ class _Turning:
     substitute: str = ""
 
 
+_DEAD = "`fulfillment intake` is dead, or gets nowhere: see its log"
 _TURNING = (
     _Turning(
         "ticks",
@@ -360,8 +370,8 @@ _TURNING = (
         "last_tick_at",
         pulse.STAND_IN,
     ),
-    _Turning("intake", pulse.CONSUMER, timedelta(seconds=30), "`fulfillment intake` is dead"),
-    _Turning("relay", pulse.RELAY, timedelta(seconds=30), "`fulfillment intake` is dead"),
+    _Turning("intake", pulse.CONSUMER, timedelta(seconds=30), _DEAD),
+    _Turning("relay", pulse.RELAY, timedelta(seconds=30), _DEAD),
 )
 
 

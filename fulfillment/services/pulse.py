@@ -9,6 +9,8 @@ SWEEP, WATCHDOG, POLL = "sweep", "watchdog", "poll"
 STAND_IN = "sweep.stand_in"
 INVARIANTS, ERASURE = "invariants", "erasure"
 CONSUMER, RELAY = "intake.consumer", "intake.relay"
+#: Before a routing key: when a queue of the store last refused a message of it.
+REFUSED = "relay.refused."
 _GAP_S = 3.0
 
 

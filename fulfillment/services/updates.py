@@ -1,11 +1,12 @@
 """What the store hears of its orders: where it listens, and what it is told again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from fulfillment.errors import InvalidInput, NotAllowedNow, OrderNotFound
 from fulfillment.log import get_logger
+from fulfillment.services import pulse
 from fulfillment.services.context import Context
 from fulfillment.store import bindings, orders, outbox, replays
 from fulfillment.store.bindings import Audience, Unread
@@ -24,6 +25,9 @@ MOST_UNREAD = 10_000
 #: The relay looks every minute; what it saw longer ago says nothing of now.
 _SEEN_FOR = timedelta(minutes=5)
 UNREAD = "the store does not read it, or not fast enough: see that its consumer runs"
+REFUSED = "a queue of the store is full and set to refuse what comes: see that its consumer runs"
+#: The relay tries again every ten seconds at the least.
+_REFUSED_FOR = timedelta(seconds=30)
 _WIPED = "the broker was wiped"
 _ASKED = "asked for"
 _SHOWN = 10
@@ -82,6 +86,23 @@ def note_unread(context: Context, found: Mapping[str, int]) -> None:
         tell = log.info if each.queue in was_over else log.warning
         event = "relay.read_again" if each.queue in was_over else "relay.unread"
         tell(event, queue=each.queue, messages=each.messages)
+
+
+def note_refused(context: Context, keys: Iterable[str]) -> None:
+    """Keep that a queue of the store has refused messages of these routing keys just now."""
+    for key in keys:
+        with context.database.statement() as session:
+            pulse.beat_seldom(context, session, pulse.REFUSED + key)
+
+
+def refused(context: Context, beats: Mapping[str, datetime]) -> list[str]:
+    """Give the routing keys that are refused, of when each activity last ran."""
+    since = context.now() - _REFUSED_FOR
+    return sorted(
+        name.removeprefix(pulse.REFUSED)
+        for name, at in beats.items()
+        if name.startswith(pulse.REFUSED) and at >= since
+    )
 
 
 @repeated

@@ -53,6 +53,27 @@ def test_ready_only_while_everything_turns(web_context: Context, store: Store) -
     assert ready.json()["checks"]["ticks"]["detail"].startswith("last_tick_at ")
 
 
+def test_a_queue_of_the_store_that_refuses_is_told_of_and_takes_nobody_out_of_service(
+    web_context: Context, store: Store, clock: FakeClock
+) -> None:
+    def answer() -> httpx.Response:
+        with web_context.database.transaction() as session:
+            for name in (pulse.SWEEP, pulse.CONSUMER, pulse.RELAY):
+                leases.beat(session, name, web_context.now())
+        return store.get("/readyz")
+
+    updates.note_refused(web_context, ["order.updated"])
+    refused = answer()
+    clock.advance(31)
+    over = answer()
+
+    assert (refused.status_code, over.status_code) == (200, 200)
+    told = refused.json()["checks"]["updates taken"]
+    assert told["ok"] is False
+    assert told["detail"].startswith("order.updated wait")
+    assert "updates taken" not in over.json()["checks"]
+
+
 def test_without_a_database_everything_says_so(lonely_store: Store) -> None:
     store = lonely_store
     refused = [

@@ -4,6 +4,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from types import SimpleNamespace
 from typing import Any
 
@@ -190,3 +191,30 @@ class Failing(Routing):
         _, tag = self.waiting.pop(0)
         for act in self.events["basic_nack"]:
             act(tag, False)
+
+
+class Full(Routing):
+    """Has so much room for messages of some keys, and refuses the others; answers many at once."""
+
+    def __init__(self, room: dict[str, int]) -> None:
+        super().__init__(*KEYS)
+        self.room = room
+
+    def drain_events(self, timeout: float) -> None:
+        if not self.waiting:
+            super().drain_events(timeout)
+        answers = [(tag, self._takes(self.tried[tag - 1])) for _, tag in self.waiting]
+        self.waiting.clear()
+        for (tag, is_taken), after in zip_longest(answers, answers[1:]):
+            if after is None or after[1] is not is_taken:
+                for act in self.events["basic_ack" if is_taken else "basic_nack"]:
+                    act(tag, True)
+
+    def _takes(self, message: Outgoing) -> bool:
+        left = self.room.get(message[0])
+        if left == 0:
+            self.heard.remove(message)
+            return False
+        if left is not None:
+            self.room[message[0]] = left - 1
+        return True

@@ -255,6 +255,20 @@ TELLING = (
         within(UNIT, "publishing"),
     ),
     Mutant(
+        "refused_is_told", "I8", "what a full queue of the store refused counts as told",
+        "fulfillment/messaging/confirming.py",
+        "        self._nacked |= before - self._unconfirmed",
+        "        before.clear()",
+        within(UNIT, "refusals"),
+    ),
+    Mutant(
+        "refused_is_unwanted", "I8", "what is refused of a key that nobody had heard of is dropped",
+        "fulfillment/messaging/confirming.py",
+        "            group.known.add(key)",
+        "            pass",
+        within(UNIT, "refusals"),
+    ),
+    Mutant(
         "what_comes_back_is_unwanted", "I8", "a queue that is away for a moment wants nothing more",
         "fulfillment/messaging/confirming.py",
         "            if self._returned[message[:2]] == 2:",
