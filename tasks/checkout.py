@@ -86,10 +86,11 @@ def check_wallet(self: FulfillmentTask, /, batch: Batch) -> dict[str, Any]:
 @app.task(bind=True, base=FulfillmentTask, name=messages.SUBMIT_ORDERS)
 def submit_orders(self: FulfillmentTask, /, batch: Batch) -> dict[str, Any]:
     """Buy what is reserved, or find out what became of it; of much of it others take their part."""
-    for copy in submission.share_out(context(), batch):
-        hint(messages.SUBMIT_ORDERS, copy)
-    mine = submission.submit_orders(context(), batch)
-    if mine and not self.request.chain:  # a copy, or what the sweep found
+    share, others = submission.share_out(context(), batch, is_new=bool(self.request.chain))
+    for other in others:
+        hint(messages.SUBMIT_ORDERS, other)
+    mine = submission.submit_orders(context(), share)
+    if mine and not self.request.chain:  # of another one's batch, or what the sweep found
         hint(messages.SCHEDULE_RECONCILIATION, mine)
     if not mine:
         self.stop_chain()

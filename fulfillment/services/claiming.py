@@ -78,6 +78,14 @@ class KeptClaim:
         self.attempts: dict[int, Attempt] = {}
         self.order_ids = [order.id for order in orders]
         self._lapses = _Lapse(context)
+        #: Whether something was begun lately: then what nobody has taken of the batch is kept, too.
+        self.comes_on = len(orders) < len(batch["ids"])
+
+    def join(self, group: "KeptClaim") -> None:
+        """Have more of the batch's orders, which were taken over just now."""
+        self.orders += group.orders
+        self.order_ids = [*self.order_ids, *group.order_ids]
+        self.attempts.update(group.attempts)
 
     def leave_only(self, orders: list[Order]) -> None:
         """Go on with these of the batch's orders; the others are dealt with."""
@@ -97,17 +105,23 @@ class KeptClaim:
         until = now + self._context.lease
         with self._context.database.transaction() as session:
             held = claims.renew(session, self.order_ids, self.name, until)
-            if len(self.order_ids) < len(self._batch["ids"]) and not self._gathers:
-                # What waits until somebody takes it over.
-                before = claim_name(self._batch["token"], _BEFORE[SUBMIT])
-                claims.renew(session, self._batch["ids"], before, until)
             if self._gathers:
                 lease = gather_lease(self._batch["account"])
                 leases.acquire(session, lease, self._batch["token"], now, until)
         crash_point("claim.renewed")
         if held:
             self._lapses = lapse
+        if self.comes_on and not self._gathers:
+            self._keep_rest(until)
         return held > 0
+
+    @repeated
+    def _keep_rest(self, until: datetime) -> None:
+        # By itself, since who locks rows of both would wait for whoever locks them by their ids.
+        self.comes_on = False
+        rest = claim_name(self._batch["token"], _BEFORE[SUBMIT])
+        with self._context.database.transaction() as session:
+            claims.renew(session, self._batch["ids"], rest, until)
 
     def keep(self) -> bool:
         """Renew in the background; say whether to go on with that."""
@@ -139,6 +153,17 @@ def take_over(
     crash_point("claim.taken_over")
     with context.threads.repeating(context.lease.total_seconds() / 3, claim.keep, "claim-keeper"):
         yield claim
+
+
+def take_more(context: Context, batch: Batch, claim: KeptClaim, limit: int) -> KeptClaim | None:
+    """Take the batch's next orders over for the step that has the claim: those, and what holds for
+    them now. None where nothing is left.
+    """
+    group = _take_over(context, batch, SUBMIT, None, limit)
+    if group is not None:
+        claim.join(group)
+        crash_point("claim.taken_over")
+    return group
 
 
 @repeated

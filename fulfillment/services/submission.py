@@ -5,9 +5,11 @@ tens of milliseconds, so that a slow answer delays only its own order.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
 from itertools import accumulate
 
 from msgspec.structs import replace
@@ -18,7 +20,14 @@ from fulfillment.services import backstop, outages
 from fulfillment.services.answers import Answer, Answered, NotSent, Unknown, ask
 from fulfillment.services.brakes import LastLook
 from fulfillment.services.budget import Grant
-from fulfillment.services.claiming import SUBMIT, WALLET, KeptClaim, claim_name, take_over
+from fulfillment.services.claiming import (
+    SUBMIT,
+    WALLET,
+    KeptClaim,
+    claim_name,
+    take_more,
+    take_over,
+)
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import make_batch, overdue_refusal
 from fulfillment.services.intents import Task, begin, begin_within, committed, hold_back_within
@@ -41,9 +50,8 @@ log = get_logger(__name__)
 
 #: How long to gather answers that come together, so that they share a transaction.
 _GROUP_S = 0.02
-#: A process that submits so much of an account at the same time joins in nothing else: the orders
-#: of one part are at hand while those of the other are answered.
-_TURNS = 2
+#: As many workers may join in a batch. Each message names all of its orders.
+_MOST_COPIES = 8
 #: So many at the most are begun together with the claim where a rate budget bounds the requests.
 _FEW = 4
 
@@ -56,37 +64,67 @@ class _Begun:
     grant: Grant
 
 
-def share_out(context: Context, batch: Batch) -> list[Batch]:
-    """Give the copies of a large batch's message by which other workers join in its submission.
+@dataclass
+class _AtHand:
+    """Orders that wait for a slot, and the requests that were taken for them."""
 
-    A copy that is lost costs help, and nothing else.
+    waiting: deque[Order] = field(default_factory=deque)
+    grants: list[Grant] = field(default_factory=list)
+    #: By the order's id.
+    grant_of: dict[int, Grant] = field(default_factory=dict)
+
+    def add(self, more: "_AtHand") -> None:
+        self.waiting += more.waiting
+        self.grants += more.grants
+        self.grant_of |= more.grant_of
+
+
+def share_out(context: Context, batch: Batch, *, is_new: bool) -> tuple[Batch, list[Batch]]:
+    """Give what this worker submits of a batch, and the messages for others to join in.
+
+    In a large batch that is new all work side by side, each on what none has taken yet: its other
+    messages are copies, and one that is lost costs help. Of what was begun before, each gets a part
+    of its own; if its message is lost, the sweep finds it when the claim has lapsed.
     """
-    if batch.get("is_copy"):
-        return []
-    return [Batch(**batch, is_copy=True)] * ((len(batch["ids"]) - 1) // _room(context, batch))
+    room = _room(context, batch)
+    if batch.get("is_copy") or len(batch["ids"]) <= room:
+        return batch, []
+    if is_new:
+        count = min((len(batch["ids"]) - 1) // room, _MOST_COPIES)
+        return batch, [Batch(**{**batch, "is_copy": True})] * count
+    mine, *others = (
+        Batch(
+            account=batch["account"],
+            token=batch["token"],
+            ids=batch["ids"][start : start + room],
+            names=batch["names"][start : start + room],
+        )
+        for start in range(0, len(batch["ids"]), room)
+    )
+    return mine, others
 
 
 def _room(context: Context, batch: Batch) -> int:
-    """Give how many of the batch one process has under way or at hand."""
-    return _TURNS * context.account(batch["account"]).max_submits_in_flight
+    """Give how many orders one process has under way or at hand: whatever is more, it shares."""
+    return 2 * context.account(batch["account"]).max_submits_in_flight
 
 
 def submit_orders(context: Context, batch: Batch) -> Batch | None:
-    """Submit the batch; of a large one a few orders at a time, until none waits for anybody.
+    """Submit the batch; of one that is shared, the next orders as long as there are any.
 
-    Whoever has room takes the next ones. Gives those that were this copy's, None where others had
-    taken all.
+    Gives those that were this copy's, None where others have them all, or where this process is at
+    work on the batch already.
     """
     account = batch["account"]
     limit = context.account(account).max_submits_in_flight
     submitted: list[Order] = []
     with (
-        context.threads.share(f"turns {account}", _TURNS) as turns,
+        context.threads.named(f"submit {batch['token']}") as is_only,
         # Whoever has a slot sends at once: no intent is committed that would wait for another one.
         context.threads.share(f"submit {account}", limit) as slots,
     ):
-        while not turns.take(1) and batch.get("is_copy"):
-            turns.wait()
+        if batch.get("is_copy") and not is_only:
+            return None
         while left := len(batch["ids"]) - len(submitted):
             taken, is_through = _submit(context, batch, slots, slots.take(min(limit, left)))
             if not taken:
@@ -108,7 +146,7 @@ def _leave(context: Context, batch: Batch) -> None:
 def _submit(
     context: Context, batch: Batch, slots: Share, free: int
 ) -> tuple[Sequence[Order], bool]:
-    """Submit the next of the batch, the first of them in the `free` slots that were taken for it.
+    """Submit orders of the batch, the first of them in the `free` slots that were taken for it.
 
     Gives which they were, and whether nothing stopped it.
     """
@@ -118,9 +156,8 @@ def _submit(
         nonlocal at_once
         at_once = _begin_at_once(context, session, claim, free)
 
-    limit, is_through = _room(context, batch), True
-    if len(batch["ids"]) > limit:
-        limit //= _TURNS
+    is_shared = len(batch["ids"]) > _room(context, batch)
+    limit = _room(context, batch) // (2 if is_shared else 1)
     with take_over(context, batch, SUBMIT, begin, limit) as claim:
         if claim is None:
             return (), True
@@ -141,7 +178,8 @@ def _submit(
             is_through = _go_on_broken(context, claim, due, slots)
         else:
             watch = Watch(context, claim)
-            is_through = _go_on(context, claim, at_once, due, slots, watch)
+            more = partial(_take_more, context, batch, claim) if is_shared else None
+            is_through = _go_on(context, claim, at_once, due, slots, watch, more)
     return claim.orders, is_through
 
 
@@ -152,17 +190,32 @@ def _go_on(
     due: Sequence[Order],
     slots: Share,
     watch: Watch,
+    more: Callable[[], _AtHand | None] | None = None,
 ) -> bool:
     """Take what is due as far as the budget reaches; say whether nothing stopped it."""
-    waiting, grants = _afford(context, claim.account, due, claim.attempts)
-    afforded = {order.id for order in waiting}
-    _put_off(context, claim, [order for order in due if order.id not in afforded])
+    hand = _afford(context, claim, due)
     if watch.is_ahead:  # a repetition that fails again would for ever be the one that goes ahead
-        waiting = deque(sorted(waiting, key=lambda o: claim.attempts[o.id].posts))
-    is_through = _run(context, claim, at_once, waiting, grants, slots, watch)
-    for grant in [*grants.values(), *([at_once.grant] if at_once else [])]:
+        hand.waiting = deque(sorted(hand.waiting, key=lambda o: claim.attempts[o.id].posts))
+    is_through = _run(context, claim, at_once, hand, slots, watch, more)
+    for grant in [*hand.grants, *([at_once.grant] if at_once else [])]:
         grant.give_back()
     return is_through
+
+
+def _take_more(context: Context, batch: Batch, claim: KeptClaim) -> _AtHand | None:
+    """Take the next orders of a batch that can be sent without a look at anything else.
+
+    What cannot is left to the next sweep; None where nothing more is to be sent so.
+    """
+    limit = context.account(claim.account).max_submits_in_flight
+    group = take_more(context, batch, claim, limit)
+    if group is None:
+        return None
+    is_held_up = group.has_failed or group.purchases.are_broken
+    fresh = [] if is_held_up else _fresh(group, context.now())
+    known = {order.id for order in fresh}
+    _put_off(context, claim, [order for order in group.orders if order.id not in known])
+    return None if is_held_up else _afford(context, claim, fresh)
 
 
 def _go_on_broken(context: Context, claim: KeptClaim, due: Sequence[Order], slots: Share) -> bool:
@@ -201,17 +254,8 @@ def _begin_at_once(
     budget = context.budget(claim.account)
     if claim.has_failed or claim.purchases.are_broken:
         return None
-    if any(order.is_doubted(claim.doubt) for order in claim.orders):
-        return None
     now = context.now()
-    fresh = [
-        order
-        for order in _to_submit(claim.orders)
-        if order.submit_by > now
-        and (a := claim.attempts.get(order.id))
-        and a.unknown_since is None
-        and order.was_searched(claim.doubt)
-    ]
+    fresh = _fresh(claim, now)
     if not fresh[:free]:
         return None
     if budget.is_limited and not len(fresh) == len(claim.orders) <= _FEW:
@@ -224,29 +268,43 @@ def _begin_at_once(
     return _Begun(begun, budget.take_within(session, Purpose.SUBMIT, len(begun) * cost))
 
 
+def _fresh(claim: KeptClaim, now: datetime) -> list[Order]:
+    """Give the orders that are to be bought, and about which nothing is to be found out before."""
+    if any(order.is_doubted(claim.doubt) for order in claim.orders):
+        return []
+    return [
+        order
+        for order in _to_submit(claim.orders)
+        if order.submit_by > now
+        and (a := claim.attempts.get(order.id))
+        and a.unknown_since is None
+        and order.was_searched(claim.doubt)
+    ]
+
+
 def _to_submit(members: Sequence[Order]) -> list[Order]:
     statuses = (OrderStatus.RESERVED, OrderStatus.SUBMITTING)
     return [order for order in members if order.status in statuses and not order.is_waiting]
 
 
-def _afford(
-    context: Context, account: str, due: Sequence[Order], attempts: Mapping[int, Attempt]
-) -> tuple[deque[Order], dict[Purpose, Grant]]:
-    """Take the batch's requests out of the budget: for the unknown, then for the new.
+def _afford(context: Context, claim: KeptClaim, due: Sequence[Order]) -> _AtHand:
+    """Take these orders' requests out of the budget: for the unknown, then for the new.
 
-    Gives the orders that they suffice for, of each kind the longest due, and what was granted.
+    Gives the orders that they suffice for, of each kind the longest due; the rest is put off.
     """
+    account, attempts = claim.account, claim.attempts
     provider = context.provider(account)
-    waiting: deque[Order] = deque()
-    grants: dict[Purpose, Grant] = {}
+    hand = _AtHand()
     for purpose in (Purpose.URGENT, Purpose.SUBMIT):
         members = [order for order in due if _purpose(attempts[order.id]) is purpose]
         members.sort(key=lambda o: (o.next_attempt_at or o.created_at, o.id))
         costs = [_cost(provider, attempts[order.id]) for order in members]
-        grants[purpose] = grant = context.budget(account).take(purpose, sum(costs))
+        grant = context.budget(account).take(purpose, sum(costs))
         totals = zip(members, accumulate(costs), strict=True)
-        waiting += [order for order, total in totals if total <= grant.size]
-    return waiting, grants
+        afforded = [order for order, total in totals if total <= grant.size]
+        hand.add(_AtHand(deque(afforded), [grant], {order.id: grant for order in afforded}))
+    _put_off(context, claim, [order for order in due if order.id not in hand.grant_of])
+    return hand
 
 
 def _purpose(attempt: Attempt) -> Purpose:
@@ -291,15 +349,17 @@ def _run(
     context: Context,
     claim: KeptClaim,
     at_once: _Begun | None,
-    waiting: deque[Order],
-    grants: Mapping[Purpose, Grant],
+    hand: _AtHand,
     slots: Share,
     watch: Watch,
+    more: Callable[[], _AtHand | None] | None,
 ) -> bool:
     """Keep up to the allowed number of requests in flight; say whether nothing stopped it.
 
     At an account that did not answer last, one goes ahead; each answer then doubles what may fly.
+    Where all may, `more` is asked for more before nothing waits any longer.
     """
+    waiting = hand.waiting
     limit = context.account(claim.account).max_submits_in_flight
     allowed = 1 if claim.has_failed or watch.is_ahead else limit
     flying: dict[Future[Answer], Task] = {}
@@ -309,7 +369,7 @@ def _run(
 
         def send(tasks: Sequence[Task], taken: Grant | None = None) -> None:
             for task in tasks:
-                grant = taken or grants[_purpose(task.attempt)]
+                grant = taken or hand.grant_of[task.order.id]
                 future = executor.submit(_ask, context, claim, task, grant, look)
                 future.add_done_callback(lambda _: slots.give_back())
                 flying[future] = task
@@ -317,12 +377,19 @@ def _run(
         if at_once:
             send(at_once.tasks, at_once.grant)
         while flying or (waiting and not is_stopped):
+            is_short = slots.is_any_free and 2 * len(waiting) < limit == allowed
+            if more and is_short and not is_stopped:
+                if (found := more()) is None:
+                    more = None
+                else:
+                    hand.add(found)
             most = 0 if is_stopped else min(allowed - len(flying), len(waiting))
             if most > 0 and (free := slots.take(most)):
                 group = [waiting.popleft() for _ in range(free)]
                 begun = begin(context, claim, group, is_ahead=watch.is_ahead)
                 slots.give_back(free - len(begun))
                 send(begun)
+                claim.comes_on = more is not None
             if not flying:
                 if waiting:
                     slots.wait()

@@ -1,6 +1,7 @@
 """How a service does several things at once; a simulation puts a scheduler of its own here."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
@@ -66,6 +67,10 @@ class Share:
         self._held = 0
         self._lock = threading.Lock()
 
+    @property
+    def is_any_free(self) -> bool:
+        return self._slots.is_any_free
+
     def take(self, most: int) -> int:
         """Take up to so many of those that are free now; say how many."""
         taken = self._slots.take(most)
@@ -95,6 +100,8 @@ class Threads:
     def __init__(self) -> None:
         self._idle: dict[tuple[str, int], list[ThreadPoolExecutor]] = {}
         self._slots: dict[str, Slots] = {}
+        self._names = Counter[str]()
+        self._naming = threading.Lock()
 
     def lock(self) -> AbstractContextManager[Any]:
         """Give a lock for threads of one block."""
@@ -108,6 +115,20 @@ class Threads:
             yield share
         finally:
             share.close()
+
+    @contextmanager
+    def named(self, name: str) -> Iterator[bool]:
+        """Say whether no other block of this process has the name now; this one has it as well."""
+        with self._naming:
+            self._names[name] += 1
+            is_only = self._names[name] == 1
+        try:
+            yield is_only
+        finally:
+            with self._naming:
+                self._names[name] -= 1
+                if not self._names[name]:
+                    del self._names[name]
 
     def slots(self, name: str, size: int) -> Slots:
         """Give the slots of this name, which number `size` from their first use on."""

@@ -166,14 +166,13 @@ def in_submission(session: Session, account: str, now: datetime) -> int:
 
 
 _TAKE_OVER = f"""
-    UPDATE orders SET claim = %(new)s, claimed_until = %(until)s WHERE id IN (
+    UPDATE orders SET claim = %(new)s, claimed_until = %(until)s WHERE id = ANY(ARRAY(
         SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(old)s
-         ORDER BY {{which}})
+         ORDER BY id LIMIT %(limit)s {{lock}}))
     RETURNING {columns(ORDER_COLUMNS)}
 """  # noqa: S608 - constants
-_TAKE_ALL = _TAKE_OVER.format(which="id FOR UPDATE")
-_TAKE_SOME = _TAKE_OVER.format(
-    which="status = 'submitting' DESC, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED"
+_TAKE, _TAKE_UNLOCKED = (
+    _TAKE_OVER.format(lock=lock) for lock in ("FOR UPDATE", "FOR UPDATE SKIP LOCKED")
 )
 
 
@@ -181,19 +180,18 @@ def take_over(
     session: Session, order_ids: Sequence[int], old: str, new: str, until: datetime
 ) -> list[Order]:
     """Move a batch's claim on to its next step; give the orders that were still under `old`."""
-    values = {"ids": list(order_ids), "old": old, "new": new, "until": until}
-    return _in_order(session.rows(_TAKE_ALL, values))
+    values = {"ids": list(order_ids), "old": old, "new": new, "until": until, "limit": None}
+    return _in_order(session.rows(_TAKE, values))
 
 
 def take_over_some(
     session: Session, order_ids: Sequence[int], old: str, new: str, until: datetime, limit: int
 ) -> list[Order]:
-    """Do so with the first `limit` of those that nobody else takes just now, what was begun before
-    what is new; only where there are none, with all that were locked.
+    """Do so with the first `limit` of those that nobody else takes just now; only where there are
+    none, wait for those that were locked.
     """
     values = {"ids": list(order_ids), "old": old, "new": new, "until": until, "limit": limit}
-    rows = session.rows(_TAKE_SOME, values) or session.rows(_TAKE_ALL, values)
-    return _in_order(rows)
+    return _in_order(session.rows(_TAKE_UNLOCKED, values) or session.rows(_TAKE, values))
 
 
 def _in_order(rows: Iterable[Any]) -> list[Order]:

@@ -246,10 +246,18 @@ class SimulatedThreads(Threads):
     def lock(self) -> _Lock:
         return _Lock(self._scheduler)
 
+    @contextmanager
+    def named(self, name: str) -> Iterator[bool]:
+        with super().named(self._own(name)) as is_only:
+            yield is_only
+
     def slots(self, name: str, size: int) -> Slots:
+        return self._slots.setdefault(self._own(name), _Slots(self._scheduler, size))
+
+    def _own(self, name: str) -> str:
+        """Tell what one process names so from what another one does."""
         process = self._scheduler.process
-        name = f"{process.name if process else ''} {name}"
-        return self._slots.setdefault(name, _Slots(self._scheduler, size))
+        return f"{process.name if process else ''} {name}"
 
     @contextmanager
     def pool(self, size: int, name: str) -> Iterator[Executor]:

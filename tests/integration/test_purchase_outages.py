@@ -212,15 +212,16 @@ def test_of_all_batches_one_purchase_goes_ahead(
             before_the_first_answer.append(len(provider.bodies))
 
     provider.on_purchase = arrive
-    copies = [batch, *submission.share_out(context, batch)]
-    with ThreadPoolExecutor(len(copies)) as executor:
-        flying = [executor.submit(submission.submit_orders, context, copy) for copy in copies]
-        until(lambda: sum(future.done() for future in flying) == len(copies) - 1)
+    mine, others = submission.share_out(context, batch, is_new=False)
+    parts = [mine, *others]
+    with ThreadPoolExecutor(len(parts)) as executor:
+        flying = [executor.submit(submission.submit_orders, context, part) for part in parts]
+        until(lambda: sum(future.done() for future in flying) == len(parts) - 1)
         are_others_done.set()
     for _ in range(3):
         run_sweep(context)
 
-    assert len(copies) == 3
+    assert len(parts) == 3
     assert before_the_first_answer == [0, 0]
     assert {again(context, order).status for order in placed} == {S.ACCEPTED}
 

@@ -11,7 +11,7 @@ from fulfillment.errors import ProviderDeniesAccount
 from fulfillment.services import submission, sweep
 from fulfillment.services.claiming import SUBMIT, take_over
 from fulfillment.services.context import Context
-from fulfillment.store import claims
+from fulfillment.store import orders
 from schemas.messages import Batch
 from tests.conftest import MakeContext
 from tests.support import (
@@ -60,9 +60,18 @@ def reserved(context: Context, count: int) -> Batch:
     return batch
 
 
+_WAITING = "SELECT count(*) AS n FROM pg_locks WHERE NOT granted"
+
+
 def statuses(context: Context) -> dict[str, int]:
     query = "SELECT status, count(*) AS n FROM orders GROUP BY status"
     return {row["status"]: row["n"] for row in rows(context, query)}
+
+
+def copies(context: Context, batch: Batch) -> list[Batch]:
+    mine, others = submission.share_out(context, batch, is_new=True)
+    assert mine is batch
+    return others
 
 
 def test_a_worker_with_room_submits_what_one_whose_requests_hang_has_not_begun(
@@ -70,7 +79,7 @@ def test_a_worker_with_room_submits_what_one_whose_requests_hang_has_not_begun(
 ) -> None:
     slow, quick = worker(), worker()
     batch = reserved(slow, 9)
-    (copy, *_) = submission.share_out(slow, batch)
+    copy, *_ = copies(slow, batch)
     gate = Gate(provider, held=2)
 
     with ThreadPoolExecutor(1) as executor:
@@ -88,41 +97,67 @@ def test_a_worker_with_room_submits_what_one_whose_requests_hang_has_not_begun(
     assert len(provider.bodies) == 9
 
 
-def test_only_a_batch_that_is_too_large_for_one_process_is_copied_and_a_copy_is_not(
+def test_a_slow_answer_delays_only_its_own_order(
+    worker: Callable[[], Context], provider: FakeProvider
+) -> None:
+    """No other worker joins in."""
+    context = worker()
+    batch = reserved(context, 9)
+    gate = Gate(provider, held=1)
+
+    with ThreadPoolExecutor(1) as executor:
+        flying = executor.submit(submission.submit_orders, context, batch)
+        until(lambda: statuses(context) == {"accepted": 8, "submitting": 1})
+        gate.open()
+        own = flying.result()
+
+    assert own
+    assert own["ids"] == batch["ids"]
+
+
+def test_only_a_new_batch_that_is_too_large_for_one_process_is_copied_and_a_copy_is_not(
     worker: Callable[[], Context],
 ) -> None:
     context = worker()
-    few, many = reserved(context, 4), reserved(context, 5)
+    few, many, most = (reserved(context, count) for count in (4, 5, 50))
 
-    (copy,) = submission.share_out(context, many)
+    (copy,) = copies(context, many)
 
-    assert submission.share_out(context, few) == []
-    assert submission.share_out(context, copy) == []
+    assert copies(context, few) == []
+    assert submission.share_out(context, copy, is_new=False) == (copy, [])
     assert copy["ids"] == many["ids"]
+    assert len(copies(context, most)) == 8
 
 
-def test_a_copy_waits_for_room_and_what_is_new_does_not(
-    worker: Callable[[], Context], provider: FakeProvider
-) -> None:
-    """The process has two parts in submission, whose requests hang."""
+def test_what_was_begun_before_is_parted_and_not_copied(worker: Callable[[], Context]) -> None:
     context = worker()
     batch = reserved(context, 9)
-    copy, another, *_ = submission.share_out(context, batch) * 2
+
+    mine, others = submission.share_out(context, batch, is_new=False)
+
+    assert [len(part["ids"]) for part in (mine, *others)] == [4, 4, 1]
+    assert [i for part in (mine, *others) for i in part["ids"]] == batch["ids"]
+
+
+def test_a_process_that_is_at_work_on_a_batch_needs_no_copy_of_it(
+    worker: Callable[[], Context], provider: FakeProvider
+) -> None:
+    context = worker()
+    batch = reserved(context, 9)
+    copy, *_ = copies(context, batch)
     gate = Gate(provider, held=2)
 
-    with ThreadPoolExecutor(4) as executor:
-        first = [executor.submit(submission.submit_orders, context, b) for b in (batch, copy)]
-        taken = "SELECT count(*) AS n FROM orders WHERE claim LIKE '%%/submit'"
-        until(lambda: rows(context, taken) == [{"n": 4}])
-        last = executor.submit(submission.submit_orders, context, another)
-        new = reserved(context, 1)
-        third = executor.submit(submission.submit_orders, context, new)
-        until(lambda: rows(context, taken) == [{"n": 5}])
+    with ThreadPoolExecutor(1) as executor:
+        flying = executor.submit(submission.submit_orders, context, batch)
+        until(lambda: gate.came == 2)
+        helped = submission.submit_orders(context, copy)
         gate.open()
-        found = [each.result() for each in (*first, third, last)]
+        own = flying.result()
+    again = submission.submit_orders(context, copy)
 
-    assert sorted(i for each in found if each for i in each["ids"]) == [*batch["ids"], *new["ids"]]
-    assert len(provider.bodies) == 10
+    assert (helped, again) == (None, None)
+    assert own
+    assert own["ids"] == batch["ids"]
 
 
 def test_what_nobody_has_taken_yet_is_kept_by_those_who_work_on_the_batch(
@@ -135,6 +170,7 @@ def test_what_nobody_has_taken_yet_is_kept_by_those_who_work_on_the_batch(
         assert claim is not None
         for _ in range(3):
             clock.advance(context.lease.total_seconds() / 2)
+            claim.comes_on = True
             assert claim.keep()
         found = sweep.resume_stuck(context)
 
@@ -163,21 +199,66 @@ def test_where_the_account_turns_us_away_the_rest_of_the_batch_is_left_at_once(
     assert len(provider.orders) == 9
 
 
-def test_of_a_large_batch_what_was_begun_goes_before_what_is_new(
+def test_what_nobody_comes_to_is_left_to_the_sweep(
+    worker: Callable[[], Context], provider: FakeProvider, clock: FakeClock
+) -> None:
+    """All that one process may have under way hangs, and no copy arrives anywhere."""
+    context, other = worker(), worker()
+    batch = reserved(context, 9)
+
+    with take_over(context, batch, SUBMIT, limit=2) as claim:
+        assert claim is not None
+        for _ in range(4):
+            clock.advance(context.lease.total_seconds() / 3)
+            assert claim.keep()
+        run_sweep(other)
+
+    assert statuses(context) == {"accepted": 7, "reserved": 2}
+
+
+def test_what_cannot_be_sent_without_a_look_is_left_to_the_sweep(
     worker: Callable[[], Context], provider: FakeProvider
 ) -> None:
     context = worker()
     batch = reserved(context, 9)
-    query = "UPDATE orders SET status = 'submitting' WHERE id = ANY(%(ids)s) RETURNING id"
-    begun = batch["ids"][-2:]
-    rows(context, query, ids=begun)
+    last = batch["ids"][-1]
+    query = "UPDATE orders SET told_early_at = %(now)s WHERE id = %(id)s RETURNING id"
+    rows(context, query, now=context.now(), id=last)
+    gate = Gate(provider, held=1)
+    left = "SELECT id FROM orders WHERE claim IS NULL AND next_attempt_at <= %(now)s"
 
-    with context.database.transaction() as session:
-        old, new = (f"{batch['token']}/{step}" for step in ("wallet", "submit"))
-        until_at = context.now() + context.lease
-        taken = claims.take_over_some(session, batch["ids"], old, new, until_at, 3)
+    with ThreadPoolExecutor(1) as executor:
+        flying = executor.submit(submission.submit_orders, context, batch)
+        until(lambda: statuses(context) == {"accepted": 7, "submitting": 1, "reserved": 1})
+        found = until(lambda: rows(context, left, now=context.now()))
+        gate.open()
+        flying.result()
 
-    assert [order.id for order in taken] == [batch["ids"][0], *begun]
+    assert found == [{"id": last}]
+    assert statuses(context) == {"accepted": 8, "reserved": 1}
+
+
+def test_the_keeper_waits_for_nobody_who_waits_for_it(
+    worker: Callable[[], Context], provider: FakeProvider
+) -> None:
+    """Whoever locks several orders does so by their ids, and so does each of its transactions."""
+    context, other = worker(), worker()
+    batch = reserved(context, 9)
+    first, *_, last = batch["ids"]
+
+    with (
+        take_over(context, {**batch, "ids": [last]}, SUBMIT) as claim,
+        ThreadPoolExecutor(1) as executor,
+    ):
+        assert claim is not None
+        claim._batch, claim.comes_on = batch, True
+        with other.database.transaction() as session:
+            session.execute("SET LOCAL lock_timeout = '2s'")
+            orders.lock(session, [first])
+            keeping = executor.submit(claim.keep)
+            until(lambda: rows(context, _WAITING) == [{"n": 1}])
+            orders.lock(session, [last])
+        assert keeping.result()
 
 
 def test_an_order_that_somebody_has_locked_is_taken_last_and_not_left_out(

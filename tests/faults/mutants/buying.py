@@ -107,14 +107,14 @@ BUYING = (
     Mutant(
         "rest_is_let_go", "I2", "what of a large batch waits for room is taken for a dead worker's",
         SERVICES + "claiming.py",
-        "if len(self.order_ids) < len(self._batch[\"ids\"]) and not self._gathers:", "if False:",
+                "        if self.comes_on and not self._gathers:", "        if False:",
         integration("sharing"),
     ),
     Mutant(
         "locked_is_left_out", "I2", "an order that is locked for a moment waits for a lease's end",
         STORE + "claims.py",
-        "session.rows(_TAKE_SOME, values) or session.rows(_TAKE_ALL, values)",
-        "session.rows(_TAKE_SOME, values)",
+        "session.rows(_TAKE_UNLOCKED, values) or session.rows(_TAKE, values)",
+        "session.rows(_TAKE_UNLOCKED, values)",
         integration("sharing"),
     ),
     Mutant(
