@@ -4,7 +4,7 @@
 """
 
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from unittest import mock
 
 import pytest
@@ -134,7 +134,7 @@ def test_an_absence_that_is_believed_at_once_after_a_loss_is_found_out(engine: E
     at_once = mock.patch(
         "fulfillment.services.recovery._settled_at", side_effect=lambda _, since, __: since
     )
-    with at_once:
+    with at_once, mock.patch("fulfillment.services.recovery.APART", timedelta()):
         report = run_job(Job("restored_untold"), engine)
 
     assert any(violation.startswith("I1 ") for violation in report.violations)
