@@ -34,7 +34,8 @@ class Scale:
     webhooks: int = 300  # a round, at 100 a second
     memory: tuple[int, int] = (2_000, 10_000)
     scaling: tuple[int, ...] = (1, 2)
-    scaling_burst: int = 1800
+    #: For each worker.
+    scaling_burst: int = 900
     accounts: tuple[int, ...] = (1, 4)
     account_burst: int = 128  # for each account
     life: tuple[int, ...] = (12,)  # orders a second

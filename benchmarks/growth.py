@@ -48,10 +48,13 @@ def _memory(running: Product) -> list[float]:
 
 
 def measure_scaling(bench: Bench) -> None:
-    """Compare rates with more and more workers at a slow provider (200 ms)."""
+    """Compare rates with more and more workers at a slow provider (200 ms).
+
+    Each worker has as many orders to do: how long a burst takes to begin and to end is no share of
+    its rate that would grow with the workers.
+    """
     broker = bench.servers.broker("redis")
     assert broker is not None
-    count = bench.scale.scaling_burst
     rates: dict[int, list[float]] = {}
     for workers in bench.scale.scaling:
         bench.begin(f"{workers} worker processes, provider at 200 ms")
@@ -59,6 +62,7 @@ def measure_scaling(bench: Bench) -> None:
             simulator(bench.servers.data_dir / "logs", latency_s=0.2) as simulated,
             product(bench.servers, broker, simulated, workers=workers) as running,
         ):
+            count = bench.scale.scaling_burst * workers
             rates[workers], cores = _rates(running, count, bench.scale.rounds)
         if workers > 1:
             linear = [rate * workers for rate in rates[bench.scale.scaling[0]]]
