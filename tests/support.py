@@ -318,7 +318,9 @@ def run_sweep(context: Context) -> None:
     for account in found.accounts:
         run_chain(context, account)
     for batch in found.batches:
-        submit(context, batch)
+        mine, others = submission.share_out(context, batch, is_new=False)
+        for part in (mine, *others):
+            submit(context, part)
     if found.has_webhooks:
         webhooks.apply_deliveries(context)
 

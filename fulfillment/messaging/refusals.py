@@ -8,6 +8,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 _SHORTEST_S, _LONGEST_S = 1.0, 10.0
+#: What was not tried for so long, since another relay had its turn, says nothing of now.
+_BELIEVED_S = 60.0
 
 
 @dataclass(slots=True)
@@ -24,7 +26,8 @@ class Refusals:
 
     @property
     def keys(self) -> set[str]:
-        return set(self._rests)
+        now_s = time.monotonic()
+        return {key for key, rest in self._rests.items() if now_s < rest.until_s + _BELIEVED_S}
 
     @property
     def resting(self) -> set[str]:

@@ -210,6 +210,9 @@ class OutboxRelay:
                 return 0
             behind = [(wish.before_id, wish.order_id) for wish in self._replays]
             waiting = outbox.unpublished(session, _GROUP, behind)
+            if len(waiting) == _GROUP and (resting := self._refusals.resting):
+                # What is refused now is to be in nobody's way.
+                waiting = outbox.unpublished(session, _GROUP, behind, resting)
         crash_point("relay.leased", waiting)
         if self._is_wiped(publisher, bool(waiting)) or not waiting:
             return 0

@@ -50,17 +50,19 @@ class _Lapse:
     def __init__(self, context: Context) -> None:
         self._clock = context.clock
         self._at = context.now() + context.lease
-        self._at_s = context.clock.monotonic() + context.lease.total_seconds()
+        self.at_s = context.clock.monotonic() + context.lease.total_seconds()
 
     @property
     def is_over(self) -> bool:
-        return self._clock.monotonic() >= self._at_s or self._clock.now() >= self._at
+        return self._clock.monotonic() >= self.at_s or self._clock.now() >= self._at
 
 
 class KeptClaim:
     """A claim under which this step works; `is_held` says whether it still may."""
 
-    def __init__(self, context: Context, batch: Batch, step: str, orders: list[Order]) -> None:
+    def __init__(
+        self, context: Context, batch: Batch, step: str, orders: list[Order], lapse: _Lapse
+    ) -> None:
         self._context = context
         self._batch = batch
         self.account = batch["account"]
@@ -77,15 +79,17 @@ class KeptClaim:
         #: The orders' open attempts, where they are to be submitted.
         self.attempts: dict[int, Attempt] = {}
         self.order_ids = [order.id for order in orders]
-        self._lapses = _Lapse(context)
+        self._lapses = lapse
+        self._may_grow = step == SUBMIT and len(orders) < len(batch["ids"])
         #: Whether something was begun lately: then what nobody has taken of the batch is kept, too.
-        self.comes_on = len(orders) < len(batch["ids"])
+        self.comes_on = self._may_grow
 
     def join(self, group: "KeptClaim") -> None:
         """Have more of the batch's orders, which were taken over just now."""
         self.orders += group.orders
         self.order_ids = [*self.order_ids, *group.order_ids]
         self.attempts.update(group.attempts)
+        self._lapses = min(self._lapses, group._lapses, key=lambda lapse: lapse.at_s)
 
     def leave_only(self, orders: list[Order]) -> None:
         """Go on with these of the batch's orders; the others are dealt with."""
@@ -111,17 +115,15 @@ class KeptClaim:
         crash_point("claim.renewed")
         if held:
             self._lapses = lapse
-        if self.comes_on and not self._gathers:
+        if self._may_grow and self.comes_on:
             self._keep_rest(until)
-        return held > 0
+        return held > 0 or self._may_grow
 
-    @repeated
     def _keep_rest(self, until: datetime) -> None:
-        # By itself, since who locks rows of both would wait for whoever locks them by their ids.
         self.comes_on = False
         rest = claim_name(self._batch["token"], _BEFORE[SUBMIT])
         with self._context.database.transaction() as session:
-            claims.renew(session, self._batch["ids"], rest, until)
+            claims.renew(session, self._batch["ids"], rest, until, is_own=False)
 
     def keep(self) -> bool:
         """Renew in the background; say whether to go on with that."""
@@ -155,11 +157,24 @@ def take_over(
         yield claim
 
 
-def take_more(context: Context, batch: Batch, claim: KeptClaim, limit: int) -> KeptClaim | None:
+@repeated
+def is_any_left(context: Context, batch: Batch) -> bool:
+    """Say whether some of the batch wait to be submitted by whoever has room for them."""
+    with context.database.statement() as session:
+        return claims.is_any_left(session, batch["ids"], claim_name(batch["token"], WALLET))
+
+
+def take_more(
+    context: Context,
+    batch: Batch,
+    claim: KeptClaim,
+    limit: int,
+    also: Callable[[Session, KeptClaim], None],
+) -> KeptClaim | None:
     """Take the batch's next orders over for the step that has the claim: those, and what holds for
-    them now. None where nothing is left.
+    them now. None where nothing is left, or what is left is locked. `also` as for `take_over`.
     """
-    group = _take_over(context, batch, SUBMIT, None, limit)
+    group = _take_over(context, batch, SUBMIT, also, limit, waits=False)
     if group is not None:
         claim.join(group)
         crash_point("claim.taken_over")
@@ -173,9 +188,11 @@ def _take_over(
     step: str,
     also: Callable[[Session, KeptClaim], None] | None,
     limit: int | None,
+    *,
+    waits: bool = True,
 ) -> KeptClaim | None:
     with context.database.transaction() as session:
-        claim = take_over_within(context, session, batch, step, limit)
+        claim = take_over_within(context, session, batch, step, limit, waits=waits)
         if claim is not None:
             if step != SUBMIT:
                 lease, now = gather_lease(claim.account), context.now()
@@ -192,17 +209,23 @@ def _take_over(
 
 
 def take_over_within(
-    context: Context, session: Session, batch: Batch, step: str, limit: int | None = None
+    context: Context,
+    session: Session,
+    batch: Batch,
+    step: str,
+    limit: int | None = None,
+    *,
+    waits: bool = True,
 ) -> KeptClaim | None:
     """Take a batch over in a transaction that does the rest of the step; nothing renews it."""
-    until = context.now() + context.lease
+    lapse, until = _Lapse(context), context.now() + context.lease
     old, new = claim_name(batch["token"], _BEFORE[step]), claim_name(batch["token"], step)
     ids = batch["ids"]
     if limit is None or len(ids) <= limit:
         taken = claims.take_over(session, ids, old, new, until)
     else:
-        taken = claims.take_over_some(session, ids, old, new, until, limit)
-    return KeptClaim(context, batch, step, taken) if taken else None
+        taken = claims.take_over_some(session, ids, old, new, until, limit, waits=waits)
+    return KeptClaim(context, batch, step, taken, lapse) if taken else None
 
 
 @repeated

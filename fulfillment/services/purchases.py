@@ -90,6 +90,10 @@ class Watch:
         #: Nobody knows yet whether purchases are answered again: no second one may leave.
         self.is_ahead = until is not None
 
+    def hear(self, claim: KeptClaim) -> None:
+        """Note what was heard of the account's purchases when more was taken for the round."""
+        self._is_counted |= claim.purchases.unanswered > 0
+
     def heed(self, answers: Sequence[tuple[Order, Answer]]) -> bool:
         """Note what came back; say whether to stop here, since the account is to be left alone."""
         unasked = [answer.error for _, answer in answers if answer.was_answered is None]

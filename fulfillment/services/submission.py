@@ -5,15 +5,15 @@ tens of milliseconds, so that a slow answer delays only its own order.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from itertools import accumulate
 
 from msgspec.structs import replace
 
+from fulfillment.errors import ServerUnreachable
 from fulfillment.log import get_logger
 from fulfillment.providers.base import Provider
 from fulfillment.services import backstop, outages
@@ -25,6 +25,7 @@ from fulfillment.services.claiming import (
     WALLET,
     KeptClaim,
     claim_name,
+    is_any_left,
     take_more,
     take_over,
 )
@@ -62,21 +63,6 @@ class _Begun:
 
     tasks: Sequence[Task]
     grant: Grant
-
-
-@dataclass
-class _AtHand:
-    """Orders that wait for a slot, and the requests that were taken for them."""
-
-    waiting: deque[Order] = field(default_factory=deque)
-    grants: list[Grant] = field(default_factory=list)
-    #: By the order's id.
-    grant_of: dict[int, Grant] = field(default_factory=dict)
-
-    def add(self, more: "_AtHand") -> None:
-        self.waiting += more.waiting
-        self.grants += more.grants
-        self.grant_of |= more.grant_of
 
 
 def share_out(context: Context, batch: Batch, *, is_new: bool) -> tuple[Batch, list[Batch]]:
@@ -125,8 +111,15 @@ def submit_orders(context: Context, batch: Batch) -> Batch | None:
     ):
         if batch.get("is_copy") and not is_only:
             return None
+        is_shared = len(batch["ids"]) > _room(context, batch)
         while left := len(batch["ids"]) - len(submitted):
-            taken, is_through = _submit(context, batch, slots, slots.take(min(limit, left)))
+            free = slots.take(min(limit, left))
+            if is_shared and not free:
+                if batch.get("is_copy"):
+                    break
+                slots.wait()
+                continue
+            taken, is_through = _submit(context, batch, slots, free, is_shared=is_shared)
             if not taken:
                 break
             submitted += taken
@@ -144,11 +137,12 @@ def _leave(context: Context, batch: Batch) -> None:
 
 
 def _submit(
-    context: Context, batch: Batch, slots: Share, free: int
+    context: Context, batch: Batch, slots: Share, free: int, *, is_shared: bool
 ) -> tuple[Sequence[Order], bool]:
-    """Submit orders of the batch, the first of them in the `free` slots that were taken for it.
+    """Submit the batch, the first orders of it in the `free` slots that were taken for it.
 
-    Gives which they were, and whether nothing stopped it.
+    Of a shared one no others, and then more as slots become free. Gives which they were, and
+    whether nothing stopped it.
     """
     at_once = None
 
@@ -156,9 +150,8 @@ def _submit(
         nonlocal at_once
         at_once = _begin_at_once(context, session, claim, free)
 
-    is_shared = len(batch["ids"]) > _room(context, batch)
-    limit = _room(context, batch) // (2 if is_shared else 1)
-    with take_over(context, batch, SUBMIT, begin, limit) as claim:
+    is_through = True
+    with take_over(context, batch, SUBMIT, begin, free if is_shared else None) as claim:
         if claim is None:
             return (), True
         begun = at_once.tasks if at_once else []
@@ -178,7 +171,7 @@ def _submit(
             is_through = _go_on_broken(context, claim, due, slots)
         else:
             watch = Watch(context, claim)
-            more = partial(_take_more, context, batch, claim) if is_shared else None
+            more = _More(context, batch, claim, watch) if is_shared else None
             is_through = _go_on(context, claim, at_once, due, slots, watch, more)
     return claim.orders, is_through
 
@@ -190,32 +183,68 @@ def _go_on(
     due: Sequence[Order],
     slots: Share,
     watch: Watch,
-    more: Callable[[], _AtHand | None] | None = None,
+    more: "_More | None" = None,
 ) -> bool:
     """Take what is due as far as the budget reaches; say whether nothing stopped it."""
-    hand = _afford(context, claim, due)
+    waiting, grants = _afford(context, claim.account, due, claim.attempts)
+    afforded = {order.id for order in waiting}
+    _put_off(context, claim, [order for order in due if order.id not in afforded])
     if watch.is_ahead:  # a repetition that fails again would for ever be the one that goes ahead
-        hand.waiting = deque(sorted(hand.waiting, key=lambda o: claim.attempts[o.id].posts))
-    is_through = _run(context, claim, at_once, hand, slots, watch, more)
-    for grant in [*hand.grants, *([at_once.grant] if at_once else [])]:
+        waiting = deque(sorted(waiting, key=lambda o: claim.attempts[o.id].posts))
+    is_through = _run(context, claim, at_once, waiting, grants, slots, watch, more)
+    later = [at_once.grant] if at_once else []
+    for grant in [*grants.values(), *later, *(more.grants if more else ())]:
         grant.give_back()
     return is_through
 
 
-def _take_more(context: Context, batch: Batch, claim: KeptClaim) -> _AtHand | None:
-    """Take the next orders of a batch that can be sent without a look at anything else.
+class _More:
+    """Takes the next orders of a shared batch into the run that has slots for them.
 
-    What cannot is left to the next sweep; None where nothing more is to be sent so.
+    What cannot be sent without a look at anything else is left to the next sweep.
     """
-    limit = context.account(claim.account).max_submits_in_flight
-    group = take_more(context, batch, claim, limit)
-    if group is None:
-        return None
-    is_held_up = group.has_failed or group.purchases.are_broken
-    fresh = [] if is_held_up else _fresh(group, context.now())
-    known = {order.id for order in fresh}
-    _put_off(context, claim, [order for order in group.orders if order.id not in known])
-    return None if is_held_up else _afford(context, claim, fresh)
+
+    def __init__(self, context: Context, batch: Batch, claim: KeptClaim, watch: Watch) -> None:
+        self._context = context
+        self._batch = batch
+        self._claim = claim
+        self._watch = watch
+        self.is_over = False
+        self.grants: list[Grant] = []
+
+    def begin(self, free: int) -> tuple[Sequence[Task], Grant | None]:
+        """Commit the intents of up to so many together with their claim; give the requests for it.
+
+        Nothing where all that are left are locked, or where it `is_over`: none are left, or none
+        that could be sent.
+        """
+        while not self.is_over:
+            group, begun = self._take(free)
+            if group is None:
+                self.is_over = not is_any_left(self._context, self._batch)
+                break
+            self._watch.hear(group)
+            if begun is None:
+                is_held_up = group.has_failed or group.purchases.are_broken
+                # Of what is fresh, the budget did not reach for any.
+                self.is_over = is_held_up or bool(_fresh(group, self._context.now()))
+                continue
+            self.grants.append(begun.grant)
+            committed(begun.tasks)
+            if begun.tasks:
+                return begun.tasks, begun.grant
+        return (), None
+
+    def _take(self, free: int) -> tuple[KeptClaim | None, _Begun | None]:
+        begun: _Begun | None = None
+
+        def begin(session: Session, group: KeptClaim) -> None:
+            nonlocal begun
+            begun = _begin_at_once(self._context, session, group, free, are_alike=True)
+            sent = {task.order.id for task in begun.tasks} if begun else set()
+            claims.release(session, [id_ for id_ in group.order_ids if id_ not in sent], group.name)
+
+        return take_more(self._context, self._batch, self._claim, free, begin), begun
 
 
 def _go_on_broken(context: Context, claim: KeptClaim, due: Sequence[Order], slots: Share) -> bool:
@@ -248,9 +277,12 @@ def _go_on_broken(context: Context, claim: KeptClaim, due: Sequence[Order], slot
 
 
 def _begin_at_once(
-    context: Context, session: Session, claim: KeptClaim, free: int
+    context: Context, session: Session, claim: KeptClaim, free: int, *, are_alike: bool = False
 ) -> _Begun | None:
-    """Commit the first intents together with the claim, where nothing is to be looked at before."""
+    """Commit the first intents together with the claim, where nothing is to be looked at before.
+
+    Where some may be of unknown outcome, and not all are alike, those take their requests first.
+    """
     budget = context.budget(claim.account)
     if claim.has_failed or claim.purchases.are_broken:
         return None
@@ -258,8 +290,8 @@ def _begin_at_once(
     fresh = _fresh(claim, now)
     if not fresh[:free]:
         return None
-    if budget.is_limited and not len(fresh) == len(claim.orders) <= _FEW:
-        return None  # what is unknown takes its requests first
+    if budget.is_limited and not are_alike and not len(fresh) == len(claim.orders) <= _FEW:
+        return None
     cost = context.provider(claim.account).requests_per_purchase
     if not budget.seems_enough(session, Purpose.SUBMIT, len(fresh[:free]) * cost):
         return None
@@ -287,24 +319,24 @@ def _to_submit(members: Sequence[Order]) -> list[Order]:
     return [order for order in members if order.status in statuses and not order.is_waiting]
 
 
-def _afford(context: Context, claim: KeptClaim, due: Sequence[Order]) -> _AtHand:
-    """Take these orders' requests out of the budget: for the unknown, then for the new.
+def _afford(
+    context: Context, account: str, due: Sequence[Order], attempts: Mapping[int, Attempt]
+) -> tuple[deque[Order], dict[Purpose, Grant]]:
+    """Take the batch's requests out of the budget: for the unknown, then for the new.
 
-    Gives the orders that they suffice for, of each kind the longest due; the rest is put off.
+    Gives the orders that they suffice for, of each kind the longest due, and what was granted.
     """
-    account, attempts = claim.account, claim.attempts
     provider = context.provider(account)
-    hand = _AtHand()
+    waiting: deque[Order] = deque()
+    grants: dict[Purpose, Grant] = {}
     for purpose in (Purpose.URGENT, Purpose.SUBMIT):
         members = [order for order in due if _purpose(attempts[order.id]) is purpose]
         members.sort(key=lambda o: (o.next_attempt_at or o.created_at, o.id))
         costs = [_cost(provider, attempts[order.id]) for order in members]
-        grant = context.budget(account).take(purpose, sum(costs))
+        grants[purpose] = grant = context.budget(account).take(purpose, sum(costs))
         totals = zip(members, accumulate(costs), strict=True)
-        afforded = [order for order, total in totals if total <= grant.size]
-        hand.add(_AtHand(deque(afforded), [grant], {order.id: grant for order in afforded}))
-    _put_off(context, claim, [order for order in due if order.id not in hand.grant_of])
-    return hand
+        waiting += [order for order, total in totals if total <= grant.size]
+    return waiting, grants
 
 
 def _purpose(attempt: Attempt) -> Purpose:
@@ -349,17 +381,17 @@ def _run(
     context: Context,
     claim: KeptClaim,
     at_once: _Begun | None,
-    hand: _AtHand,
+    waiting: deque[Order],
+    grants: Mapping[Purpose, Grant],
     slots: Share,
     watch: Watch,
-    more: Callable[[], _AtHand | None] | None,
+    more: "_More | None",
 ) -> bool:
     """Keep up to the allowed number of requests in flight; say whether nothing stopped it.
 
     At an account that did not answer last, one goes ahead; each answer then doubles what may fly.
-    Where all may, `more` is asked for more before nothing waits any longer.
+    Where all may, and none waits, `more` of them are begun.
     """
-    waiting = hand.waiting
     limit = context.account(claim.account).max_submits_in_flight
     allowed = 1 if claim.has_failed or watch.is_ahead else limit
     flying: dict[Future[Answer], Task] = {}
@@ -369,29 +401,38 @@ def _run(
 
         def send(tasks: Sequence[Task], taken: Grant | None = None) -> None:
             for task in tasks:
-                grant = taken or hand.grant_of[task.order.id]
+                grant = taken or grants[_purpose(task.attempt)]
                 future = executor.submit(_ask, context, claim, task, grant, look)
                 future.add_done_callback(lambda _: slots.give_back())
                 flying[future] = task
 
+        def is_more() -> bool:
+            return more is not None and not more.is_over and allowed == limit and not is_stopped
+
         if at_once:
             send(at_once.tasks, at_once.grant)
-        while flying or (waiting and not is_stopped):
-            is_short = slots.is_any_free and 2 * len(waiting) < limit == allowed
-            if more and is_short and not is_stopped:
-                if (found := more()) is None:
-                    more = None
-                else:
-                    hand.add(found)
+        while flying or (waiting and not is_stopped) or is_more():
+            if more and is_more() and not waiting and (free := slots.take(limit - len(flying))):
+                try:
+                    tasks, grant = more.begin(free)
+                except ServerUnreachable as error:
+                    # What is under way is to be written all the same.
+                    log.warning("submit.no_more", reason=str(error))
+                    tasks, grant, more = (), None, None
+                slots.give_back(free - len(tasks))
+                send(tasks, grant)
+                claim.comes_on |= bool(tasks)
+                if more and not flying:
+                    more.is_over = True  # whoever has the rest locked may be waited for
             most = 0 if is_stopped else min(allowed - len(flying), len(waiting))
             if most > 0 and (free := slots.take(most)):
                 group = [waiting.popleft() for _ in range(free)]
                 begun = begin(context, claim, group, is_ahead=watch.is_ahead)
                 slots.give_back(free - len(begun))
                 send(begun)
-                claim.comes_on = more is not None
+                claim.comes_on |= bool(begun)
             if not flying:
-                if waiting:
+                if waiting or is_more():
                     slots.wait()
                     is_stopped = not claim.is_held
                 continue

@@ -185,31 +185,60 @@ def take_over(
 
 
 def take_over_some(
-    session: Session, order_ids: Sequence[int], old: str, new: str, until: datetime, limit: int
+    session: Session,
+    order_ids: Sequence[int],
+    old: str,
+    new: str,
+    until: datetime,
+    limit: int,
+    *,
+    waits: bool,
 ) -> list[Order]:
-    """Do so with the first `limit` of those that nobody else takes just now; only where there are
-    none, wait for those that were locked.
+    """Do so with the first `limit` of those that nobody else takes just now.
+
+    Where there are none, wait for those that were locked, or not.
     """
     values = {"ids": list(order_ids), "old": old, "new": new, "until": until, "limit": limit}
-    return _in_order(session.rows(_TAKE_UNLOCKED, values) or session.rows(_TAKE, values))
+    rows = session.rows(_TAKE_UNLOCKED, values)
+    if waits and not rows:
+        rows = session.rows(_TAKE, values)
+    return _in_order(rows)
 
 
 def _in_order(rows: Iterable[Any]) -> list[Order]:
     return sorted(map(Order.of, rows), key=lambda order: order.id)
 
 
-def renew(session: Session, order_ids: Sequence[int], claim: str, until: datetime) -> int:
-    """Lengthen a claim; give how many orders are still under it."""
-    rows = session.execute(
-        """
-            UPDATE orders SET claimed_until = %(until)s WHERE id IN (
-                SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(claim)s
-                 ORDER BY id FOR UPDATE)
-            RETURNING id
-            """,
-        {"ids": list(order_ids), "claim": claim, "until": until},
-    )
-    return len(rows)
+def is_any_left(session: Session, order_ids: Sequence[int], claim: str) -> bool:
+    """Say whether any of these orders is under a claim, locked or not."""
+    query = "SELECT EXISTS (SELECT FROM orders WHERE id = ANY(%(ids)s) AND claim = %(claim)s)"
+    return bool(session.scalar(query, {"ids": list(order_ids), "claim": claim}))
+
+
+_RENEW = """
+    UPDATE orders SET claimed_until = %(until)s WHERE id = ANY(ARRAY(
+        SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(claim)s
+         ORDER BY id {lock}))
+    RETURNING id
+"""
+_RENEW_ALL = _RENEW.format(lock="FOR UPDATE")
+_RENEW_UNLOCKED = _RENEW.format(lock="FOR UPDATE SKIP LOCKED")
+
+
+def renew(
+    session: Session,
+    order_ids: Sequence[int],
+    claim: str,
+    until: datetime,
+    *,
+    is_own: bool = True,
+) -> int:
+    """Lengthen a claim; give how many orders are still under it.
+
+    Where it is not the caller's own, nobody is waited for.
+    """
+    values = {"ids": list(order_ids), "claim": claim, "until": until}
+    return len(session.execute(_RENEW_ALL if is_own else _RENEW_UNLOCKED, values))
 
 
 def hurry(session: Session, account: str, now: datetime) -> None:

@@ -4,7 +4,7 @@ Within one order they are published in the order of their ids; an order's ids ar
 its events, because an event is written under the lock of the order's row.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -30,6 +30,10 @@ _UNPUBLISHED_BUT = """
            SELECT 1 FROM unnest(CAST(%(before_ids)s AS bigint[]), CAST(%(order_ids)s AS bigint[]))
                          AS r(before_id, order_id)
             WHERE m.order_id < r.before_id AND m.order_id = coalesce(r.order_id, m.order_id))
+       AND NOT EXISTS (
+           SELECT 1 FROM outbox_messages e
+            WHERE e.order_id = m.order_id AND e.id <= m.id
+              AND e.routing_key = ANY(CAST(%(resting)s AS text[])))
      ORDER BY id LIMIT %(limit)s
     """
 
@@ -87,19 +91,24 @@ def message(
 
 
 def unpublished(
-    session: Session, limit: int, behind: Sequence[tuple[int, int | None]] = ()
+    session: Session,
+    limit: int,
+    behind: Sequence[tuple[int, int | None]] = (),
+    resting: Collection[str] = (),
 ) -> list[tuple[int, str, str]]:
     """Give the oldest messages that wait: id, routing key, body as JSON.
 
     Not those of orders that are to be told of again first: `behind` names them as an id that is
-    above all of them, and the only one where it is one.
+    above all of them, and the only one where it is one. Nor those of these `resting` routing keys,
+    and what comes after one of its order.
     """
     rows = session.execute(
-        _UNPUBLISHED_BUT if behind else _UNPUBLISHED,
+        _UNPUBLISHED_BUT if behind or resting else _UNPUBLISHED,
         {
             "limit": limit,
             "before_ids": [before_id for before_id, _ in behind],
             "order_ids": [order_id for _, order_id in behind],
+            "resting": list(resting),
         },
     )
     return [tuple(row) for row in rows]

@@ -1,5 +1,6 @@
 """A queue of the store that is full and refuses what comes: it waits, and all else goes on."""
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from fulfillment.messaging.relay import OutboxRelay
 from fulfillment.services import updates
 from fulfillment.services.context import Context
 from fulfillment.services.operations import Check, check_readiness
+from fulfillment.store import outbox
+from fulfillment.store.models import Order
+from schemas.messages import NEEDS_REVIEW
 from tests.acceptance.test_relay import bound, is_all_published, relaying, sequences, taken
 from tests.conftest import MakeContext
 from tests.support import FakeClock, checkout, receive, rows, run_chain, until
@@ -115,3 +119,34 @@ def test_a_queue_beside_one_that_is_full_hears_all_that_is_not_refused_and_littl
     assert {order.external_id for order in placed} == heard.keys()
     # All were sent once; after that one of them was, at each of the attempts.
     assert sum(map(len, heard.values())) <= 20 + 30
+
+
+def test_other_keys_go_on_behind_more_than_a_group_that_is_refused(context: Context) -> None:
+    """Of an order nothing overtakes what waits; of others, whatever has room goes on."""
+    relay = OutboxRelay(context, threading.Event())
+    with (
+        connect(context.settings) as connection,
+        connect(context.settings) as ours,
+        bound(connection, "full", "order.updated", queue_arguments=FULL | {"x-max-length": 1}),
+        bound(connection, "reviews", "order.needs_review") as reviews,
+    ):
+        *_, before, free = receive(context, *(checkout() for _ in range(520)))
+        rows(context, "DELETE FROM outbox_messages WHERE order_id = %(id)s RETURNING 1", id=free.id)
+        for order in (before, free):
+            call_for_a_person(context, order)
+        publisher = make_publisher(ours, relay._doubts, relay._refusals)
+        for _ in range(30):
+            relay._turn(publisher)
+        heard = sequences(taken(reviews))
+
+    assert heard == {free.external_id: [2]}
+
+
+def call_for_a_person(context: Context, order: Order) -> None:
+    message = outbox.message(order.external_id, 2, NEEDS_REVIEW, {}, context.now(), None)
+    values = {"id": order.id, "key": NEEDS_REVIEW, "body": json.dumps(message)}
+    query = (
+        "INSERT INTO outbox_messages (order_id, routing_key, body, created_at) "
+        "VALUES (%(id)s, %(key)s, %(body)s, %(now)s) RETURNING 1"
+    )
+    rows(context, query, now=context.now(), **values)

@@ -15,6 +15,7 @@ from fulfillment.store import orders
 from schemas.messages import Batch
 from tests.conftest import MakeContext
 from tests.support import (
+    WAIT_S,
     FakeClock,
     FakeProvider,
     checkout,
@@ -58,9 +59,6 @@ def reserved(context: Context, count: int) -> Batch:
     batch = gather(context)
     assert batch is not None
     return batch
-
-
-_WAITING = "SELECT count(*) AS n FROM pg_locks WHERE NOT granted"
 
 
 def statuses(context: Context) -> dict[str, int]:
@@ -238,27 +236,64 @@ def test_what_cannot_be_sent_without_a_look_is_left_to_the_sweep(
     assert statuses(context) == {"accepted": 8, "reserved": 1}
 
 
-def test_the_keeper_waits_for_nobody_who_waits_for_it(
-    worker: Callable[[], Context], provider: FakeProvider
+def test_the_keeper_waits_for_nobody_who_has_locked_what_is_not_taken(
+    worker: Callable[[], Context],
 ) -> None:
-    """Whoever locks several orders does so by their ids, and so does each of its transactions."""
     context, other = worker(), worker()
     batch = reserved(context, 9)
-    first, *_, last = batch["ids"]
+    last = batch["ids"][-1]
 
-    with (
-        take_over(context, {**batch, "ids": [last]}, SUBMIT) as claim,
-        ThreadPoolExecutor(1) as executor,
-    ):
+    with take_over(context, batch, SUBMIT, limit=2) as claim:
         assert claim is not None
-        claim._batch, claim.comes_on = batch, True
-        with other.database.transaction() as session:
-            session.execute("SET LOCAL lock_timeout = '2s'")
-            orders.lock(session, [first])
-            keeping = executor.submit(claim.keep)
-            until(lambda: rows(context, _WAITING) == [{"n": 1}])
+        with other.database.transaction() as session, ThreadPoolExecutor(1) as executor:
             orders.lock(session, [last])
-        assert keeping.result()
+            assert executor.submit(claim.keep).result(WAIT_S)
+
+
+def test_a_lock_on_what_nobody_has_taken_delays_no_answer(
+    worker: Callable[[], Context], provider: FakeProvider
+) -> None:
+    context, other = worker(), worker()
+    batch = reserved(context, 5)
+    last = batch["ids"][-1]
+    gate = Gate(provider, held=1)
+
+    with ThreadPoolExecutor(1) as executor:
+        with other.database.transaction() as session:
+            orders.lock(session, [last])
+            flying = executor.submit(submission.submit_orders, context, batch)
+            until(lambda: statuses(context).get("accepted") == 3)
+            gate.open()
+            until(lambda: statuses(context).get("accepted") == 4)
+        found = flying.result()
+
+    assert found
+    assert sorted(found["ids"]) == batch["ids"]
+    assert statuses(context) == {"accepted": 5}
+
+
+def test_without_a_free_slot_nothing_of_a_shared_batch_is_taken(
+    worker: Callable[[], Context], provider: FakeProvider
+) -> None:
+    context, other = worker(), worker()
+    first, second = reserved(context, 5), reserved(context, 5)
+    copy, *_ = copies(context, second)
+    gate = Gate(provider, held=2)
+
+    with ThreadPoolExecutor(2) as executor:
+        flying = executor.submit(submission.submit_orders, context, first)
+        until(lambda: gate.came == 2)
+        helped = submission.submit_orders(context, copy)
+        waiting = executor.submit(submission.submit_orders, context, second)
+        others = submission.submit_orders(other, copy)
+        gate.open()
+        own, left = flying.result(), waiting.result()
+
+    assert (helped, left) == (None, None)
+    assert others
+    assert others["ids"] == second["ids"]
+    assert own
+    assert own["ids"] == first["ids"]
 
 
 def test_an_order_that_somebody_has_locked_is_taken_last_and_not_left_out(
