@@ -59,10 +59,11 @@ _FEW = 4
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """What was begun together with the claim, and the requests that were taken for it."""
+    """What was begun together with the claim, and what is next; the requests taken for both."""
 
     tasks: Sequence[Task]
     grant: Grant
+    following: Sequence[Order] = ()
 
 
 def share_out(context: Context, batch: Batch, *, is_new: bool) -> tuple[Batch, list[Batch]]:
@@ -211,12 +212,14 @@ class _More:
         self._watch = watch
         self.is_over = False
         self.grants: list[Grant] = []
+        #: Of what waits for a slot, by the order's id.
+        self.grant_of: dict[int, Grant] = {}
 
-    def begin(self, free: int) -> tuple[Sequence[Task], Grant | None]:
-        """Commit the intents of up to so many together with their claim; give the requests for it.
+    def begin(self, free: int) -> _Begun | None:
+        """Commit the intents of up to so many together with their claim.
 
-        Nothing where all that are left are locked, or where it `is_over`: none are left, or none
-        that could be sent.
+        None where all that are left are locked, or where it `is_over`: none are left, or none that
+        could be sent.
         """
         while not self.is_over:
             group, begun = self._take(free)
@@ -230,10 +233,11 @@ class _More:
                 self.is_over = is_held_up or bool(_fresh(group, self._context.now()))
                 continue
             self.grants.append(begun.grant)
+            self.grant_of |= {order.id: begun.grant for order in begun.following}
             committed(begun.tasks)
-            if begun.tasks:
-                return begun.tasks, begun.grant
-        return (), None
+            if begun.tasks or begun.following:
+                return begun
+        return None
 
     def _take(self, free: int) -> tuple[KeptClaim | None, _Begun | None]:
         begun: _Begun | None = None
@@ -241,10 +245,13 @@ class _More:
         def begin(session: Session, group: KeptClaim) -> None:
             nonlocal begun
             begun = _begin_at_once(self._context, session, group, free, are_alike=True)
-            sent = {task.order.id for task in begun.tasks} if begun else set()
-            claims.release(session, [id_ for id_ in group.order_ids if id_ not in sent], group.name)
+            kept = {task.order.id for task in begun.tasks} if begun else set()
+            kept |= {order.id for order in begun.following} if begun else set()
+            claims.release(session, [id_ for id_ in group.order_ids if id_ not in kept], group.name)
 
-        return take_more(self._context, self._batch, self._claim, free, begin), begun
+        # To take each alone would cost more than to send it does; few are to wait for a slot.
+        limit = max(free, _room(self._context, self._batch) // 4)
+        return take_more(self._context, self._batch, self._claim, limit, begin), begun
 
 
 def _go_on_broken(context: Context, claim: KeptClaim, due: Sequence[Order], slots: Share) -> bool:
@@ -292,12 +299,16 @@ def _begin_at_once(
         return None
     if budget.is_limited and not are_alike and not len(fresh) == len(claim.orders) <= _FEW:
         return None
+    following = fresh[free:] if are_alike else []
     cost = context.provider(claim.account).requests_per_purchase
-    if not budget.seems_enough(session, Purpose.SUBMIT, len(fresh[:free]) * cost):
+    if not budget.seems_enough(
+        session, Purpose.SUBMIT, (len(fresh[:free]) + len(following)) * cost
+    ):
         return None
     begun = begin_within(context, session, claim, fresh[:free], now)
     # Last: its row is waited for. What it does not suffice for after all is not sent.
-    return _Begun(begun, budget.take_within(session, Purpose.SUBMIT, len(begun) * cost))
+    count = len(begun) + len(following)
+    return _Begun(begun, budget.take_within(session, Purpose.SUBMIT, count * cost), following)
 
 
 def _fresh(claim: KeptClaim, now: datetime) -> list[Order]:
@@ -401,7 +412,8 @@ def _run(
 
         def send(tasks: Sequence[Task], taken: Grant | None = None) -> None:
             for task in tasks:
-                grant = taken or grants[_purpose(task.attempt)]
+                known = more.grant_of.get(task.order.id) if more else None
+                grant = taken or known or grants[_purpose(task.attempt)]
                 future = executor.submit(_ask, context, claim, task, grant, look)
                 future.add_done_callback(lambda _: slots.give_back())
                 flying[future] = task
@@ -413,16 +425,13 @@ def _run(
             send(at_once.tasks, at_once.grant)
         while flying or (waiting and not is_stopped) or is_more():
             if more and is_more() and not waiting and (free := slots.take(limit - len(flying))):
-                try:
-                    tasks, grant = more.begin(free)
-                except ServerUnreachable as error:
-                    # What is under way is to be written all the same.
-                    log.warning("submit.no_more", reason=str(error))
-                    tasks, grant, more = (), None, None
-                slots.give_back(free - len(tasks))
-                send(tasks, grant)
-                claim.comes_on |= bool(tasks)
-                if more and not flying:
+                found = _more_of(more, free)
+                slots.give_back(free - (len(found.tasks) if found else 0))
+                if found:
+                    send(found.tasks, found.grant)
+                    waiting += found.following
+                    claim.comes_on = True
+                elif not flying:
                     more.is_over = True  # whoever has the rest locked may be waited for
             most = 0 if is_stopped else min(allowed - len(flying), len(waiting))
             if most > 0 and (free := slots.take(most)):
@@ -446,6 +455,16 @@ def _run(
                 allowed = min(2 * allowed, limit)
     _put_off(context, claim, list(waiting))
     return not is_stopped
+
+
+def _more_of(more: _More, free: int) -> _Begun | None:
+    try:
+        return more.begin(free)
+    except ServerUnreachable as error:
+        # What is under way is to be written all the same.
+        log.warning("submit.no_more", reason=str(error))
+        more.is_over = True
+        return None
 
 
 def _collect(context: Context, flying: dict[Future[Answer], Task]) -> list[tuple[Order, Answer]]:

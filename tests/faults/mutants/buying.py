@@ -107,14 +107,13 @@ BUYING = (
     Mutant(
         "rest_is_let_go", "I2", "what of a large batch waits for room is taken for a dead worker's",
         SERVICES + "claiming.py",
-                "        if self.comes_on and not self._gathers:", "        if False:",
+                "        if self._may_grow and self.comes_on:", "        if False:",
         integration("sharing"),
     ),
     Mutant(
         "locked_is_left_out", "I2", "an order that is locked for a moment waits for a lease's end",
         STORE + "claims.py",
-        "session.rows(_TAKE_UNLOCKED, values) or session.rows(_TAKE, values)",
-        "session.rows(_TAKE_UNLOCKED, values)",
+        "    if waits and not rows:", "    if waits and rows is None:",
         integration("sharing"),
     ),
     Mutant(
