@@ -8,7 +8,15 @@ from celery import chain
 from fulfillment.broker import app, hint
 from fulfillment.errors import FulfillmentError
 from fulfillment.messaging.dead_letters import bury
-from fulfillment.services import catalog, dispatch, funds, intake, reconciliation, submission
+from fulfillment.services import (
+    catalog,
+    dispatch,
+    funds,
+    intake,
+    reconciliation,
+    sharing,
+    submission,
+)
 from fulfillment.services.claiming import StepOutcome
 from fulfillment.settings import load_settings
 from schemas import messages
@@ -86,7 +94,7 @@ def check_wallet(self: FulfillmentTask, /, batch: Batch) -> dict[str, Any]:
 @app.task(bind=True, base=FulfillmentTask, name=messages.SUBMIT_ORDERS)
 def submit_orders(self: FulfillmentTask, /, batch: Batch) -> dict[str, Any]:
     """Buy what is reserved, or find out what became of it; of much of it others take their part."""
-    share, others = submission.share_out(context(), batch, is_new=bool(self.request.chain))
+    share, others = sharing.share_out(context(), batch, is_new=bool(self.request.chain))
     for other in others:
         hint(messages.SUBMIT_ORDERS, other)
     mine = submission.submit_orders(context(), share)

@@ -25,6 +25,7 @@ from fulfillment.services import (
     invariants,
     operations,
     reconciliation,
+    sharing,
     submission,
     sweep,
     watchdog,
@@ -318,7 +319,7 @@ def run_sweep(context: Context) -> None:
     for account in found.accounts:
         run_chain(context, account)
     for batch in found.batches:
-        mine, others = submission.share_out(context, batch, is_new=False)
+        mine, others = sharing.share_out(context, batch, is_new=False)
         for part in (mine, *others):
             submit(context, part)
     if found.has_webhooks:

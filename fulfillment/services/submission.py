@@ -37,6 +37,7 @@ from fulfillment.services.outcomes import write_outcomes
 from fulfillment.services.purchases import Watch, go_ahead
 from fulfillment.services.recovery import search_first
 from fulfillment.services.routes import apply_ours
+from fulfillment.services.sharing import room
 from fulfillment.services.threads import Share
 from fulfillment.services.unknowns import Step, next_step
 from fulfillment.store import claims, ledger
@@ -51,8 +52,6 @@ log = get_logger(__name__)
 
 #: How long to gather answers that come together, so that they share a transaction.
 _GROUP_S = 0.02
-#: As many workers may join in a batch. Each message names all of its orders.
-_MOST_COPIES = 8
 #: So many at the most are begun together with the claim where a rate budget bounds the requests.
 _FEW = 4
 
@@ -64,36 +63,6 @@ class _Begun:
     tasks: Sequence[Task]
     grant: Grant
     following: Sequence[Order] = ()
-
-
-def share_out(context: Context, batch: Batch, *, is_new: bool) -> tuple[Batch, list[Batch]]:
-    """Give what this worker submits of a batch, and the messages for others to join in.
-
-    In a large batch that is new all work side by side, each on what none has taken yet: its other
-    messages are copies, and one that is lost costs help. Of what was begun before, each gets a part
-    of its own; if its message is lost, the sweep finds it when the claim has lapsed.
-    """
-    room = _room(context, batch)
-    if batch.get("is_copy") or len(batch["ids"]) <= room:
-        return batch, []
-    if is_new:
-        count = min((len(batch["ids"]) - 1) // room, _MOST_COPIES)
-        return batch, [Batch(**{**batch, "is_copy": True})] * count
-    mine, *others = (
-        Batch(
-            account=batch["account"],
-            token=batch["token"],
-            ids=batch["ids"][start : start + room],
-            names=batch["names"][start : start + room],
-        )
-        for start in range(0, len(batch["ids"]), room)
-    )
-    return mine, others
-
-
-def _room(context: Context, batch: Batch) -> int:
-    """Give how many orders one process has under way or at hand: whatever is more, it shares."""
-    return 2 * context.account(batch["account"]).max_submits_in_flight
 
 
 def submit_orders(context: Context, batch: Batch) -> Batch | None:
@@ -112,7 +81,7 @@ def submit_orders(context: Context, batch: Batch) -> Batch | None:
     ):
         if batch.get("is_copy") and not is_only:
             return None
-        is_shared = len(batch["ids"]) > _room(context, batch)
+        is_shared = len(batch["ids"]) > room(context, batch)
         while left := len(batch["ids"]) - len(submitted):
             free = slots.take(min(limit, left))
             if is_shared and not free:
@@ -250,7 +219,7 @@ class _More:
             claims.release(session, [id_ for id_ in group.order_ids if id_ not in kept], group.name)
 
         # To take each alone would cost more than to send it does; few are to wait for a slot.
-        limit = max(free, _room(self._context, self._batch) // 4)
+        limit = max(free, room(self._context, self._batch) // 4)
         return take_more(self._context, self._batch, self._claim, limit, begin), begun
 
 

@@ -19,7 +19,7 @@ from fulfillment.errors import (
     ProviderOutcomeUnknown,
 )
 from fulfillment.providers.base import AfterUnknown
-from fulfillment.services import brakes, operations, outages, purchases, submission
+from fulfillment.services import brakes, operations, outages, purchases, sharing, submission
 from fulfillment.services.context import Context
 from fulfillment.store import purchases as stored
 from schemas.enums import OrderStatus as S
@@ -212,7 +212,7 @@ def test_of_all_batches_one_purchase_goes_ahead(
             before_the_first_answer.append(len(provider.bodies))
 
     provider.on_purchase = arrive
-    mine, others = submission.share_out(context, batch, is_new=False)
+    mine, others = sharing.share_out(context, batch, is_new=False)
     parts = [mine, *others]
     with ThreadPoolExecutor(len(parts)) as executor:
         flying = [executor.submit(submission.submit_orders, context, part) for part in parts]

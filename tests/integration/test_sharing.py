@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fulfillment.errors import ProviderDeniesAccount
-from fulfillment.services import submission, sweep
+from fulfillment.services import sharing, submission, sweep
 from fulfillment.services.claiming import SUBMIT, take_over
 from fulfillment.services.context import Context
 from fulfillment.store import orders
@@ -67,7 +67,7 @@ def statuses(context: Context) -> dict[str, int]:
 
 
 def copies(context: Context, batch: Batch) -> list[Batch]:
-    mine, others = submission.share_out(context, batch, is_new=True)
+    mine, others = sharing.share_out(context, batch, is_new=True)
     assert mine is batch
     return others
 
@@ -122,7 +122,7 @@ def test_only_a_new_batch_that_is_too_large_for_one_process_is_copied_and_a_copy
     (copy,) = copies(context, many)
 
     assert copies(context, few) == []
-    assert submission.share_out(context, copy, is_new=False) == (copy, [])
+    assert sharing.share_out(context, copy, is_new=False) == (copy, [])
     assert copy["ids"] == many["ids"]
     assert len(copies(context, most)) == 8
 
@@ -131,7 +131,7 @@ def test_what_was_begun_before_is_parted_and_not_copied(worker: Callable[[], Con
     context = worker()
     batch = reserved(context, 9)
 
-    mine, others = submission.share_out(context, batch, is_new=False)
+    mine, others = sharing.share_out(context, batch, is_new=False)
 
     assert [len(part["ids"]) for part in (mine, *others)] == [4, 4, 1]
     assert [i for part in (mine, *others) for i in part["ids"]] == batch["ids"]

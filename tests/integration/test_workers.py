@@ -14,7 +14,7 @@ from fulfillment.errors import (
     ProviderOutcomeUnknown,
 )
 from fulfillment.services import catalog as catalog_step
-from fulfillment.services import dispatch, funds, submission
+from fulfillment.services import dispatch, funds, sharing, submission
 from fulfillment.services.context import Context
 from schemas.enums import OrderStatus as S
 from tests.conftest import MakeContext
@@ -316,7 +316,7 @@ def test_batches_of_a_process_share_its_slots_and_no_intent_waits_for_one(
             flying -= 1
 
     provider.on_purchase = arrive
-    mine, others = submission.share_out(context, batch, is_new=False)
+    mine, others = sharing.share_out(context, batch, is_new=False)
     parts = [mine, *others]
     with ThreadPoolExecutor(len(parts)) as executor:
         assert all(executor.map(lambda part: submission.submit_orders(context, part), parts))
