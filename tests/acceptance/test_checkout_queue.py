@@ -160,7 +160,7 @@ KEPT = {"x-test": "a run", "traceparent": "00-1", "x-url": "https://a.example/?t
 def test_a_dead_letter_bears_its_senders_short_headers_and_none_that_means_something_to_others(
     context: Context, connection: kombu.Connection
 ) -> None:
-    odd = {"x-long": "v" * 256, "x" * 256: "v", "x-number": 5, "x-list": ["v"], "x-ä": "v"}
+    odd = {"x-long": "v" * 256, "x-number": 5, "x-list": ["v"], "x-ä": "v"}
     ours = {"X-Reason": "mine", "x-death-count": "9", "x-fulfillment-signature": "0", "cc": "v"}
     secret = {"x-url": f"https://a.example/?token={TOKEN}", "x-api-key": TOKEN}
     connection.Producer(exchange=store_exchange).publish(
