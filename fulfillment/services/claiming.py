@@ -177,7 +177,6 @@ def take_more(
     group = _take_over(context, batch, SUBMIT, also, limit, waits=False)
     if group is not None:
         claim.join(group)
-        crash_point("claim.taken_over")
     return group
 
 
