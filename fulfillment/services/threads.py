@@ -67,10 +67,6 @@ class Share:
         self._held = 0
         self._lock = threading.Lock()
 
-    @property
-    def is_any_free(self) -> bool:
-        return self._slots.is_any_free
-
     def take(self, most: int) -> int:
         """Take up to so many of those that are free now; say how many."""
         taken = self._slots.take(most)
