@@ -102,8 +102,8 @@ def apply_reports(
     before = locked if locked is not None else orders.lock(session, list(reports))
     gone = [(o, account, reports[o.id]) for o in before if o.account != account]
     moves, money = strays(context, session, gone, by, now), _Money()
-    is_news = by in (Source.WEBHOOK, Source.POLL)
-    unsent = begun_and_unsent(session, before) if is_news else frozenset()
+    is_told = by in (Source.WEBHOOK, Source.POLL)
+    unsent = begun_and_unsent(session, before) if is_told else frozenset()
     for order in before:
         if order.account != account:
             continue

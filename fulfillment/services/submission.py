@@ -64,6 +64,10 @@ class _Begun:
     grant: Grant
     following: Sequence[Order] = ()
 
+    @property
+    def order_ids(self) -> set[int]:
+        return {task.order.id for task in self.tasks} | {order.id for order in self.following}
+
 
 def submit_orders(context: Context, batch: Batch) -> Batch | None:
     """Submit the batch; of one that is shared, the next orders as long as there are any.
@@ -187,9 +191,17 @@ class _More:
     def begin(self, free: int) -> _Begun | None:
         """Commit the intents of up to so many together with their claim.
 
-        None where all that are left are locked, or where it `is_over`: none are left, or none that
-        could be sent.
+        None where all that are left are locked, or where it `is_over`: none are left, none that
+        could be sent, or the database is away: what is under way is to be written all the same.
         """
+        try:
+            return self._begin(free)
+        except ServerUnreachable as error:
+            log.warning("submit.no_more", reason=str(error))
+            self.is_over = True
+            return None
+
+    def _begin(self, free: int) -> _Begun | None:
         while not self.is_over:
             group, begun = self._take(free)
             if group is None:
@@ -214,8 +226,7 @@ class _More:
         def begin(session: Session, group: KeptClaim) -> None:
             nonlocal begun
             begun = _begin_at_once(self._context, session, group, free, are_alike=True)
-            kept = {task.order.id for task in begun.tasks} if begun else set()
-            kept |= {order.id for order in begun.following} if begun else set()
+            kept = begun.order_ids if begun else set()
             claims.release(session, [id_ for id_ in group.order_ids if id_ not in kept], group.name)
 
         # To take each alone would cost more than to send it does; few are to wait for a slot.
@@ -268,11 +279,10 @@ def _begin_at_once(
         return None
     if budget.is_limited and not are_alike and not len(fresh) == len(claim.orders) <= _FEW:
         return None
-    following = fresh[free:] if are_alike else []
+    wanted = fresh if are_alike else fresh[:free]
+    following = wanted[free:]
     cost = context.provider(claim.account).requests_per_purchase
-    if not budget.seems_enough(
-        session, Purpose.SUBMIT, (len(fresh[:free]) + len(following)) * cost
-    ):
+    if not budget.seems_enough(session, Purpose.SUBMIT, len(wanted) * cost):
         return None
     begun = begin_within(context, session, claim, fresh[:free], now)
     # Last: its row is waited for. What it does not suffice for after all is not sent.
@@ -394,7 +404,7 @@ def _run(
             send(at_once.tasks, at_once.grant)
         while flying or (waiting and not is_stopped) or is_more():
             if more and is_more() and not waiting and (free := slots.take(limit - len(flying))):
-                found = _more_of(more, free)
+                found = more.begin(free)
                 slots.give_back(free - (len(found.tasks) if found else 0))
                 if found:
                     send(found.tasks, found.grant)
@@ -424,16 +434,6 @@ def _run(
                 allowed = min(2 * allowed, limit)
     _put_off(context, claim, list(waiting))
     return not is_stopped
-
-
-def _more_of(more: _More, free: int) -> _Begun | None:
-    try:
-        return more.begin(free)
-    except ServerUnreachable as error:
-        # What is under way is to be written all the same.
-        log.warning("submit.no_more", reason=str(error))
-        more.is_over = True
-        return None
 
 
 def _collect(context: Context, flying: dict[Future[Answer], Task]) -> list[tuple[Order, Answer]]:

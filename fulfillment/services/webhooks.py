@@ -212,11 +212,11 @@ def _looked_into(
     account = hint.account
     with context.database.transaction() as session:
         (order,) = orders.get(session, [hint.order_id])
-        attempt = ledger.attempts_of(session, [hint.order_id]).get(hint.order_id)
+        attempts = {} if may_ask else ledger.attempts_of(session, [hint.order_id])
     if order.account == account or account not in context.settings.accounts:
         return hint
     if not may_ask:
-        return hint if order.is_surely_unsent(attempt) else None
+        return hint if order.is_surely_unsent(attempts.get(order.id)) else None
     try:
         with context.budget(account).take(Purpose.POLL):
             ask = partial(context.provider(account).reports, [order.external_id])

@@ -137,7 +137,7 @@ def test_what_was_begun_before_is_parted_and_not_copied(worker: Callable[[], Con
     assert [i for part in (mine, *others) for i in part["ids"]] == batch["ids"]
 
 
-def test_a_process_that_is_at_work_on_a_batch_needs_no_copy_of_it(
+def test_a_process_that_is_at_work_on_a_batch_takes_nothing_for_a_copy_of_it(
     worker: Callable[[], Context], provider: FakeProvider
 ) -> None:
     context = worker()

@@ -96,3 +96,17 @@ def test_many_threads_never_have_more_than_there_are() -> None:
     assert 0 < most <= size
     with threads.share("s", size) as share:
         assert share.take(99) == size
+
+
+def test_of_blocks_of_one_name_the_first_hears_that_it_is_the_only_one() -> None:
+    threads = Threads()
+
+    with threads.named("a") as first:
+        with threads.named("a") as second, threads.named("b") as other:
+            assert (first, second, other) == (True, False, True)
+        with threads.named("a") as third:
+            assert not third
+    with pytest.raises(LookupError), threads.named("a"):
+        raise LookupError
+    with threads.named("a") as last:
+        assert last
