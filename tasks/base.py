@@ -12,9 +12,11 @@ from celery import Task
 from celery.exceptions import Reject
 from celery.worker.request import Request
 
+from celeryconfig import INTAKE
 from fulfillment.crash import crash_point
 from fulfillment.errors import FulfillmentError, WrongClock
 from fulfillment.log import get_logger, masked
+from fulfillment.messaging import dead_letters
 from fulfillment.services import clock_guard
 from fulfillment.services.context import Context, build_context, register_accounts
 from fulfillment.settings import load_settings
@@ -109,6 +111,7 @@ class ShownRequest(Request):
         _args: Any
         _kwargs: Any
         _request_dict: dict[str, Any]
+        _message: Any
         name: str
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -126,6 +129,15 @@ class ShownRequest(Request):
             if fields.get(name):
                 fields[name] = masked(str(fields[name]))
         super().send_event(type, **fields)
+
+    def _announce_revoked(self, reason: str, terminated: bool, *args: Any) -> None:
+        """Put aside a checkout whose sender's time for it is over, or that was revoked."""
+        if self.name == RECEIVE and not terminated:
+            kind, headers = self._message.content_type, self._message.headers
+            told = f"expected a task message that is neither expired nor revoked, found it {reason}"
+            log.error("task.unreadable", queue=INTAKE, reason=told)
+            dead_letters.bury(load_settings(), self._message.body, kind, told, headers)
+        super()._announce_revoked(reason, terminated, *args)  # type: ignore[misc]  # not in stubs
 
     def info(self, safe: bool = False) -> Any:
         del safe

@@ -80,6 +80,7 @@ class KeptClaim:
         self.attempts: dict[int, Attempt] = {}
         self.order_ids = [order.id for order in orders]
         self._lapses = lapse
+        self._growing = context.threads.lock()
         self._may_grow = step == SUBMIT and len(orders) < len(batch["ids"])
         #: Whether something was begun lately: then what nobody has taken of the batch is kept, too.
         self.comes_on = self._may_grow
@@ -87,9 +88,10 @@ class KeptClaim:
     def join(self, group: "KeptClaim") -> None:
         """Have more of the batch's orders, which were taken over just now."""
         self.orders += group.orders
-        self.order_ids = [*self.order_ids, *group.order_ids]
         self.attempts.update(group.attempts)
-        self._lapses = min(self._lapses, group._lapses, key=lambda lapse: lapse.at_s)
+        with self._growing:
+            self.order_ids = [*self.order_ids, *group.order_ids]
+            self._lapses = min(self._lapses, group._lapses, key=lambda lapse: lapse.at_s)
 
     def leave_only(self, orders: list[Order]) -> None:
         """Go on with these of the batch's orders; the others are dealt with."""
@@ -103,18 +105,25 @@ class KeptClaim:
 
     @repeated
     def renew(self) -> bool:
-        """Lengthen the claim (and the gathering lease); say whether any order is still under it."""
+        """Lengthen the claim (and the gathering lease); say whether any order is still under it.
+
+        One that has lapsed stays so, though some of its orders are still under it: others may be
+        somebody else's by now.
+        """
         lapse = _Lapse(self._context)
         now = self._context.now()
         until = now + self._context.lease
+        order_ids = self.order_ids
         with self._context.database.transaction() as session:
-            held = claims.renew(session, self.order_ids, self.name, until)
+            held = claims.renew(session, order_ids, self.name, until)
             if self._gathers:
                 lease = gather_lease(self._batch["account"])
                 leases.acquire(session, lease, self._batch["token"], now, until)
         crash_point("claim.renewed")
-        if held:
-            self._lapses = lapse
+        with self._growing:
+            # What joined meanwhile was not renewed, and may lapse sooner.
+            if held and order_ids is self.order_ids and not self._lapses.is_over:
+                self._lapses = lapse
         if self._may_grow and self.comes_on:
             self._keep_rest(until)
         return held > 0 or self._may_grow
@@ -145,8 +154,8 @@ def take_over(
 ) -> Iterator[KeptClaim | None]:
     """Take the batch's orders over for `step`; None when nothing of it is left to this copy.
 
-    Of those that others take over as well, the first `limit`. `also` is done in the same
-    transaction, and again where that has to be repeated.
+    To be submitted, only those that nobody has locked, the first `limit`; see `is_one_free`. `also`
+    is done in the same transaction, and again where that has to be repeated.
     """
     claim = _take_over(context, batch, step, also, limit)
     if claim is None:
@@ -164,6 +173,16 @@ def is_any_left(context: Context, batch: Batch) -> bool:
         return claims.is_any_left(session, batch["ids"], claim_name(batch["token"], WALLET))
 
 
+@repeated
+def is_one_free(context: Context, batch: Batch) -> bool:
+    """Wait for the batch's next order that is to be submitted; say whether any is left.
+
+    Whoever waits is to have no slots: others of the account could use them.
+    """
+    with context.database.transaction() as session:
+        return claims.wait_for_one(session, batch["ids"], claim_name(batch["token"], WALLET))
+
+
 def take_more(
     context: Context,
     batch: Batch,
@@ -174,7 +193,7 @@ def take_more(
     """Take the batch's next orders over for the step that has the claim: those, and what holds for
     them now. None where nothing is left, or what is left is locked. `also` as for `take_over`.
     """
-    group = _take_over(context, batch, SUBMIT, also, limit, waits=False)
+    group = _take_over(context, batch, SUBMIT, also, limit)
     if group is not None:
         claim.join(group)
     return group
@@ -187,11 +206,9 @@ def _take_over(
     step: str,
     also: Callable[[Session, KeptClaim], None] | None,
     limit: int | None,
-    *,
-    waits: bool = True,
 ) -> KeptClaim | None:
     with context.database.transaction() as session:
-        claim = take_over_within(context, session, batch, step, limit, waits=waits)
+        claim = take_over_within(context, session, batch, step, limit)
         if claim is not None:
             if step != SUBMIT:
                 lease, now = gather_lease(claim.account), context.now()
@@ -213,17 +230,15 @@ def take_over_within(
     batch: Batch,
     step: str,
     limit: int | None = None,
-    *,
-    waits: bool = True,
 ) -> KeptClaim | None:
     """Take a batch over in a transaction that does the rest of the step; nothing renews it."""
     lapse, until = _Lapse(context), context.now() + context.lease
     old, new = claim_name(batch["token"], _BEFORE[step]), claim_name(batch["token"], step)
     ids = batch["ids"]
-    if limit is None or len(ids) <= limit:
-        taken = claims.take_over(session, ids, old, new, until)
+    if step == SUBMIT:
+        taken = claims.take_over_some(session, ids, old, new, until, limit)
     else:
-        taken = claims.take_over_some(session, ids, old, new, until, limit, waits=waits)
+        taken = claims.take_over(session, ids, old, new, until)
     return KeptClaim(context, batch, step, taken, lapse) if taken else None
 
 

@@ -368,7 +368,7 @@ def _give_up(
 def describe(since: datetime, until: datetime) -> str:
     """Say what a doubt means, and what a person has to see to."""
     return (
-        f"since {since:%Y-%m-%d %H:%M:%S} this is another server or a restored database: each "
+        f"since {since:%Y-%m-%d %H:%M:%S} UTC this is another server or a restored database: each "
         f"order of before {until:%Y-%m-%d %H:%M:%S} UTC is looked for before it is bought; {ACT}"
     )
 

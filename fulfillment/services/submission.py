@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import accumulate
 
 from msgspec.structs import replace
@@ -26,6 +26,7 @@ from fulfillment.services.claiming import (
     KeptClaim,
     claim_name,
     is_any_left,
+    is_one_free,
     take_more,
     take_over,
 )
@@ -36,7 +37,7 @@ from fulfillment.services.merchants import keep_own
 from fulfillment.services.outcomes import write_outcomes
 from fulfillment.services.purchases import Watch, go_ahead
 from fulfillment.services.recovery import search_first
-from fulfillment.services.routes import apply_ours
+from fulfillment.services.routes import HELD_FOR, apply_ours
 from fulfillment.services.sharing import room
 from fulfillment.services.threads import Share
 from fulfillment.services.unknowns import Step, next_step
@@ -95,7 +96,9 @@ def submit_orders(context: Context, batch: Batch) -> Batch | None:
                 continue
             taken, is_through = _submit(context, batch, slots, free, is_shared=is_shared)
             if not taken:
-                break
+                if batch.get("is_copy") or not is_one_free(context, batch):
+                    break
+                continue
             submitted += taken
             if not is_through:
                 _leave(context, batch)
@@ -127,6 +130,7 @@ def _submit(
     is_through = True
     with take_over(context, batch, SUBMIT, begin, free if is_shared else None) as claim:
         if claim is None:
+            slots.give_back(free)
             return (), True
         begun = at_once.tasks if at_once else []
         committed(begun)
@@ -192,14 +196,16 @@ class _More:
         """Commit the intents of up to so many together with their claim.
 
         None where all that are left are locked, or where it `is_over`: none are left, none that
-        could be sent, or the database is away: what is under way is to be written all the same.
+        could be sent, or that fails: what is under way is to be written all the same.
         """
         try:
             return self._begin(free)
         except ServerUnreachable as error:
             log.warning("submit.no_more", reason=str(error))
-            self.is_over = True
-            return None
+        except Exception as error:  # of one of these orders; whoever comes to it next tells of it
+            backstop.note_bug("submit.no_more", error)
+        self.is_over = True
+        return None
 
     def _begin(self, free: int) -> _Begun | None:
         while not self.is_over:
@@ -211,7 +217,9 @@ class _More:
             if begun is None:
                 is_held_up = group.has_failed or group.purchases.are_broken
                 # Of what is fresh, the budget did not reach for any.
-                self.is_over = is_held_up or bool(_fresh(group, self._context.now()))
+                self.is_over = is_held_up or bool(
+                    _fresh(group, self._context.now(), is_priced_now=True)
+                )
                 continue
             self.grants.append(begun.grant)
             self.grant_of |= {order.id: begun.grant for order in begun.following}
@@ -274,7 +282,7 @@ def _begin_at_once(
     if claim.has_failed or claim.purchases.are_broken:
         return None
     now = context.now()
-    fresh = _fresh(claim, now)
+    fresh = _fresh(claim, now, is_priced_now=are_alike)
     if not fresh[:free]:
         return None
     if budget.is_limited and not are_alike and not len(fresh) == len(claim.orders) <= _FEW:
@@ -290,8 +298,12 @@ def _begin_at_once(
     return _Begun(begun, budget.take_within(session, Purpose.SUBMIT, count * cost), following)
 
 
-def _fresh(claim: KeptClaim, now: datetime) -> list[Order]:
-    """Give the orders that are to be bought, and about which nothing is to be found out before."""
+def _fresh(claim: KeptClaim, now: datetime, *, is_priced_now: bool) -> list[Order]:
+    """Give the orders that are to be bought, and about which nothing is to be found out before.
+
+    With `is_priced_now` without those that are to be priced afresh.
+    """
+    priced_after = now - HELD_FOR if is_priced_now else datetime.min.replace(tzinfo=UTC)
     if any(order.is_doubted(claim.doubt) for order in claim.orders):
         return []
     return [
@@ -300,6 +312,7 @@ def _fresh(claim: KeptClaim, now: datetime) -> list[Order]:
         if order.submit_by > now
         and (a := claim.attempts.get(order.id))
         and a.unknown_since is None
+        and a.created_at > priced_after
         and order.was_searched(claim.doubt)
     ]
 

@@ -168,19 +168,18 @@ def in_submission(session: Session, account: str, now: datetime) -> int:
 _TAKE_OVER = f"""
     UPDATE orders SET claim = %(new)s, claimed_until = %(until)s WHERE id = ANY(ARRAY(
         SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(old)s
-         ORDER BY id LIMIT %(limit)s {{lock}}))
+         ORDER BY id {{lock}}))
     RETURNING {columns(ORDER_COLUMNS)}
 """  # noqa: S608 - constants
-_TAKE, _TAKE_UNLOCKED = (
-    _TAKE_OVER.format(lock=lock) for lock in ("FOR UPDATE", "FOR UPDATE SKIP LOCKED")
-)
+_TAKE = _TAKE_OVER.format(lock="FOR UPDATE")
+_TAKE_UNLOCKED = _TAKE_OVER.format(lock="LIMIT %(limit)s FOR UPDATE SKIP LOCKED")
 
 
 def take_over(
     session: Session, order_ids: Sequence[int], old: str, new: str, until: datetime
 ) -> list[Order]:
     """Move a batch's claim on to its next step; give the orders that were still under `old`."""
-    values = {"ids": list(order_ids), "old": old, "new": new, "until": until, "limit": None}
+    values = {"ids": list(order_ids), "old": old, "new": new, "until": until}
     return _in_order(session.rows(_TAKE, values))
 
 
@@ -190,19 +189,11 @@ def take_over_some(
     old: str,
     new: str,
     until: datetime,
-    limit: int,
-    *,
-    waits: bool,
+    limit: int | None,
 ) -> list[Order]:
-    """Do so with the first `limit` of those that nobody else takes just now.
-
-    Where there are none, wait for those that were locked, or not.
-    """
+    """Do so with those that nobody has locked just now, the first `limit` of them."""
     values = {"ids": list(order_ids), "old": old, "new": new, "until": until, "limit": limit}
-    rows = session.rows(_TAKE_UNLOCKED, values)
-    if waits and not rows:
-        rows = session.rows(_TAKE, values)
-    return _in_order(rows)
+    return _in_order(session.rows(_TAKE_UNLOCKED, values))
 
 
 def _in_order(rows: Iterable[Any]) -> list[Order]:
@@ -213,6 +204,15 @@ def is_any_left(session: Session, order_ids: Sequence[int], claim: str) -> bool:
     """Say whether any of these orders is under a claim, locked or not."""
     query = "SELECT EXISTS (SELECT FROM orders WHERE id = ANY(%(ids)s) AND claim = %(claim)s)"
     return bool(session.scalar(query, {"ids": list(order_ids), "claim": claim}))
+
+
+def wait_for_one(session: Session, order_ids: Sequence[int], claim: str) -> bool:
+    """Wait until one of these orders is under a claim and nobody's; say whether there is any."""
+    query = (
+        "SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(claim)s"
+        " ORDER BY id LIMIT 1 FOR UPDATE"
+    )
+    return bool(session.rows(query, {"ids": list(order_ids), "claim": claim}))
 
 
 _RENEW = """

@@ -163,6 +163,7 @@ class Attempt(msgspec.Struct, frozen=True):
     external_id: str
     state: AttemptState
     hold_mills: int
+    created_at: datetime
     posts: int
     last_post_at: datetime | None
     unknown_since: datetime | None

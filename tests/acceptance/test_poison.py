@@ -206,6 +206,26 @@ def test_a_refused_checkout_with_a_time_of_python_is_put_aside(
     assert letter["headers"]["x-test"] == "a run"
 
 
+@pytest.mark.parametrize("expires", ["2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00"])
+def test_a_checkout_whose_senders_time_is_over_is_put_aside(
+    shop: Driver, broker: redis.Redis, expires: str
+) -> None:
+    """Celery drops such a task, and whatever bears its id from then on."""
+    event = shop.checkout()
+
+    with Connection(_url(shop)) as connection:
+        connection.Producer().publish(
+            [[event], {}, {}], routing_key=TASKS, serializer="json",
+            headers={"task": TASK, "id": "expired", "expires": expires},
+        )  # fmt: skip
+
+    until("it is put aside", lambda: broker.llen(DEAD_QUEUE) == 1)
+    letter = json.loads(broker.lindex(DEAD_QUEUE, 0) or "")
+    assert json.loads(base64.b64decode(letter["body"]))[0][0]["externalId"] == event["externalId"]
+    assert letter["headers"][REASON_HEADER].endswith("found it expired")
+    assert TOKEN not in shop.logs()
+
+
 def test_hints_that_nobody_understands_are_dropped(shop: Driver, broker: redis.Redis) -> None:
     before = shop.stack.processes.pids
     odd = json.dumps([[{"a": TOKEN}, [TOKEN]], {TOKEN: 1}, {}])

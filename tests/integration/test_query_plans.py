@@ -244,7 +244,7 @@ def _fulfil(crowded: Context, provider: FakeProvider, clock: FakeClock) -> None:
     run_chain(crowded)
     with crowded.database.transaction() as session:
         ids = [order.id for order in placed]
-        claims.take_over_some(session, ids, "a/wallet", "a/submit", clock.now(), 2, waits=True)
+        claims.take_over_some(session, ids, "a/wallet", "a/submit", clock.now(), 2)
     for order in placed[:3]:
         said = report(ReportState.SENT, order.external_id)
         provider.notice = WebhookNotice(order.external_id, clock.now(), said)

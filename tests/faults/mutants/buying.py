@@ -112,9 +112,15 @@ BUYING = (
     ),
     Mutant(
         "locked_is_left_out", "I2", "an order that is locked for a moment waits for a lease's end",
-        STORE + "claims.py",
-        "    if waits and not rows:", "    if waits and rows is None:",
+        SERVICES + "submission.py",
+        'if batch.get("is_copy") or not is_one_free(context, batch):', "if True:",
         integration("sharing"),
+    ),
+    Mutant(
+        "lapsed_claim_comes_back", "I1", "a keeper that slept renews what is left of a lost claim",
+        SERVICES + "claiming.py",
+        "order_ids is self.order_ids and not self._lapses.is_over:", "order_ids:",
+        integration("growing_claims"),
     ),
     Mutant(
         "other_content_is_known", "I1", "other content under a known id is no conflict",

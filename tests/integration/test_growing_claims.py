@@ -1,0 +1,251 @@
+"""A claim that more orders join: what a process holds that slept, waits, or cannot take more."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+
+from fulfillment.errors import ServerUnreachable
+from fulfillment.providers.base import BeforeSend
+from fulfillment.services import claiming, submission, sweep
+from fulfillment.services.claiming import SUBMIT, take_more, take_over
+from fulfillment.services.context import Context
+from fulfillment.services.threads import Threads
+from fulfillment.store import orders
+from schemas.provider import OrderReport
+from tests.conftest import MakeContext
+from tests.integration.test_sharing import copies, reserved, statuses
+from tests.support import WAIT_S, FakeClock, FakeProvider, rows, run_sweep, until
+
+#: A claim is lost after 30 s without a renewal.
+SLEPT_S = 22
+
+
+class Kept(Threads):
+    """Its keepers renew when a test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keep: list[Callable[[], bool]] = []
+
+    @contextmanager
+    def repeating(self, every_s: float, act: Callable[[], bool], name: str) -> Iterator[None]:
+        self.keep.append(act)
+        yield
+
+
+class Connecting(FakeProvider):
+    """Holds up some purchases before the last look at the claim, as a slow handshake does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[str, threading.Event] = {}
+        self.came: set[str] = set()
+        self.posts: Counter[str] = Counter()
+
+    def purchase(self, body: bytes, before_send: BeforeSend | None = None) -> OrderReport:
+        name = msgspec.json.decode(body)["external_id"]
+        self.came.add(name)
+        if (gate := self.held.pop(name, None)) is not None:
+            assert gate.wait(WAIT_S)
+        if before_send is not None:
+            before_send()
+        self.posts[name] += 1
+        return super().purchase(body, None)
+
+
+MakeWorker = Callable[..., Context]
+
+
+@pytest.fixture
+def worker(make_context: MakeContext, provider: FakeProvider) -> MakeWorker:
+    """Build contexts of worker processes, each with room for two requests."""
+
+    def make(by: FakeProvider | None = None, slots: int = 2, **changes: Any) -> Context:
+        made = make_context(by or provider, main={"max_submits_in_flight": slots}, **changes)
+        made.threads = Kept()
+        return made
+
+    return make
+
+
+def claim_of(context: Context, order_id: int) -> str | None:
+    query = "SELECT claim FROM orders WHERE id = %(id)s"
+    name: str | None = rows(context, query, id=order_id)[0]["claim"]
+    return name
+
+
+def test_who_has_lost_a_part_of_its_claim_holds_none_of_it(
+    worker: MakeWorker, clock: FakeClock
+) -> None:
+    """Two groups of a run lapse at two times; a keeper that slept renews what is left."""
+    context, other = worker(), worker()
+    batch = reserved(context, 9)
+
+    with take_over(context, batch, SUBMIT, limit=2) as claim:
+        assert claim is not None
+        clock.advance(9)
+        assert take_more(context, batch, claim, 1, lambda *_: None)
+        clock.advance(SLEPT_S)
+        sweep.resume_stuck(other)
+        assert claim_of(context, claim.order_ids[0]) != claim.name
+        claim.keep()
+
+        assert not claim.is_held
+
+
+def test_a_process_that_slept_does_not_send_what_another_has_taken_over(
+    worker: MakeWorker, clock: FakeClock
+) -> None:
+    provider = Connecting()
+    slow, other = worker(provider), worker(provider)
+    batch = reserved(slow, 9)
+    one, two, three = batch["names"][:3]
+    gates = {name: threading.Event() for name in (one, two, three)}
+    provider.held = dict(gates)
+
+    with ThreadPoolExecutor(1) as executor:
+        flying = executor.submit(submission.submit_orders, slow, batch)
+        until(lambda: {one, two} <= provider.came)
+        clock.advance(9)
+        gates[two].set()  # its answer lets the third be taken
+        until(lambda: three in provider.came)
+        clock.advance(SLEPT_S)
+        run_sweep(other)
+        by_the_other = provider.posts[one]
+        assert isinstance(slow.threads, Kept)
+        for keep in slow.threads.keep:
+            keep()
+        gates[one].set()
+        gates[three].set()
+        flying.result()
+
+    assert by_the_other == 1
+    assert set(provider.posts.values()) == {1}
+
+
+def test_who_renews_while_more_is_taken_believes_in_no_more_time_than_that_has(
+    worker: MakeWorker, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, other = worker(), worker()
+    batch = reserved(context, 9)
+    is_renewed, may_end = threading.Event(), threading.Event()
+
+    def crash_point(name: str, *_: Any) -> None:
+        if name == "claim.renewed":
+            is_renewed.set()
+            assert may_end.wait(WAIT_S)
+
+    monkeypatch.setattr(claiming, "crash_point", crash_point)
+    with take_over(context, batch, SUBMIT, limit=2) as claim, ThreadPoolExecutor(1) as executor:
+        assert claim is not None
+        renewing = []
+
+        def commit_slowly(*_: Any) -> None:
+            clock.advance(12)
+            renewing.append(executor.submit(claim.keep))
+            assert is_renewed.wait(WAIT_S)
+
+        group = take_more(context, batch, claim, 1, commit_slowly)
+        assert group is not None
+        may_end.set()
+        assert renewing[0].result()
+        clock.advance(19)  # 31 s after the group was taken
+        sweep.resume_stuck(other)
+
+        assert claim_of(context, group.order_ids[0]) != claim.name
+        assert not claim.is_held
+
+
+@pytest.mark.parametrize("error", [ServerUnreachable("PostgreSQL", "X", "away"), ValueError("bug")])
+def test_what_keeps_more_of_a_batch_from_being_begun_leaves_no_answer_unwritten(
+    worker: MakeWorker,
+    provider: FakeProvider,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    context = worker()
+    batch = reserved(context, 9)
+    tried, gate = threading.Event(), threading.Event()
+
+    def fail(*_: Any) -> None:
+        tried.set()
+        raise error
+
+    def hold(fields: dict[str, Any]) -> None:
+        if fields["external_id"] == batch["names"][1]:
+            assert gate.wait(WAIT_S)
+
+    provider.on_purchase = hold
+    monkeypatch.setattr(submission, "take_more", fail)
+    with ThreadPoolExecutor(1) as executor:
+        flying = executor.submit(submission.submit_orders, context, batch)
+        assert tried.wait(WAIT_S)
+        gate.set()
+        flying.result()
+
+    query = "SELECT DISTINCT status FROM orders WHERE id = ANY(%(ids)s)"
+    assert rows(context, query, ids=batch["ids"][:2]) == [{"status": "accepted"}]
+
+
+def test_what_is_taken_late_is_priced_afresh_before_it_is_sent(
+    worker: MakeWorker, provider: FakeProvider, clock: FakeClock
+) -> None:
+    """Slow answers, one at a time: a shared batch is kept for as long as it comes on."""
+    context = worker(slots=1, claim_lease_s=3000)
+    batch = reserved(context, 8)
+    ages = []
+
+    def answer_slowly(fields: dict[str, Any]) -> None:
+        query = "SELECT created_at FROM attempts WHERE external_id = %(name)s"
+        (attempt,) = rows(context, query, name=fields["external_id"])
+        ages.append(clock.now() - attempt["created_at"])
+        clock.advance(120)
+
+    provider.on_purchase = answer_slowly
+    submission.submit_orders(context, batch)
+    by_itself = len(ages)
+    for _ in range(8):
+        run_sweep(context)
+
+    assert 3 <= by_itself < 8
+    assert len(ages) == 8
+    assert max(ages) <= timedelta(minutes=5)
+
+
+def test_who_waits_for_a_locked_order_keeps_no_slots_and_no_others(
+    worker: MakeWorker, provider: FakeProvider
+) -> None:
+    """The last two of a batch are locked by two; another batch of the account comes meanwhile."""
+    context, other = worker(), worker()
+    first, second = reserved(context, 9), reserved(context, 9)
+    copy, *_ = copies(context, first)
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+
+    with ThreadPoolExecutor(4) as executor:
+        with other.database.transaction() as last:
+            orders.lock(last, first["ids"][8:])
+            with other.database.transaction() as last_but_one:
+                orders.lock(last_but_one, first["ids"][7:8])
+                flying = [
+                    executor.submit(submission.submit_orders, context, first),
+                    executor.submit(submission.submit_orders, other, copy),
+                ]
+                until(lambda: statuses(context).get("accepted") == 7)
+                until(lambda: rows(other, waiting))
+            until(lambda: statuses(context).get("accepted") == 8)
+            flying += [
+                executor.submit(submission.submit_orders, each, second) for each in (context, other)
+            ]
+            until(lambda: statuses(context).get("accepted") == 17)
+        for each in flying:
+            each.result()
+
+    assert statuses(context) == {"accepted": 18}
+    assert set(Counter(provider.bodies).values()) == {1}
