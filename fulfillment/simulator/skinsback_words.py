@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -52,7 +53,8 @@ def mills_in(text: Any) -> int | None:
 
 def dollars(mills: int) -> str:
     """Write an amount as short as it is exact, with at least two decimals."""
-    text = f"{Decimal(mills).scaleb(-3):.3f}"
+    whole, part = divmod(abs(mills), 1000)
+    text = f"{'-' if mills < 0 else ''}{whole}.{part:03}"
     return text.removesuffix("0") if text.endswith("0") else text
 
 
@@ -72,7 +74,12 @@ def offer_of(order: Order) -> tuple[str, str | None]:
 
 
 def unix_date(order: Order) -> int:
-    return int(datetime.fromisoformat(order.accepted_at).timestamp())
+    return _unix_seconds(order.accepted_at)
+
+
+@lru_cache(100_000)
+def _unix_seconds(time: str) -> int:
+    return int(datetime.fromisoformat(time).timestamp())
 
 
 class Words:
