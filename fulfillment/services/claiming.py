@@ -58,7 +58,7 @@ class _Lapse:
 
 
 class KeptClaim:
-    """A claim under which this step works; `is_held` says whether it still may."""
+    """A claim under which this step works; `is_held` and `holds` say whether it still may."""
 
     def __init__(
         self, context: Context, batch: Batch, step: str, orders: list[Order], lapse: _Lapse
@@ -79,19 +79,21 @@ class KeptClaim:
         #: The orders' open attempts, where they are to be submitted.
         self.attempts: dict[int, Attempt] = {}
         self.order_ids = [order.id for order in orders]
-        self._lapses = lapse
-        self._growing = context.threads.lock()
-        self._may_grow = step == SUBMIT and len(orders) < len(batch["ids"])
+        #: Of each order that was under the claim when it was renewed last: they join one by one.
+        self._lapses = dict.fromkeys(self.order_ids, lapse)
+        self._lapsing = context.threads.lock()
+        #: Whether others of the batch may be taken later: somebody else has them, or locks them.
+        self.may_grow = step == SUBMIT and len(orders) < len(batch["ids"])
         #: Whether something was begun lately: then what nobody has taken of the batch is kept, too.
-        self.comes_on = self._may_grow
+        self.comes_on = self.may_grow
 
     def join(self, group: "KeptClaim") -> None:
         """Have more of the batch's orders, which were taken over just now."""
         self.orders += group.orders
+        self.order_ids += group.order_ids
         self.attempts.update(group.attempts)
-        with self._growing:
-            self.order_ids = [*self.order_ids, *group.order_ids]
-            self._lapses = min(self._lapses, group._lapses, key=lambda lapse: lapse.at_s)
+        with self._lapsing:
+            self._lapses.update(group._lapses)
 
     def leave_only(self, orders: list[Order]) -> None:
         """Go on with these of the batch's orders; the others are dealt with."""
@@ -101,32 +103,39 @@ class KeptClaim:
     @property
     def is_held(self) -> bool:
         """Say whether the lease is known to run still; a frozen process finds that it does not."""
-        return not self._lapses.is_over
+        with self._lapsing:
+            return not any(lapse.is_over for lapse in set(self._lapses.values()))
+
+    def holds(self, order_id: int) -> bool:
+        """Say whether it does for this order, which else may be somebody else's by now."""
+        lapse = self._lapses.get(order_id)
+        return lapse is not None and not lapse.is_over
 
     @repeated
     def renew(self) -> bool:
         """Lengthen the claim (and the gathering lease); say whether any order is still under it.
 
-        One that has lapsed stays so, though some of its orders are still under it: others may be
-        somebody else's by now.
+        What has lapsed by then stays so: a process that slept goes on with none of it.
         """
         lapse = _Lapse(self._context)
         now = self._context.now()
         until = now + self._context.lease
-        order_ids = self.order_ids
+        with self._lapsing:
+            known = dict(self._lapses)
         with self._context.database.transaction() as session:
-            held = claims.renew(session, order_ids, self.name, until)
+            held = claims.renew(session, list(known), self.name, until)
             if self._gathers:
                 lease = gather_lease(self._batch["account"])
                 leases.acquire(session, lease, self._batch["token"], now, until)
         crash_point("claim.renewed")
-        with self._growing:
-            # What joined meanwhile was not renewed, and may lapse sooner.
-            if held and order_ids is self.order_ids and not self._lapses.is_over:
-                self._lapses = lapse
-        if self._may_grow and self.comes_on:
+        renewed = {id_: lapse for id_ in held if not known[id_].is_over}
+        with self._lapsing:
+            self._lapses |= renewed
+            for id_ in known.keys() - held:  # done with, or somebody else's
+                del self._lapses[id_]
+        if self.may_grow and self.comes_on:
             self._keep_rest(until)
-        return held > 0 or self._may_grow
+        return bool(held) or self.may_grow
 
     def _keep_rest(self, until: datetime) -> None:
         self.comes_on = False
@@ -154,8 +163,8 @@ def take_over(
 ) -> Iterator[KeptClaim | None]:
     """Take the batch's orders over for `step`; None when nothing of it is left to this copy.
 
-    To be submitted, only those that nobody has locked, the first `limit`; see `is_one_free`. `also`
-    is done in the same transaction, and again where that has to be repeated.
+    To be submitted, only those that nobody has locked, the first `limit`. `also` is done in the
+    same transaction, and again where that has to be repeated.
     """
     claim = _take_over(context, batch, step, also, limit)
     if claim is None:
@@ -171,16 +180,6 @@ def is_any_left(context: Context, batch: Batch) -> bool:
     """Say whether some of the batch wait to be submitted by whoever has room for them."""
     with context.database.statement() as session:
         return claims.is_any_left(session, batch["ids"], claim_name(batch["token"], WALLET))
-
-
-@repeated
-def is_one_free(context: Context, batch: Batch) -> bool:
-    """Wait for the batch's next order that is to be submitted; say whether any is left.
-
-    Whoever waits is to have no slots: others of the account could use them.
-    """
-    with context.database.transaction() as session:
-        return claims.wait_for_one(session, batch["ids"], claim_name(batch["token"], WALLET))
 
 
 def take_more(

@@ -7,17 +7,15 @@ tens of milliseconds, so that a slow answer delays only its own order.
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import accumulate
 
 from msgspec.structs import replace
 
-from fulfillment.errors import ServerUnreachable
 from fulfillment.log import get_logger
 from fulfillment.providers.base import Provider
 from fulfillment.services import backstop, outages
 from fulfillment.services.answers import Answer, Answered, NotSent, Unknown, ask
+from fulfillment.services.beginning import Begun, More, begin_at_once, let_stale_go, to_submit
 from fulfillment.services.brakes import LastLook
 from fulfillment.services.budget import Grant
 from fulfillment.services.claiming import (
@@ -26,18 +24,16 @@ from fulfillment.services.claiming import (
     KeptClaim,
     claim_name,
     is_any_left,
-    is_one_free,
-    take_more,
     take_over,
 )
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import make_batch, overdue_refusal
-from fulfillment.services.intents import Task, begin, begin_within, committed, hold_back_within
+from fulfillment.services.intents import Task, begin, committed, hold_back_within
 from fulfillment.services.merchants import keep_own
 from fulfillment.services.outcomes import write_outcomes
 from fulfillment.services.purchases import Watch, go_ahead
 from fulfillment.services.recovery import search_first
-from fulfillment.services.routes import HELD_FOR, apply_ours
+from fulfillment.services.routes import apply_ours
 from fulfillment.services.sharing import room
 from fulfillment.services.threads import Share
 from fulfillment.services.unknowns import Step, next_step
@@ -46,28 +42,15 @@ from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.ledger import Posting
 from fulfillment.store.models import Attempt, Order
-from schemas.enums import OrderStatus, Source
+from schemas.enums import Source
 from schemas.messages import Batch
 
 log = get_logger(__name__)
 
 #: How long to gather answers that come together, so that they share a transaction.
 _GROUP_S = 0.02
-#: So many at the most are begun together with the claim where a rate budget bounds the requests.
-_FEW = 4
-
-
-@dataclass(frozen=True, slots=True)
-class _Begun:
-    """What was begun together with the claim, and what is next; the requests taken for both."""
-
-    tasks: Sequence[Task]
-    grant: Grant
-    following: Sequence[Order] = ()
-
-    @property
-    def order_ids(self) -> set[int]:
-        return {task.order.id for task in self.tasks} | {order.id for order in self.following}
+#: So often what somebody else has locked is tried again.
+_LOCKED_S = 0.2
 
 
 def submit_orders(context: Context, batch: Batch) -> Batch | None:
@@ -79,6 +62,7 @@ def submit_orders(context: Context, batch: Batch) -> Batch | None:
     account = batch["account"]
     limit = context.account(account).max_submits_in_flight
     submitted: list[Order] = []
+    waits_until_s = None
     with (
         context.threads.named(f"submit {batch['token']}") as is_only,
         # Whoever has a slot sends at once: no intent is committed that would wait for another one.
@@ -96,9 +80,14 @@ def submit_orders(context: Context, batch: Batch) -> Batch | None:
                 continue
             taken, is_through = _submit(context, batch, slots, free, is_shared=is_shared)
             if not taken:
-                if batch.get("is_copy") or not is_one_free(context, batch):
+                now_s = context.clock.monotonic()
+                waits_until_s = waits_until_s or now_s + context.lease.total_seconds()
+                is_waited_for = not batch.get("is_copy") and is_any_left(context, batch)
+                if not is_waited_for or now_s >= waits_until_s:  # by then it is the sweep's
                     break
+                context.threads.pause(_LOCKED_S * (1 + context.jitter()))
                 continue
+            waits_until_s = None
             submitted += taken
             if not is_through:
                 _leave(context, batch)
@@ -110,7 +99,8 @@ def submit_orders(context: Context, batch: Batch) -> Batch | None:
 def _leave(context: Context, batch: Batch) -> None:
     """Leave what nobody has taken of the batch to the next sweep."""
     with context.database.transaction() as session:
-        claims.release(session, batch["ids"], claim_name(batch["token"], WALLET))
+        rest = claim_name(batch["token"], WALLET)
+        claims.release(session, batch["ids"], rest, is_own=False)
 
 
 def _submit(
@@ -125,7 +115,9 @@ def _submit(
 
     def begin(session: Session, claim: KeptClaim) -> None:
         nonlocal at_once
-        at_once = _begin_at_once(context, session, claim, free)
+        if is_shared:
+            let_stale_go(context, session, claim)
+        at_once = begin_at_once(context, session, claim, free)
 
     is_through = True
     with take_over(context, batch, SUBMIT, begin, free if is_shared else None) as claim:
@@ -137,7 +129,7 @@ def _submit(
         slots.give_back(free - len(begun))
         attempts = claim.attempts
         left = {order.id for order in claim.orders} - {task.order.id for task in begun}
-        members = [order for order in _to_submit(claim.orders) if order.id in left]
+        members = [order for order in to_submit(claim.orders) if order.id in left]
         members = keep_own(context, claim, members)
         members = search_first(context, claim, members)
         unknown = {id_ for id_, attempt in attempts.items() if attempt.unknown_since is not None}
@@ -149,7 +141,7 @@ def _submit(
             is_through = _go_on_broken(context, claim, due, slots)
         else:
             watch = Watch(context, claim)
-            more = _More(context, batch, claim, watch) if is_shared else None
+            more = More(context, batch, claim, watch) if claim.may_grow else None
             is_through = _go_on(context, claim, at_once, due, slots, watch, more)
     return claim.orders, is_through
 
@@ -157,11 +149,11 @@ def _submit(
 def _go_on(
     context: Context,
     claim: KeptClaim,
-    at_once: _Begun | None,
+    at_once: Begun | None,
     due: Sequence[Order],
     slots: Share,
     watch: Watch,
-    more: "_More | None" = None,
+    more: More | None = None,
 ) -> bool:
     """Take what is due as far as the budget reaches; say whether nothing stopped it."""
     waiting, grants = _afford(context, claim.account, due, claim.attempts)
@@ -174,72 +166,6 @@ def _go_on(
     for grant in [*grants.values(), *later, *(more.grants if more else ())]:
         grant.give_back()
     return is_through
-
-
-class _More:
-    """Takes the next orders of a shared batch into the run that has slots for them.
-
-    What cannot be sent without a look at anything else is left to the next sweep.
-    """
-
-    def __init__(self, context: Context, batch: Batch, claim: KeptClaim, watch: Watch) -> None:
-        self._context = context
-        self._batch = batch
-        self._claim = claim
-        self._watch = watch
-        self.is_over = False
-        self.grants: list[Grant] = []
-        #: Of what waits for a slot, by the order's id.
-        self.grant_of: dict[int, Grant] = {}
-
-    def begin(self, free: int) -> _Begun | None:
-        """Commit the intents of up to so many together with their claim.
-
-        None where all that are left are locked, or where it `is_over`: none are left, none that
-        could be sent, or that fails: what is under way is to be written all the same.
-        """
-        try:
-            return self._begin(free)
-        except ServerUnreachable as error:
-            log.warning("submit.no_more", reason=str(error))
-        except Exception as error:  # of one of these orders; whoever comes to it next tells of it
-            backstop.note_bug("submit.no_more", error)
-        self.is_over = True
-        return None
-
-    def _begin(self, free: int) -> _Begun | None:
-        while not self.is_over:
-            group, begun = self._take(free)
-            if group is None:
-                self.is_over = not is_any_left(self._context, self._batch)
-                break
-            self._watch.hear(group)
-            if begun is None:
-                is_held_up = group.has_failed or group.purchases.are_broken
-                # Of what is fresh, the budget did not reach for any.
-                self.is_over = is_held_up or bool(
-                    _fresh(group, self._context.now(), is_priced_now=True)
-                )
-                continue
-            self.grants.append(begun.grant)
-            self.grant_of |= {order.id: begun.grant for order in begun.following}
-            committed(begun.tasks)
-            if begun.tasks or begun.following:
-                return begun
-        return None
-
-    def _take(self, free: int) -> tuple[KeptClaim | None, _Begun | None]:
-        begun: _Begun | None = None
-
-        def begin(session: Session, group: KeptClaim) -> None:
-            nonlocal begun
-            begun = _begin_at_once(self._context, session, group, free, are_alike=True)
-            kept = begun.order_ids if begun else set()
-            claims.release(session, [id_ for id_ in group.order_ids if id_ not in kept], group.name)
-
-        # To take each alone would cost more than to send it does; few are to wait for a slot.
-        limit = max(free, room(self._context, self._batch) // 4)
-        return take_more(self._context, self._batch, self._claim, limit, begin), begun
 
 
 def _go_on_broken(context: Context, claim: KeptClaim, due: Sequence[Order], slots: Share) -> bool:
@@ -269,57 +195,6 @@ def _go_on_broken(context: Context, claim: KeptClaim, due: Sequence[Order], slot
     is_through = _go_on(context, claim, None, rest, slots, watch)
     watch.end()
     return is_through
-
-
-def _begin_at_once(
-    context: Context, session: Session, claim: KeptClaim, free: int, *, are_alike: bool = False
-) -> _Begun | None:
-    """Commit the first intents together with the claim, where nothing is to be looked at before.
-
-    Where some may be of unknown outcome, and not all are alike, those take their requests first.
-    """
-    budget = context.budget(claim.account)
-    if claim.has_failed or claim.purchases.are_broken:
-        return None
-    now = context.now()
-    fresh = _fresh(claim, now, is_priced_now=are_alike)
-    if not fresh[:free]:
-        return None
-    if budget.is_limited and not are_alike and not len(fresh) == len(claim.orders) <= _FEW:
-        return None
-    wanted = fresh if are_alike else fresh[:free]
-    following = wanted[free:]
-    cost = context.provider(claim.account).requests_per_purchase
-    if not budget.seems_enough(session, Purpose.SUBMIT, len(wanted) * cost):
-        return None
-    begun = begin_within(context, session, claim, fresh[:free], now)
-    # Last: its row is waited for. What it does not suffice for after all is not sent.
-    count = len(begun) + len(following)
-    return _Begun(begun, budget.take_within(session, Purpose.SUBMIT, count * cost), following)
-
-
-def _fresh(claim: KeptClaim, now: datetime, *, is_priced_now: bool) -> list[Order]:
-    """Give the orders that are to be bought, and about which nothing is to be found out before.
-
-    With `is_priced_now` without those that are to be priced afresh.
-    """
-    priced_after = now - HELD_FOR if is_priced_now else datetime.min.replace(tzinfo=UTC)
-    if any(order.is_doubted(claim.doubt) for order in claim.orders):
-        return []
-    return [
-        order
-        for order in _to_submit(claim.orders)
-        if order.submit_by > now
-        and (a := claim.attempts.get(order.id))
-        and a.unknown_since is None
-        and a.created_at > priced_after
-        and order.was_searched(claim.doubt)
-    ]
-
-
-def _to_submit(members: Sequence[Order]) -> list[Order]:
-    statuses = (OrderStatus.RESERVED, OrderStatus.SUBMITTING)
-    return [order for order in members if order.status in statuses and not order.is_waiting]
 
 
 def _afford(
@@ -383,12 +258,12 @@ def _hold_back(context: Context, claim: KeptClaim, rest: Sequence[Order]) -> Non
 def _run(
     context: Context,
     claim: KeptClaim,
-    at_once: _Begun | None,
+    at_once: Begun | None,
     waiting: deque[Order],
     grants: Mapping[Purpose, Grant],
     slots: Share,
     watch: Watch,
-    more: "_More | None",
+    more: More | None,
 ) -> bool:
     """Keep up to the allowed number of requests in flight; say whether nothing stopped it.
 
@@ -437,7 +312,9 @@ def _run(
                     slots.wait()
                     is_stopped = not claim.is_held
                 continue
-            answers = _collect(context, flying)
+            answers = _collect(context, flying, is_hurried=bool(more and more.is_locked))
+            if not answers:
+                continue
             write_outcomes(context, claim, answers)
             # What was not begun keeps its hold and becomes due again.
             is_stopped = is_stopped or watch.heed(answers) or not claim.is_held
@@ -449,14 +326,19 @@ def _run(
     return not is_stopped
 
 
-def _collect(context: Context, flying: dict[Future[Answer], Task]) -> list[tuple[Order, Answer]]:
-    """Wait for an answer, and a moment longer for those that come with it."""
-    done = context.threads.first_done(flying, _GROUP_S)
+def _collect(
+    context: Context, flying: dict[Future[Answer], Task], *, is_hurried: bool
+) -> list[tuple[Order, Answer]]:
+    """Wait for an answer, and a moment longer for those that come with it.
+
+    Who is hurried, because there is more to try, may get none.
+    """
+    done = context.threads.first_done(flying, _GROUP_S, _LOCKED_S if is_hurried else None)
     return [(flying.pop(future).order, future.result()) for future in done]
 
 
 def _ask(context: Context, claim: KeptClaim, task: Task, grant: Grant, look: LastLook) -> Answer:
-    if not claim.is_held:
+    if not claim.holds(task.order.id):
         reason = "the claim was lost before the request"
         # That this request was not sent says nothing about an earlier one.
         return NotSent(reason) if task.attempt.unknown_since is None else Unknown(reason)
@@ -469,7 +351,7 @@ def _ask(context: Context, claim: KeptClaim, task: Task, grant: Grant, look: Las
                 task.attempt,
                 task.body,
                 task.step,
-                lambda: claim.is_held,
+                lambda: claim.holds(task.order.id),
                 look.why_not,
                 task.made_at_s,
             )

@@ -1,6 +1,7 @@
 """How a service does several things at once; a simulation puts a scheduler of its own here."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
@@ -145,13 +146,20 @@ class Threads:
             lent.come_to_rest()
             idle.append(executor)
 
-    def first_done(self, flying: Collection[Future[Any]], group_s: float) -> list[Future[Any]]:
+    def pause(self, seconds: float) -> None:
+        """Let some time pass."""
+        time.sleep(seconds)
+
+    def first_done(
+        self, flying: Collection[Future[Any]], group_s: float, most_s: float | None = None
+    ) -> list[Future[Any]]:
         """Wait for one of these, and `group_s` longer for those that come with it.
 
-        Gives them in the order in which they stand in `flying`.
+        Gives them in the order in which they stand in `flying`; none where none comes within
+        `most_s`.
         """
-        done, _ = wait(flying, return_when=FIRST_COMPLETED)
-        if len(done) < len(flying):
+        done, _ = wait(flying, timeout=most_s, return_when=FIRST_COMPLETED)
+        if done and len(done) < len(flying):
             done, _ = wait(flying, timeout=group_s)
         return [future for future in flying if future in done]
 

@@ -206,15 +206,6 @@ def is_any_left(session: Session, order_ids: Sequence[int], claim: str) -> bool:
     return bool(session.scalar(query, {"ids": list(order_ids), "claim": claim}))
 
 
-def wait_for_one(session: Session, order_ids: Sequence[int], claim: str) -> bool:
-    """Wait until one of these orders is under a claim and nobody's; say whether there is any."""
-    query = (
-        "SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(claim)s"
-        " ORDER BY id LIMIT 1 FOR UPDATE"
-    )
-    return bool(session.rows(query, {"ids": list(order_ids), "claim": claim}))
-
-
 _RENEW = """
     UPDATE orders SET claimed_until = %(until)s WHERE id = ANY(ARRAY(
         SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(claim)s
@@ -232,13 +223,13 @@ def renew(
     until: datetime,
     *,
     is_own: bool = True,
-) -> int:
-    """Lengthen a claim; give how many orders are still under it.
+) -> set[int]:
+    """Lengthen a claim; give the orders that are still under it.
 
     Where it is not the caller's own, nobody is waited for.
     """
     values = {"ids": list(order_ids), "claim": claim, "until": until}
-    return len(session.execute(_RENEW_ALL if is_own else _RENEW_UNLOCKED, values))
+    return {id_ for (id_,) in session.rows(_RENEW_ALL if is_own else _RENEW_UNLOCKED, values)}
 
 
 def hurry(session: Session, account: str, now: datetime) -> None:
@@ -258,16 +249,27 @@ def hurry(session: Session, account: str, now: datetime) -> None:
     )
 
 
+_RELEASE = """
+    UPDATE orders SET claim = NULL, claimed_until = NULL,
+           next_attempt_at = coalesce(%(due_at)s, next_attempt_at)
+     WHERE id IN (SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(claim)s
+                   ORDER BY id {lock})
+"""
+_RELEASE_ALL = _RELEASE.format(lock="FOR UPDATE")
+_RELEASE_UNLOCKED = _RELEASE.format(lock="FOR UPDATE SKIP LOCKED")
+
+
 def release(
-    session: Session, order_ids: Sequence[int], claim: str, due_at: datetime | None = None
+    session: Session,
+    order_ids: Sequence[int],
+    claim: str,
+    due_at: datetime | None = None,
+    *,
+    is_own: bool = True,
 ) -> None:
-    """Give orders back, to be taken up again at `due_at`."""
-    session.execute(
-        """
-            UPDATE orders SET claim = NULL, claimed_until = NULL,
-                   next_attempt_at = coalesce(%(due_at)s, next_attempt_at)
-             WHERE id IN (SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(claim)s
-                           ORDER BY id FOR UPDATE)
-            """,
-        {"ids": list(order_ids), "claim": claim, "due_at": due_at},
-    )
+    """Give orders back, to be taken up again at `due_at`.
+
+    Where it is not the caller's own claim, nobody is waited for: what is locked lapses.
+    """
+    values = {"ids": list(order_ids), "claim": claim, "due_at": due_at}
+    session.execute(_RELEASE_ALL if is_own else _RELEASE_UNLOCKED, values)

@@ -267,8 +267,21 @@ class SimulatedThreads(Threads):
         finally:
             executor.shutdown(cancel_futures=True)
 
-    def first_done(self, flying: Collection[Future[Any]], group_s: float) -> list[Future[Any]]:
-        self._scheduler.pause(until=lambda: any(future.done() for future in flying))
+    def pause(self, seconds: float) -> None:
+        self._scheduler.pause(seconds)
+
+    def first_done(
+        self, flying: Collection[Future[Any]], group_s: float, most_s: float | None = None
+    ) -> list[Future[Any]]:
+        scheduler = self._scheduler
+        ends_at = float("inf") if most_s is None else scheduler.now + most_s
+        if most_s is not None:
+            scheduler.at(ends_at, lambda: None)  # or time would not come to it
+        scheduler.pause(
+            until=lambda: scheduler.now >= ends_at or any(future.done() for future in flying)
+        )
+        if not any(future.done() for future in flying):
+            return []
         if not all(future.done() for future in flying):
             self._scheduler.pause(group_s)
         return [future for future in flying if future.done()]

@@ -41,7 +41,7 @@ def take_over(context: Context, ids: list[int], old: str, new: str) -> list[int]
 def renew(context: Context, ids: list[int], name: str) -> int:
     until = context.now() + timedelta(seconds=30)
     with context.database.transaction() as session:
-        return claims.renew(session, ids, name, until)
+        return len(claims.renew(session, ids, name, until))
 
 
 def test_eight_dispatchers_put_each_order_into_exactly_one_batch(context: Context) -> None:

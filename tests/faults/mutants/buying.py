@@ -94,7 +94,7 @@ BUYING = (
     Mutant(
         "lapsed_lease_is_held", "I1", "a worker that slept past its lease sends its request",
         SERVICES + "claiming.py",
-        "        return not self._lapses.is_over", "        return self._lapses is not None",
+        "lapse is not None and not lapse.is_over", "lapse is not None",
         integration("workers"),
     ),
     Mutant(
@@ -107,19 +107,19 @@ BUYING = (
     Mutant(
         "rest_is_let_go", "I2", "what of a large batch waits for room is taken for a dead worker's",
         SERVICES + "claiming.py",
-                "        if self._may_grow and self.comes_on:", "        if False:",
+                "        if self.may_grow and self.comes_on:", "        if False:",
         integration("sharing"),
     ),
     Mutant(
         "locked_is_left_out", "I2", "an order that is locked for a moment waits for a lease's end",
         SERVICES + "submission.py",
-        'if batch.get("is_copy") or not is_one_free(context, batch):', "if True:",
+        "if not is_waited_for or now_s >= waits_until_s:", "if True:",
         integration("sharing"),
     ),
     Mutant(
         "lapsed_claim_comes_back", "I1", "a keeper that slept renews what is left of a lost claim",
         SERVICES + "claiming.py",
-        "order_ids is self.order_ids and not self._lapses.is_over:", "order_ids:",
+        "for id_ in held if not known[id_].is_over}", "for id_ in held}",
         integration("growing_claims"),
     ),
     Mutant(
