@@ -12,7 +12,10 @@ FulfillmentError
 +-- ServerUnreachable             database or broker is away, full, read-only or too slow
 |   +-- TransactionConflict       undone because of another transaction; the same again is safe
 |   +-- WrongClock                this machine's clock is not the database's
+|   +-- RightMissing              the database's user may not do what we need
 +-- SchemaOutdated                the database was not migrated
++-- SchemaUnknown                 no migration of ours made the database's schema
++-- NotPrinted                    standard output takes no more
 +-- WebhookRejected               the delivery's signature is wrong
 |   +-- WebhookUnreadable         well signed, but it names no order
 +-- ProviderError
@@ -121,11 +124,35 @@ class WrongClock(ServerUnreachable):
         )
 
 
+class RightMissing(ServerUnreachable):
+    """The database's user may not do what we need; it passes once somebody grants it."""
+
+    def __init__(self, told: str) -> None:
+        FulfillmentError.__init__(self, f"the database's user lacks a right: {told}")
+
+
 class SchemaOutdated(FulfillmentError):
     """The database lacks tables or columns that this code needs."""
 
     def __init__(self) -> None:
         super().__init__("the database's schema is missing or old; run `fulfillment migrate`")
+
+
+class SchemaUnknown(FulfillmentError):
+    """The database's revision is none of this version's, nor one of a version after it."""
+
+    def __init__(self, revision: str, newest: str) -> None:
+        super().__init__(
+            f"the database's schema has the revision {revision!r}, which no version has made that "
+            f"this one follows (its own is {newest}); nothing was changed"
+        )
+
+
+class NotPrinted(FulfillmentError):
+    """What a command had to say could not be written; what it did is done."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"standard output takes no more: {why}")
 
 
 class WebhookRejected(FulfillmentError):

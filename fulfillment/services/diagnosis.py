@@ -8,7 +8,7 @@ from fulfillment.services.context import Context, build_context
 from fulfillment.services.merchants import why_strange
 from fulfillment.services.operations import Check, check_readiness
 from fulfillment.settings import PREFIX, Settings
-from fulfillment.store import accounts, doubts, erasure
+from fulfillment.store import accounts, doubts, erasure, rights
 from fulfillment.store.accounts import Purpose
 from schemas.money import cap_in_cents
 
@@ -28,16 +28,34 @@ def examine(settings: Settings) -> list[Check]:
         context = build_context(settings, threads=2)
     except FulfillmentError as error:
         return [*checks, Check("context", is_ok=False, detail=str(error))]
-    checks += check_readiness(context)
+    try:
+        checks += check_readiness(context)
+    except FulfillmentError as error:
+        checks.append(Check("database", is_ok=False, detail=str(error)))
+    lacking = _check_rights(context)
+    checks += lacking
     checks += _check_doubt(context)
     checks += _check_stops(context)
     checks += _check_updates(context)
     checks += _check_unread(context)
     checks += _check_data(context)
     checks += _check_followed(context)
-    checks += [_check_account(context, name) for name in settings.accounts]
+    if not lacking:  # a request is counted before it is sent
+        checks += [_check_account(context, name) for name in settings.accounts]
     context.close()
     return checks
+
+
+def _check_rights(context: Context) -> list[Check]:
+    """Tell what the database's user may not do, if there is something."""
+    try:
+        with context.database.transaction() as session:
+            lacking = rights.lacking(session)
+    except FulfillmentError:
+        return []  # the database has failed above
+    told = "; ".join(f"{right} on {tables}" for right, tables in lacking.items())
+    detail = f"the database's user lacks {told}; no account was asked"
+    return [Check("database rights", is_ok=False, detail=detail)] if lacking else []
 
 
 def _check_data(context: Context) -> list[Check]:

@@ -22,11 +22,13 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from fulfillment.errors import (
     ConfigurationError,
+    RightMissing,
     SchemaOutdated,
     ServerUnreachable,
     TransactionConflict,
 )
-from fulfillment.log import get_logger
+from fulfillment.log import get_logger, masked
+from fulfillment.store import failures
 
 log = get_logger(__name__)
 
@@ -35,9 +37,9 @@ T = TypeVar("T")
 
 SETTING = "FULFILLMENT_DATABASE_URL"
 # SQLSTATEs, or their beginnings, by which the server says that it is away or going away (08, 57P),
-# full (53, 58), read-only (25006), a standby (55000), that we were idle (25P) or that a statement
-# took too long or waited too long for a lock (57014, 55P03).
-_LOST = ("08", "53", "58", "57P", "25006", "55000", "25P", "57014", "55P03")
+# full (53, 58), read-only (25006), a standby (55000), that it does not let us in (28, 3D), that we
+# were idle (25P) or that a statement took too long or waited too long for a lock (57014, 55P03).
+_LOST = ("08", "53", "58", "57P", "25006", "55000", "28", "3D", "25P", "57014", "55P03")
 # It undid the transaction for another one's sake: serialization failure, deadlock.
 _CONFLICTS = ("40001", "40P01")
 #: How often a transaction is begun before its conflict is the caller's.
@@ -167,9 +169,10 @@ class Database:
     def transaction(self) -> Iterator[Session]:
         """Run one short transaction; it commits when the block ends and rolls back on any error.
 
-        Raises ServerUnreachable when Postgres does not serve us, TransactionConflict when it undid
-        the transaction (see `repeated`) and SchemaOutdated before migration. Whether a commit that
-        was cut off took place is unknown: callers re-read state.
+        Raises ServerUnreachable when Postgres does not serve us, RightMissing when it does not let
+        our user do something, TransactionConflict when it undid the transaction (see `repeated`)
+        and SchemaOutdated before migration. Whether a commit that was cut off took place is
+        unknown: callers re-read state.
         """
         with _translated(), self._connection() as connection:
             yield Session(connection)
@@ -224,10 +227,20 @@ def _translated() -> Iterator[None]:
     except (psycopg.Error, SQLAlchemyError) as error:
         if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
             raise SchemaOutdated from None
-        if not isinstance(error, PoolTimeoutError) and not _is_lost(error):
+        if (refusal := refusal_of(error)) is None:
             raise
+        raise refusal from None
+
+
+def refusal_of(error: BaseException | None) -> ServerUnreachable | None:
+    """Give our own error for one by which the database does not serve us; None for all others."""
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        # It names a table or the like, and nothing of the address.
+        return RightMissing(masked(error.diag.message_primary or "permission denied"))
+    if error is not None and (isinstance(error, PoolTimeoutError) or _is_lost(error)):
         kind = TransactionConflict if _is_conflict(error) else ServerUnreachable
-        raise kind("PostgreSQL", SETTING, type(error).__name__) from None
+        return kind("PostgreSQL", SETTING, failures.why(error))
+    return None
 
 
 def _set_up(connection: Any, record: ConnectionPoolEntry) -> None:
