@@ -78,8 +78,9 @@ def migrate() -> None:
 
     settings = _settings()
     settings.require("database_url")
-    run(Database(settings.database_url.get_secret_value(), pool_size=1))
-    err.print("the schema is up to date")
+    is_ours = run(Database(settings.database_url.get_secret_value(), pool_size=1))
+    newer = "the schema is newer than this version: it serves as it is, nothing to do"
+    err.print("the schema is up to date" if is_ours else newer)
 
 
 @cli.command()

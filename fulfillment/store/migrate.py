@@ -6,12 +6,14 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from psycopg.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
-from fulfillment.errors import ConfigurationError, ServerUnreachable
-from fulfillment.store.engine import SETTING, Database
+from fulfillment.errors import ConfigurationError, SchemaUnknown
+from fulfillment.store import schema
+from fulfillment.store.engine import SETTING, Database, refusal_of
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 # Any number that nobody else on this database locks: only one process migrates at a time.
@@ -33,11 +35,12 @@ def _config(connection: Connection | None = None) -> Config:
     return config
 
 
-def migrate(database: Database, to: str = "head") -> None:
-    """Run all migrations that are missing, or go to another revision. Raises ServerUnreachable, and
-    ConfigurationError for a database that cannot hold every text.
+def migrate(database: Database, to: str = "head") -> bool:
+    """Run all migrations that are missing, or go to another revision. Raises ServerUnreachable,
+    SchemaUnknown, and ConfigurationError for a database that cannot hold every text.
 
-    Traffic may go on: a change that waits for a lock lets it pass, and is tried again.
+    Says no where a later version has been here: its schema serves this one as it is. Traffic may
+    go on: a change that waits for a lock lets it pass, and is tried again.
     """
     try:
         with database.engine.connect() as connection:
@@ -47,13 +50,18 @@ def migrate(database: Database, to: str = "head") -> None:
             connection.execute(text(f"SET lock_timeout = '{_LOCK_WAIT_S}s'"))
             connection.commit()
             try:
+                if _is_newer(connection, to):
+                    return False
                 _go_to(connection, to)
+                return True
             finally:
                 connection.rollback()
                 connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _LOCK})
                 connection.commit()
-    except OperationalError as error:
-        raise ServerUnreachable("PostgreSQL", SETTING, type(error.orig).__name__) from None
+    except DBAPIError as error:
+        if (refusal := refusal_of(error.orig)) is None:
+            raise
+        raise refusal from None
 
 
 def _check_encoding(connection: Connection) -> None:
@@ -63,6 +71,21 @@ def _check_encoding(connection: Connection) -> None:
         raise ConfigurationError(
             SETTING, f"expected a database of encoding UTF8, not {encoding}: items have stars"
         )
+
+
+def _is_newer(connection: Connection, to: str) -> bool:
+    """Say whether the schema is one of a later version. Raises SchemaUnknown where it is neither
+    that nor one that our migrations have made, and where a part of it was to be taken back."""
+    with connection.begin():
+        if connection.execute(text("SELECT to_regclass('alembic_version')")).scalar() is None:
+            return False
+        found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    ours = {each.revision for each in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if found is None or found in ours:
+        return False
+    if to != "head" or not schema.is_newer(found):
+        raise SchemaUnknown(found, schema.HEAD)
+    return True
 
 
 def _go_to(connection: Connection, revision: str) -> None:

@@ -1,0 +1,82 @@
+"""`fulfillment migrate` on a schema of another version: a later one's serves, others are named."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fulfillment.errors import SchemaUnknown
+from fulfillment.services.context import Context
+from fulfillment.services.operations import check_readiness
+from fulfillment.store import schema
+from fulfillment.store.migrate import migrate
+from tests.conftest import environment_of
+from tests.integration.test_cli import run
+from tests.support import rows
+
+SET = "UPDATE alembic_version SET version_num = %(to)s RETURNING version_num"
+
+
+@pytest.fixture
+def others(context: Context) -> Iterator[Context]:
+    """Give a context whose database says afterwards again what it is."""
+    yield context
+    rows(context, SET, to=schema.HEAD)
+
+
+def checks_of(context: Context) -> dict[str, bool]:
+    return {check.name: check.is_ok for check in check_readiness(context)}
+
+
+@pytest.mark.parametrize("revision", ["0023", "9999"])
+def test_the_schema_of_a_later_version_is_left_as_it_is_and_serves(
+    others: Context, revision: str
+) -> None:
+    rows(others, SET, to=revision)
+
+    assert migrate(others.database) is False
+    assert checks_of(others)["schema"]
+    assert [row["version_num"] for row in rows(others, "TABLE alembic_version")] == [revision]
+
+
+def test_the_command_says_so_and_ends_well(others: Context, tmp_path: Path) -> None:
+    environment = environment_of(others, tmp_path, "")
+    before = run(environment, "migrate")
+    rows(others, SET, to="0023")
+
+    after = run(environment, "migrate")
+
+    assert (before.returncode, before.stderr) == (0, "the schema is up to date\n")
+    told = "the schema is newer than this version: it serves as it is, nothing to do\n"
+    assert (after.returncode, after.stderr) == (0, told)
+
+
+@pytest.mark.parametrize("revision", ["abc", "0000", "00230", "v23"])
+def test_a_revision_that_no_version_has_made_is_named_and_does_not_count_as_current(
+    others: Context, revision: str
+) -> None:
+    rows(others, SET, to=revision)
+
+    with pytest.raises(SchemaUnknown, match=f"'{revision}'"):
+        migrate(others.database)
+
+    assert not checks_of(others)["schema"]
+
+
+def test_a_schema_that_nothing_is_known_of_is_told_in_one_line(
+    others: Context, tmp_path: Path
+) -> None:
+    rows(others, SET, to="abc")
+
+    done = run(environment_of(others, tmp_path, ""), "migrate")
+
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: the database's schema has the revision 'abc', ")
+
+
+def test_nothing_is_taken_back_from_a_schema_that_a_later_version_made(others: Context) -> None:
+    rows(others, SET, to="0023")
+
+    with pytest.raises(SchemaUnknown):
+        migrate(others.database, "0021")
