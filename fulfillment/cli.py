@@ -13,7 +13,7 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from fulfillment import account_commands, log, update_commands
+from fulfillment import account_commands, checkout_file, log, update_commands
 from fulfillment.clock import time_of_day
 from fulfillment.errors import FulfillmentError, InvalidInput
 from fulfillment.settings import Settings, load_settings
@@ -26,6 +26,7 @@ from fulfillment.terminal import (
     out,
     print_json,
     print_table,
+    printing,
 )
 from schemas.enums import OrderStatus
 from schemas.orders import OrderView
@@ -258,11 +259,8 @@ def checkout(
     from fulfillment.services import intake as service
     from schemas.messages import DISPATCH
 
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput("FILE", f"expected a readable text file: {error}") from None
-    raws = _events(text)
+    lines = checkout_file.read(file)
+    raws = [line.event for line in lines]
     context = make_context()
     groups = [raws[i : i + service.MAX_BATCH] for i in range(0, len(raws), service.MAX_BATCH)]
     results: list[service.Received] = []
@@ -282,38 +280,21 @@ def checkout(
     if as_json:
         print_json(
             [
-                {"externalId": r.external_id, "error": str(r.error)}
+                {"externalId": r.external_id, "error": str(r.error), "line": line.number}
                 if r.error
                 else {"externalId": r.external_id, "status": r.status}
-                for r in results
+                for line, r in zip(lines, results, strict=True)
             ]
         )
     else:
-        for r in refused:
-            shown = (r.external_id or "?").encode(errors="backslashreplace").decode()
-            err.print(f"{shown}: {r.error}", style="red")
+        for told in checkout_file.refusals(lines, results):
+            err.print(told, style="red")
         new = sum(r.is_new for r in results)
         known = len(results) - len(refused) - new
         out.print(f"{new} new, {known} known before, {len(refused)} refused")
     context.close()
-    if refused or not results:
+    if refused:
         raise typer.Exit(1)
-
-
-def _events(text: str) -> list[Any]:
-    """Split a file into decoded events; what cannot be decoded stands in for itself."""
-    from fulfillment.services.intake import parse_json
-
-    def decoded(part: str) -> Any:
-        try:
-            return parse_json(part)
-        except InvalidInput as error:
-            return error
-
-    whole = decoded(text)
-    if isinstance(whole, dict):
-        return [whole]
-    return [decoded(line) for line in text.splitlines() if line.strip()]
 
 
 @cli.command()
@@ -485,7 +466,8 @@ def main() -> None:
     log.mask_crashes()
     try:
         make_usable(sys.argv)
-        cli()
+        with printing():
+            cli()
     except FulfillmentError as error:
         err.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
         raise SystemExit(1) from None

@@ -1,10 +1,13 @@
 """What the commands share: consoles, the context of one command, and how values are printed."""
 
+import errno
 import io
 import json
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fulfillment import log
-from fulfillment.errors import InvalidInput
+from fulfillment.errors import InvalidInput, NotPrinted
 from fulfillment.settings import load_settings
 
 if TYPE_CHECKING:
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 #: What commands a terminal: C0 (but for the line's end), DEL and C1.
 _CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
+
+#: By which a full or broken disk says so.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 #: As wide as any table, for whoever reads a pipe by lines.
 _WIDE = 10_000
@@ -66,6 +72,30 @@ def make_usable(arguments: Sequence[str]) -> None:
     for place, argument in enumerate(arguments):
         if any("\ud800" <= each <= "\udfff" for each in argument):
             raise InvalidInput(f"argument {place}", "expected text in UTF-8")
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Have all that is printed written at the end. Raises NotPrinted where it cannot be."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise NotPrinted(os.strerror(error.errno)) from None
+    finally:
+        _write_rest()
+
+
+def _write_rest() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would try once more at its end, and say so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # whoever read has seen enough
+            raise SystemExit(1) from None
+        raise NotPrinted(error.strerror or type(error).__name__) from None
 
 
 def make_context() -> "Context":

@@ -370,3 +370,96 @@ def test_a_text_of_any_length_is_shown_at_once(
 
     assert done.returncode == 0
     assert "a" * 100 in done.stderr
+
+
+#: What takes no byte: a full disk is like it.
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("words", [("orders",), ("orders", "--json"), ("states",)])
+def test_an_output_that_takes_no_more_is_told_in_one_line(
+    environment: dict[str, str], words: tuple[str, ...]
+) -> None:
+    command = [sys.executable, "-m", "fulfillment.cli", *words]
+    environment["PYTHONUNBUFFERED"] = ""  # what is kept for the end fails as well
+    with FULL.open("w") as full:
+        done = subprocess.run(
+            command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+
+    told = "error: standard output takes no more: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, told)
+
+
+def test_a_reader_that_has_seen_enough_is_no_reason_for_words(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "fulfillment.cli", "orders", "--json"]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+
+    assert (process.returncode, said) == (1, "")
+
+
+def test_what_is_refused_of_a_file_is_named_by_its_line(
+    context: Context, environment: dict[str, str]
+) -> None:
+    good, known = checkout(), checkout(marketHashName="a\u2028b")
+    lines = [
+        json.dumps(good),
+        "",
+        "not JSON",
+        json.dumps(known, ensure_ascii=False),
+        json.dumps(known | {"expectedPrice": 1}),
+        json.dumps({"externalId": "order_x"}),
+        "[]",
+    ]
+    given = "\n".join(lines)
+
+    environment["FULFILLMENT_BROKER_URL"] = ""
+    done = run(environment, "checkout", "-", given=given)
+    as_json = run(environment, "checkout", "-", "--json", given=given)
+
+    assert (done.returncode, as_json.returncode) == (1, 1)
+    assert done.stdout == "2 new, 0 known before, 4 refused\n"
+    assert done.stderr.splitlines() == [
+        "line 3: expected a JSON object; the body is not valid JSON",
+        f"line 5: {known['externalId']}: externalId {known['externalId']} exists already with "
+        "other content",
+        "line 6: order_x: catalogItemId: Field required",
+        "line 7: expected a JSON object, found a list",
+    ]
+    told = json.loads(as_json.stdout)
+    assert [each["line"] for each in told if "error" in each] == [3, 5, 6, 7]
+    assert len(rows(context, "SELECT 1 FROM orders")) == 2
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_text_as_windows_writes_it_is_taken(
+    context: Context, environment: dict[str, str], tmp_path: Path, is_file: bool
+) -> None:
+    events = [checkout(), checkout()]
+    text = "\ufeff" + "\r\n".join(json.dumps(event) for event in events) + "\r\n"
+    file = tmp_path / "checkouts.jsonl"
+    file.write_bytes(text.encode())
+
+    words, given = (str(file), "") if is_file else ("-", text)
+    more = {"PYTHONUTF8": "1", "FULFILLMENT_BROKER_URL": ""}
+    done = run(environment | more, "checkout", words, given=given)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(rows(context, "SELECT 1 FROM orders")) == 2
+
+
+@pytest.mark.parametrize("given", ["", "\ufeff", "\n \n"])
+def test_a_file_that_has_nothing_in_it_is_said_to_be_empty(
+    environment: dict[str, str], given: str
+) -> None:
+    done = run(environment | {"PYTHONUTF8": "1"}, "checkout", "-", given=given)
+
+    told = "error: FILE: expected a JSON object, or one on each line; nothing came in\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", told)
