@@ -7,6 +7,7 @@ acknowledgement or ETAs: what a lost message was about is found again by a due t
 from typing import Any
 
 from kombu import Exchange, Queue
+from kombu.utils.url import parse_url
 
 from fulfillment.settings import load_settings
 from schemas import messages
@@ -14,6 +15,9 @@ from schemas import messages
 _settings = load_settings()
 
 broker_url = _settings.broker_url.get_secret_value()
+if broker_url.startswith("rediss://"):
+    # All others read it from the address; Flower counts queues on a connection of its own.
+    broker_use_ssl = parse_url(broker_url.split(";")[0])["ssl"]
 imports = (
     *("tasks.checkout", "tasks.reconcile", "tasks.watchdog", "tasks.inbox", "tasks.sweep"),
     *("tasks.upkeep", "tasks.standin"),

@@ -33,6 +33,12 @@ from pydantic_settings import (
 from pydantic_settings.sources import PydanticBaseSettingsSource
 
 from fulfillment import log
+from fulfillment.addresses import (
+    can_be_read,
+    complaint_of_broker,
+    complaint_of_database,
+    with_checked_certificates,
+)
 from fulfillment.errors import ConfigurationError
 from fulfillment.setting_names import ACCOUNTS, FORMS, ROUTES, Names
 from schemas.enums import DebitsAt, OnInsufficientFunds, ProviderName
@@ -51,47 +57,12 @@ DEFAULT_URLS = {
 
 #: How much of a client id's hash tells merchants apart, and what stands where there is no id.
 _DIGITS, _UNTOLD = 16, "-"
-#: kombu takes these twice then, and fails.
-_LOGIN_OPTION = re.compile(r"[?&](hostname|port|transport|userid|password)=")
-#: Redis has numbers for its databases; kombu takes them from the path, or from this option.
-_DATABASE = re.compile(r"rediss?://[^/?#]*/*[0-9]*(?:[?#].*)?")
-_SOCKET_DATABASE = re.compile(r"[?&]virtual_host=(?![0-9]+(?:[&#]|$))")
 _YEAR_S = 31_536_000
 LONGEST_LEASE_S = 3600
 _USUAL_PORTS = {"https": ":443", "http": ":80"}
 
 TOKEN_PAIR = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}):[0-9a-f]{64}")
 AccountName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
-
-
-# User and password, hosts, port. Libraries read anything else each in its own way, and quote parts
-# of a password in their errors.
-_AUTHORITY = re.compile(
-    r"(?:[^@\[\]]*@)?(?:(?:\[[0-9A-Fa-f:.%]+\]|[^:@\[\],]*)(?::[0-9]*)?(?:,(?!$)|$))+"
-)
-_ENCODED = "what is special in a password must be percent-encoded"
-
-
-def _has_clear_host(url: str) -> bool:
-    """Say whether it is beyond doubt where the password ends and the host begins."""
-    authority, *rest = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)
-    is_cut_off = authority and "@" not in authority and "@" in str(rest)
-    return bool(_AUTHORITY.fullmatch(authority)) and not is_cut_off
-
-
-def _has_numbered_database(url: str) -> bool:
-    if url.startswith("redis+socket://"):
-        return not _SOCKET_DATABASE.search(url)
-    return not url.startswith("redis") or bool(_DATABASE.fullmatch(url))
-
-
-def _can_be_read(url: str) -> bool:
-    """Say whether an address has parts at all: a bracket that is not closed hides them."""
-    try:
-        urlsplit(url)
-    except ValueError:
-        return False
-    return True
 
 
 def _read_names(value: Any) -> Any:
@@ -138,7 +109,7 @@ class AccountSettings(BaseModel):
     @field_validator("base_url")
     @classmethod
     def _is_http_url(cls, value: str) -> str:
-        if value and not (value.startswith(("http://", "https://")) and _can_be_read(value)):
+        if value and not (value.startswith(("http://", "https://")) and can_be_read(value)):
             raise ValueError("expected an http:// or https:// address")
         return value.rstrip("/")
 
@@ -242,28 +213,22 @@ class Settings(BaseSettings):
     @classmethod
     def _is_postgres(cls, value: SecretStr) -> SecretStr:
         text = value.get_secret_value()
-        schemes = ("postgresql://", "postgresql+psycopg://", "postgres://")
-        if text and not (text.startswith(schemes) and _has_clear_host(text)):
-            raise ValueError(f"expected postgresql://user:password@host:port/database; {_ENCODED}")
+        if text and (expected := complaint_of_database(text)):
+            raise ValueError(expected)
         return value
 
     @field_validator("broker_url")
     @classmethod
     def _is_broker(cls, value: SecretStr) -> SecretStr:
-        schemes = ("redis://", "rediss://", "redis+socket://", "amqp://", "amqps://", "pyamqp://")
         text = value.get_secret_value()
-        if text and not text.startswith(schemes):
-            raise ValueError("expected amqp://, amqps://, redis://, rediss:// or redis+socket://")
-        if (text and not _has_clear_host(text)) or _LOGIN_OPTION.search(text):
-            raise ValueError(f"expected amqp://user:password@host:port/vhost; {_ENCODED}")
-        if text and not all(map(_has_numbered_database, text.split(";"))):
-            raise ValueError("expected a database of Redis, which is a number: redis://host:port/0")
-        return value
+        if text and (expected := complaint_of_broker(text)):
+            raise ValueError(expected)
+        return SecretStr(with_checked_certificates(text))
 
     @field_validator("public_url")
     @classmethod
     def _is_address(cls, value: str) -> str:
-        if value and not (value.startswith(("http://", "https://")) and _can_be_read(value)):
+        if value and not (value.startswith(("http://", "https://")) and can_be_read(value)):
             raise ValueError("expected an http:// or https:// address that the provider reaches")
         return value.rstrip("/")
 

@@ -6,6 +6,7 @@ It needs celery and nothing else of this project, so that it can be copied into 
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
+from urllib.parse import parse_qs
 
 from celery import Celery
 from kombu import Exchange, Queue
@@ -21,12 +22,25 @@ QUEUE = Queue(
 )
 
 
+def _with_checked_certificate(address: str) -> str:
+    """Have Redis show who it is, unless the address says otherwise: kombu does not ask."""
+    whole = address.partition("#")[0]
+    is_said = "ssl_cert_reqs" in parse_qs(whole.partition("?")[2])
+    if is_said or not address.lower().startswith("rediss://"):
+        return address
+    return f"{whole}{'&' if '?' in whole else '?'}ssl_cert_reqs=required"
+
+
 @lru_cache(maxsize=8)
 def _application(broker_url: str) -> Celery:
-    app = Celery("store", broker=broker_url, set_as_current=False)
+    addresses = ";".join(map(_with_checked_certificate, broker_url.split(";")))
+    app = Celery("store", broker=addresses, set_as_current=False)
     if broker_url.startswith(("amqp", "pyamqp")):
         # Without it RabbitMQ may drop a message that "was sent".
         app.conf.broker_transport_options = {"confirm_publish": True}
+    if broker_url.startswith("amqps"):
+        # Then kombu fills in the host's name, which the certificate has to be for.
+        app.conf.broker_use_ssl = {"server_hostname": None}
     return app
 
 
@@ -34,7 +48,8 @@ def send_checkout(app_or_broker_url: Celery | str, event: Mapping[str, Any]) -> 
     """Publish one checkout event to `checkout.receive`; give the task's id.
 
     The arguments' description that Flower, events and logs show holds the externalId only. Sending
-    the same event again is safe. Raises kombu's OperationalError when the broker is away.
+    the same event again is safe. Raises kombu's OperationalError when the broker is away, or shows
+    no good certificate at an address of `rediss://` or `amqps://`.
     """
     app = app_or_broker_url
     if isinstance(app, str):

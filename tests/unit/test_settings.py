@@ -41,7 +41,17 @@ WRONG = [
     ("DATABASE_URL", f"postgresql://h:{CANARY}/d", "host:port"),
     ("BROKER_URL", f"amqp://u:{CANARY}/x@h//", "percent-encoded"),
     ("BROKER_URL", f"amqp://u:12/{CANARY}@h//", "percent-encoded"),
-    ("BROKER_URL", f"redis://:{CANARY}#x@h/0", "percent-encoded"),
+    ("BROKER_URL", f"redis://:{CANARY}#x@h/0", "redis://:password@host:port/0; what is special"),
+    ("BROKER_URL", f"redis://:{CANARY}/x@h/0", "redis://:password@host:port/0; what is special"),
+    ("BROKER_URL", f"redis://:{CANARY}:x@y@h/0", "redis://:password@host:port/0; what is special"),
+    ("BROKER_URL", f"rediss://:{CANARY};x@h/0", "rediss://:password@host:port/0; what is special"),
+    ("BROKER_URL", f"redis+socket://:{CANARY}/x@/s", "redis+socket:///path"),
+    ("BROKER_URL", f"redis://:{CANARY}@127.0.0.1:70000/0", "a port from 1 to 65535"),
+    ("BROKER_URL", f"redis://h:1/0;redis://:{CANARY}@h:70000/0", "a port from 1 to 65535"),
+    ("BROKER_URL", f"amqp://u:{CANARY}@[::1]:99999//", "a port from 1 to 65535"),
+    ("DATABASE_URL", f"postgresql://u:{CANARY}@h:1,h:65536/d", "a port from 1 to 65535"),
+    ("BROKER_URL", f"rediss://h/0?ssl_cert_reqs={CANARY}", "required, optional, none"),
+    ("BROKER_URL", "rediss://h/0;rediss://h/0?ssl_cert_reqs=Required", "required, optional, none"),
     ("BROKER_URL", f"amqp://u:{CANARY}[@h//", "percent-encoded"),
     ("BROKER_URL", f"redis://:{CANARY}@h/{CANARY}", "a number"),
     ("BROKER_URL", f"rediss://:{CANARY}@h:1/-1?ssl_cert_reqs=none", "a number"),
@@ -122,7 +132,8 @@ def test_a_wrong_setting_is_named_with_what_was_expected(
         ("BROKER_URL", "amqp://h"),
         ("BROKER_URL", "redis://:p@h:6379/7"),
         ("BROKER_URL", "redis://h"),
-        ("BROKER_URL", "rediss://h//0?ssl_cert_reqs=none;rediss://other:1/"),
+        ("BROKER_URL", "rediss://h//0?ssl_cert_reqs=none;redis://other:1/"),
+        ("BROKER_URL", "rediss://h/0?ssl_ca_certs=/ca.pem&ssl_cert_reqs=CERT_OPTIONAL"),
         ("BROKER_URL", "redis+socket:///tmp/redis.sock?virtual_host=2&health_check_interval=5"),
         ("BROKER_URL", "redis+socket:///tmp/with @ blank/redis.sock"),
     ],
@@ -131,6 +142,30 @@ def test_addresses_that_mean_one_thing_are_taken(setenv: Setter, name: str, valu
     setenv(**{name: value})
 
     assert getattr(load_settings(), name.lower()).get_secret_value() == value
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        ("rediss://h", "rediss://h?ssl_cert_reqs=required"),
+        ("rediss://h/0?ssl_cert_reqs=", "rediss://h/0?ssl_cert_reqs=&ssl_cert_reqs=required"),
+        ("rediss://h/0#?ssl_cert_reqs=none", "rediss://h/0?ssl_cert_reqs=required"),
+        (
+            "rediss://h/0?ssl_ca_certs=/ca.pem",
+            "rediss://h/0?ssl_ca_certs=/ca.pem&ssl_cert_reqs=required",
+        ),
+        (
+            "redis://h/0;rediss://h/0?ssl_cert_reqs=none;rediss://h/0",
+            "redis://h/0;rediss://h/0?ssl_cert_reqs=none;rediss://h/0?ssl_cert_reqs=required",
+        ),
+    ],
+)
+def test_a_redis_with_tls_has_to_show_its_certificate_unless_its_address_says_otherwise(
+    setenv: Setter, value: str, read: str
+) -> None:
+    setenv(BROKER_URL=value)
+
+    assert load_settings().broker_url.get_secret_value() == read
 
 
 def test_no_secret_that_is_set_is_in_a_log_line(setenv: Setter) -> None:

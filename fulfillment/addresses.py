@@ -1,0 +1,119 @@
+"""Addresses of PostgreSQL and the broker: which ones leave no doubt, and what is meant by them.
+
+What is wrong with one is said without any part of it: there may be a password in it.
+"""
+
+import re
+from urllib.parse import parse_qs, urlsplit
+
+_BROKERS = ("redis://", "rediss://", "redis+socket://", "amqp://", "amqps://", "pyamqp://")
+
+#: kombu takes these twice then, and fails.
+_LOGIN_OPTION = re.compile(r"[?&](hostname|port|transport|userid|password)=")
+#: Redis has numbers for its databases; kombu takes them from the path, or from this option.
+_DATABASE = re.compile(r"rediss?://[^/?#]*/*[0-9]*(?:[?#].*)?")
+_SOCKET_DATABASE = re.compile(r"[?&]virtual_host=(?![0-9]+(?:[&#]|$))")
+#: How a certificate may be looked at, in kombu's words and in those of redis-py.
+_WORDS = ("required", "optional", "none")
+_CERTIFICATE_WORDS = {*_WORDS, *(f"CERT_{word.upper()}" for word in _WORDS)}
+
+# User and password, hosts, port. Libraries read anything else each in its own way, and quote parts
+# of a password in their errors.
+_AUTHORITY = re.compile(
+    r"(?:[^@\[\]]*@)?(?:(?:\[[0-9A-Fa-f:.%]+\]|[^:@\[\],]*)(?::[0-9]*)?(?:,(?!$)|$))+"
+)
+_PORT = re.compile(r":([0-9]+)(?=,|$)")
+_PORTS = "expected a port from 1 to 65535"
+_FORM = "amqp://user:password@host:port/vhost"
+_FORMS = {
+    "redis": "redis://:password@host:port/0",
+    "rediss": "rediss://:password@host:port/0",
+    "redis+socket": "redis+socket:///path/of/redis.sock",
+}
+_ENCODED = "what is special in a password must be percent-encoded"
+
+
+def complaint_of_database(url: str) -> str:
+    """Say what is expected of an address of PostgreSQL that is none; nothing where it is one."""
+    schemes = ("postgresql://", "postgresql+psycopg://", "postgres://")
+    if not (url.startswith(schemes) and _has_clear_host(url)):
+        return f"expected postgresql://user:password@host:port/database; {_ENCODED}"
+    return "" if _has_ports(url) else _PORTS
+
+
+def complaint_of_broker(url: str) -> str:
+    """Say what is expected of an address of a broker that is none; nothing where it is one."""
+    if not url.startswith(_BROKERS):
+        return "expected amqp://, amqps://, redis://, rediss:// or redis+socket://"
+    each = url.split(";")
+    if not all(map(_has_clear_host, each)) or _LOGIN_OPTION.search(url):
+        return f"expected {_FORMS.get(url.partition(':')[0], _FORM)}; {_ENCODED}"
+    if not all(map(_has_ports, each)):
+        return _PORTS
+    if not all(map(_has_numbered_database, each)):
+        return "expected a database of Redis, which is a number: redis://host:port/0"
+    if not all(map(_has_known_word, each)):
+        return f"expected one of {', '.join(_WORDS)} as ssl_cert_reqs"
+    return ""
+
+
+def with_checked_certificates(url: str) -> str:
+    """Have the certificate of every `rediss://` checked for which the address says nothing else.
+
+    kombu checks none unless it is told to; the host's name is checked along with it.
+    """
+    return ";".join(map(_with_checked_certificate, url.split(";")))
+
+
+def _with_checked_certificate(url: str) -> str:
+    if not _is_redis_with_tls(url) or "ssl_cert_reqs" in _options(url):
+        return url
+    address = url.partition("#")[0]
+    return f"{address}{'&' if '?' in address else '?'}ssl_cert_reqs=required"
+
+
+def can_be_read(url: str) -> bool:
+    """Say whether an address has parts at all: a bracket that is not closed hides them."""
+    try:
+        urlsplit(url)
+    except ValueError:
+        return False
+    return True
+
+
+def _split(url: str) -> tuple[str, list[str]]:
+    """Give the authority, and what stands behind it."""
+    authority, *rest = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)
+    return authority, rest
+
+
+def _has_clear_host(url: str) -> bool:
+    """Say whether it is beyond doubt where the password ends and the host begins."""
+    authority, rest = _split(url)
+    is_cut_off = authority and "@" not in authority and "@" in str(rest)
+    return bool(_AUTHORITY.fullmatch(authority)) and not is_cut_off
+
+
+def _has_ports(url: str) -> bool:
+    hosts = _split(url)[0].rpartition("@")[2]
+    return all(0 < int(port) <= 65_535 for port in _PORT.findall(hosts))
+
+
+def _has_numbered_database(url: str) -> bool:
+    if url.startswith("redis+socket://"):
+        return not _SOCKET_DATABASE.search(url)
+    return not url.startswith("redis") or bool(_DATABASE.fullmatch(url))
+
+
+def _has_known_word(url: str) -> bool:
+    if not _is_redis_with_tls(url):
+        return True
+    return _CERTIFICATE_WORDS.issuperset(_options(url).get("ssl_cert_reqs", ()))
+
+
+def _is_redis_with_tls(url: str) -> bool:
+    return url.lower().startswith("rediss://")
+
+
+def _options(url: str) -> dict[str, list[str]]:
+    return parse_qs(url.partition("#")[0].partition("?")[2])
