@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -290,6 +291,33 @@ def test_a_wait_that_redis_breaks_off_is_a_lost_connection(
 
         with pytest.raises(redis.ConnectionError, match="UNBLOCKED"):
             connection.drain_events(timeout=5)
+
+
+def test_what_cannot_be_acknowledged_any_more_is_one_line_and_comes_again(
+    connection: Connection, drain: Drain, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(connection, "held", "given back")
+    got: list[Message] = []
+    with Connection(connection.as_uri(), transport_options={"socket_timeout": 5}) as lost:
+        consumer = Consumer(lost, [QUEUE], on_message=got.append, prefetch_count=2)
+        consumer.consume()
+        while len(got) < 2:
+            lost.drain_events(timeout=5)
+        for channel in redis_channel.open_channels(lost):
+            channel.qos.restore_at_shutdown = False
+        lost.release()
+
+        with capture_logs() as logs:
+            got[0].ack_log_error(logging.getLogger("celery"), lost.connection_errors)
+            got[1].reject_log_error(logging.getLogger("celery"), lost.connection_errors)
+
+    told = [(each["log_level"], each["event"], each["reason"]) for each in logs]
+    assert told == [
+        ("warning", "broker.not_acknowledged", "ConnectionError"),
+        ("warning", "broker.not_rejected", "ConnectionError"),
+    ]
+    assert caplog.records == []
+    assert sorted(drain(2)) == ["given back", "held"]
 
 
 def test_a_queue_is_bound_again_after_everything_was_wiped(
