@@ -21,6 +21,7 @@ from fulfillment.terminal import (
     AsJSON,
     dollars,
     err,
+    known_names,
     make_context,
     make_usable,
     out,
@@ -96,6 +97,7 @@ def worker(
     from fulfillment.services.context import build_context
 
     settings = _settings()
+    queues = known_names(queues, app.amqp.queues, "--queues")
     settings.require("broker_url")
     # A wrong setting is told here and now; the tasks make a context of their own.
     build_context(settings).close()

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,6 +115,15 @@ def known_account(context: "Context", name: str) -> str:
     if name not in known:
         raise InvalidInput("NAME", f"no account {name!r}; there are {', '.join(known) or 'none'}")
     return name
+
+
+def known_names(given: str, known: Iterable[str], option: str) -> str:
+    """Give names by commas as they are written. Raises BadParameter where one is not known."""
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if unknown := sorted({*names} - {*known}):
+        told = f"expected some of {', '.join(sorted(known))}; found {', '.join(unknown)}"
+        raise typer.BadParameter(told, param_hint=option)
+    return ",".join(names)
 
 
 def print_json(value: Any) -> None:
