@@ -1,6 +1,8 @@
 """The Celery application, and the one way to enqueue: by name, as a hint that may be lost."""
 
+import ssl
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from amqp.exceptions import (
@@ -18,6 +20,7 @@ from kombu.exceptions import BatchPublishError  # type: ignore[attr-defined]
 from kombu.exceptions import OperationalError as KombuError
 from kombu.transport import TRANSPORT_ALIASES, pyamqp
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from fulfillment import redis_channel
 from fulfillment.errors import ConfigurationError
@@ -69,9 +72,14 @@ class BoundedTransport(pyamqp.Transport):
 
 
 class BoundedSSLTransport(pyamqp.SSLTransport):
-    """The same, encrypted."""
+    """The same, encrypted; the certificate has to be for the host's name, which py-amqp lets be."""
 
     Connection = BoundedConnection
+
+    def __init__(self, client: Any, **options: Any) -> None:
+        # Here and now: kombu calls localhost by its number later.
+        client.ssl = client.ssl or {"server_hostname": client.hostname}
+        super().__init__(client, **options)
 
 
 TRANSPORT_ALIASES["amqp"] = TRANSPORT_ALIASES["pyamqp"] = f"{__name__}:BoundedTransport"
@@ -113,11 +121,12 @@ PUBLISH_ERRORS = (
 )
 #: Those of a broker that answers and says no to one message, or to its queue.
 REFUSALS = (MessageNacked, ChannelError, ResponseError)
-#: What a broker that answers turns a client away with.
-_DENIALS = (AccessRefused, NotAllowed, AuthenticationError)
+#: Errors whose text is what Redis has answered.
+_REDIS_ANSWERS = (ResponseError, AuthenticationError, redis_channel.Refused)
 #: What kombu raises for an address that it cannot use; their texts quote it.
 UNUSABLE = (ValueError, TypeError, LookupError, ImportError, AttributeError)
 _UNUSABLE = "the address has an option after ? or another part that means nothing"
+_PORT = "is this port the one for TLS, or the other?"
 _PAUSE_S = 1.0
 _silent_until = 0.0
 
@@ -141,9 +150,14 @@ def hint(task: str, *args: Any) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """Name an error for the log; RabbitMQ's own words name a queue that is declared otherwise."""
+    """Name an error for the log, with what a broker says that answers, and refuses.
+
+    RabbitMQ's own words name a queue that is declared otherwise.
+    """
     name = type(error).__name__
-    return f"{name}: {error.reply_text}" if isinstance(error, PreconditionFailed) else name
+    if isinstance(error, PreconditionFailed):
+        return f"{name}: {error.reply_text}"
+    return f"{name}: {_words(error)}" if isinstance(error, _REDIS_ANSWERS) else name
 
 
 def complaint(settings: Settings) -> str:
@@ -160,9 +174,7 @@ def complaint(settings: Settings) -> str:
             with channel.conn_or_acquire() as client:
                 memory = client.info("memory")
     except PUBLISH_ERRORS as error:
-        if isinstance(error.__cause__, redis_channel.Refused):
-            return f"it takes no messages: {error}"
-        return f"it does not answer ({type(error).__name__})"
+        return _trouble(error)
     except UNUSABLE as error:
         return f"{_UNUSABLE} ({type(error).__name__})"
     policy = str(memory.get("maxmemory_policy", ""))
@@ -185,6 +197,57 @@ def _refused_queues(connection: Connection) -> str:
     return f"it refuses our queues: {'; '.join(refused)}" if refused else ""
 
 
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Give an error and what it was raised about, which kombu and redis-py each wrap anew."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _words(error: BaseException) -> str:
+    """Give a broker's own words, of which it may have many, with no secret in them."""
+    return masked(str(error).partition("\n")[0])[:200]
+
+
+def _denial(error: BaseException) -> str:
+    """Say how a broker that answers turns us away as long as our settings are these, if it does."""
+    for cause in _causes(error):
+        match cause:
+            case AccessRefused() | NotAllowed() | AuthenticationError():
+                name = type(cause).__name__
+                return f"does not accept this user, password or virtual host ({name})"
+            case ssl.SSLCertVerificationError():
+                return f"shows a certificate that is not accepted: {cause.verify_message}"
+            case ResponseError() if "DB index" in str(cause):
+                return f"has no database of this number ({_words(cause)})"
+    return ""
+
+
+def _trouble(error: BaseException) -> str:
+    """Say why nothing can be had of the broker."""
+    if denial := _denial(error):
+        return f"it {denial}"
+    for cause in _causes(error):
+        match cause:
+            case redis_channel.Refused():
+                return f"it takes no messages: {_words(cause)}"
+            case ResponseError():
+                return f"it answers, and refuses: {_words(cause)}"
+            case RedisConnectionError() if "max number of clients" in str(cause):
+                return f"it answers, and refuses: {_words(cause)}"
+            case ssl.SSLError():
+                return f"TLS with it fails ({cause.reason or type(cause).__name__}): {_PORT}"
+            case TimeoutError() if "handshake" in str(cause):
+                return f"it does not answer in TLS: {_PORT}"
+            case ConnectionResetError():
+                return f"it hangs up: {_PORT}"
+            case FileNotFoundError():
+                return "a file that the address names is not there"
+            case OSError():
+                return f"it does not answer ({type(cause).__name__})"
+    return f"it does not answer ({type(error).__name__})"
+
+
 def require_access(settings: Settings) -> None:
     """Refuse to go on where the broker cannot be used at all. Raises ConfigurationError.
 
@@ -194,11 +257,10 @@ def require_access(settings: Settings) -> None:
         with connect(settings) as connection:
             opened = connection.transport.establish_connection()
             connection.transport.close_connection(opened)
-    except _DENIALS as error:
-        why = "the broker does not accept this user, password or virtual host"
-        refused = f"{why} ({type(error).__name__})"
-    except PUBLISH_ERRORS:
-        return
+    except PUBLISH_ERRORS as error:
+        if not (denial := _denial(error)):
+            return
+        refused = f"the broker {denial}"
     except UNUSABLE as error:
         refused = f"{_UNUSABLE} ({type(error).__name__})"
     else:

@@ -420,14 +420,11 @@ def doctor(as_json: AsJSON = False) -> None:
     """Check settings, servers, schema, ticks and every account's credentials."""
     from fulfillment import broker
     from fulfillment.services import diagnosis
-    from fulfillment.services.operations import Check
 
     settings = load_settings()
     log.configure("ERROR", settings.log_format)
-    checks = diagnosis.examine(settings)
-    if settings.broker_url.get_secret_value():
-        why = broker.complaint(settings)
-        checks.append(Check("broker", not why, why))
+    has_broker = bool(settings.broker_url.get_secret_value())
+    checks = diagnosis.examine(settings, broker.complaint(settings) if has_broker else None)
     if as_json:
         print_json([{"name": c.name, "ok": c.is_ok, "detail": c.detail} for c in checks])
     else:

@@ -15,8 +15,17 @@ from schemas.money import cap_in_cents
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-def examine(settings: Settings) -> list[Check]:
-    """Check the settings, the database and every account; asks each provider for its balance."""
+def examine(settings: Settings, broker_trouble: str | None = None) -> list[Check]:
+    """Check the settings, the database and every account; asks each provider for its balance.
+
+    What is wrong with the broker is the caller's to find out: None where nobody has looked.
+    """
+    told = Check("broker", not broker_trouble, broker_trouble or "")
+    checks = _examine(settings, is_broker_ill=bool(broker_trouble))
+    return checks if broker_trouble is None else [*checks, told]
+
+
+def _examine(settings: Settings, *, is_broker_ill: bool) -> list[Check]:
     checks = []
     for name in ("database_url", "broker_url", "encryption_keys", "api_token"):
         value = getattr(settings, name).get_secret_value()
@@ -29,7 +38,7 @@ def examine(settings: Settings) -> list[Check]:
     except FulfillmentError as error:
         return [*checks, Check("context", is_ok=False, detail=str(error))]
     try:
-        checks += check_readiness(context)
+        checks += check_readiness(context, is_broker_ill=is_broker_ill)
     except FulfillmentError as error:
         checks.append(Check("database", is_ok=False, detail=str(error)))
     lacking = _check_rights(context)

@@ -302,8 +302,11 @@ class Check:
     is_needed: bool = True
 
 
-def check_readiness(context: Context) -> list[Check]:
-    """Look at the database, its schema and the periodic ticks; and at the checks of our rows."""
+def check_readiness(context: Context, *, is_broker_ill: bool = False) -> list[Check]:
+    """Look at the database, its schema and the periodic ticks; and at the checks of our rows.
+
+    Where the broker is known to be ill, nobody else is called dead for a heartbeat that is missing.
+    """
     try:
         context.database.ping()
         is_current = schema.is_current(context.database)
@@ -318,7 +321,9 @@ def check_readiness(context: Context) -> list[Check]:
     with context.database.transaction() as session:
         beats = leases.heartbeats(session, context.now())
         checks.append(_check_clock(clock_guard.ahead(context, session)))
-    checks += [_check_pulse(context, beats, part) for part in _TURNING]
+    for part in _TURNING:
+        why = "the broker may be why, see there" if is_broker_ill else part.dead
+        checks.append(_check_pulse(context, beats, part, why))
     return [*checks, *_check_refused(context, beats), _check_checks(context)]
 
 
@@ -366,7 +371,7 @@ _TURNING = (
         "ticks",
         pulse.SWEEP,
         timedelta(seconds=15),  # the sweep ticks every second
-        "beat or the workers are dead",
+        "beat or the workers are dead, or get nowhere: see their logs",
         "last_tick_at",
         pulse.STAND_IN,
     ),
@@ -375,14 +380,16 @@ _TURNING = (
 )
 
 
-def _check_pulse(context: Context, beats: Mapping[str, datetime], part: _Turning) -> Check:
+def _check_pulse(
+    context: Context, beats: Mapping[str, datetime], part: _Turning, why: str
+) -> Check:
     last, helped = beats.get(part.heartbeat), beats.get(part.substitute)
     if last is None:
-        return Check(part.title, is_ok=False, detail=f"not seen yet: {part.dead}")
+        return Check(part.title, is_ok=False, detail=f"not seen yet: {why}")
     age = context.now() - last
     detail = f"{part.since} {last.isoformat()}"
     if age > part.patience:
-        detail += f", {round(age.total_seconds())} s ago: {part.dead}"
+        detail += f", {round(age.total_seconds())} s ago: {why}"
         if helped is not None and context.now() - helped <= part.patience:
             detail += "; the workers stand in, more slowly"
     return Check(part.title, age <= part.patience, detail)

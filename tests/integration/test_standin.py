@@ -35,5 +35,5 @@ def test_ticks_of_a_worker_do_not_hide_that_the_beat_is_dead(
     (ticks,) = (each for each in operations.check_readiness(context) if each.name == "ticks")
 
     assert not ticks.is_ok
-    assert ticks.detail.endswith("beat or the workers are dead; the workers stand in, more slowly")
+    assert ticks.detail.endswith("see their logs; the workers stand in, more slowly")
     assert standin.is_wanted(context)
