@@ -10,6 +10,7 @@ import msgspec
 import structlog
 from celery import Task
 from celery.exceptions import Reject
+from celery.signals import worker_shutting_down
 from celery.worker.request import Request
 
 from celeryconfig import INTAKE
@@ -142,6 +143,13 @@ class ShownRequest(Request):
     def info(self, safe: bool = False) -> Any:
         del safe
         return super().info(safe=True)
+
+
+@worker_shutting_down.connect
+def _note_end(**_: Any) -> None:
+    """Leave to others what they can do: who is told to stop has a minute at the most, often."""
+    if _context is not None:
+        _context.threads.is_ending = True
 
 
 class FulfillmentTask(Task[..., Any]):

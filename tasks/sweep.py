@@ -1,12 +1,9 @@
 """The sweep: whatever a lost message or a dead worker left behind is set going again."""
 
-from celery import chain
-
 from fulfillment.broker import app, hint
 from fulfillment.services import pulse, sweep
 from schemas import messages
 from tasks.base import FulfillmentTask, context
-from tasks.checkout import schedule_reconciliation, submit_orders
 
 
 @app.task(bind=True, base=FulfillmentTask, name=messages.RESUME_STUCK)
@@ -16,7 +13,7 @@ def resume_stuck(self: FulfillmentTask, /, stands_in: bool = False) -> dict[str,
     for account in found.accounts:
         hint(messages.DISPATCH, account)
     for batch in found.batches:
-        chain(submit_orders.si(batch), schedule_reconciliation.si(batch)).apply_async()
+        hint(messages.SUBMIT_ORDERS, batch)
     if found.has_webhooks:
         hint(messages.APPLY_WEBHOOK)
     return {"dispatches": len(found.accounts), "batches": len(found.batches)}

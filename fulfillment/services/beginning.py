@@ -62,8 +62,11 @@ class More:
         """Commit the intents of up to so many together with their claim.
 
         None where all that are left are locked, or where it `is_over`: none are left, none that
-        could be sent, or that fails: what is under way is to be written all the same.
+        could be sent, that fails or the process ends: what is under way is written all the same.
         """
+        if self._context.threads.is_ending:
+            self.is_over = True
+            return None
         try:
             return self._begin(free)
         except ServerUnreachable as error:
@@ -136,9 +139,17 @@ def begin_at_once(
 
 
 def let_stale_go(context: Context, session: Session, claim: KeptClaim) -> None:
-    """Leave what was priced too long ago to the sweep, which prices it afresh."""
+    """Leave what was priced too long ago to the sweep, which prices it afresh.
+
+    But for what is to be looked for first: that the sweep only hands on.
+    """
     before = context.now() - HELD_FOR
-    stale = {id_ for id_, a in claim.attempts.items() if a.is_untouched and a.created_at <= before}
+    searched = {order.id for order in claim.orders if order.was_searched(claim.doubt)}
+    stale = {
+        id_
+        for id_, attempt in claim.attempts.items()
+        if attempt.is_untouched and attempt.created_at <= before and id_ in searched
+    }
     if stale:
         claims.release(session, sorted(stale), claim.name)
         claim.leave_only([order for order in claim.orders if order.id not in stale])

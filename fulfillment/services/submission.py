@@ -89,7 +89,7 @@ def submit_orders(context: Context, batch: Batch) -> Batch | None:
                 continue
             waits_until_s = None
             submitted += taken
-            if not is_through:
+            if not is_through or context.threads.is_ending:
                 _leave(context, batch)
                 break
     return make_batch(account, batch["token"], submitted) if submitted else None

@@ -95,6 +95,8 @@ class Threads:
     """Real threads of this process, kept for the next block: starting one costs half a request."""
 
     def __init__(self) -> None:
+        #: The process is told to stop: what others can do is left to them.
+        self.is_ending = False
         self._idle: dict[tuple[str, int], list[ThreadPoolExecutor]] = {}
         self._slots: dict[str, Slots] = {}
         self._names = Counter[str]()

@@ -13,7 +13,7 @@ import pytest
 
 from fulfillment.errors import ProviderDeniesAccount, ServerUnreachable
 from fulfillment.providers.base import BeforeSend
-from fulfillment.services import beginning, claiming, submission, sweep
+from fulfillment.services import beginning, claiming, recovery, submission, sweep
 from fulfillment.services.claiming import SUBMIT, take_more, take_over
 from fulfillment.services.context import Context
 from fulfillment.services.threads import Threads
@@ -286,6 +286,26 @@ def test_what_a_late_copy_begins_with_is_priced_afresh_too(
         submission.submit_orders(other, copy)
 
     assert provider.bodies == []
+
+
+def test_what_is_to_be_looked_for_is_not_left_to_the_sweep_for_its_old_price(
+    worker: MakeWorker, provider: FakeProvider, clock: FakeClock
+) -> None:
+    """The sweep prices nothing afresh that may be bought already, and hands it on."""
+    context = worker()
+    batch = reserved(context, 9)
+    clock.advance(301)
+    recovery.doubt(context, timedelta(hours=1))
+
+    submission.submit_orders(context, batch)
+    later = "SELECT count(*) FROM orders WHERE next_attempt_at > %(now)s"
+    assert rows(context, later, now=clock.now()) == [{"count": 9}]
+    for _ in range(20):
+        run_sweep(context)
+        clock.advance(31)
+
+    assert statuses(context) == {"accepted": 9}
+    assert len(provider.bodies) == 9
 
 
 @pytest.mark.parametrize("count", [4, 9])

@@ -6,7 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from celery.signals import worker_shutting_down
 
+import tasks.base
 from fulfillment.errors import ProviderDeniesAccount
 from fulfillment.services import sharing, submission, sweep
 from fulfillment.services.claiming import SUBMIT, take_over
@@ -212,6 +214,27 @@ def test_what_nobody_comes_to_is_left_to_the_sweep(
         run_sweep(other)
 
     assert statuses(context) == {"accepted": 7, "reserved": 2}
+
+
+def test_a_worker_that_is_told_to_stop_leaves_what_is_not_begun_to_others(
+    worker: Callable[[], Context], provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, other = worker(), worker()
+    batch = reserved(context, 9)
+    monkeypatch.setattr(tasks.base, "_context", context)
+
+    def stop(_: Any) -> None:
+        worker_shutting_down.send(sender="w1", sig="TERM", how="Warm", exitcode=0)
+
+    provider.on_purchase = stop
+    own = submission.submit_orders(context, batch)
+    begun = len(provider.bodies)
+    run_sweep(other)
+
+    assert own
+    assert 1 <= begun == len(own["ids"]) < 9
+    assert statuses(context) == {"accepted": 9}
+    assert len(provider.bodies) == 9
 
 
 def test_what_cannot_be_sent_without_a_look_is_left_to_the_sweep(
