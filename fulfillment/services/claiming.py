@@ -61,7 +61,14 @@ class KeptClaim:
     """A claim under which this step works; `is_held` and `holds` say whether it still may."""
 
     def __init__(
-        self, context: Context, batch: Batch, step: str, orders: list[Order], lapse: _Lapse
+        self,
+        context: Context,
+        batch: Batch,
+        step: str,
+        orders: list[Order],
+        lapse: _Lapse,
+        *,
+        may_grow: bool,
     ) -> None:
         self._context = context
         self._batch = batch
@@ -82,10 +89,10 @@ class KeptClaim:
         #: Of each order that was under the claim when it was renewed last: they join one by one.
         self._lapses = dict.fromkeys(self.order_ids, lapse)
         self._lapsing = context.threads.lock()
-        #: Whether others of the batch may be taken later: somebody else has them, or locks them.
-        self.may_grow = step == SUBMIT and len(orders) < len(batch["ids"])
+        #: Whether others of the batch may be taken later: nobody has, or somebody had them locked.
+        self.may_grow = may_grow
         #: Whether something was begun lately: then what nobody has taken of the batch is kept, too.
-        self.comes_on = self.may_grow
+        self.comes_on = may_grow
 
     def join(self, group: "KeptClaim") -> None:
         """Have more of the batch's orders, which were taken over just now."""
@@ -104,7 +111,8 @@ class KeptClaim:
     def is_held(self) -> bool:
         """Say whether the lease is known to run still; a frozen process finds that it does not."""
         with self._lapsing:
-            return not any(lapse.is_over for lapse in set(self._lapses.values()))
+            lapses = set(self._lapses.values())
+        return not lapses or not all(lapse.is_over for lapse in lapses)
 
     def holds(self, order_id: int) -> bool:
         """Say whether it does for this order, which else may be somebody else's by now."""
@@ -115,22 +123,24 @@ class KeptClaim:
     def renew(self) -> bool:
         """Lengthen the claim (and the gathering lease); say whether any order is still under it.
 
-        What has lapsed by then stays so: a process that slept goes on with none of it.
+        What has lapsed is let go: a process that slept goes on with none of it.
         """
         lapse = _Lapse(self._context)
         now = self._context.now()
         until = now + self._context.lease
         with self._lapsing:
             known = dict(self._lapses)
+        running = [id_ for id_, each in known.items() if not each.is_over]
         with self._context.database.transaction() as session:
-            held = claims.renew(session, list(known), self.name, until)
+            renewed = claims.renew(session, running, self.name, until)
+            held = claims.still_under(session, list(known), self.name)
             if self._gathers:
                 lease = gather_lease(self._batch["account"])
                 leases.acquire(session, lease, self._batch["token"], now, until)
         crash_point("claim.renewed")
-        renewed = {id_: lapse for id_ in held if not known[id_].is_over}
+        longer = {id_: lapse for id_ in renewed if not known[id_].is_over}
         with self._lapsing:
-            self._lapses |= renewed
+            self._lapses |= longer
             for id_ in known.keys() - held:  # done with, or somebody else's
                 del self._lapses[id_]
         if self.may_grow and self.comes_on:
@@ -141,7 +151,7 @@ class KeptClaim:
         self.comes_on = False
         rest = claim_name(self._batch["token"], _BEFORE[SUBMIT])
         with self._context.database.transaction() as session:
-            claims.renew(session, self._batch["ids"], rest, until, is_own=False)
+            claims.renew(session, self._batch["ids"], rest, until)
 
     def keep(self) -> bool:
         """Renew in the background; say whether to go on with that."""
@@ -234,11 +244,16 @@ def take_over_within(
     lapse, until = _Lapse(context), context.now() + context.lease
     old, new = claim_name(batch["token"], _BEFORE[step]), claim_name(batch["token"], step)
     ids = batch["ids"]
+    may_grow = False
     if step == SUBMIT:
         taken = claims.take_over_some(session, ids, old, new, until, limit)
+        # Of a shared one nobody looks: who takes more finds out.
+        may_grow = 0 < len(taken) < len(ids) and (
+            limit is not None or claims.is_any_left(session, ids, old)
+        )
     else:
         taken = claims.take_over(session, ids, old, new, until)
-    return KeptClaim(context, batch, step, taken, lapse) if taken else None
+    return KeptClaim(context, batch, step, taken, lapse, may_grow=may_grow) if taken else None
 
 
 @repeated

@@ -7,6 +7,7 @@ tens of milliseconds, so that a slow answer delays only its own order.
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from itertools import accumulate
 
 from msgspec.structs import replace
@@ -78,8 +79,8 @@ def submit_orders(context: Context, batch: Batch) -> Batch | None:
                     break
                 slots.wait()
                 continue
-            taken, is_through = _submit(context, batch, slots, free, is_shared=is_shared)
-            if not taken:
+            turn = _submit(context, batch, slots, free, is_shared=is_shared)
+            if turn is None:
                 now_s = context.clock.monotonic()
                 waits_until_s = waits_until_s or now_s + context.lease.total_seconds()
                 is_waited_for = not batch.get("is_copy") and is_any_left(context, batch)
@@ -88,9 +89,10 @@ def submit_orders(context: Context, batch: Batch) -> Batch | None:
                 context.threads.pause(_LOCKED_S * (1 + context.jitter()))
                 continue
             waits_until_s = None
-            submitted += taken
-            if not is_through or context.threads.is_ending:
+            submitted += turn.orders
+            if turn.is_stopped or context.threads.is_ending:
                 _leave(context, batch)
+            if not turn.is_to_be_continued or context.threads.is_ending:
                 break
     return make_batch(account, batch["token"], submitted) if submitted else None
 
@@ -103,13 +105,22 @@ def _leave(context: Context, batch: Batch) -> None:
         claims.release(session, batch["ids"], rest, is_own=False)
 
 
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """Which orders were dealt with, and what becomes of the batch's others."""
+
+    orders: Sequence[Order]
+    #: Nothing more of it is to be sent now, by anybody.
+    is_stopped: bool
+    is_to_be_continued: bool
+
+
 def _submit(
     context: Context, batch: Batch, slots: Share, free: int, *, is_shared: bool
-) -> tuple[Sequence[Order], bool]:
+) -> _Turn | None:
     """Submit the batch, the first orders of it in the `free` slots that were taken for it.
 
-    Of a shared one no others, and then more as slots become free. Gives which they were, and
-    whether nothing stopped it.
+    Of a shared one no others, and then more as slots become free. None where none could be taken.
     """
     at_once = None
 
@@ -123,7 +134,7 @@ def _submit(
     with take_over(context, batch, SUBMIT, begin, free if is_shared else None) as claim:
         if claim is None:
             slots.give_back(free)
-            return (), True
+            return None
         begun = at_once.tasks if at_once else []
         committed(begun)
         slots.give_back(free - len(begun))
@@ -143,7 +154,9 @@ def _submit(
             watch = Watch(context, claim)
             more = More(context, batch, claim, watch) if claim.may_grow else None
             is_through = _go_on(context, claim, at_once, due, slots, watch, more)
-    return claim.orders, is_through
+        # Who slept knows nothing of the others, which somebody else may be at work on.
+        is_stopped = not is_through and claim.is_held
+    return _Turn(claim.orders, is_stopped, is_to_be_continued=is_through and claim.may_grow)
 
 
 def _go_on(

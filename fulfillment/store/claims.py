@@ -206,30 +206,27 @@ def is_any_left(session: Session, order_ids: Sequence[int], claim: str) -> bool:
     return bool(session.scalar(query, {"ids": list(order_ids), "claim": claim}))
 
 
-_RENEW = """
-    UPDATE orders SET claimed_until = %(until)s WHERE id = ANY(ARRAY(
-        SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(claim)s
-         ORDER BY id {lock}))
-    RETURNING id
-"""
-_RENEW_ALL = _RENEW.format(lock="FOR UPDATE")
-_RENEW_UNLOCKED = _RENEW.format(lock="FOR UPDATE SKIP LOCKED")
+def still_under(session: Session, order_ids: Sequence[int], claim: str) -> set[int]:
+    """Give those of these orders that are under a claim, locked or not."""
+    query = "SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(claim)s"
+    return {id_ for (id_,) in session.rows(query, {"ids": list(order_ids), "claim": claim})}
 
 
-def renew(
-    session: Session,
-    order_ids: Sequence[int],
-    claim: str,
-    until: datetime,
-    *,
-    is_own: bool = True,
-) -> set[int]:
-    """Lengthen a claim; give the orders that are still under it.
+def renew(session: Session, order_ids: Sequence[int], claim: str, until: datetime) -> set[int]:
+    """Lengthen a claim; give the orders of which it is longer now.
 
-    Where it is not the caller's own, nobody is waited for.
+    Nobody is waited for: what somebody has locked keeps its time.
     """
-    values = {"ids": list(order_ids), "claim": claim, "until": until}
-    return {id_ for (id_,) in session.rows(_RENEW_ALL if is_own else _RENEW_UNLOCKED, values)}
+    rows = session.rows(
+        """
+            UPDATE orders SET claimed_until = %(until)s WHERE id = ANY(ARRAY(
+                SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(claim)s
+                 ORDER BY id FOR UPDATE SKIP LOCKED))
+            RETURNING id
+            """,
+        {"ids": list(order_ids), "claim": claim, "until": until},
+    )
+    return {id_ for (id_,) in rows}
 
 
 def hurry(session: Session, account: str, now: datetime) -> None:

@@ -119,7 +119,7 @@ BUYING = (
     Mutant(
         "lapsed_claim_comes_back", "I1", "a keeper that slept renews what is left of a lost claim",
         SERVICES + "claiming.py",
-        "for id_ in held if not known[id_].is_over}", "for id_ in held}",
+        "known.items() if not each.is_over]", "known.items()]",
         integration("growing_claims"),
     ),
     Mutant(
