@@ -4,6 +4,7 @@ Messages are hints and Postgres is the truth, so nothing here needs a result bac
 acknowledgement or ETAs: what a lost message was about is found again by a due time in a row.
 """
 
+from contextlib import suppress
 from typing import Any
 
 from kombu import Exchange, Queue
@@ -17,7 +18,8 @@ _settings = load_settings()
 broker_url = _settings.broker_url.get_secret_value()
 if broker_url.startswith("rediss://"):
     # All others read it from the address; Flower counts queues on a connection of its own.
-    broker_use_ssl = parse_url(broker_url.split(";")[0])["ssl"]
+    with suppress(ValueError, TypeError, LookupError):  # whoever connects is told what is wrong
+        broker_use_ssl = parse_url(broker_url.split(";")[0])["ssl"]
 imports = (
     *("tasks.checkout", "tasks.reconcile", "tasks.watchdog", "tasks.inbox", "tasks.sweep"),
     *("tasks.upkeep", "tasks.standin"),

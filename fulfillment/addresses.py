@@ -52,6 +52,8 @@ def complaint_of_broker(url: str) -> str:
         return _PORTS
     if not all(map(_has_numbered_database, each)):
         return "expected a database of Redis, which is a number: redis://host:port/0"
+    if url.startswith(("amqp", "pyamqp")) and any("ssl" in _options(one) for one in each):
+        return "expected amqps:// in place of the option ssl"
     if not all(map(_has_known_word, each)):
         return f"expected one of {', '.join(_WORDS)} as ssl_cert_reqs"
     return ""
@@ -108,7 +110,8 @@ def _has_numbered_database(url: str) -> bool:
 def _has_known_word(url: str) -> bool:
     if not _is_redis_with_tls(url):
         return True
-    return _CERTIFICATE_WORDS.issuperset(_options(url).get("ssl_cert_reqs", ()))
+    words = _options(url).get("ssl_cert_reqs", ["required"])
+    return len(words) == 1 and words[0] in _CERTIFICATE_WORDS
 
 
 def _is_redis_with_tls(url: str) -> bool:
@@ -116,4 +119,4 @@ def _is_redis_with_tls(url: str) -> bool:
 
 
 def _options(url: str) -> dict[str, list[str]]:
-    return parse_qs(url.partition("#")[0].partition("?")[2])
+    return parse_qs(url.partition("#")[0].partition("?")[2], keep_blank_values=True)

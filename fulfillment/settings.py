@@ -212,15 +212,15 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _is_postgres(cls, value: SecretStr) -> SecretStr:
-        text = value.get_secret_value()
+        text = value.get_secret_value().strip()
         if text and (expected := complaint_of_database(text)):
             raise ValueError(expected)
-        return value
+        return SecretStr(text)
 
     @field_validator("broker_url")
     @classmethod
     def _is_broker(cls, value: SecretStr) -> SecretStr:
-        text = value.get_secret_value()
+        text = value.get_secret_value().strip()
         if text and (expected := complaint_of_broker(text)):
             raise ValueError(expected)
         return SecretStr(with_checked_certificates(text))

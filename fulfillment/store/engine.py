@@ -16,7 +16,7 @@ from psycopg.rows import namedtuple_row, tuple_row
 from psycopg.types.json import set_json_loads
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -123,10 +123,11 @@ class Database:
     """
 
     def __init__(self, url: str, *, pool_size: int = 10, statement_timeout_s: float = 20) -> None:
-        address = make_url(url)
+        address = make_url(url).set(drivername="postgresql+psycopg")
         try:
             conninfo_to_dict(address.set(drivername="postgresql").render_as_string(False))
-        except psycopg.ProgrammingError:
+            address.get_dialect()().create_connect_args(address)
+        except (psycopg.ProgrammingError, ArgumentError):
             raise ConfigurationError(SETTING, "expected only options that libpq knows") from None
         options = {
             # What a server, a database or a role may say otherwise, and our statements rely on.
@@ -145,7 +146,7 @@ class Database:
             "timezone": "UTC",
         }
         self.engine: Engine = create_engine(
-            address.set(drivername="postgresql+psycopg"),
+            address,
             pool_size=pool_size,
             max_overflow=10,
             pool_timeout=10,

@@ -7,7 +7,13 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from psycopg.errors import DeadlockDetected, LockNotAvailable
+from psycopg.errors import (
+    DeadlockDetected,
+    DuplicateColumn,
+    DuplicateObject,
+    DuplicateTable,
+    LockNotAvailable,
+)
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -59,6 +65,10 @@ def migrate(database: Database, to: str = "head") -> bool:
                 connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _LOCK})
                 connection.commit()
     except DBAPIError as error:
+        if isinstance(error.orig, DuplicateTable | DuplicateObject | DuplicateColumn):
+            expected = "expected an empty database, or one that our migrations have made; it has"
+            found = str(error.orig.diag.message_primary)
+            raise ConfigurationError(SETTING, f"{expected} its own: {found}") from None
         if (refusal := refusal_of(error.orig)) is None:
             raise
         raise refusal from None
@@ -79,9 +89,12 @@ def _is_newer(connection: Connection, to: str) -> bool:
     with connection.begin():
         if connection.execute(text("SELECT to_regclass('alembic_version')")).scalar() is None:
             return False
-        found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        # As text, whatever it is: some other application may use Alembic, too.
+        query = "SELECT to_jsonb(v) ->> 'version_num' FROM alembic_version v ORDER BY 1"
+        revisions = [str(revision) for (revision,) in connection.execute(text(query))]
+    found = " and ".join(revisions)
     ours = {each.revision for each in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if found is None or found in ours:
+    if not revisions or found in ours:
         return False
     if to != "head" or not schema.is_newer(found):
         raise SchemaUnknown(found, schema.HEAD)

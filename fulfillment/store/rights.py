@@ -8,12 +8,16 @@ _CHANGED = ("accounts", "attempts", "orders", "wallets")
 
 
 def lacking(session: Session) -> dict[str, str]:
-    """Name the tables, by the right to them that is lacking; none that are not there."""
+    """Name tables and sequences, by the right to them that is lacking; none that are not there."""
     found = session.execute(
         "SELECT may, string_agg(name, ', ' ORDER BY name) "
         "FROM unnest(%(names)s::text[]) name, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) may "
         "WHERE NOT has_table_privilege(to_regclass(name), may) "
-        "AND (may <> 'UPDATE' OR name = ANY(%(changed)s)) GROUP BY may ORDER BY may",
+        "AND (may <> 'UPDATE' OR name = ANY(%(changed)s)) GROUP BY may "
+        "UNION ALL SELECT 'USAGE', string_agg(name, ', ' ORDER BY name) "
+        "FROM (SELECT name || '_id_seq' AS name FROM unnest(%(names)s::text[]) name) numbered "
+        "WHERE NOT has_sequence_privilege(to_regclass(name), 'USAGE') HAVING count(*) > 0 "
+        "ORDER BY 1",
         {"names": list(OrderRow.metadata.tables), "changed": list(_CHANGED)},
     )
     return dict(found)

@@ -95,6 +95,35 @@ def test_doctor_lists_the_rights_that_are_lacking(environment: dict[str, str]) -
     assert "SELECT" not in told["detail"]
 
 
+def test_doctor_lists_the_sequences_that_may_not_be_used(
+    context: Context, database_url: str, environment: dict[str, str]
+) -> None:
+    grant = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO no_numbers"
+    with role(database_url, "no_numbers", "pg_monitor") as url:
+        with context.database.transaction() as session:
+            session.execute(grant)
+        done = run(environment | {"FULFILLMENT_DATABASE_URL": url}, "doctor", "--json")
+        with context.database.transaction() as session:
+            session.execute("DROP OWNED BY no_numbers")
+
+    (told,) = [each for each in json.loads(done.stdout) if each["name"] == "database rights"]
+    assert "orders_id_seq" in told["detail"]
+    assert "SELECT" not in told["detail"]
+
+
+@pytest.mark.parametrize("option", ["?port=abc", "?canary=1", "?host=a,b&port=1,2,x"])
+def test_an_address_with_options_that_mean_nothing_is_told_in_one_line(
+    environment: dict[str, str], option: str
+) -> None:
+    url = f"postgresql://u:{PASSWORD}@/d{option}"
+
+    done = run(environment | {"FULFILLMENT_DATABASE_URL": url}, "orders")
+
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "FULFILLMENT_DATABASE_URL: expected only options that libpq knows" in line
+
+
 def test_doctor_lists_what_a_user_of_another_database_cannot_even_read(
     database_url: str, environment: dict[str, str]
 ) -> None:

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
+from sqlalchemy.engine import make_url
 
 from fulfillment.errors import SchemaUnknown
 from fulfillment.services.context import Context
@@ -11,6 +13,7 @@ from fulfillment.services.operations import check_readiness
 from fulfillment.store import schema
 from fulfillment.store.migrate import migrate
 from tests.conftest import environment_of
+from tests.faults.pool import database_on
 from tests.integration.test_cli import run
 from tests.support import rows
 
@@ -73,6 +76,52 @@ def test_a_schema_that_nothing_is_known_of_is_told_in_one_line(
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: the database's schema has the revision 'abc', ")
+
+
+@pytest.fixture
+def foreign(database_url: str) -> Iterator[str]:
+    """Give a database of somebody else's."""
+    with database_on(database_url) as engine:
+        url = engine.url
+        engine.dispose()
+        with psycopg.connect(
+            url.set(drivername="postgresql").render_as_string(False)
+        ) as connection:
+            connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        yield url.render_as_string(False)
+
+
+@pytest.mark.parametrize(
+    ("tables", "told"),
+    [
+        ("CREATE TABLE orders (id int)", 'it has its own: relation "orders" already exists'),
+        ("CREATE TABLE alembic_version AS SELECT 7 AS version_num", "the revision '7'"),
+        ("CREATE TABLE alembic_version AS SELECT 'x' AS other", "the revision 'None'"),
+        (
+            "CREATE TABLE alembic_version AS SELECT unnest(ARRAY['0030', '0003']) AS version_num",
+            "the revision '0003 and 0030'",
+        ),
+    ],
+    ids=["orders", "number", "column", "two"],
+)
+def test_the_database_of_another_application_is_left_as_it_is(
+    foreign: str, context: Context, tmp_path: Path, tables: str, told: str
+) -> None:
+    address = make_url(foreign).set(drivername="postgresql").render_as_string(False)
+    with psycopg.connect(address) as connection:
+        connection.execute(tables)
+    environment = environment_of(context, tmp_path, "") | {"FULFILLMENT_DATABASE_URL": foreign}
+
+    done = run(environment, "migrate")
+
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert told in line
+    with psycopg.connect(address) as connection:
+        (count,) = connection.execute(
+            "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+        ).fetchone() or (0,)
+    assert count == 1
 
 
 def test_nothing_is_taken_back_from_a_schema_that_a_later_version_made(others: Context) -> None:

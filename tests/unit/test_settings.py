@@ -52,6 +52,9 @@ WRONG = [
     ("DATABASE_URL", f"postgresql://u:{CANARY}@h:1,h:65536/d", "a port from 1 to 65535"),
     ("BROKER_URL", f"rediss://h/0?ssl_cert_reqs={CANARY}", "required, optional, none"),
     ("BROKER_URL", "rediss://h/0;rediss://h/0?ssl_cert_reqs=Required", "required, optional, none"),
+    ("BROKER_URL", "rediss://h/0?ssl_cert_reqs=", "required, optional, none"),
+    ("BROKER_URL", "rediss://h/0?ssl_cert_reqs=required&ssl_cert_reqs=none", "required, optional"),
+    ("BROKER_URL", f"amqps://u:{CANARY}@h/v?ssl=1", "amqps:// in place of the option ssl"),
     ("BROKER_URL", f"amqp://u:{CANARY}[@h//", "percent-encoded"),
     ("BROKER_URL", f"redis://:{CANARY}@h/{CANARY}", "a number"),
     ("BROKER_URL", f"rediss://:{CANARY}@h:1/-1?ssl_cert_reqs=none", "a number"),
@@ -148,7 +151,7 @@ def test_addresses_that_mean_one_thing_are_taken(setenv: Setter, name: str, valu
     ("value", "read"),
     [
         ("rediss://h", "rediss://h?ssl_cert_reqs=required"),
-        ("rediss://h/0?ssl_cert_reqs=", "rediss://h/0?ssl_cert_reqs=&ssl_cert_reqs=required"),
+        (" rediss://h/0\n", "rediss://h/0?ssl_cert_reqs=required"),
         ("rediss://h/0#?ssl_cert_reqs=none", "rediss://h/0?ssl_cert_reqs=required"),
         (
             "rediss://h/0?ssl_ca_certs=/ca.pem",
