@@ -91,6 +91,17 @@ def alone(act: Callable[[], R], order: str, otherwise: Callable[[str], R]) -> R:
         return otherwise(_unreadable(error))
 
 
+def left_to_others(act: Callable[[], R], event: str) -> tuple[R | None, bool]:
+    """Do what somebody else will do again where it fails; say whether it did."""
+    try:
+        return act(), False
+    except FulfillmentError as error:
+        log.warning(event, reason=str(error))
+    except Exception as error:
+        note_bug(event, error)
+    return None, True
+
+
 def read(ask: Callable[[], R], what: str) -> R:
     """Ask a provider for something that changes nothing there.
 

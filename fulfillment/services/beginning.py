@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from fulfillment.errors import ServerUnreachable
-from fulfillment.log import get_logger
 from fulfillment.services import backstop
 from fulfillment.services.budget import Grant
 from fulfillment.services.claiming import KeptClaim, is_any_left, take_more
@@ -20,8 +18,6 @@ from fulfillment.store.engine import Session
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus
 from schemas.messages import Batch
-
-log = get_logger(__name__)
 
 #: So many at the most are begun together with the claim where a rate budget bounds the requests.
 _FEW = 4
@@ -67,14 +63,9 @@ class More:
         if self._context.threads.is_ending:
             self.is_over = True
             return None
-        try:
-            return self._begin(free)
-        except ServerUnreachable as error:
-            log.warning("submit.no_more", reason=str(error))
-        except Exception as error:  # of one of these orders; whoever comes to it next tells of it
-            backstop.note_bug("submit.no_more", error)
-        self.is_over = True
-        return None
+        begun, has_failed = backstop.left_to_others(lambda: self._begin(free), "submit.no_more")
+        self.is_over |= has_failed
+        return begun
 
     def _begin(self, free: int) -> Begun | None:
         while not self.is_over:

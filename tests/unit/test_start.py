@@ -9,6 +9,8 @@ import pytest
 INTERRUPTED = """
 import os, signal, sys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs in the background has none
+
 class Finder:
     def find_spec(self, name, *_):
         if name == sys.argv[1]:
