@@ -135,11 +135,13 @@ def let_stale_go(context: Context, session: Session, claim: KeptClaim) -> None:
     But for what is to be looked for first: that the sweep only hands on.
     """
     before = context.now() - HELD_FOR
-    searched = {order.id for order in claim.orders if order.was_searched(claim.doubt)}
     stale = {
-        id_
-        for id_, attempt in claim.attempts.items()
-        if attempt.is_untouched and attempt.created_at <= before and id_ in searched
+        order.id
+        for order in claim.orders
+        if (attempt := claim.attempts.get(order.id))
+        and attempt.is_untouched
+        and attempt.created_at <= before
+        and order.was_searched(claim.doubt)
     }
     if stale:
         claims.release(session, sorted(stale), claim.name)

@@ -50,11 +50,11 @@ class _Lapse:
     def __init__(self, context: Context) -> None:
         self._clock = context.clock
         self._at = context.now() + context.lease
-        self.at_s = context.clock.monotonic() + context.lease.total_seconds()
+        self._at_s = context.clock.monotonic() + context.lease.total_seconds()
 
     @property
     def is_over(self) -> bool:
-        return self._clock.monotonic() >= self.at_s or self._clock.now() >= self._at
+        return self._clock.monotonic() >= self._at_s or self._clock.now() >= self._at
 
 
 class KeptClaim:

@@ -1,8 +1,6 @@
 """A broker that answers no is told of by what it says, in `doctor`, at the start and in the log."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from fulfillment.services.context import Context
 from fulfillment.settings import Settings
 from tests.conftest import environment_of
 from tests.faults.proxy import HOST, Proxy
+from tests.integration.test_cli import run
 
 CANARY = "canary-password"
 
@@ -93,7 +92,9 @@ def test_a_redis_that_turns_us_away_is_told_of_by_what_it_says(
 def test_a_database_that_redis_does_not_have_ends_a_process_with_one_line(
     context: Context, tmp_path: Path, socket: Path, process: str
 ) -> None:
-    done = run(context, tmp_path, f"redis+socket://{socket}?virtual_host=99", process)
+    done = run(
+        environment_of(context, tmp_path, f"redis+socket://{socket}?virtual_host=99"), process
+    )
 
     (line,) = (done.stdout + done.stderr).splitlines()
     assert line == (
@@ -125,9 +126,9 @@ def test_doctor_calls_nobody_dead_while_the_broker_is_ill(
 ) -> None:
     address = f"redis+socket://{socket}"
     client.config_set("maxmemory", 1)
-    ill = run(context, tmp_path, address, "doctor", "--json")
+    ill = run(environment_of(context, tmp_path, address), "doctor", "--json")
     client.config_set("maxmemory", 0)
-    well = run(context, tmp_path, address, "doctor", "--json")
+    well = run(environment_of(context, tmp_path, address), "doctor", "--json")
 
     was, found = ({c["name"]: c for c in json.loads(done.stdout)} for done in (ill, well))
     assert was["broker"]["detail"].startswith("it takes no messages: ")
@@ -139,21 +140,13 @@ def test_doctor_calls_nobody_dead_while_the_broker_is_ill(
 
 
 def test_queues_that_there_are_not_are_wrong_usage(context: Context, tmp_path: Path) -> None:
-    done = run(context, tmp_path, "redis://127.0.0.1:1/0", "worker", "--queues", "celery, nonsense")
+    done = run(
+        environment_of(context, tmp_path, "redis://127.0.0.1:1/0"),
+        "worker",
+        "--queues",
+        "celery, nonsense",
+    )
 
     assert done.returncode == 2
     told = " ".join(done.stderr.replace("│", " ").split())
     assert "expected some of celery, fulfillment.chain, fulfillment.follow; found nonsense" in told
-
-
-def run(context: Context, home: Path, url: str, *words: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "fulfillment.cli", *words],
-        env=environment_of(context, home, url),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done

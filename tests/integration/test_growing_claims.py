@@ -1,4 +1,7 @@
-"""A claim that more orders join: what a process holds that slept, waits, or cannot take more."""
+"""A claim that more orders join: what a process holds that slept, waits, or cannot take more.
+
+And what its keeper lengthens: no more than the process will use, without waiting for anybody.
+"""
 
 import threading
 from collections import Counter
@@ -81,6 +84,19 @@ def claim_of(context: Context, order_id: int) -> str | None:
     return name
 
 
+def hold_renewals(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Hold up whoever has renewed a claim and not taken note of it yet: (there is one, it may)."""
+    is_renewed, may_end = threading.Event(), threading.Event()
+
+    def crash_point(name: str, *_: Any) -> None:
+        if name == "claim.renewed":
+            is_renewed.set()
+            assert may_end.wait(WAIT_S)
+
+    monkeypatch.setattr(claiming, "crash_point", crash_point)
+    return is_renewed, may_end
+
+
 def test_who_has_lost_a_part_of_its_claim_holds_none_of_it(
     worker: MakeWorker, clock: FakeClock
 ) -> None:
@@ -135,14 +151,8 @@ def test_who_renews_while_more_is_taken_believes_in_no_more_time_than_that_has(
 ) -> None:
     context, other = worker(), worker()
     batch = reserved(context, 9)
-    is_renewed, may_end = threading.Event(), threading.Event()
+    is_renewed, may_end = hold_renewals(monkeypatch)
 
-    def crash_point(name: str, *_: Any) -> None:
-        if name == "claim.renewed":
-            is_renewed.set()
-            assert may_end.wait(WAIT_S)
-
-    monkeypatch.setattr(claiming, "crash_point", crash_point)
     with take_over(context, batch, SUBMIT, limit=2) as claim, ThreadPoolExecutor(1) as executor:
         assert claim is not None
         renewing = []
@@ -168,16 +178,10 @@ def test_renewals_while_more_is_taken_keep_what_was_there_before(
 ) -> None:
     context = worker()
     batch = reserved(context, 12)
-    is_renewed, may_end = threading.Event(), threading.Event()
-
-    def crash_point(name: str, *_: Any) -> None:
-        if name == "claim.renewed":
-            is_renewed.set()
-            assert may_end.wait(WAIT_S)
 
     with take_over(context, batch, SUBMIT, limit=2) as claim, ThreadPoolExecutor(1) as executor:
         assert claim is not None
-        monkeypatch.setattr(claiming, "crash_point", crash_point)
+        is_renewed, may_end = hold_renewals(monkeypatch)
         for _ in range(3):
             clock.advance(10)
             is_renewed.clear()
@@ -417,3 +421,72 @@ def test_who_waits_for_a_locked_order_keeps_no_slots_and_no_others(
 
     assert statuses(context) == {"accepted": 18}
     assert set(Counter(provider.bodies).values()) == {1}
+
+
+def test_a_lock_on_one_order_costs_the_others_of_its_claim_nothing(
+    worker: MakeWorker, clock: FakeClock
+) -> None:
+    context, other = worker(), worker()
+    batch = reserved(context, 4)
+
+    with take_over(context, batch, SUBMIT) as claim, ThreadPoolExecutor(1) as executor:
+        assert claim is not None
+        with other.database.transaction() as session:
+            orders.lock(session, batch["ids"][-1:])
+            for _ in range(3):
+                clock.advance(10)
+                assert executor.submit(claim.keep).result(WAIT_S)
+            clock.advance(1)
+
+            assert [claim.holds(id_) for id_ in batch["ids"]] == [True, True, True, False]
+            assert claim.is_held
+
+
+def test_what_a_process_that_slept_will_not_send_is_free_for_others(
+    worker: MakeWorker, clock: FakeClock
+) -> None:
+    context, other = worker(), worker()
+    batch = reserved(context, 2)
+
+    with take_over(context, batch, SUBMIT) as claim:
+        assert claim is not None
+        clock.advance(31)
+        claim.keep()
+        found = sweep.resume_stuck(other)
+
+        assert not claim.is_held
+        assert [sorted(each["ids"]) for each in found.batches] == [batch["ids"]]
+
+
+def test_who_slept_leaves_the_rest_to_those_who_are_at_work_on_it(
+    worker: MakeWorker, clock: FakeClock
+) -> None:
+    provider = Connecting()
+    slow, other = worker(provider), worker(provider)
+    batch = reserved(slow, 12)
+    copy, *_ = copies(slow, batch)
+    one, two, three, four = batch["names"][:4]
+    gates = {name: threading.Event() for name in (one, two, three, four)}
+    provider.held = dict(gates)
+
+    with ThreadPoolExecutor(2) as executor:
+        flying = executor.submit(submission.submit_orders, slow, batch)
+        until(lambda: {one, two} <= provider.came)
+        clock.advance(20)
+        helping = executor.submit(submission.submit_orders, other, copy)
+        until(lambda: {three, four} <= provider.came)
+        assert isinstance(other.threads, Kept)
+        for keep in other.threads.keep:
+            keep()
+        clock.advance(11)
+        gates[one].set()
+        gates[two].set()
+        flying.result()
+        left = rows(other, "SELECT 1 FROM orders WHERE claim IS NULL AND status = 'reserved'")
+        gates[three].set()
+        gates[four].set()
+        helped = helping.result()
+
+    assert left == []
+    assert helped
+    assert helped["ids"] == batch["ids"][2:]
