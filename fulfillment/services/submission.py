@@ -50,6 +50,8 @@ log = get_logger(__name__)
 
 #: How long to gather answers that come together, so that they share a transaction.
 _GROUP_S = 0.02
+#: With fewer threads in a process none is left to a copy that waits.
+_THREADS_A_COPY = 4
 #: So often what somebody else has locked is tried again.
 _LOCKED_S = 0.2
 
@@ -75,9 +77,8 @@ def submit_orders(context: Context, batch: Batch) -> Batch | None:
         while left := len(batch["ids"]) - len(submitted):
             free = slots.take(min(limit, left))
             if is_shared and not free:
-                if batch.get("is_copy"):
+                if not _wait(context, batch, slots):
                     break
-                slots.wait()
                 continue
             turn = _submit(context, batch, slots, free, is_shared=is_shared)
             if turn is None:
@@ -95,6 +96,22 @@ def submit_orders(context: Context, batch: Batch) -> Batch | None:
             if not turn.is_to_be_continued or context.threads.is_ending:
                 break
     return make_batch(account, batch["token"], submitted) if submitted else None
+
+
+def _wait(context: Context, batch: Batch, slots: Share) -> bool:
+    """Wait for a slot, if this worker is still to help then; say so.
+
+    Of all copies one waits: the process's other threads are for other accounts.
+    """
+    if not batch.get("is_copy"):
+        slots.wait()
+        return True
+    size = min(1, context.settings.worker_threads // _THREADS_A_COPY)
+    with context.threads.share("copies that wait", size) as places:
+        if not places.take(1):
+            return False
+        slots.wait()
+    return not context.threads.is_ending
 
 
 @repeated

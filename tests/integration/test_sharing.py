@@ -303,20 +303,110 @@ def test_without_a_free_slot_nothing_of_a_shared_batch_is_taken(
     copy, *_ = copies(context, second)
     gate = Gate(provider, held=2)
 
-    with ThreadPoolExecutor(2) as executor:
+    with ThreadPoolExecutor(3) as executor:
         flying = executor.submit(submission.submit_orders, context, first)
         until(lambda: gate.came == 2)
-        helped = submission.submit_orders(context, copy)
+        helping = executor.submit(submission.submit_orders, context, copy)
         waiting = executor.submit(submission.submit_orders, context, second)
         others = submission.submit_orders(other, copy)
         gate.open()
-        own, left = flying.result(), waiting.result()
+        own, helped, left = flying.result(), helping.result(), waiting.result()
 
     assert (helped, left) == (None, None)
     assert others
     assert others["ids"] == second["ids"]
     assert own
     assert own["ids"] == first["ids"]
+
+
+def waits(context: Context) -> bool:
+    return not context.threads.slots("copies that wait", 1).is_any_free
+
+
+def test_a_copy_waits_for_a_slot_and_then_helps(
+    worker: Callable[[], Context], provider: FakeProvider
+) -> None:
+    context = worker()
+    first, second = reserved(context, 5), reserved(context, 5)
+    copy, *_ = copies(context, second)
+    gate = Gate(provider, held=2)
+
+    with ThreadPoolExecutor(2) as executor:
+        flying = executor.submit(submission.submit_orders, context, first)
+        until(lambda: gate.came == 2)
+        helping = executor.submit(submission.submit_orders, context, copy)
+        until(lambda: waits(context))
+        gate.open()
+        own, helped = flying.result(), helping.result()
+
+    assert own
+    assert helped
+    assert (own["ids"], helped["ids"]) == (first["ids"], second["ids"])
+    assert len(provider.bodies) == 10
+    assert not waits(context)
+
+
+def test_a_second_copy_that_would_wait_leaves_its_thread_to_other_work(
+    worker: Callable[[], Context], provider: FakeProvider
+) -> None:
+    context = worker()
+    first, *more = (reserved(context, 5) for _ in range(3))
+    one, two = (copies(context, batch)[0] for batch in more)
+    gate = Gate(provider, held=2)
+
+    with ThreadPoolExecutor(2) as executor:
+        flying = executor.submit(submission.submit_orders, context, first)
+        until(lambda: gate.came == 2)
+        helping = executor.submit(submission.submit_orders, context, one)
+        until(lambda: waits(context))
+        at_once = submission.submit_orders(context, two)
+        gate.open()
+        flying.result()
+        helped = helping.result()
+
+    assert at_once is None
+    assert helped
+    assert helped["ids"] == one["ids"]
+
+
+def test_no_copy_waits_where_a_process_has_few_threads(
+    make_context: MakeContext, provider: FakeProvider
+) -> None:
+    context = make_context(provider, main={"max_submits_in_flight": 2}, worker_threads=3)
+    first, second = reserved(context, 5), reserved(context, 5)
+    copy, *_ = copies(context, second)
+    gate = Gate(provider, held=2)
+
+    with ThreadPoolExecutor(1) as executor:
+        flying = executor.submit(submission.submit_orders, context, first)
+        until(lambda: gate.came == 2)
+        helped = submission.submit_orders(context, copy)
+        gate.open()
+        flying.result()
+
+    assert helped is None
+
+
+def test_a_copy_that_waited_begins_nothing_once_the_worker_is_told_to_stop(
+    worker: Callable[[], Context], provider: FakeProvider
+) -> None:
+    context = worker()
+    first, second = reserved(context, 5), reserved(context, 5)
+    copy, *_ = copies(context, second)
+    gate = Gate(provider, held=2)
+
+    with ThreadPoolExecutor(2) as executor:
+        flying = executor.submit(submission.submit_orders, context, first)
+        until(lambda: gate.came == 2)
+        helping = executor.submit(submission.submit_orders, context, copy)
+        until(lambda: waits(context))
+        context.threads.is_ending = True
+        gate.open()
+        flying.result()
+        helped = helping.result()
+
+    assert helped is None
+    assert len(provider.bodies) == 2
 
 
 def test_an_order_that_somebody_has_locked_is_taken_last_and_not_left_out(
