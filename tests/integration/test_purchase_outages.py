@@ -366,8 +366,9 @@ def test_who_is_asked_again_before_its_date_buys_for_all_at_once(
     provider.on_purchase = lambda fields: run_sweep(context) if not provider.bodies else None
     submit(context, batch)
     assert len({json.loads(body)["external_id"] for body in provider.bodies}) == 6
-    assert [again(context, order).status for order in first].count(S.ACCEPTED) == 4
-    assert (again(context, later).status, again(context, later).account) == (S.ACCEPTED, "main")
+    # Which one was answered by silence depends on who came first.
+    assert [again(context, order).status for order in (*first, later)].count(S.ACCEPTED) == 5
+    assert again(context, later).account == "main"
     assert_invariants(context)
 
 
