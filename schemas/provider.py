@@ -1,6 +1,6 @@
 """What services and provider adapters say to each other: plain frozen values, money in mills."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -39,6 +39,8 @@ class Quotes:
     them, or their price is not exact. `unasked` are those for which the rate budget had no more
     requests. `is_whole` says that everything on sale was listed, and not only what was wanted.
     Where names were searched instead, `searched` says of each whether anything of it is on sale.
+    Of a want that any item of a name will do for, `dearer` are the next ones on sale, the cheapest
+    first.
     """
 
     found: dict[Want, Quote]
@@ -47,6 +49,7 @@ class Quotes:
     unasked: frozenset[Want] = frozenset()
     is_whole: bool = False
     searched: Mapping[str, bool] = field(default_factory=dict)
+    dearer: Mapping[Want, Sequence[Quote]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from heapq import nsmallest
 from typing import Any, TypedDict, TypeVar
 
 import msgspec
@@ -19,7 +20,7 @@ from fulfillment.providers.http import Unusable, read_json
 from schemas.checkout import trade_url_parts
 from schemas.enums import FailureCode
 from schemas.money import InexactMoney, mills_from_dollars
-from schemas.provider import OrderReport, ReportState, Want
+from schemas.provider import OrderReport, Quote, ReportState, Want
 
 T = TypeVar("T")
 
@@ -39,6 +40,8 @@ _LOOKED_AT = 4000
 _EARLIEST, _LATEST = 2000, 2100
 # What intake lets through (DESIGN section 7): another id cannot be an order of ours.
 EXTERNAL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+#: So many more of a name are told of than are wanted.
+SPARE = 8
 LISTED_TWICE = "it is listed twice, with different content"
 # A surrogate's escape with all backslashes before it: an even number of them escapes each other.
 _HALF = re.compile(rb"(?<!\\)(\\++)u[dD][89a-fA-F][0-9a-fA-F]{2}")
@@ -180,10 +183,10 @@ def is_priced(text: bytes) -> bool:
 
 @dataclass(slots=True)
 class Listed:
-    """What is listed under the wanted ids and names: id -> (name, mills), name -> least mills."""
+    """What is listed under the wanted ids and names: id -> (name, mills), name -> mills of each."""
 
     by_id: dict[str, tuple[str, int | None]] = field(default_factory=dict)
-    by_name: dict[str, int] = field(default_factory=dict)
+    by_name: dict[str, list[int]] = field(default_factory=dict)
     #: Under which names anything is listed, at whatever price.
     names: set[str] = field(default_factory=set)
     #: Ids that stand twice with different content, and their names.
@@ -196,10 +199,14 @@ class Listed:
         """Add a row; `price` is its own JSON text, in dollars."""
         mills = price_of(price)
         self.names.add(name)
-        if item_id and (known := self.by_id.setdefault(item_id, (name, mills))) != (name, mills):
-            self.ambiguous |= {item_id, known[0], name}
+        if known := self.by_id.get(item_id or ""):
+            if known == (name, mills):
+                return  # the same one again
+            self.ambiguous |= {item_id or "", known[0], name}
+        elif item_id:
+            self.by_id[item_id] = (name, mills)
         if mills is not None:
-            self.by_name[name] = min(mills, self.by_name.get(name, mills))
+            self.by_name.setdefault(name, []).append(mills)
         else:
             text = clean(price.decode(errors="replace"), WORD_LENGTH) or ""
             self.unpriced |= dict.fromkeys(filter(None, (item_id, name)), text)
@@ -211,9 +218,14 @@ class Listed:
         """
         if key in self.ambiguous:
             return LISTED_TWICE
-        named, price = self.by_id.get(key, (key, self.by_name.get(key)))
+        named, price = self.by_id.get(key, (key, min(self.by_name.get(key, ()), default=None)))
         is_known = price is not None or key not in self.unpriced
         return None if is_known or name not in (None, named) else not_exact(self.unpriced[key])
+
+    def cheapest(self, item_id: str, name: str, count: int) -> list[Quote]:
+        """Give the cheapest of a name, for so many wants and some that others buy meanwhile."""
+        prices = nsmallest(count + SPARE, self.by_name.get(name, ()))
+        return [Quote(item_id, name, mills) for mills in prices]
 
 
 def not_exact(price: str) -> str:

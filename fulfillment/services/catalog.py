@@ -18,6 +18,7 @@ from fulfillment.services.claiming import (
 )
 from fulfillment.services.context import Context
 from fulfillment.services.dispatch import is_buying
+from fulfillment.services.listings import Bid, allot, listed_often
 from fulfillment.services.purchases import fail
 from fulfillment.services.recovery import search_first
 from fulfillment.services.routes import (
@@ -84,7 +85,7 @@ def refresh_catalog(context: Context, batch: Batch) -> StepOutcome:
             return StepOutcome(goes_on=False)
         for_catalog, for_wallet = grants
         requested_at = context.now()
-        asked = list(dict.fromkeys(map(_want, claim.orders)))
+        asked = list(map(_want, claim.orders))
 
         def ask() -> Quotes:
             with for_catalog:
@@ -166,11 +167,13 @@ def _quote(
     why_unclear = {o.id: quotes.unclear[w] for o in members if (w := _want(o)) in quotes.unclear}
     unasked = [order for order in members if _want(order) in quotes.unasked]
     unquoted = {*why_unclear, *(order.id for order in unasked)}
+    limits = {o.id: settings.price_limit_cents(o.expected_price_cents) for o in members}
+    bids = [Bid(o.id, _want(o), cents_to_mills(limits[o.id])) for o in members]
+    allotted = allot(bids, quotes, _being_bought(session, claim.account, quotes))
     for order in members:
         if order.id in unquoted:
             continue
-        quote = quotes.found.get(_want(order))
-        limit_cents = settings.price_limit_cents(order.expected_price_cents)
+        quote = allotted.get(order.id)
         if quote is not None and not _can_be_kept(quote):
             why_unclear[order.id] = _UNFIT
         elif quote is None:
@@ -181,7 +184,7 @@ def _quote(
             moves.append(
                 reroute_or_refuse(context, order, code, message, Source.CATALOG, claim.name)
             )
-        elif quote.price_mills > cents_to_mills(limit_cents):
+        elif quote.price_mills > cents_to_mills(limits[order.id]):
             message = (
                 f"the price is {charge_in_cents(quote.price_mills)} cents, "
                 f"agreed were {order.expected_price_cents}"
@@ -210,6 +213,12 @@ def _quote(
         why = {o.external_id: why_unclear[o.id] for o in members if o.id in why_unclear}
         log.warning("catalog.unclear", account=claim.account, orders=why)
     return moved, is_any_unchanged
+
+
+def _being_bought(session: Session, account: str, quotes: Quotes) -> list[Quote]:
+    names = listed_often(quotes)
+    rows = claims.quotes_in_submission(session, account, names) if names else ()
+    return [Quote(*row) for row in rows]
 
 
 def _can_be_kept(quote: Quote) -> bool:

@@ -165,6 +165,20 @@ def in_submission(session: Session, account: str, now: datetime) -> int:
     )
 
 
+def quotes_in_submission(
+    session: Session, account: str, names: Iterable[str]
+) -> list[tuple[str, str, int]]:
+    """Give the item's id, its name and the price of what of these names is being bought now."""
+    return session.rows(
+        f"""
+            SELECT coalesce(o.quoted_item_id, o.catalog_item_id), o.market_hash_name, o.quoted_mills
+              FROM orders o WHERE o.account = %(account)s AND {_TO_SUBMIT}
+               AND o.market_hash_name = ANY(%(names)s) AND o.quoted_mills IS NOT NULL
+            """,  # noqa: S608 - a constant
+        {"account": account, "names": list(names)},
+    )
+
+
 _TAKE_OVER = f"""
     UPDATE orders SET claim = %(new)s, claimed_until = %(until)s WHERE id = ANY(ARRAY(
         SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(old)s

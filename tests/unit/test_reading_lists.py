@@ -63,7 +63,7 @@ def test_each_provider_prices_the_other_items(name: str, is_odd: bool) -> None:
 
     link = Listed()
     skinslink.read_listing(written({"success": True, "data": {"items": rows}}), ["B"], link)
-    assert link.by_name["B"] == 70
+    assert link.by_name["B"] == [70]
 
 
 def test_an_odd_price_that_is_no_text_is_told_of_as_far_as_it_can_be_read() -> None:

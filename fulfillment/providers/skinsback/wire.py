@@ -5,6 +5,7 @@ for success.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -350,8 +351,9 @@ def _rows(body: bytes) -> list[Row] | None:
 
 def quotes(wants: Sequence[Want], listed: Listed) -> Quotes:
     """Price the wants: by id where the id is a skin's, else the cheapest of the name."""
-    found, unclear = {}, {}
-    for want in wants:
+    found, dearer, unclear = {}, {}, {}
+    count = Counter(map(name_of, wants))
+    for want in dict.fromkeys(wants):
         item_id = item_asked_for(want, listed.by_id)
         skin_id = skin_id_of(item_id)
         name = name_of(want)
@@ -359,14 +361,14 @@ def quotes(wants: Sequence[Want], listed: Listed) -> Quotes:
         if why := listed.why_unclear(skin_id or name, want.market_hash_name):
             unclear[want] = why
         elif skin_id is None:
-            if name in listed.by_name:
-                found[want] = Quote(item_id, name, listed.by_name[name])
+            if offers := listed.cheapest(item_id, name, count[name]):
+                found[want], *dearer[want] = offers
         elif skin_id in listed.by_id:
             named, price = listed.by_id[skin_id]
             # An id under another name is another item.
             if price is not None and want.market_hash_name in (None, named):
                 found[want] = Quote(item_id, named, price)
-    return Quotes(found, listed.size, unclear)
+    return Quotes(found, listed.size, unclear, dearer=dearer)
 
 
 def is_available(fields: Mapping[str, Any]) -> bool:

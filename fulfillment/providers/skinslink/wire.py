@@ -4,6 +4,7 @@ Fields without a value are left out. An unknown status word is never taken for s
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -180,8 +181,9 @@ def read_listing(body: bytes, names: Sequence[str], listed: Listed) -> None:
 
 def quotes(wants: Sequence[Want], listed: Listed) -> Quotes:
     """Price the wants: by id where the id is an item's, else the cheapest of the name."""
-    found, unclear = {}, {}
-    for want in wants:
+    found, dearer, unclear = {}, {}, {}
+    count = Counter(map(name_of, wants))
+    for want in dict.fromkeys(wants):
         name = name_of(want)
         item_id = item_asked_for(want, listed.by_id)
         asset_id = asset_id_of(item_id, want.market_hash_name)
@@ -189,14 +191,14 @@ def quotes(wants: Sequence[Want], listed: Listed) -> Quotes:
         if why := listed.why_unclear(asset_id or name, name):
             unclear[want] = why
         elif asset_id is None:
-            if name in listed.by_name:
-                found[want] = Quote(item_id, name, listed.by_name[name])
+            if offers := listed.cheapest(item_id, name, count[name]):
+                found[want], *dearer[want] = offers
         elif asset_id in listed.by_id:
             named, price = listed.by_id[asset_id]
             # An id under another name is another item.
             if price is not None and named == name:
                 found[want] = Quote(item_id, name, price)
-    return Quotes(found, listed.size, unclear)
+    return Quotes(found, listed.size, unclear, dearer=dearer)
 
 
 def read_wallet(data: Mapping[str, Any]) -> int:

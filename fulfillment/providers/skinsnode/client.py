@@ -3,6 +3,7 @@
 The API secret is also the webhook key: it is sent in one header and never written anywhere.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -17,6 +18,7 @@ from fulfillment.errors import (
 )
 from fulfillment.providers.base import AfterUnknown, BeforeSend
 from fulfillment.providers.http import LIST_LIMIT, Answer, HTTPClient, Unusable, read_json
+from fulfillment.providers.reading import SPARE
 from fulfillment.providers.skinsnode import webhook, wire
 from schemas.enums import FailureCode
 from schemas.money import MILLS_PER_CENT
@@ -58,22 +60,24 @@ class SkinsNode:
             limit=LIST_LIMIT,
             accept_gzip=True,
         )
-        # The dearest first: of each name the cheapest is left.
-        by_price = sorted(items.values(), key=lambda item: -item.price)
-        cheapest = {item.market_hash_name: item for item in by_price}
+        by_name: dict[str, list[wire.CatalogItem]] = {}
+        for item in sorted(items.values(), key=lambda item: item.price) if names else ():
+            by_name.setdefault(item.market_hash_name, []).append(item)
         found: dict[Want, Quote] = {}
+        dearer: dict[Want, list[Quote]] = {}
         unclear: dict[Want, str] = {}
-        for want in wants:
+        count = Counter(want.market_hash_name for want in wants)
+        for want in dict.fromkeys(wants):
             name, key = want.market_hash_name, want.catalog_item_id
-            item = items.get(key)
-            if want.or_by_name and name and (item is None or item.market_hash_name != name):
-                item = cheapest.get(name)
+            offers = [items[key]] if key in items else []
+            if want.or_by_name and name and [each.market_hash_name for each in offers] != [name]:
+                offers = by_name.get(name, [])[: count[name] + SPARE]
                 key = name
             if key in not_clear:
                 unclear[want] = not_clear[key]
-            elif item is not None and name in (None, item.market_hash_name):
-                found[want] = Quote(item.id, item.market_hash_name, item.price * MILLS_PER_CENT)
-        return Quotes(found, listed, unclear, is_whole=True)
+            elif offers and name in (None, offers[0].market_hash_name):
+                found[want], *dearer[want] = map(_quote, offers)
+        return Quotes(found, listed, unclear, is_whole=True, dearer=dearer)
 
     def wallet_mills(self) -> int:
         """Read the prepaid balance; it may be 30 s old."""
@@ -140,6 +144,10 @@ class SkinsNode:
             return parse(_success(answer))
         except Unusable as error:
             raise ProviderNotReached(f"GET {path}: {error}") from error
+
+
+def _quote(item: wire.CatalogItem) -> Quote:
+    return Quote(item.id, item.market_hash_name, item.price * MILLS_PER_CENT)
 
 
 def _order(document: Any, external_id: str) -> OrderReport:

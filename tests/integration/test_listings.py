@@ -1,0 +1,106 @@
+"""Several customers want one name: there is a listing for each, and none is dearer than agreed."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from fulfillment.services.context import Context
+from fulfillment.simulator.app import SimulatorOptions, running
+from schemas.enums import OrderStatus as S
+from schemas.enums import ProviderName
+from tests.conftest import CLIENT_ID, SECRET, MakeContext
+from tests.support import Simulator, again, checkout, gather, receive, run_chain, submit
+
+API_KEY = "ak_test_51d0b8"
+PATHS = {
+    ProviderName.SKINSNODE: "",
+    ProviderName.SKINSBACK: "/api.php",
+    ProviderName.SKINSLINK: "/api/v1",
+}
+Market = tuple[Context, Callable[[int], list[dict[str, Any]]]]
+
+
+@pytest.fixture(params=list(PATHS))
+def market(request: pytest.FixtureRequest, make_context: MakeContext) -> Iterator[Market]:
+    """Give a provider with three listings of one name, at 6.00, 6.05 and 6.10; and checkouts."""
+    provider: ProviderName = request.param
+    options = SimulatorOptions(
+        provider=provider.value,
+        client_id=CLIENT_ID,
+        client_secret=SECRET,
+        api_key=API_KEY,
+        port=0,
+        items=2000,
+        reusable_items=False,  # what is sold is sold, as in the world
+        default_scenario="webhooks_lost",
+        requests_per_minute=0,
+    )
+    with ExitStack() as stack:
+        url = stack.enter_context(running(options))
+        simulator = Simulator(url, CLIENT_ID, SECRET)
+        stack.callback(simulator.close)
+        simulator.set_balance(100_000_000)
+        listings = of_one_name(simulator)
+        for item, price in zip(listings, (600, 605, 610), strict=True):
+            simulator.ask("PUT", f"/items/{item['id']}", price=price)
+        main = {"provider": provider, "base_url": url + PATHS[provider], "api_key": API_KEY}
+        context = make_context(main=main, routes={"any": ["main"]})
+        name = listings[0]["marketHashName"]
+
+        def checkouts(cents: int) -> list[dict[str, Any]]:
+            return [
+                # At SkinsNode only a route buys by name.
+                checkout(
+                    account="any", catalogItemId=name, marketHashName=name, expectedPrice=cents
+                )
+                for _ in listings
+            ]
+
+        yield context, checkouts
+
+
+def of_one_name(simulator: Simulator) -> list[dict[str, Any]]:
+    named = defaultdict(list)
+    for item in simulator.ask("GET", "/items?limit=5000")["items"]:
+        named[item["marketHashName"]].append(item)
+    return next(found for found in named.values() if len(found) == 3)
+
+
+def test_each_gets_a_listing_that_is_not_too_dear(market: Market) -> None:
+    context, checkouts = market
+    orders = receive(context, *checkouts(612))
+
+    run_chain(context)
+
+    found = [again(context, order) for order in orders]
+    assert [order.status for order in found] == [S.ACCEPTED] * 3
+    assert [order.quoted_mills for order in found] == [6000, 6050, 6100]
+
+
+def test_batches_one_after_the_other_do_not_price_the_same_listing(market: Market) -> None:
+    context, checkouts = market
+    orders, batches = [], []
+    for event in checkouts(612):
+        orders += receive(context, event)
+        batches.append(gather(context))
+
+    for batch in batches:
+        assert batch is not None
+        submit(context, batch)
+
+    assert [again(context, order).status for order in orders] == [S.ACCEPTED] * 3
+
+
+def test_who_agreed_to_less_than_what_is_left_is_refused_by_the_price(market: Market) -> None:
+    context, checkouts = market
+    orders = receive(context, *checkouts(605))
+
+    run_chain(context)
+
+    found = [again(context, order) for order in orders]
+    assert sorted(order.status for order in found) == [S.ACCEPTED, S.ACCEPTED, S.FAILED]
+    (failed,) = (order for order in found if order.status is S.FAILED)
+    assert failed.failure_code in ("price_changed", "item_unavailable")

@@ -1,0 +1,86 @@
+"""Which listing each order of a batch gets."""
+
+from fulfillment.providers.reading import SPARE, Listed
+from fulfillment.services.listings import Bid, allot, listed_often
+from schemas.provider import Quote, Quotes, Want
+
+NAME = "AK-47 | Redline (Field-Tested)"
+WANT = Want(NAME, NAME)
+
+
+def offer(mills: int, item_id: str = NAME) -> Quote:
+    return Quote(item_id, NAME, mills)
+
+
+def listed(*mills: int, want: Want = WANT) -> Quotes:
+    found, *dearer = map(offer, mills)
+    return Quotes({want: found}, len(mills), dearer={want: dearer})
+
+
+def prices(limits: list[int], quotes: Quotes, *taken: Quote) -> list[int]:
+    bids = [Bid(number, WANT, limit) for number, limit in enumerate(limits)]
+    found = allot(bids, quotes, taken)
+    return [found[number].price_mills for number in range(len(limits))]
+
+
+def test_each_order_gets_a_listing_of_its_own_the_first_the_cheapest() -> None:
+    assert prices([700, 700, 700], listed(600, 605, 610)) == [600, 605, 610]
+
+
+def test_who_may_pay_least_chooses_first() -> None:
+    assert prices([700, 602], listed(600, 605)) == [605, 600]
+
+
+def test_of_the_same_price_there_are_as_many_as_are_listed() -> None:
+    assert prices([700, 700, 700], listed(600, 600, 605)) == [600, 600, 605]
+
+
+def test_what_is_being_bought_by_others_is_left_to_them() -> None:
+    assert prices([700, 700], listed(600, 600, 605, 610), offer(600), offer(605)) == [600, 610]
+
+
+def test_where_too_few_are_listed_the_provider_decides_who_gets_the_dearest() -> None:
+    assert prices([700, 700, 700], listed(600, 605)) == [600, 605, 605]
+    assert prices([602, 602], listed(600, 605)) == [600, 600]
+
+
+def test_what_is_too_dear_is_told_at_its_least_price() -> None:
+    assert prices([590], listed(600, 605)) == [600]
+
+
+def test_wants_that_the_same_listings_will_do_for_share_them() -> None:
+    other = Want("elsewhere-17", NAME, or_by_name=True)
+    offers = [offer(600, "a"), offer(605, "b")]
+    both = dict.fromkeys((WANT, other), offers[0])
+    quotes = Quotes(both, 2, dearer=dict.fromkeys(both, offers[1:]))
+
+    found = allot([Bid(1, WANT, 700), Bid(2, other, 700)], quotes)
+
+    assert found == {1: offers[0], 2: offers[1]}
+
+
+def test_what_was_not_found_gets_nothing() -> None:
+    assert allot([Bid(1, Want("gone"), 700)], listed(600)) == {}
+
+
+def test_only_what_has_several_listings_is_looked_at_twice() -> None:
+    assert listed_often(listed(600)) == set()
+    assert listed_often(listed(600, 605)) == {NAME}
+
+
+def test_a_row_that_comes_twice_is_one_listing() -> None:
+    found = Listed()
+    for item_id, price in (("1", b"0.6"), ("1", b"0.60"), ("2", b"0.6"), (None, b"0.7")):
+        found.add(item_id, NAME, price)
+
+    assert [each.price_mills for each in found.cheapest(NAME, NAME, 3)] == [600, 600, 700]
+
+
+def test_so_many_are_told_of_as_are_wanted_and_some_more() -> None:
+    found = Listed()
+    for mills in range(100, 0, -1):
+        found.add(None, NAME, str(mills / 1000).encode())
+
+    offers = found.cheapest(NAME, NAME, 2)
+
+    assert [each.price_mills for each in offers] == list(range(1, 3 + SPARE))
