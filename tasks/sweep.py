@@ -1,7 +1,7 @@
 """The sweep: whatever a lost message or a dead worker left behind is set going again."""
 
 from fulfillment.broker import app, hint
-from fulfillment.services import pulse, sweep
+from fulfillment.services import pulse, sharing, sweep
 from schemas import messages
 from tasks.base import FulfillmentTask, context
 
@@ -13,7 +13,8 @@ def resume_stuck(self: FulfillmentTask, /, stands_in: bool = False) -> dict[str,
     for account in found.accounts:
         hint(messages.DISPATCH, account)
     for batch in found.batches:
-        hint(messages.SUBMIT_ORDERS, batch)
+        if not hint(messages.SUBMIT_ORDERS, batch):
+            sharing.leave(context(), batch)  # the next sweep need not wait for a lease
     if found.has_webhooks:
         hint(messages.APPLY_WEBHOOK)
     return {"dispatches": len(found.accounts), "batches": len(found.batches)}

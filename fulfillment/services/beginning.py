@@ -116,6 +116,8 @@ def begin_at_once(
     fresh = _fresh(claim, now)
     if not fresh[:free]:
         return None
+    if not are_alike and not all(order.was_searched(claim.doubt) for order in claim.orders):
+        return None  # nothing is committed that would wait for a search
     if budget.is_limited and not are_alike and not len(fresh) == len(claim.orders) <= _FEW:
         return None
     wanted = fresh if are_alike else fresh[:free]

@@ -1,6 +1,9 @@
 """How workers share the orders of one batch, so that none waits while another one has room."""
 
+from fulfillment.services.claiming import WALLET, claim_name
 from fulfillment.services.context import Context
+from fulfillment.store import claims
+from fulfillment.store.engine import repeated
 from schemas.messages import Batch
 
 #: As many workers may join in a batch. Each message names all of its orders.
@@ -30,6 +33,14 @@ def share_out(context: Context, batch: Batch, *, is_new: bool) -> tuple[Batch, l
         for start in range(0, len(batch["ids"]), own)
     )
     return mine, others
+
+
+@repeated
+def leave(context: Context, batch: Batch) -> None:
+    """Leave what nobody has taken of the batch to the next sweep."""
+    with context.database.transaction() as session:
+        rest = claim_name(batch["token"], WALLET)
+        claims.release(session, batch["ids"], rest, is_own=False)
 
 
 def room(context: Context, batch: Batch) -> int:

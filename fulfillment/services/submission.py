@@ -5,9 +5,10 @@ tens of milliseconds, so that a slow answer delays only its own order.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 from msgspec.structs import replace
@@ -21,9 +22,7 @@ from fulfillment.services.brakes import LastLook
 from fulfillment.services.budget import Grant
 from fulfillment.services.claiming import (
     SUBMIT,
-    WALLET,
     KeptClaim,
-    claim_name,
     is_any_left,
     take_over,
 )
@@ -35,7 +34,7 @@ from fulfillment.services.outcomes import write_outcomes
 from fulfillment.services.purchases import Watch, go_ahead
 from fulfillment.services.recovery import search_first
 from fulfillment.services.routes import apply_ours
-from fulfillment.services.sharing import room
+from fulfillment.services.sharing import leave, room
 from fulfillment.services.threads import Share
 from fulfillment.services.unknowns import Step, next_step
 from fulfillment.store import claims, ledger
@@ -50,8 +49,8 @@ log = get_logger(__name__)
 
 #: How long to gather answers that come together, so that they share a transaction.
 _GROUP_S = 0.02
-#: With fewer threads in a process none is left to a copy that waits.
-_THREADS_A_COPY = 4
+#: For so many threads of a process one may wait until its account has a slot.
+_THREADS_A_PLACE = 4
 #: So often what somebody else has locked is tried again.
 _LOCKED_S = 0.2
 
@@ -66,20 +65,31 @@ def submit_orders(context: Context, batch: Batch) -> Batch | None:
     limit = context.account(account).max_submits_in_flight
     submitted: list[Order] = []
     waits_until_s = None
+    may_wait = False
     with (
         context.threads.named(f"submit {batch['token']}") as is_only,
         # Whoever has a slot sends at once: no intent is committed that would wait for another one.
         context.threads.share(f"submit {account}", limit) as slots,
+        # What the sweep found of one account is not to take all threads while it waits for them.
+        context.threads.share(f"wait to submit {account}", _places(context)) as places,
     ):
         if batch.get("is_copy") and not is_only:
             return None
         is_shared = len(batch["ids"]) > room(context, batch)
         while left := len(batch["ids"]) - len(submitted):
+            if context.threads.is_ending:
+                if not batch.get("is_copy"):
+                    leave(context, batch)
+                break
             free = slots.take(min(limit, left))
             if is_shared and not free:
                 if not _wait(context, batch, slots):
                     break
                 continue
+            may_wait = bool(free or may_wait or places.take(1))
+            if not may_wait:
+                leave(context, batch)
+                break
             turn = _submit(context, batch, slots, free, is_shared=is_shared)
             if turn is None:
                 now_s = context.clock.monotonic()
@@ -92,34 +102,30 @@ def submit_orders(context: Context, batch: Batch) -> Batch | None:
             waits_until_s = None
             submitted += turn.orders
             if turn.is_stopped or context.threads.is_ending:
-                _leave(context, batch)
+                leave(context, batch)
             if not turn.is_to_be_continued or context.threads.is_ending:
                 break
     return make_batch(account, batch["token"], submitted) if submitted else None
 
 
+def _places(context: Context) -> int:
+    return max(1, context.settings.worker_threads // _THREADS_A_PLACE)
+
+
 def _wait(context: Context, batch: Batch, slots: Share) -> bool:
-    """Wait for a slot, if this worker is still to help then; say so.
+    """Wait for a slot, where this worker is to have one at all; say so.
 
     Of all copies one waits: the process's other threads are for other accounts.
     """
     if not batch.get("is_copy"):
         slots.wait()
         return True
-    size = min(1, context.settings.worker_threads // _THREADS_A_COPY)
+    size = min(1, context.settings.worker_threads // _THREADS_A_PLACE)
     with context.threads.share("copies that wait", size) as places:
         if not places.take(1):
             return False
         slots.wait()
-    return not context.threads.is_ending
-
-
-@repeated
-def _leave(context: Context, batch: Batch) -> None:
-    """Leave what nobody has taken of the batch to the next sweep."""
-    with context.database.transaction() as session:
-        rest = claim_name(batch["token"], WALLET)
-        claims.release(session, batch["ids"], rest, is_own=False)
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +149,7 @@ def _submit(
 
     def begin(session: Session, claim: KeptClaim) -> None:
         nonlocal at_once
-        if is_shared:
-            let_stale_go(context, session, claim)
+        let_stale_go(context, session, claim)
         at_once = begin_at_once(context, session, claim, free)
 
     is_through = True
@@ -304,6 +309,7 @@ def _run(
     allowed = 1 if claim.has_failed or watch.is_ahead else limit
     flying: dict[Future[Answer], Task] = {}
     look = LastLook(context, claim.account)
+    unwritten: list[Callable[[], object]] = []
     is_stopped = False
     with context.threads.pool(limit, "submit") as executor:
 
@@ -321,6 +327,7 @@ def _run(
         if at_once:
             send(at_once.tasks, at_once.grant)
         while flying or (waiting and not is_stopped) or is_more():
+            is_stopped |= context.threads.is_ending
             if more and is_more() and not waiting and (free := slots.take(limit - len(flying))):
                 found = more.begin(free)
                 slots.give_back(free - (len(found.tasks) if found else 0))
@@ -332,26 +339,37 @@ def _run(
                     more.is_over = True  # whoever has the rest locked may be waited for
             most = 0 if is_stopped else min(allowed - len(flying), len(waiting))
             if most > 0 and (free := slots.take(most)):
-                group = [waiting.popleft() for _ in range(free)]
-                begun = begin(context, claim, group, is_ahead=watch.is_ahead)
+                next_ones = [waiting.popleft() for _ in range(free)]
+                group = [order for order in next_ones if claim.holds(order.id)]
+                begun, has_failed = backstop.left_to_others(
+                    partial(begin, context, claim, group, is_ahead=watch.is_ahead),
+                    "submit.not_begun",
+                )
+                begun = begun or []
                 slots.give_back(free - len(begun))
                 send(begun)
                 claim.comes_on |= bool(begun)
+                is_stopped |= has_failed  # what is under way is heard all the same
             if not flying:
-                if waiting or is_more():
+                if (waiting and not is_stopped) or is_more():
                     slots.wait()
-                    is_stopped = not claim.is_held
+                    is_stopped |= not claim.is_held
                 continue
             answers = _collect(context, flying, is_hurried=bool(more and more.is_locked))
             if not answers:
                 continue
-            write_outcomes(context, claim, answers)
+            write = partial(write_outcomes, context, claim, answers)
+            _, has_failed = backstop.left_to_others(write, "submit.not_written")
+            if has_failed:
+                unwritten.append(write)
             # What was not begun keeps its hold and becomes due again.
-            is_stopped = is_stopped or watch.heed(answers) or not claim.is_held
+            is_stopped |= has_failed or watch.heed(answers) or not claim.is_held
             if not is_stopped and not watch.is_ahead and allowed < limit:
                 if any(isinstance(a, Answered) for _, a in answers):
                     outages.works(context, claim.account)
                 allowed = min(2 * allowed, limit)
+    for write_again in unwritten:
+        write_again()
     _put_off(context, claim, list(waiting))
     return not is_stopped
 
