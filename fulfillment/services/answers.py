@@ -43,6 +43,7 @@ class Answered:
     report: OrderReport
     error: None = None
     was_answered: bool | None = None
+    is_of_a_post: bool = False  # the purchase itself was answered so, and no lookup after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ def ask(
         go = partial(_go_or_not, context, order, is_held, why_stopped, looked_at_s)
         report = context.provider(order.account).purchase(body, go)
         crash_point("post.read")
-        return Answered(report, was_answered=True)
+        return Answered(report, was_answered=True, is_of_a_post=True)
     except ProviderRefused as error:
         if not error.is_documented:
             return replace(_doubt(context, order, error), was_answered=False)

@@ -375,8 +375,10 @@ def _life_after_the_end(
         note += ": not applied; it is asked how that ends"
         return Decision(order.status, note, changes, is_alarm=not is_told)
     if not order.lives_on or order.told_status is None:
-        is_unheard = is_ended_there and target is OrderStatus.SENT and order.sent_at is None
-        return replace(_late(order, report), is_doubtful=is_unheard)
+        is_unheard = target is OrderStatus.SENT and order.sent_at is None
+        # What is noted here makes the row younger than the answer that is waited for.
+        is_doubtful = is_ended_there and (is_unheard or order.poll_wanted_at is not None)
+        return replace(_late(order, report), is_doubtful=is_doubtful)
     if RANK[target] > RANK[order.told_status]:
         return Decision(order.status, f"it goes on at the provider: {report.raw_status!r}", changes)
     return NOTHING

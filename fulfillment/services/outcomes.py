@@ -1,12 +1,13 @@
 """Write what came of submits: accepted, refused, or still unknown and due again soon."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
 from msgspec.structs import replace
 
 from fulfillment.crash import crash_point
+from fulfillment.providers.base import AfterUnknown
 from fulfillment.services import schedule, unknowns
 from fulfillment.services.answers import Answer, Answered, NotSent, Refused, Unknown
 from fulfillment.services.claiming import KeptClaim
@@ -37,11 +38,23 @@ def write_outcomes(
     accepted = {order.id: a.report for order, a in answers if isinstance(a, Answered)}
     with context.database.transaction() as session:
         if accepted:
-            apply_reports(context, session, claim.account, accepted, Source.SUBMIT)
+            repeatable = _repeatable(context, claim, answers)
+            apply_reports(
+                context, session, claim.account, accepted, Source.SUBMIT, repeatable=repeatable
+            )
         _write_refusals(context, session, claim, answers, now)
         _write_open(context, session, claim, answers, now)
         crash_point("outcome.before_commit")
     crash_point("outcome.after_commit")
+
+
+def _repeatable(
+    context: Context, claim: KeptClaim, answers: Sequence[tuple[Order, Answer]]
+) -> Collection[int]:
+    """Give the orders whose purchase was answered yes where it is repeated without a lookup."""
+    if context.provider(claim.account).after_unknown is not AfterUnknown.REPLAY:
+        return ()
+    return {order.id for order, a in answers if isinstance(a, Answered) and a.is_of_a_post}
 
 
 def _write_refusals(

@@ -17,7 +17,7 @@ from fulfillment.services.context import Context
 from fulfillment.services.contradictions import is_of_another_item
 from fulfillment.services.decide import Decision, Money, decide
 from fulfillment.services.news import heard, is_alive, is_anybodys
-from fulfillment.states import FINAL, FOLLOWED, RANK
+from fulfillment.states import FINAL, FOLLOWED, RANK, UNFULFILLED
 from fulfillment.store import ledger, orders
 from fulfillment.store.engine import Session
 from fulfillment.store.ledger import Posting
@@ -92,11 +92,13 @@ def apply_reports(
     *,
     locked: Sequence[Order] | None = None,
     as_of: datetime | None = None,
+    repeatable: Collection[int] = (),
 ) -> dict[int, Order]:
     """Apply an account's reports by order id; give the orders that changed.
 
     The orders are locked first, so what is decided is decided about the row as it is; whichever
-    of webhook, poll and submit comes first wins and the others find nothing new.
+    of webhook, poll and submit comes first wins and the others find nothing new. Reports of the
+    `repeatable` answer a purchase request, which may not have been the first.
     """
     now = context.now()
     before = locked if locked is not None else orders.lock(session, list(reports))
@@ -104,6 +106,7 @@ def apply_reports(
     moves, money = strays(context, session, gone, by, now), _Money()
     is_told = by in (Source.WEBHOOK, Source.POLL)
     unsent = begun_and_unsent(session, before) if is_told else frozenset()
+    repeated = _ended_and_repeated(session, before, repeatable)
     for order in before:
         if order.account != account:
             continue
@@ -113,6 +116,9 @@ def apply_reports(
             # A webhook was faster; the log still has an outcome for every request of ours.
             note = f"our request is answered {report.raw_status!r}: known already"
             decision = replace(decision, target=order.status, note=note)
+        if order.id in repeated and is_alive(report) and "told_status" not in decision.changes:
+            note = f"{decision.note}; it is asked whether it was made anew"
+            decision = replace(decision, note=note, is_doubtful=True)
         if decision.is_alarm:
             log.warning("order.alarm", order_id=order.external_id, note=decision.note)
         if decision.target is not None:
@@ -133,6 +139,19 @@ def begun_and_unsent(session: Session, locked: Sequence[Order]) -> Collection[in
     begun = [order for order in locked if order.status is OrderStatus.SUBMITTING]
     attempts = ledger.attempts_of(session, [order.id for order in begun]) if begun else {}
     return {order.id for order in begun if order.is_surely_unsent(attempts.get(order.id))}
+
+
+def _ended_and_repeated(
+    session: Session, locked: Sequence[Order], answered: Collection[int]
+) -> Collection[int]:
+    """Give the answered orders that the provider has ended while a repetition was out.
+
+    Nothing promises that what has failed is not made anew under its id (contracts/skinsnode.md 5):
+    a yes may be younger than that end. That to a first request is of the purchase that ended.
+    """
+    ended = [o.id for o in locked if o.id in answered and o.told_status in UNFULFILLED]
+    attempts = ledger.attempts_of(session, ended) if ended else {}
+    return {order_id for order_id, attempt in attempts.items() if attempt.posts > 1}
 
 
 def is_news(context: Context, order: Order, report: OrderReport, now: datetime) -> bool:

@@ -314,3 +314,14 @@ def test_that_an_offer_is_out_after_the_end_is_asked_about_once_and_told_where_i
     assert (surely.is_alarm, surely.target, surely.money) == (True, S.FAILED, ())
     assert living.lives_on
     assert judged(living, report(R.SENT), as_of=NOW) == Decision()
+
+
+def test_a_word_that_is_noted_while_its_provider_is_asked_wants_a_younger_answer() -> None:
+    ended = some_order(status=S.FAILED, told_status=S.FAILED, provider_status="failed")
+    asked = replace(ended, poll_wanted_at=NOW)
+
+    first = judged(asked, report(R.PENDING))
+
+    assert first.is_doubtful
+    assert not judged(ended, report(R.PENDING)).is_doubtful
+    assert judged(after(asked, first), report(R.PENDING)).target is None
