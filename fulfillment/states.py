@@ -14,6 +14,8 @@ FINAL = frozenset({S.COMPLETED, S.REVERSED, S.FAILED, S.CANCELLED, S.EXPIRED})
 LOCAL = frozenset({S.RECEIVED, S.QUOTED, S.AWAITING_FUNDS, S.RESERVED, S.SUBMITTING})
 #: The provider has the order; we follow.
 FOLLOWED = frozenset({S.ACCEPTED, S.QUEUED, S.PROCESSING, S.PENDING, S.SENT})
+#: Of those: the Steam offer is not out yet.
+BEFORE_OFFER = FOLLOWED - {S.SENT}
 #: Waiting for a catalog and a wallet answer: what `checkout.dispatch` claims.
 WAITING = frozenset({S.RECEIVED, S.QUOTED, S.AWAITING_FUNDS})
 #: Ends in which the customer got nothing.

@@ -98,6 +98,7 @@ class FakeProvider:
 
     after_unknown = AfterUnknown.REPLAY
     signs_what_it_is_about = True
+    pushes_offers = True
     lookup_limit = 1
     #: How many of the orders that one lookup asks for are answered; the others are left out.
     told_at_once = 1_000

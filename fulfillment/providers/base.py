@@ -38,6 +38,8 @@ class Provider(Protocol):
     after_unknown: AfterUnknown
     #: Whether nobody else can write a webhook about an order of his choice.
     signs_what_it_is_about: bool
+    #: Whether a webhook tells that an order's Steam offer is out; where none does, polls must.
+    pushes_offers: bool
     #: How many orders one `reports` request can ask for; less while an unknown one spoils answers.
     lookup_limit: int
     #: How many requests one `purchase` sends at the most.

@@ -17,7 +17,7 @@ from fulfillment.services.decide import REVERSAL_WATCH
 from fulfillment.services.dispatch import make_batch
 from fulfillment.services.lookups import look_up, look_up_alone
 from fulfillment.services.reports import apply_reports, begun_and_unsent, is_news
-from fulfillment.states import FINAL
+from fulfillment.states import BEFORE_OFFER, FINAL
 from fulfillment.store import accounts, due, leases, ledger, orders
 from fulfillment.store.accounts import Purpose
 from fulfillment.store.due import Due, Polled
@@ -137,7 +137,7 @@ def _claim(context: Context, account: str, claimed: int) -> list[Due]:
 def _claim_polls(context: Context, account: str, purpose: Purpose, limit: int) -> list[Due]:
     is_over = purpose is Purpose.URGENT
     with context.database.transaction() as session:
-        now, gap = context.now(), schedule.poll_gap(context)
+        now, gap = context.now(), schedule.poll_gap(context, account)
         return due.claim_polls(session, account, now, gap, limit, is_over=is_over)
 
 
@@ -183,7 +183,7 @@ def poll_orders(context: Context, account: str, order_ids: Sequence[int]) -> int
         quiet: list[Polled] = []
         for member in members:
             (quiet if is_quiet(member) else told).append(member)
-        least = schedule.poll_gap(context).least
+        least = schedule.least_claim(context)
         if late := [m.id for m in quiet if due.is_late(m.order, answered_at, least)]:
             _note_late(context, late, answered_at)
         if not told:
@@ -203,7 +203,7 @@ def _put_back(context: Context, unasked: Sequence[Polled], round_: "_Round", now
     Where the others are answered a failure is the order's own: its polls become rare. Where a watch
     is over they are given up, also in an outage, which may have no end; a person is told.
     """
-    gap = schedule.poll_gap(context).least
+    gap = schedule.least_claim(context)
     failed = {member.id: member.order for member in round_.failed}
     again_at = {o.id: schedule.poll_after_failure(context, o, now) for o in failed.values()}
     with context.database.transaction() as session:
@@ -293,7 +293,16 @@ def _next(context: Context, order: Order, now: datetime, flows: bool) -> due.Nex
         )
     if order.status in FINAL and not order.lives_on:
         return due.NextPoll(None)
-    return schedule.next_poll(context, order, now, webhooks_flow=flows)
+    return schedule.next_poll(
+        context, order, now, webhooks_flow=flows and _is_pushed(context, order)
+    )
+
+
+def _is_pushed(context: Context, order: Order) -> bool:
+    """Say whether the provider tells by webhook of what comes next of the order."""
+    if order.status in BEFORE_OFFER or order.status is OrderStatus.NEEDS_REVIEW:
+        return context.provider(order.account).pushes_offers
+    return True
 
 
 def _within_budget(

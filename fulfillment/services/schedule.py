@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 from fulfillment.services.context import Context
 from fulfillment.services.decide import AFTER_PROTECTION, REVERSAL_WATCH
-from fulfillment.states import FINAL
+from fulfillment.states import BEFORE_OFFER, FINAL
 from fulfillment.store import due
 from fulfillment.store.models import Order
 from schemas.enums import OrderStatus
@@ -14,7 +14,10 @@ REMINDERS = (timedelta(minutes=5), timedelta(minutes=1))
 #: An order still `sent` this long after its deadline is alarmed again.
 OVERDUE_GRACE = timedelta(minutes=10)
 _MOST_BACKOFF = 10  # times the smallest interval: 5 minutes
-_QUIET_BACKOFF = 20  # while webhooks flow, polls are only a safety net
+_QUIET_BACKOFF = 20  # while webhooks flow and tell of what is next, polls are a safety net
+#: What of the trade window may pass before it is heard that the offer is out; its spread comes on
+#: top: of 10 minutes 2 at most.
+_OF_WINDOW = 1 / 6
 _SLOWEST_WATCH = timedelta(hours=6)
 _GROWTH = 1.5
 _MOST_GROWN = 30  # of more failures the power is no use
@@ -56,11 +59,23 @@ def last_look(now: datetime) -> dict[str, datetime]:
     return {"next_poll_at": now + _LAST_LOOK, "poll_wanted_at": now}
 
 
-def poll_gap(context: Context) -> due.Gap:
-    """Give how long a claim for a poll holds: about as long as `next_poll` will say."""
+def least_claim(context: Context) -> timedelta:
+    """Give how long a claim for a poll holds at the least."""
     # A lost message costs one interval: the claim is the due time moved on.
-    least = timedelta(seconds=max(context.settings.poll_min_interval_s, 5.0))
-    return due.Gap(least, _GROWTH, _MOST_BACKOFF, context.jitter())
+    return timedelta(seconds=max(context.settings.poll_min_interval_s, 5.0))
+
+
+def poll_gap(context: Context, account: str) -> due.Gap:
+    """Give how long a claim for a poll holds: about as long as `next_poll` will say."""
+    before_offer = _most_before_offer(context, account)
+    return due.Gap(least_claim(context), _GROWTH, _MOST_BACKOFF, before_offer, context.jitter())
+
+
+def _most_before_offer(context: Context, account: str) -> float:
+    """Give the longest gap before an offer is out, as a multiple of the smallest interval."""
+    window_s = context.account(account).trade_window_s
+    most = window_s * _OF_WINDOW / context.settings.poll_min_interval_s
+    return min(max(most, 1.0), _MOST_BACKOFF)
 
 
 def next_poll(
@@ -68,10 +83,13 @@ def next_poll(
 ) -> due.NextPoll:
     """Give the next poll of an order that the provider has and that is not final.
 
-    The poll at `now` is among those that the order counts.
+    The poll at `now` is among those that the order counts. `webhooks_flow` says that they do, and
+    that what comes next of this order is told by one.
     """
     smallest = context.settings.poll_min_interval_s
-    most = _QUIET_BACKOFF if webhooks_flow else _MOST_BACKOFF
+    most: float = _QUIET_BACKOFF if webhooks_flow else _MOST_BACKOFF
+    if order.status in BEFORE_OFFER and not webhooks_flow:
+        most = _most_before_offer(context, order.account)
     exponent = min(max(order.polls - 1, 0), most)  # of many polls the power is no number
     factor = min(_GROWTH**exponent, most)
     if order.overdue:

@@ -49,6 +49,7 @@ class Polled(NamedTuple):
 
 #: Statuses in which the provider was heard to have it.
 _HEARD = states.FOLLOWED | {OrderStatus.COMPLETED}
+_BEFORE_OFFER = [status.value for status in states.BEFORE_OFFER]
 #: By how much of its length the time between two polls may be longer, so that they spread.
 SPREAD = 0.2
 #: By how much of it a claim is longer in any case: so long the question may take to be asked.
@@ -80,7 +81,8 @@ _OVER = "AND o.status = 'sent' AND o.trade_deadline_at <= %(now)s"
 # or the end of its window, a message that is lost is to cost as little as may be.
 _POLL = """polled_at = %(now)s, polls = polls + 1, next_poll_at = %(now)s + %(gap)s
     * CASE WHEN overdue OR trade_deadline_at <= %(now)s OR poll_wanted_at IS NOT NULL THEN 1
-           ELSE least(power(%(growth)s, least(polls, 20)), %(most)s) * (1 + %(lag)s) END
+           ELSE least(power(%(growth)s, least(polls, 20)), CASE WHEN status = ANY(%(before_offer)s)
+                THEN %(most_before_offer)s ELSE %(most)s END) * (1 + %(lag)s) END
     * (1 + %(spread)s * (id %% 64) / 63.0)"""
 _CLAIM_POLLS = _CLAIM.format(
     column="next_poll_at", changes=_POLL, which=_OF_ACCOUNT, columns="id, external_id"
@@ -96,7 +98,8 @@ _CLAIM_WATCHES = _CLAIM.format(
 
 class Gap(NamedTuple):
     """How long a claim for a poll holds: `least` at first, `growth` times as long after each poll,
-    up to `most` times; then longer by `SPREAD` of that at most, by the order's id.
+    up to `most` times, or `most_before_offer` times where the offer is not out; then longer by
+    `SPREAD` of that at most, by the order's id.
 
     `jitter` from 0 to 1 is how much of that spread is used.
     """
@@ -104,6 +107,7 @@ class Gap(NamedTuple):
     least: timedelta
     growth: float = 1.0
     most: float = 1.0
+    most_before_offer: float = 1.0
     jitter: float = 0.0
 
 
@@ -122,8 +126,9 @@ def claim_polls(
     """
     statement = _CLAIM_LAST_POLLS if is_over else _CLAIM_POLLS
     values = {"now": now, "limit": limit, "account": account, "gap": gap.least, "lag": _LAG}
-    more = {"growth": gap.growth, "most": gap.most, "spread": (SPREAD - 2 * _LAG) * gap.jitter}
-    return sorted(starmap(Due, session.rows(statement, {**values, **more})))
+    values |= {"growth": gap.growth, "most": gap.most, "most_before_offer": gap.most_before_offer}
+    values |= {"before_offer": _BEFORE_OFFER, "spread": (SPREAD - 2 * _LAG) * gap.jitter}
+    return sorted(starmap(Due, session.rows(statement, values)))
 
 
 def to_poll(

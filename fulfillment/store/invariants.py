@@ -15,7 +15,15 @@ from typing import Any
 
 import msgspec
 
-from fulfillment.states import FINAL, FOLLOWED, RANK, TRANSITIONS, UNFULFILLED, WAITING
+from fulfillment.states import (
+    BEFORE_OFFER,
+    FINAL,
+    FOLLOWED,
+    RANK,
+    TRANSITIONS,
+    UNFULFILLED,
+    WAITING,
+)
 from fulfillment.store import erasure
 from fulfillment.store.engine import Session
 from fulfillment.store.promises import PROMISES, Invariant
@@ -44,7 +52,7 @@ _WORDS = {
     "final": _words(FINAL),
     "waiting": _words([*WAITING, S.RESERVED]),
     "followed": _words([*FOLLOWED, S.NEEDS_REVIEW]),
-    "early": _words(FOLLOWED - {S.SENT}),
+    "early": _words(BEFORE_OFFER),
     "one_rank": _words(status for status in FOLLOWED if RANK[status] == RANK[S.ACCEPTED]),
     "unfulfilled": _words(UNFULFILLED),
     "live": _words([A.RESERVED, A.SENDING, A.ACCEPTED]),

@@ -263,6 +263,31 @@ def test_a_webhook_only_asks(shop: Shop) -> None:
     assert again(shop.context, order).status is order.status
 
 
+@pytest.mark.parametrize("pending_s", [690, 1040, 1560])
+def test_an_offer_that_no_webhook_tells_of_is_heard_of_while_its_customer_can_be_reminded(
+    shop: Shop, pending_s: int
+) -> None:
+    if shop.name != "skinslink":
+        pytest.skip("skinsback.md 8: `status_change` tells that an offer is out")
+    order, *others = (shop.buy("stuck") for _ in range(9))
+    shop.simulator.ask("POST", f"/orders/{order.external_id}/advance", status="pending")
+    words = ("hold", "completed", "failed", "canceled", "reverted")
+    news = iter([(other, word) for word in words for other in others])
+
+    def pass_time(seconds: int) -> None:
+        for second in range(0, seconds, 5):
+            if second % 60 == 0:  # of other purchases there is news, as in any busy store
+                shop.send(*next(news))
+                webhooks.apply_deliveries(shop.context)
+            shop.pass_time(5, step=5)
+
+    pass_time(pending_s)
+    shop.simulator.ask("POST", f"/orders/{order.external_id}/advance", status="sent")
+    pass_time(125)  # of 600
+
+    assert again(shop.context, order).status is S.SENT
+
+
 def test_a_webhook_finds_its_order_by_the_providers_own_id(shop: Shop) -> None:
     order, other = shop.buy("stuck"), shop.buy("stuck")
     name = "custom_id" if shop.name == "skinsback" else "merchant_tx_id"

@@ -30,6 +30,7 @@ from tests.support import (
     rows,
     run_chain,
     run_polls,
+    run_ticks,
 )
 
 _COLUMNS = """
@@ -54,7 +55,7 @@ def test_an_answer_without_news_writes_nothing(
     context = replace(context, jitter=random.random)
     placed = receive(context, *(checkout() for _ in range(64)))
     run_chain(context)
-    for _ in range(4):
+    for _ in range(6):
         clock.advance(600)
         batches = list(reconciliation.poll_due(context))
         before = rows(context, VERSIONS)
@@ -64,7 +65,39 @@ def test_an_answer_without_news_writes_nothing(
         assert sum(len(batch["ids"]) for batch in batches) == len(placed)
         assert rows(context, VERSIONS) == before
 
-    assert polls_of(provider) == 4 * len(placed)
+    assert polls_of(provider) == 6 * len(placed)
+
+
+@pytest.mark.parametrize(
+    ("is_pushed", "is_stalled", "gap_s"),
+    [(True, False, 600), (True, True, 600), (False, False, 100), (False, True, 300)],
+)
+def test_flowing_webhooks_make_polls_rarer_only_where_they_tell_that_an_offer_is_out(
+    context: Context,
+    provider: FakeProvider,
+    clock: FakeClock,
+    is_pushed: bool,
+    is_stalled: bool,
+    gap_s: int,
+) -> None:
+    provider.pushes_offers = is_pushed
+    order, other = accepted(context), accepted(context)
+    if is_stalled:
+        clock.advance(context.settings.stalled_after_s)
+        run_ticks(context)
+        assert again(context, order).status is S.NEEDS_REVIEW
+    for place in range(9):
+        clock.advance(700)
+        hint(context, provider, other, f"news {place}")
+        (batch,) = reconciliation.poll_due(context)
+        claimed = rows(context, f"{VERSIONS} LIMIT 1")
+        reconciliation.poll_orders(context, "main", batch["ids"])
+
+    after = again(context, order)
+    assert after.next_poll_at is not None
+    gap = after.next_poll_at - clock.now()
+    assert timedelta(seconds=gap_s) <= gap <= timedelta(seconds=gap_s * 1.04)
+    assert (rows(context, f"{VERSIONS} LIMIT 1") == claimed) is not is_pushed  # without news
 
 
 def test_a_question_that_was_asked_late_moves_the_next_one(

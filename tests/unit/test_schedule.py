@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from fulfillment.services import schedule
 from fulfillment.services.context import Context
-from fulfillment.settings import Settings
+from fulfillment.settings import AccountSettings, Settings
+from fulfillment.states import BEFORE_OFFER
 from fulfillment.store.engine import Database
 from fulfillment.store.models import Order
 from fulfillment.store.sealing import Seal, generate_key
@@ -21,7 +22,9 @@ JITTER = st.floats(0, 1)
 
 
 CONTEXT = Context(
-    settings=Settings.model_construct(poll_min_interval_s=30.0),
+    settings=Settings.model_construct(
+        poll_min_interval_s=30.0, accounts={"main": AccountSettings()}
+    ),
     database=Database("postgresql://nobody@127.0.0.1:9/none"),
     seal=Seal(f"k:{generate_key()}"),
     clock=FakeClock(NOW),
@@ -52,11 +55,38 @@ def test_no_order_is_asked_about_more_often_than_the_provider_caches(
 
 @given(JITTER, st.integers(0, 500))
 def test_polls_back_off_to_minutes_and_never_to_hours(jitter: float, polls: int) -> None:
-    order = some_order(status=S.PENDING, polls=polls)
+    order = some_order(status=S.SENT, polls=polls)
 
     gap = next_poll(context_with(jitter), order, webhooks_flow=False) - NOW
 
     assert gap <= timedelta(minutes=6)
+
+
+@pytest.mark.parametrize("status", sorted(BEFORE_OFFER))
+@given(JITTER, st.integers(0, 10**9))
+def test_an_offer_of_which_no_webhook_tells_is_heard_of_within_two_minutes(
+    status: S, jitter: float, polls: int
+) -> None:
+    order = some_order(status=status, polls=polls)
+
+    gap = next_poll(context_with(jitter), order, webhooks_flow=False) - NOW
+
+    assert gap <= timedelta(minutes=2)
+
+
+@pytest.mark.parametrize(
+    ("window_s", "longest_s"), [(1, 30), (300, 50), (600, 100), (3600, 300), (86_400, 300)]
+)
+def test_how_soon_an_offer_is_heard_of_depends_on_how_long_it_stands(
+    window_s: int, longest_s: int
+) -> None:
+    account = AccountSettings(trade_window_s=window_s)
+    settings = Settings.model_construct(poll_min_interval_s=30.0, accounts={"main": account})
+    context = replace(context_with(0), settings=settings)
+
+    at = next_poll(context, some_order(status=S.PENDING, polls=50), webhooks_flow=False)
+
+    assert at == NOW + timedelta(seconds=longest_s)
 
 
 @given(JITTER)
@@ -200,16 +230,20 @@ def test_the_smallest_interval_is_a_setting() -> None:
     assert schedule.first_poll(context, NOW) == NOW + timedelta(seconds=2)
 
 
+@pytest.mark.parametrize("status", [S.ACCEPTED, S.SENT])
 @given(JITTER, st.integers(0, 500))
-def test_the_claim_of_a_poll_ends_when_the_next_one_may_come(jitter: float, polls: int) -> None:
+def test_the_claim_of_a_poll_ends_when_the_next_one_may_come(
+    status: S, jitter: float, polls: int
+) -> None:
     """So that an answer without news moves no time."""
     context = context_with(jitter)
-    gap = schedule.poll_gap(context)
+    gap = schedule.poll_gap(context, "main")
+    most = gap.most if status is S.SENT else gap.most_before_offer
 
     found = schedule.next_poll(
-        context, some_order(status=S.ACCEPTED, polls=polls + 1), NOW, webhooks_flow=False
+        context, some_order(status=status, polls=polls + 1), NOW, webhooks_flow=False
     )
 
     assert found.earliest is not None
-    assert gap.least * min(gap.growth ** min(polls, 20), gap.most) == found.earliest - NOW
+    assert gap.least * min(gap.growth ** min(polls, 20), most) == found.earliest - NOW
     assert 0 <= gap.jitter <= 1

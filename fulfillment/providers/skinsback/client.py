@@ -46,6 +46,7 @@ class SkinsBack:
 
     after_unknown = AfterUnknown.LOOKUP_THEN_REPLAY
     signs_what_it_is_about = True
+    pushes_offers = True
 
     def __init__(
         self,

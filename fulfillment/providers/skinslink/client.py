@@ -43,6 +43,7 @@ class Skinslink:
 
     after_unknown = AfterUnknown.LOOKUP_ONLY
     signs_what_it_is_about = False
+    pushes_offers = False  # `active` is not among the statuses that fire (section 9)
     lookup_limit = 1
     requests_per_purchase = 1
 

@@ -39,6 +39,7 @@ class SkinsNode:
 
     after_unknown = AfterUnknown.REPLAY
     signs_what_it_is_about = True
+    pushes_offers = True
     lookup_limit = 1
     requests_per_purchase = 1
 
