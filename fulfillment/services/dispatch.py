@@ -92,14 +92,14 @@ def dispatch(context: Context, account: str) -> Batch | None:
 def overdue_refusal(
     order: Order, now: datetime, by: Source, claim: str | None = None
 ) -> Move | None:
-    """Write the end of an order whose time to be submitted, or to be paid for, is over."""
-    if order.submit_by <= now:
-        message = f"not submitted by {order.submit_by.isoformat()}"
-        return refusal(order, FailureCode.TOO_LATE, message, by, claim)
-    if order.funds_deadline_at is not None and order.funds_deadline_at <= now:
-        message = "the wallet did not cover the order in time"
-        return refusal(order, FailureCode.INSUFFICIENT_FUNDS, message, by, claim)
-    return None
+    """Write the end of an order whose time to be submitted is over.
+
+    That to be paid for ends only where a balance was asked for after it (services/funds.py).
+    """
+    if order.submit_by > now:
+        return None
+    message = f"not submitted by {order.submit_by.isoformat()}"
+    return refusal(order, FailureCode.TOO_LATE, message, by, claim)
 
 
 @repeated

@@ -351,6 +351,13 @@ def _edge_of(order: Order) -> tuple[OrderStatus, OrderStatus]:
     return OrderStatus.QUOTED, OrderStatus.RESERVED
 
 
+def _over(session: Session, account: str, short: list[Order], now: datetime) -> set[int]:
+    """Give those whose time for money was over when the balance was asked for."""
+    over = {o.id: at for o in short if (at := o.funds_deadline_at) is not None and at <= now}
+    asked_at = proof.asked_at(session, account) if over else None
+    return set() if asked_at is None else {i for i, at in over.items() if at <= asked_at}
+
+
 def _wait(
     context: Context,
     session: Session,
@@ -363,10 +370,16 @@ def _wait(
     """Let orders wait for money, go on or fail; name the accounts that some have gone on to.
 
     Those that the wallet covers and a spend cap does not (`capped`, by id) have no deadline for
-    funds: they wait for `room` until their time of submission is over.
+    funds: they wait for `room` until their time of submission is over. The others end at the first
+    balance that was asked for after their deadline, since money may have come while nobody could
+    ask, and that surely does not cover them.
     """
     settings = context.account(claim.account)
     now = context.now()
+    is_fatal = settings.on_insufficient_funds is OnInsufficientFunds.FAIL
+    over = _over(session, claim.account, short, now)
+    lag = context.wallet_lag
+    unsure = proof.unsure_mills(session, claim.account, settings.debits_at, lag) if over else 0
     moves = []
     for order in short:
         is_capped, price = order.id in capped, order.quoted_mills or 0
@@ -379,15 +392,21 @@ def _wait(
         gap = _probe_gap(context) + _BEHIND
         patience = timedelta(seconds=context.settings.await_funds_s)
         deadline = None if is_capped else order.funds_deadline_at or now + patience
-        due = {**UNCLAIMED, "next_attempt_at": min(now + gap, deadline or now + gap)}
+        is_over = order.id in over and not is_capped
+        if is_over and price <= left + unsure:
+            is_over, deadline = False, now + lag + gap
+            note += "; what was bought just now may be counted twice, so it is looked at again"
+        is_next = deadline is not None and now < deadline < now + gap
+        due = {**UNCLAIMED, "next_attempt_at": deadline if is_next else now + gap}
         code = FailureCode.INSUFFICIENT_FUNDS
         going_on = None
         if not (is_capped and room.is_over_all(price)):  # which no other account could change
             going_on = reroute(context, order, f"{code}: {note}", Source.WALLET, claim.name)
         if going_on is not None:
             moves.append(going_on)
-        elif settings.on_insufficient_funds is OnInsufficientFunds.FAIL and not is_capped:
-            end = refusal(order, code, note, Source.WALLET, claim.name)
+        elif is_over or (is_fatal and not is_capped):
+            why = "the wallet did not cover the order in time" if is_over else note
+            end = refusal(order, code, why, Source.WALLET, claim.name)
             moves.append(replace(end, unless_told=True))
         elif order.status is OrderStatus.QUOTED or deadline != order.funds_deadline_at:
             is_quoted = order.status is OrderStatus.QUOTED

@@ -307,7 +307,7 @@ def lock(session: Session, order_ids: Sequence[int]) -> list[Order]:
 
 
 def lock_overdue(session: Session, now: datetime, limit: int, patience: timedelta) -> list[Order]:
-    """Lock unclaimed orders whose time to be submitted or paid for is over, oldest first.
+    """Lock unclaimed orders whose time to be submitted is over, oldest first.
 
     One that may be bought, which its row does not tell, does not end before it was looked for, or
     could not be until `patience` after its time; nor while all rows are in doubt.
@@ -322,7 +322,7 @@ def lock_overdue(session: Session, now: datetime, limit: int, patience: timedelt
                           WHERE a.account = orders.account AND a.external_id = orders.external_id
                             AND (a.unknown_since IS NOT NULL
                                  OR a.state NOT IN ('reserved', 'sending')))))
-           AND (submit_by <= %(now)s OR funds_deadline_at <= %(now)s)
+           AND submit_by <= %(now)s
            AND (claimed_until IS NULL OR claimed_until <= %(now)s) AND NOT {UNSEARCHED_YET}
            AND ({LOOKED_FOR} AND NOT {UNSEARCHED} OR submit_by <= %(impatient)s)
          ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED

@@ -200,6 +200,27 @@ def record_figure(
     return int(missing)
 
 
+def asked_at(session: Session, account: str) -> datetime | None:
+    """Say when the stored figure was asked for; None where none was ever read."""
+    query = "SELECT requested_at FROM wallets WHERE account = %(account)s"
+    found: datetime | None = session.scalar(query, {"account": account})
+    return found
+
+
+def unsure_mills(session: Session, account: str, debits_at: DebitsAt, lag: timedelta) -> int:
+    """Give what is held although the stored figure may tell of it already: it was just bought."""
+    query = f"""
+        SELECT coalesce(sum(a.hold_mills), 0) FROM attempts a
+          JOIN wallets w ON w.account = %(account)s
+         WHERE a.account = ANY({SAME_WALLET}) AND a.absorbed_at IS NULL
+           AND (a.ended_at IS NOT NULL OR %(is_at_accept)s AND (
+                a.confirmed_at IS NOT NULL
+                OR a.state = 'sending' AND a.last_post_at > w.requested_at - %(lag)s))
+        """  # noqa: S608 - a constant
+    values = {"account": account, "is_at_accept": debits_at is DebitsAt.ACCEPT, "lag": lag}
+    return int(session.scalar(query, values))
+
+
 def unexplained_since_stop(session: Session, account: str) -> int:
     """Give the mills that went without an order of ours and have not stopped the account yet."""
     query = "SELECT unexplained_mills - stopped_at_mills FROM wallets WHERE account = %(account)s"

@@ -28,7 +28,6 @@ from tests.support import (
     run_chain,
     run_sweep,
     run_ticks,
-    submit,
 )
 
 NO = ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "gone")
@@ -144,7 +143,7 @@ def test_what_is_to_be_looked_for_keeps_no_money_from_what_came_later(
     assert_invariants(context)
 
 
-def test_what_is_past_its_deadline_for_funds_keeps_no_money_from_what_came_later(
+def test_what_is_past_its_deadline_for_funds_looks_once_more_before_what_came_later(
     context: Context, main: FakeProvider, clock: FakeClock
 ) -> None:
     main.balance_mills = 0
@@ -162,12 +161,11 @@ def test_what_is_past_its_deadline_for_funds_keeps_no_money_from_what_came_later
 
     clock.advance(6)  # nothing has looked at who waits since
     main.balance_mills = ENOUGH
-    assert funds.check_wallet(context, batch).goes_on
-    submit(context, batch)
+    assert not funds.check_wallet(context, batch).goes_on
     run_sweep(context)
 
-    assert again(context, later).status is S.ACCEPTED
-    assert again(context, waiting).failure_code == "insufficient_funds"
+    assert again(context, waiting).status is S.ACCEPTED
+    assert again(context, later).status is S.AWAITING_FUNDS
     assert len(main.bodies) == 1
     assert_invariants(context)
 

@@ -166,7 +166,8 @@ def test_an_order_that_ends_while_money_is_shared_out_is_due_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     provider.balance_mills = 100
-    late = receive_one(context)
+    submit_by = clock.now() + timedelta(seconds=900)
+    late = receive_one(context, submitBy=submit_by.isoformat())
     run_chain(context)
     clock.advance(895)
     run_chain(context)
