@@ -153,7 +153,8 @@ def what_stops(view: AccountView, now: datetime) -> str:
 
 
 def _spent_mills(context: Context, session: Session, account: str | None) -> int:
-    return spending.spent_mills(session, account, context.now() - _HOUR)
+    longest_call = max(map(context.longest_call, context.settings.accounts))
+    return spending.spent_mills(session, account, context.now() - _HOUR, longest_call)
 
 
 def watch_reversals(context: Context, session: Session, account: str) -> None:

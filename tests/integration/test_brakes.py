@@ -343,31 +343,6 @@ def test_a_charge_above_the_price_uses_up_the_cap_from_when_it_is_told(
     assert again(capped, other).status is S.AWAITING_FUNDS
 
 
-def test_an_outcome_that_stays_unknown_uses_up_the_cap_and_a_refusal_frees_it(
-    capped: Context, provider: FakeProvider, clock: FakeClock
-) -> None:
-    provider.after_unknown = AfterUnknown.LOOKUP_ONLY
-    for _ in range(2):
-        provider.fail_purchase(ProviderOutcomeUnknown("timeout"))
-    unknown = receive(capped, *(checkout() for _ in range(2)))
-    run_chain(capped)
-    waiting = receive_one(capped)
-    for _ in range(10):
-        clock.advance(720)
-        run_sweep(capped)
-    before = again(capped, waiting).status
-
-    for order in unknown:
-        operations.resolve(
-            capped, order.external_id, operations.Resolution.NOT_FOUND, "asked support"
-        )
-    clock.advance(60)
-    run_sweep(capped)
-
-    assert before is S.AWAITING_FUNDS
-    assert again(capped, waiting).status is S.ACCEPTED
-
-
 def test_the_cap_never_ends_an_order_for_want_of_funds(
     capped: Context, provider: FakeProvider, clock: FakeClock
 ) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from fulfillment.services import erasure, invariants, operations, webhooks
 from fulfillment.services.context import Context
-from fulfillment.store import claims
+from fulfillment.store import claims, spending
 from fulfillment.store.engine import Database, Session
 from fulfillment.store.invariants import INVARIANTS
 from schemas.money import cents_to_mills
@@ -262,6 +262,22 @@ def _fulfil(crowded: Context, provider: FakeProvider, clock: FakeClock) -> None:
     operations.page(crowded, limit=FEW)
     erasure.erase(crowded)
     again(crowded, placed[0])
+
+
+@pytest.mark.parametrize("account", ["main", None])
+def test_what_was_spent_within_an_hour_is_summed_up_by_what_was_bought_in_it(
+    crowded: Context, plans: Plans, account: str | None
+) -> None:
+    receive(crowded, *(checkout() for _ in range(FEW)))
+    run_chain(crowded)
+    plans.touched.clear()
+    with crowded.database.transaction() as session:
+        since = crowded.now() - timedelta(minutes=1)
+        spent = spending.spent_mills(session, account, since, timedelta(minutes=1))
+
+    assert spent == FEW * cents_to_mills(PRICE_CENTS)
+    assert plans.scans == []
+    assert {s: n for s, n in plans.touched.items() if n > EACH * FEW} == {}
 
 
 def test_the_checks_of_every_minute_read_no_large_table_as_a_whole(
