@@ -206,8 +206,8 @@ BUYING = (
     Mutant(
         "price_is_no_limit", "I3", "a price above the agreed one is bought",
         SERVICES + "catalog.py",
-        "        elif quote.price_mills > cents_to_mills(limit_cents):",
-        "        elif quote.price_mills > 2 * cents_to_mills(limit_cents):",
+        "        elif quote.price_mills > cents_to_mills(limits[order.id]):",
+        "        elif quote.price_mills > 2 * cents_to_mills(limits[order.id]):",
         integration("chain"),
     ),
     Mutant(
