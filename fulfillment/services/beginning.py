@@ -143,6 +143,7 @@ def let_stale_go(context: Context, session: Session, claim: KeptClaim) -> None:
         if (attempt := claim.attempts.get(order.id))
         and attempt.is_untouched
         and attempt.created_at <= before
+        and order.submit_by > context.now()
         and order.was_searched(claim.doubt)
     }
     if stale:

@@ -211,6 +211,13 @@ PATHS = {
             settings={"await_funds_s": 900},
         ),
         Path("never_funded", (NODE,), FAILED, balance_cents=1),
+        Path(
+            "too_late",
+            (NODE,),
+            FAILED,
+            balance_cents=1,
+            settings={"await_funds_s": 900, "submit_within_s": 40},
+        ),
         # Routes
         Path(
             "failover",

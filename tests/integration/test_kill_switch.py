@@ -263,7 +263,7 @@ class Kept(FakeProvider):
         return super().purchase(body, before_send and partial(before_send, is_at_once=True))
 
 
-def test_what_waited_for_a_neighbours_lookup_looks_at_the_switch_once_more(
+def test_what_waits_for_a_neighbours_lookup_is_begun_only_after_it(
     make_context: MakeContext, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     provider = Kept()
@@ -284,7 +284,7 @@ def test_what_waited_for_a_neighbours_lookup_looks_at_the_switch_once_more(
     provider.on_read = stop_meanwhile
     run_sweep(context)
 
-    assert again(context, plain).status is S.SUBMITTING
+    assert again(context, plain).status is S.RESERVED
     assert provider.bodies == []
 
 
