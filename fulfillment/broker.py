@@ -23,7 +23,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from fulfillment import redis_channel
-from fulfillment.errors import ConfigurationError
+from fulfillment.errors import ConfigurationError, FulfillmentError
 from fulfillment.kombu_messages import AMQPMessage
 from fulfillment.log import get_logger, masked
 from fulfillment.settings import PREFIX, Settings
@@ -150,14 +150,15 @@ def hint(task: str, *args: Any) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """Name an error for the log, with what a broker says that answers, and refuses.
+    """Name an error for the log, with what a broker says that answers, and refuses, or we say.
 
     RabbitMQ's own words name a queue that is declared otherwise.
     """
     name = type(error).__name__
     if isinstance(error, PreconditionFailed):
         return f"{name}: {error.reply_text}"
-    return f"{name}: {_words(error)}" if isinstance(error, _REDIS_ANSWERS) else name
+    is_told = isinstance(error, (*_REDIS_ANSWERS, FulfillmentError))
+    return f"{name}: {_words(error)}" if is_told else name
 
 
 def complaint(settings: Settings) -> str:

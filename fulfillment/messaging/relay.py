@@ -14,7 +14,7 @@ from kombu import Connection
 
 from fulfillment.broker import PUBLISH_ERRORS, connect, reason_of
 from fulfillment.crash import crash_point
-from fulfillment.errors import SchemaOutdated, ServerUnreachable
+from fulfillment.errors import RightMissing, SchemaOutdated, ServerUnreachable
 from fulfillment.log import get_logger
 from fulfillment.messaging.confirming import Doubt
 from fulfillment.messaging.outgoing import Outgoing, Publisher, RefusedByQueue
@@ -23,7 +23,7 @@ from fulfillment.messaging.refusals import Refusals
 from fulfillment.services import clock_guard, updates
 from fulfillment.services.context import Context
 from fulfillment.services.pulse import RELAY, Pulse
-from fulfillment.store import bindings, leases, outbox, replays
+from fulfillment.store import bindings, leases, outbox, replays, rights
 from fulfillment.store.bindings import Audience
 from fulfillment.store.engine import Session
 from fulfillment.store.replays import Replay, Slice
@@ -39,6 +39,8 @@ _GROUP = 500
 _GATHER_S = 0.05
 _IDLE_S = 0.2
 _RETRY_S = 1.0
+#: So long it waits at the most where what it publishes would be published again.
+_MOST_RETRY_S = 60.0
 _LOOK_S = 1.0
 #: What is told again must not fill the broker where the store does not take it, nor alarm anybody.
 _MOST_WAITING = updates.MOST_UNREAD // 2
@@ -80,6 +82,9 @@ class OutboxRelay:
         self._slice: Slice | None = None
         self._is_replays_turn = False
         self._waits_for_store = False
+        #: Whether what was published is still in the outbox, and how often in turn it was so.
+        self._is_left = False
+        self._in_vain = 0
 
     def run(self) -> None:
         while not self._stop.is_set():
@@ -88,11 +93,17 @@ class OutboxRelay:
                     self._relay(connection)
             except (*PUBLISH_ERRORS, ServerUnreachable, SchemaOutdated) as error:
                 log.warning("relay.waiting", reason=reason_of(error))
-                self._stop.wait(_RETRY_S)
+                self._rest(is_lasting=isinstance(error, RightMissing))
             except Exception as error:
                 # Without a heartbeat `/readyz` tells of it.
                 log.error("relay.failed", reason=type(error).__name__)
-                self._stop.wait(_RETRY_S)
+                self._rest()
+
+    def _rest(self, *, is_lasting: bool = False) -> None:
+        """Wait a little, and ever longer where the store would hear the same each time."""
+        self._in_vain = self._in_vain + 1 if is_lasting or self._is_left else 0
+        self._is_left = False
+        self._stop.wait(min(_RETRY_S * 2 ** min(self._in_vain, 6), _MOST_RETRY_S))
 
     def _relay(self, connection: Connection) -> None:
         publisher = make_publisher(connection, self._doubts, self._refusals)
@@ -185,6 +196,8 @@ class OutboxRelay:
             if until < now + _PUBLISH_TIME:
                 until = now + _LEASE_TIME
                 has_lease = leases.acquire(session, _LEASE, self._holder, now, until)
+                # Seen before it is needed: what cannot be taken out would be told again and again.
+                rights.require(session, "DELETE", "outbox_messages")
                 self._read(session if has_lease else None, publisher)
             yield session if has_lease else None
         if has_lease:
@@ -222,8 +235,10 @@ class OutboxRelay:
             crash_point("relay.published", group)
         finally:
             if confirmed := [waiting[place][0] for place in publisher.confirmed]:
+                self._is_left = True
                 with self._context.database.statement() as session:
                     outbox.remove_published(session, confirmed)
+                self._is_left, self._in_vain = False, 0
         crash_point("relay.marked", group)
         return len(group)
 

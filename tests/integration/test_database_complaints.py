@@ -91,7 +91,7 @@ def test_doctor_lists_the_rights_that_are_lacking(environment: dict[str, str]) -
     (told,) = [each for each in json.loads(done.stdout) if each["name"] == "database rights"]
     assert not told["ok"]
     assert "INSERT on account_switches, accounts, " in told["detail"]
-    assert "UPDATE on accounts, attempts, orders, wallets" in told["detail"]
+    assert "UPDATE on accounts, attempts, heartbeats, " in told["detail"]
     assert "SELECT" not in told["detail"]
 
 
