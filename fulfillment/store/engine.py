@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import namedtuple_row, tuple_row
 from psycopg.types.json import set_json_loads
 from sqlalchemy import create_engine, event
-from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -47,9 +47,10 @@ _TRIES = 5
 #: A connection that nobody used for so long is tried before it is used again.
 _IDLE_S = 1.0
 _LAST_USE = "last_use"
-#: A server that vanishes without a word is missed after so many seconds, not after a quarter of an
-#: hour: while data is on its way to it, and while it is awaited.
-_MISSED = {
+#: What the address may say otherwise. A server that vanishes without a word is missed after so many
+#: seconds, not after a quarter of an hour: while data is on its way to it, and while it is awaited.
+_USUAL = {
+    "connect_timeout": 5,
     "tcp_user_timeout": 15_000,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -119,16 +120,13 @@ class _OneStatement(Session):
 class Database:
     """A pool of connections; create one a process, after any fork.
 
-    Raises ConfigurationError for an address that has options which libpq does not know.
+    Raises ConfigurationError for an address that has options which libpq does not know, or that
+    our statements cannot do with. What it says of waiting and of the session is kept, as far as
+    our statements do not rely on it.
     """
 
     def __init__(self, url: str, *, pool_size: int = 10, statement_timeout_s: float = 20) -> None:
-        address = make_url(url).set(drivername="postgresql+psycopg")
-        try:
-            conninfo_to_dict(address.set(drivername="postgresql").render_as_string(False))
-            address.get_dialect()().create_connect_args(address)
-        except (psycopg.ProgrammingError, ArgumentError):
-            raise ConfigurationError(SETTING, "expected only options that libpq knows") from None
+        address = _read(url)
         options = {
             # What a server, a database or a role may say otherwise, and our statements rely on.
             "default_transaction_isolation": r"read\ committed",
@@ -145,6 +143,7 @@ class Database:
             "plan_cache_mode": "force_generic_plan",
             "timezone": "UTC",
         }
+        ours = " ".join(f"-c {name}={value}" for name, value in options.items())
         self.engine: Engine = create_engine(
             address,
             pool_size=pool_size,
@@ -155,11 +154,11 @@ class Database:
             pool_use_lifo=True,
             hide_parameters=True,
             connect_args={
-                "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
-                "connect_timeout": 5,
+                **{name: v for name, v in _USUAL.items() if name not in address.query},
+                # Of what is said twice the last counts.
+                "options": f"{address.query.get('options', '')} {ours}".lstrip(),
                 "client_encoding": "utf8",
                 "prepare_threshold": 1,  # at the second use: a migration is used once
-                **_MISSED,
             },
         )
         event.listen(self.engine, "connect", _set_up)
@@ -218,6 +217,25 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _read(url: str) -> URL:
+    """Read an address, with each option once: of several libpq takes the last."""
+    try:
+        address = make_url(url).set(drivername="postgresql+psycopg")
+        once = {
+            name: value if isinstance(value, str) or name in ("host", "port") else value[-1]
+            for name, value in address.query.items()
+        }
+        address = address.set(query=once)
+        conninfo_to_dict(address.set(drivername="postgresql").render_as_string(False))
+        address.get_dialect()().create_connect_args(address)
+    except (psycopg.ProgrammingError, ArgumentError):
+        raise ConfigurationError(SETTING, "expected only options that libpq knows") from None
+    encoding = str(once.get("client_encoding", "utf8"))
+    if encoding.lower().replace("-", "") not in ("utf8", "unicode", "auto"):
+        raise ConfigurationError(SETTING, "expected UTF8 as client_encoding: items have stars")
+    return address
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What a server, a database or a role has set otherwise changes nothing for our sessions."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import psycopg
@@ -52,6 +52,70 @@ def test_our_sessions_are_as_our_statements_need_them(odd: Context) -> None:
         found = {name: session.scalar(f"SHOW {name}") for name in ODD}
 
     assert found == {name: ours for name, (_, ours) in ODD.items()}
+
+
+@pytest.fixture
+def connected(database_url: str) -> Iterator[Callable[..., Database]]:
+    """Make databases whose address has these options besides."""
+    made: list[Database] = []
+
+    def connect(**query: str | list[str]) -> Database:
+        url = make_url(database_url).update_query_dict(query).render_as_string(False)
+        made.append(Database(url))
+        return made[-1]
+
+    yield connect
+    for each in made:
+        each.close()
+
+
+def shown(database: Database, *names: str) -> list[str]:
+    with database.transaction() as session:
+        return [session.scalar(f"SHOW {name}") for name in names]
+
+
+def test_options_of_the_address_are_kept_beside_ours(
+    connected: Callable[..., Database],
+) -> None:
+    """Two installations kept apart by `search_path` would work on the same tables else."""
+    options = "-csearch_path=tenant -c timezone=Asia/Tokyo -c work_mem=5MB"
+
+    found = shown(connected(options=options), "search_path", "work_mem", "timezone", "DateStyle")
+
+    assert found == ["tenant", "5MB", "UTC", "ISO, MDY"]
+
+
+def test_of_an_option_that_the_address_says_twice_the_last_counts(
+    connected: Callable[..., Database],
+) -> None:
+    options = ["-csearch_path=first", "-csearch_path=second"]
+
+    assert shown(connected(options=options), "search_path", "timezone") == ["second", "UTC"]
+
+
+def test_how_long_is_waited_is_the_address_own_where_it_says_so(
+    connected: Callable[..., Database],
+) -> None:
+    said = connected(connect_timeout="7", keepalives_idle="99", tcp_user_timeout="9000")
+    silent = connected()
+    names = ("connect_timeout", "keepalives_idle", "keepalives_count", "tcp_user_timeout")
+
+    parameters = []
+    for database in (said, silent):
+        with database.transaction() as session:
+            known = session.connection.info.get_parameters()
+        parameters.append([known.get(name) for name in names])
+
+    assert parameters == [["7", "99", "2", "9000"], ["5", "10", "2", "15000"]]
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "sql_ascii"])
+def test_another_encoding_of_the_address_is_refused_by_name(
+    connected: Callable[..., Database], encoding: str
+) -> None:
+    assert shown(connected(client_encoding="UTF-8"), "client_encoding") == ["UTF8"]
+    with pytest.raises(ConfigurationError, match="UTF8 as client_encoding"):
+        connected(client_encoding=encoding)
 
 
 def test_an_order_of_an_item_with_a_star_is_bought_there(odd: Context) -> None:
