@@ -4,7 +4,7 @@ What is wrong with one is said without any part of it: there may be a password i
 """
 
 import re
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 _BROKERS = ("redis://", "rediss://", "redis+socket://", "amqp://", "amqps://", "pyamqp://")
 
@@ -23,6 +23,7 @@ _AUTHORITY = re.compile(
     r"(?:[^@\[\]]*@)?(?:(?:\[[0-9A-Fa-f:.%]+\]|[^:@\[\],]*)(?::[0-9]*)?(?:,(?!$)|$))+"
 )
 _PORT = re.compile(r":([0-9]+)(?=,|$)")
+_HOST = re.compile(r"(?:\[(?P<number>[^\]]*)\]|(?P<name>[^:]*))(?::(?P<port>[0-9]*))?")
 _PORTS = "expected a port from 1 to 65535"
 _FORM = "amqp://user:password@host:port/vhost"
 _FORMS = {
@@ -38,7 +39,30 @@ def complaint_of_database(url: str) -> str:
     schemes = ("postgresql://", "postgresql+psycopg://", "postgres://")
     if not (url.startswith(schemes) and _has_clear_host(url)):
         return f"expected postgresql://user:password@host:port/database; {_ENCODED}"
-    return "" if _has_ports(url) else _PORTS
+    if not _has_ports(url):
+        return _PORTS
+    if not all(map(_is_name, _hosts(url))):
+        return "expected a host whose name has 1 to 63 letters between two dots"
+    return ""
+
+
+def with_hosts_as_options(url: str) -> str:
+    """Write several hosts, or an encoded one, as options: only so SQLAlchemy takes what libpq does."""
+    scheme, _, rest = url.partition("://")
+    authority = _split(url)[0]
+    login, at, hosts = authority.rpartition("@")
+    if "," not in hosts and "%" not in hosts:
+        return url
+    each = [found for host in hosts.split(",") if (found := _HOST.fullmatch(host))]
+    named = {
+        "host": unquote(",".join(found["number"] or found["name"] or "" for found in each)),
+        "port": ",".join(found["port"] or "" for found in each),
+    }
+    path, mark, query = rest.removeprefix(authority).partition("?")
+    # As with libpq, what an option says wins; ports are those of its hosts then.
+    said = {"host", "port"} if "host" in _options(url) else {*_options(url)}
+    new = [f"{name}={quote(value)}" for name, value in named.items() if name not in said]
+    return f"{scheme}://{login}{at}{path or '/'}?{'&'.join([*new, query] if mark else new)}"
 
 
 def complaint_of_broker(url: str) -> str:
@@ -99,6 +123,24 @@ def _has_clear_host(url: str) -> bool:
 def _has_ports(url: str) -> bool:
     hosts = _split(url)[0].rpartition("@")[2]
     return all(0 < int(port) <= 65_535 for port in _PORT.findall(hosts))
+
+
+def _hosts(url: str) -> list[str]:
+    """Give the names of hosts that an address of PostgreSQL has, also those among its options."""
+    named = [unquote(_split(url)[0].rpartition("@")[2]), *_options(url).get("host", ())]
+    each = [host for hosts in named for host in hosts.split(",")]
+    return [found["name"] for host in each if (found := _HOST.fullmatch(host)) and found["name"]]
+
+
+def _is_name(host: str) -> bool:
+    """Say whether Python can look the name up; a path, or what names a socket, it does not."""
+    if host.startswith(("/", "@")):
+        return True
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def _has_numbered_database(url: str) -> bool:

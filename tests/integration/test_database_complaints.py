@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -122,6 +123,32 @@ def test_an_address_with_options_that_mean_nothing_is_told_in_one_line(
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert "FULFILLMENT_DATABASE_URL: expected only options that libpq knows" in line
+
+
+@pytest.mark.parametrize("command", ["migrate", "doctor", "web", "intake"])
+def test_a_host_that_no_name_can_be_is_told_in_one_line(
+    environment: dict[str, str], command: str
+) -> None:
+    url = f"postgresql://u:{PASSWORD}@db..example:5432/d"
+
+    done = run(environment | {"FULFILLMENT_DATABASE_URL": url}, command)
+
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "FULFILLMENT_DATABASE_URL: expected a host" in line
+
+
+def test_the_first_of_several_hosts_that_serves_is_used(database_url: str) -> None:
+    url = make_url(database_url)
+    there = url.query.get("host", url.host)
+    port = url.query.get("port", url.port) or 5432
+    login = f"{url.username}:{url.password}@" if url.password else f"{url.username}@"
+    hosts = f"127.0.0.1:1,{quote(str(there), safe='')}:{port}"  # may be a socket's path
+
+    database = Database(f"postgresql://{login}{hosts}/{url.database}")
+    with database.transaction() as session:
+        assert session.scalar("SELECT 1") == 1
+    database.close()
 
 
 def test_doctor_lists_what_a_user_of_another_database_cannot_even_read(
