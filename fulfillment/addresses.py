@@ -47,7 +47,7 @@ def complaint_of_database(url: str) -> str:
 
 
 def with_hosts_as_options(url: str) -> str:
-    """Write several hosts, or an encoded one, as options: only so SQLAlchemy takes what libpq does."""
+    """Write several hosts, or an encoded one, as options: so SQLAlchemy reads them as libpq."""
     scheme, _, rest = url.partition("://")
     authority = _split(url)[0]
     login, at, hosts = authority.rpartition("@")

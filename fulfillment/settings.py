@@ -61,6 +61,7 @@ _YEAR_S = 31_536_000
 LONGEST_LEASE_S = 3600
 _USUAL_PORTS = {"https": ":443", "http": ":80"}
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
 TOKEN_PAIR = re.compile(r"([a-z0-9][a-z0-9_-]{0,31}):[0-9a-f]{64}")
 AccountName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 
@@ -266,11 +267,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Let the embedded stack's runtime file stand last: whatever a person set wins.
 
-        Raises ConfigurationError for a name that no setting has. What stands in the runtime file
-        was written by us, perhaps of another version.
+        Raises ConfigurationError for a name that no setting has, and for what is no text. What
+        stands in the runtime file was written by us, perhaps of another version.
         """
         del file_secret_settings
-        _refuse_unknown(env_settings, dotenv_settings)
+        _refuse_odd(env_settings, dotenv_settings)
         first = (init_settings, env_settings, dotenv_settings)
         if not cls.reads_runtime_file:
             return first
@@ -348,16 +349,21 @@ NAMES = Names(
 )
 
 
-def _refuse_unknown(*sources: PydanticBaseSettingsSource) -> None:
-    """Look at what has our prefix. Raises ConfigurationError that names what is no setting."""
+def _refuse_odd(*sources: PydanticBaseSettingsSource) -> None:
+    """Look at what has our prefix. Raises ConfigurationError that names what is no setting, and
+    what is no text: Python hides such bytes of the environment in half a surrogate pair each."""
     found: dict[str, str] = {}
     for source in sources:
         assert isinstance(source, EnvSettingsSource)
         where = f", in {source.env_file}" if isinstance(source, DotEnvSettingsSource) else ""
-        for variable in map(str.upper, source.env_vars):
-            name = variable.removeprefix(PREFIX)
-            if variable.startswith(PREFIX) and not NAMES.knows(name):
-                found.setdefault(variable, _no_setting(NAMES.meant_by(name)) + where)
+        for variable, value in source.env_vars.items():
+            name = variable.upper().removeprefix(PREFIX)
+            if not variable.upper().startswith(PREFIX):
+                continue
+            if not NAMES.knows(name):
+                found.setdefault(PREFIX + name, _no_setting(NAMES.meant_by(name)) + where)
+            elif _SURROGATES.search(f"{variable}{value}"):
+                found.setdefault(PREFIX + name, f"expected text in UTF-8{where}")
     if found:
         (first, text), *rest = sorted(found.items())
         raise ConfigurationError(first, text + "".join(f"; {name}: {t}" for name, t in rest))

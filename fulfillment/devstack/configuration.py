@@ -94,11 +94,19 @@ def simulated_accounts(
     }
 
 
-def claim_port(claims: ExitStack, host: str, wanted: int, setting: str, *, is_fixed: bool) -> int:
+def claim_port(
+    claims: ExitStack,
+    host: str,
+    wanted: int,
+    setting: str,
+    *,
+    is_fixed: bool,
+    of_host: str | None = None,
+) -> int:
     """Give the wanted port, or the next free one unless it is fixed.
 
     Two stacks that start at once get different ones, until `claims` are closed. Raises
-    ConfigurationError naming the setting.
+    ConfigurationError naming the setting, or the one `of_host` where no port of it can be had.
     """
     if wanted == 0:
         # Below what systems give to outgoing connections: one of those may take it meanwhile.
@@ -114,10 +122,13 @@ def claim_port(claims: ExitStack, host: str, wanted: int, setting: str, *, is_fi
             with socket.socket(family) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((host, port))
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, TypeError, UnicodeError) as error:
             claim.close()
-            is_taken = getattr(error, "errno", None) == errno.EADDRINUSE
-            reason = "it is taken" if is_taken else str(error)
+            number = getattr(error, "errno", None)
+            reason = "it is taken" if number == errno.EADDRINUSE else str(error)
+            is_of_port = number in (errno.EADDRINUSE, errno.EACCES)
+            if of_host and not (is_of_port or isinstance(error, OverflowError)):
+                raise ConfigurationError(of_host, f"cannot listen on {host}: {reason}") from None
         else:
             claims.enter_context(claim)
             return port

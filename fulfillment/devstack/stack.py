@@ -195,7 +195,8 @@ class Stack:
         wanted: int = getattr(self.settings, f"{name}_port")
         setting = f"{PREFIX}{name.upper()}_PORT"
         is_fixed = f"{name}_port" in self.settings.model_fields_set
-        port = claim_port(claims, host, wanted, setting, is_fixed=is_fixed)
+        of_host = f"{PREFIX}WEB_HOST" if name == "web" else None
+        port = claim_port(claims, host, wanted, setting, is_fixed=is_fixed, of_host=of_host)
         if wanted not in (0, port):
             self.options.report(f"port {wanted} is taken, using {port} ({setting})")
         return port

@@ -1,13 +1,14 @@
 """The web application: intake, reads, webhooks and health over one context."""
 
 import asyncio
+import errno
 import logging
 import os
 import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 
 import anyio.to_thread
@@ -20,7 +21,7 @@ from fulfillment.errors import ConfigurationError
 from fulfillment.log import configure, get_logger
 from fulfillment.services.context import Context, build_context, register_accounts
 from fulfillment.services.intake import receive_bodies
-from fulfillment.settings import Settings
+from fulfillment.settings import PREFIX, Settings
 from fulfillment.web import checkouts, errors, health, orders, webhooks
 from fulfillment.web.connection import Connection
 from fulfillment.web.hints import Hints
@@ -39,6 +40,8 @@ from fulfillment.web.tokens import Tokens
 log = get_logger(__name__)
 
 _TRY_AGAIN_S = 2.0
+#: By which the system says that it is the port that cannot be had.
+_OF_PORTS = (errno.EADDRINUSE, errno.EACCES)
 #: Longer than clients keep idle connections, so that none is closed under a request.
 _KEPT_IDLE_S = 75
 #: So many single checkouts share a transaction at the most.
@@ -124,16 +127,23 @@ def build_server(app: FastAPI, trusted_proxies: str = "") -> uvicorn.Server:
 def listen(host: str, port: int) -> socket.socket:
     """Take the address. Raises ConfigurationError that names the setting."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named, asyncio turns Nagle's algorithm off; else each answer takes 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        text = f"cannot listen on {host}:{port}: {error.strerror}"
-        raise ConfigurationError("FULFILLMENT_WEB_PORT", text) from None
+    with ExitStack() as failing:
+        try:
+            # With the protocol named, asyncio turns Nagle's algorithm off; else each answer takes
+            # 40 ms.
+            listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+            failing.callback(listener.close)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            listener.listen(2048)
+        except OSError as error:
+            setting = "WEB_PORT" if error.errno in _OF_PORTS else "WEB_HOST"
+            text = f"cannot listen on {host}:{port}: {error.strerror}"
+            raise ConfigurationError(PREFIX + setting, text) from None
+        except (TypeError, UnicodeError):  # Python cannot write it as the name of a host
+            text = "expected the name or the address of a host"
+            raise ConfigurationError(f"{PREFIX}WEB_HOST", text) from None
+        failing.pop_all()
     return listener
 
 

@@ -140,6 +140,10 @@ def test_a_refused_id_that_is_no_text_is_refused_and_the_others_are_taken(
         ("worker", "ROUTES__ANY", "main,nobody"),
         ("worker", "DATABASE_URL", "postgresql://store@127.0.0.1/orders?secret=hush"),
         ("web", "ACCOUNTS__MAIN__BASE_URL", "http://user@127.0.0.1"),
+        ("web", "DATABASE_URL", "postgresql://u\udcff@127.0.0.1/orders"),
+        ("web", "API_TOKEN", "x\udcff-long-enough"),
+        ("web", "WEB_HOST", "x\udcff"),
+        ("web", "WEB_HOST", "192.0.2.1"),
         ("web", "ROUTES__ANY", "main,nobody"),
         ("intake", "ENCRYPTION_KEYS", "bad"),
         ("intake", "ACCOUNTS__MAIN__CLIENT_SECRET", ""),
@@ -151,7 +155,7 @@ def test_no_process_starts_with_half_of_its_settings(
     done = run(environment | {f"FULFILLMENT_{name}": value, "FULFILLMENT_WEB_PORT": "0"}, process)
 
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: FULFILLMENT_")
+    assert done.stderr.splitlines()[-1].startswith(f"error: FULFILLMENT_{name}")
 
 
 @contextmanager

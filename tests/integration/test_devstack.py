@@ -345,6 +345,9 @@ def test_a_default_port_that_is_taken_gives_way_and_a_set_one_is_named() -> None
 
         free = claim_port(claims, "127.0.0.1", port, "FULFILLMENT_WEB_PORT", is_fixed=False)
         assert free > port
+        named = "FULFILLMENT_WEB_HOST"
+        with pytest.raises(ConfigurationError, match=f"{named}: cannot listen on 192.0.2.1"):
+            claim_port(claims, "192.0.2.1", port, "x", is_fixed=False, of_host=named)
         with pytest.raises(ConfigurationError, match=f"FULFILLMENT_WEB_PORT.*{port}.*taken"):
             claim_port(claims, "127.0.0.1", port, "FULFILLMENT_WEB_PORT", is_fixed=True)
 

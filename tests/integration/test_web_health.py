@@ -277,6 +277,14 @@ def test_a_taken_port_is_named() -> None:
         listen("127.0.0.1", taken.getsockname()[1])
 
 
+@pytest.mark.parametrize(
+    "host", ["192.0.2.1", "no.such.host.invalid", "::1%nowhere", "\u00e4" * 70, "x\udcff"]
+)
+def test_a_host_that_is_none_of_this_machine_is_named(host: str) -> None:
+    with pytest.raises(ConfigurationError, match="FULFILLMENT_WEB_HOST"):
+        listen(host, 0)
+
+
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
 def test_head_is_answered_as_get_is_without_a_body(store: Store, path: str) -> None:
     asked, answer = store.get(path), store.client.head(path)

@@ -284,6 +284,35 @@ def test_a_file_of_settings_that_is_no_utf_8_is_named(tmp_path: Path, file: str)
     assert str(error.value) == f"{tmp_path / file}: expected UTF-8; line 2 is not"
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["DATABASE_URL", "API_TOKEN", "WEB_HOST", "DATA_DIR", "ACCOUNTS", "ACCOUNTS__A__CLIENT_ID"],
+)
+@pytest.mark.parametrize("is_in_file", [False, True], ids=["environment", "file"])
+def test_what_is_no_utf_8_is_named_and_not_shown(
+    setenv: Setter, monkeypatch: pytest.MonkeyPatch, name: str, is_in_file: bool
+) -> None:
+    odd = f"{CANARY}\udcff"
+    if is_in_file:  # which may take in what stands in the environment
+        Path(".env").write_text(f"FULFILLMENT_{name}=x${{ODD}}\n")
+        monkeypatch.setenv("ODD", odd)
+    else:
+        setenv(**{name: odd})
+
+    with pytest.raises(ConfigurationError) as error:
+        load_settings()
+
+    where = ", in .env" if is_in_file else ""
+    assert str(error.value) == f"FULFILLMENT_{name}: expected text in UTF-8{where}"
+
+
+def test_the_name_of_an_account_that_is_no_utf_8_is_refused(setenv: Setter) -> None:
+    setenv(**{"ACCOUNTS__A\udcff__CLIENT_ID": "x"})
+
+    with pytest.raises(ConfigurationError, match="expected text in UTF-8"):
+        load_settings()
+
+
 def test_a_working_directory_that_is_gone_is_told_of_where_it_matters(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
