@@ -15,6 +15,7 @@ FulfillmentError
 |   +-- RightMissing              the database's user may not do what we need
 +-- SchemaOutdated                the database was not migrated
 +-- SchemaUnknown                 no migration of ours made the database's schema
++-- SchemaIncomplete              the schema lacks what its own revision has
 +-- NotPrinted                    standard output takes no more
 +-- WebhookRejected               the delivery's signature is wrong
 |   +-- WebhookUnreadable         well signed, but it names no order
@@ -145,6 +146,16 @@ class SchemaUnknown(FulfillmentError):
         super().__init__(
             f"the database's schema has the revision {revision!r}, which no version has made that "
             f"this one follows (its own is {newest}); nothing was changed"
+        )
+
+
+class SchemaIncomplete(FulfillmentError):
+    """The database's revision looks like ours, and what our migrations make is not there."""
+
+    def __init__(self, lacking: str) -> None:
+        super().__init__(
+            "the database's schema has a revision that looks like ours, and lacks what belongs to "
+            f"it ({lacking}): it is another application's, or a part of it was lost"
         )
 
 

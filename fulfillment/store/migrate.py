@@ -13,15 +13,21 @@ from psycopg.errors import (
     DuplicateObject,
     DuplicateTable,
     LockNotAvailable,
+    UndefinedColumn,
+    UndefinedFunction,
+    UndefinedObject,
+    UndefinedTable,
 )
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from fulfillment.errors import ConfigurationError, SchemaUnknown
+from fulfillment.errors import ConfigurationError, SchemaIncomplete, SchemaUnknown
 from fulfillment.store import schema
 from fulfillment.store.engine import SETTING, Database, refusal_of
+from schemas.tables import OrderRow
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+_ABSENT = (UndefinedTable, UndefinedColumn, UndefinedObject, UndefinedFunction)
 # Any number that nobody else on this database locks: only one process migrates at a time.
 _LOCK = 7_305_119_402
 #: Whoever comes after a change that waits for its lock waits as well: so it waits only so long,
@@ -43,7 +49,8 @@ def _config(connection: Connection | None = None) -> Config:
 
 def migrate(database: Database, to: str = "head") -> bool:
     """Run all migrations that are missing, or go to another revision. Raises ServerUnreachable,
-    SchemaUnknown, and ConfigurationError for a database that cannot hold every text.
+    SchemaUnknown, SchemaIncomplete, and ConfigurationError for a database that is not ours or
+    cannot hold every text.
 
     Says no where a later version has been here: its schema serves this one as it is. Traffic may
     go on: a change that waits for a lock lets it pass, and is tried again.
@@ -57,6 +64,7 @@ def migrate(database: Database, to: str = "head") -> bool:
             connection.commit()
             try:
                 if _is_newer(connection, to):
+                    _check_tables(connection)
                     return False
                 _go_to(connection, to)
                 return True
@@ -69,6 +77,8 @@ def migrate(database: Database, to: str = "head") -> bool:
             expected = "expected an empty database, or one that our migrations have made; it has"
             found = str(error.orig.diag.message_primary)
             raise ConfigurationError(SETTING, f"{expected} its own: {found}") from None
+        if isinstance(error.orig, _ABSENT):
+            raise SchemaIncomplete(str(error.orig.diag.message_primary)) from None
         if (refusal := refusal_of(error.orig)) is None:
             raise
         raise refusal from None
@@ -81,6 +91,16 @@ def _check_encoding(connection: Connection) -> None:
         raise ConfigurationError(
             SETTING, f"expected a database of encoding UTF8, not {encoding}: items have stars"
         )
+
+
+def _check_tables(connection: Connection) -> None:
+    """Raise SchemaIncomplete where a table of ours is not there, whatever the revision says."""
+    query = text(
+        "SELECT name FROM unnest(CAST(:names AS text[])) AS name WHERE to_regclass(name) IS NULL"
+    )
+    found = connection.execute(query, {"names": sorted(OrderRow.metadata.tables)}).scalars()
+    if lacking := ", ".join(found):
+        raise SchemaIncomplete(f"no {lacking}")
 
 
 def _is_newer(connection: Connection, to: str) -> bool:
@@ -106,7 +126,10 @@ def _go_to(connection: Connection, revision: str) -> None:
     move = command.upgrade if revision == "head" else command.downgrade
     for is_last in (*repeat(False, _TRIES - 1), True):
         try:
+            connection.begin()  # or Alembic commits, whatever is missing then
             move(_config(connection), revision)
+            if revision == "head":
+                _check_tables(connection)
             connection.commit()
         except OperationalError as error:
             connection.rollback()

@@ -7,10 +7,11 @@ import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
-from fulfillment.errors import SchemaUnknown
+from fulfillment.errors import SchemaIncomplete, SchemaUnknown
 from fulfillment.services.context import Context
 from fulfillment.services.operations import check_readiness
 from fulfillment.store import schema
+from fulfillment.store.engine import Database
 from fulfillment.store.migrate import migrate
 from tests.conftest import environment_of
 from tests.faults.pool import database_on
@@ -122,6 +123,53 @@ def test_the_database_of_another_application_is_left_as_it_is(
             "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
         ).fetchone() or (0,)
     assert count == 1
+
+
+@pytest.mark.parametrize(
+    ("revision", "told"),
+    [
+        ("0001", 'relation "'),
+        ("0005", 'relation "'),
+        ("0021", "no account_switches, accounts, "),
+        (schema.HEAD, "no account_switches, accounts, "),
+        ("0023", "no account_switches, accounts, "),
+        ("0100", "no account_switches, accounts, "),
+    ],
+)
+def test_another_applications_revision_that_looks_like_ours_is_told_in_one_line(
+    foreign: str, context: Context, tmp_path: Path, revision: str, told: str
+) -> None:
+    """Others number their migrations as well."""
+    address = make_url(foreign).set(drivername="postgresql").render_as_string(False)
+    with psycopg.connect(address) as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num varchar(32))")
+        connection.execute("INSERT INTO alembic_version VALUES (%s)", (revision,))
+    environment = environment_of(context, tmp_path, "") | {"FULFILLMENT_DATABASE_URL": foreign}
+
+    done = run(environment, "migrate")
+
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: the database's schema has a revision that looks like ours, and ")
+    assert told in line
+    with psycopg.connect(address) as connection:
+        found = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+        query = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+        tables = connection.execute(query).fetchall()
+    assert (found, tables) == ([(revision,)], [("alembic_version",)])
+
+
+@pytest.mark.parametrize("revision", [schema.HEAD, "0023"])
+def test_a_table_that_was_lost_is_named(database_url: str, revision: str) -> None:
+    with database_on(database_url) as engine:
+        url = engine.url.render_as_string(False)
+        database = Database(url)
+        with database.transaction() as session:
+            session.execute("DROP TABLE invariants")
+            session.execute("UPDATE alembic_version SET version_num = %(to)s", {"to": revision})
+        with pytest.raises(SchemaIncomplete, match=r"\(no invariants\)"):
+            migrate(database)
+        database.close()
 
 
 def test_nothing_is_taken_back_from_a_schema_that_a_later_version_made(others: Context) -> None:
