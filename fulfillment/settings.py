@@ -174,8 +174,8 @@ class Settings(BaseSettings):
     api_tokens: SecretStr = SecretStr("")
     web_host: str = "127.0.0.1"
     web_port: int = Field(8080, ge=0, le=65_535)
-    web_calls_per_s: int = Field(2000, ge=1)
-    web_failures_per_s: int = Field(20, ge=1)
+    web_calls_per_s: int = Field(2000, ge=1, le=1_000_000)
+    web_failures_per_s: int = Field(20, ge=1, le=1_000_000)
     web_trusted_proxies: str = ""
     #: Names separated by commas; RabbitMQ tells nobody which queues the store has.
     updates_queues: str = "store.updates"
@@ -247,6 +247,13 @@ class Settings(BaseSettings):
     def _are_networks(cls, value: str) -> str:
         for part in _parts(value):
             ip_network(part)  # raises ValueError, which names what it found
+        return value
+
+    @field_validator("data_dir", mode="before")
+    @classmethod
+    def _is_some_directory(cls, value: Any) -> Any:
+        if isinstance(value, str) and not value.strip():  # which would be the working directory
+            raise ValueError("expected the path of a directory, or to be left out")
         return value
 
     @field_validator("flower_basic_auth")

@@ -78,6 +78,10 @@ WRONG = [
     ("API_TOKENS", f"store:{'a' * 64},store:{'b' * 64}", "name:hash"),
     ("WEB_CALLS_PER_S", "0", "1"),
     ("WEB_FAILURES_PER_S", "0", "1"),
+    ("WEB_CALLS_PER_S", "9" * 400, "1000000"),
+    ("WEB_FAILURES_PER_S", "1000001", "1000000"),
+    ("DATA_DIR", "", "path of a directory"),
+    ("DATA_DIR", " ", "path of a directory"),
     ("WEB_TRUSTED_PROXIES", "*", "IPv4 or IPv6"),
     ("WEB_TRUSTED_PROXIES", "10.0.0.0/8,proxy", "IPv4 or IPv6"),
     ("CLAIM_LEASE_S", "0", "1"),
@@ -327,6 +331,13 @@ def test_a_working_directory_that_is_gone_is_told_of_where_it_matters(tmp_path: 
         Stack(settings)
     with pytest.raises(ConfigurationError, match=f"is not set, and no stack .* {tmp_path}"):
         load_settings(data_dir=tmp_path).require("broker_url")
+
+
+def test_an_empty_data_directory_in_the_file_is_named() -> None:
+    Path(".env").write_text("FULFILLMENT_DATA_DIR=\n")
+
+    with pytest.raises(ConfigurationError, match="FULFILLMENT_DATA_DIR: expected the path"):
+        load_settings()
 
 
 def test_a_setting_that_is_empty_is_not_told_as_one_that_is_not_set(setenv: Setter) -> None:
