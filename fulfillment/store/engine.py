@@ -3,6 +3,7 @@
 Foreign database errors are translated here; the database's address never enters a message.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -48,6 +49,7 @@ _TRIES = 5
 #: A connection that nobody used for so long is tried before it is used again.
 _IDLE_S = 1.0
 _LAST_USE = "last_use"
+_SECONDS = re.compile(r"-?[0-9]{1,6}")
 #: What the address may say otherwise. A server that vanishes without a word is missed after so many
 #: seconds, not after a quarter of an hour: while data is on its way to it, and while it is awaited.
 _USUAL = {
@@ -233,10 +235,21 @@ def _read(url: str) -> URL:
         address.get_dialect()().create_connect_args(address)
     except (psycopg.ProgrammingError, ArgumentError):
         raise ConfigurationError(SETTING, "expected only options that libpq knows") from None
-    encoding = str(once.get("client_encoding", "utf8"))
-    if encoding.lower().replace("-", "") not in ("utf8", "unicode", "auto"):
-        raise ConfigurationError(SETTING, "expected UTF8 as client_encoding: items have stars")
+    if complaint := _complaint(once):
+        raise ConfigurationError(SETTING, complaint)
     return address
+
+
+def _complaint(options: Mapping[str, Any]) -> str:
+    """Say what is expected of options that libpq knows, and we cannot do with; nothing else."""
+    encoding = str(options.get("client_encoding", "utf8")).lower().replace("-", "")
+    if encoding not in ("utf8", "unicode", "auto"):
+        return "expected UTF8 as client_encoding: items have stars"
+    if not _SECONDS.fullmatch(str(options.get("connect_timeout", "5"))):
+        return "expected connect_timeout in whole seconds"
+    if "replication" in options:
+        return "expected no option replication: such a connection reads no tables"
+    return ""
 
 
 @contextmanager

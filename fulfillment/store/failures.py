@@ -56,9 +56,24 @@ _BY_WORDS = tuple(
             _GONE,
         ),
         (
-            r"connection is bad: invalid|invalid (port|integer) ",
+            r"connection is bad: invalid|invalid (port|integer) |could not parse network address"
+            r"|could not match \d+|may not be used with",
             "an option of its address has a value that libpq does not know",
         ),
+        (
+            r"FATAL: +(.* requires a value|unrecognized configuration|invalid (command|value))",
+            "it does not take what its address says in options",
+        ),
+        (r"definition of service ", "the service that its address names is not defined"),
+        (
+            r"session is (not )?read-only|server is (not )?in hot standby",
+            "it is not what target_session_attrs of its address asks for",
+        ),
+        (
+            r"channel binding required|authentication method requirement|requirepeer specifies",
+            "it does not prove itself as its address demands",
+        ),
+        (r"GSSAPI encryption required", "no encrypted connection came about (GSSAPI)"),
         (r"\bSSL\b|certificate", "no encrypted connection came about (SSL)"),
     )
 )

@@ -118,6 +118,17 @@ def test_another_encoding_of_the_address_is_refused_by_name(
         connected(client_encoding=encoding)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("connect_timeout", "abc"), ("connect_timeout", "1e9"), ("replication", "true")],
+)
+def test_an_option_that_we_cannot_do_with_is_refused_by_name(
+    connected: Callable[..., Database], name: str, value: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"FULFILLMENT_DATABASE_URL: .*{name}"):
+        connected(**{name: value})
+
+
 def test_an_order_of_an_item_with_a_star_is_bought_there(odd: Context) -> None:
     order = receive_one(odd, marketHashName=STAR)
     run_chain(odd)
