@@ -11,11 +11,13 @@ import structlog
 from celery import Task
 from celery.exceptions import Reject
 from celery.signals import worker_shutting_down
+from celery.utils.time import timezone
 from celery.worker.request import Request
+from kombu.asynchronous.timer import to_timestamp
 
 from celeryconfig import INTAKE
 from fulfillment.crash import crash_point
-from fulfillment.errors import FulfillmentError, WrongClock
+from fulfillment.errors import FulfillmentError, InvalidInput, WrongClock
 from fulfillment.log import get_logger, masked
 from fulfillment.messaging import dead_letters
 from fulfillment.services import clock_guard
@@ -91,6 +93,16 @@ def _cut(value: Any, most: int) -> str:
     return masked(str(value)[:_MOST_MASKED])[:most]
 
 
+def _require_a_time(eta: Any) -> None:
+    """Refuse a time for which Celery could set no timer, as it finds out too late."""
+    if eta is None:
+        return
+    try:
+        to_timestamp(timezone.to_system(eta))
+    except (OverflowError, ValueError):
+        raise InvalidInput("eta", "expected a time that this machine's clock can show") from None
+
+
 def is_hint(task: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Say whether a task can be run with these arguments; of what a store sends intake says so."""
     if task not in HINTS:
@@ -105,24 +117,44 @@ def is_hint(task: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
 class ShownRequest(Request):
     """A request whose arguments are shown in events, logs and `inspect` only as `shown` says.
 
-    What the sender put into the message's own `argsrepr` is not trusted to hold no secret.
+    What the sender put into the message's own `argsrepr` is not trusted to hold no secret. Raises
+    InvalidInput for what Celery would drop, or never acknowledge, once it is under way.
     """
 
     if TYPE_CHECKING:  # Celery's stubs leave these out.
         _args: Any
         _kwargs: Any
+        _eta: Any
+        _payload: Any
         _request_dict: dict[str, Any]
         _message: Any
         name: str
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._argsrepr = shown(self._args, is_foreign=self._request_dict["task"] == RECEIVE)
+        _require_a_time(self._eta)
+        is_foreign = self._request_dict["task"] == RECEIVE
+        if is_foreign:
+            self._keep_what_is_clear()
+        self._argsrepr = shown(self._args, is_foreign=is_foreign)
         self._kwargsrepr = "{***}" if self._kwargs else "{}"
         self._request_dict["argsrepr"] = self._argsrepr
         self._request_dict["kwargsrepr"] = self._kwargsrepr
         # A sender may call its task anything in events, its secrets among it.
         self.name, self._request_dict["shadow"] = self._request_dict["task"], None
+
+    def _keep_what_is_clear(self) -> None:
+        """Make arguments of what a store sent, without which Celery runs nothing."""
+        args, kwargs = self._args or [], self._kwargs or {}
+        if not isinstance(args, list | tuple):
+            raise InvalidInput("args", "expected a list")
+        if not isinstance(kwargs, dict):
+            raise InvalidInput("kwargs", "expected an object")
+        self._args = self._request_dict["args"] = args
+        self._kwargs = self._request_dict["kwargs"] = kwargs
+        # As Celery has it of a message that is decoded: the worker reads no other.
+        self._body = self._payload = (args, kwargs, self._payload[2])
+        self._content_type = self._content_encoding = None
 
     def send_event(self, type: str, **fields: Any) -> None:
         """Tell Flower; an exception's text is masked as a log line is."""

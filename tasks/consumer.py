@@ -20,6 +20,7 @@ from fulfillment.log import get_logger
 from fulfillment.messaging import dead_letters
 from fulfillment.redis_channel import Refused, open_channels
 from fulfillment.settings import load_settings
+from schemas.messages import RECEIVE
 
 log = get_logger(__name__)
 
@@ -105,11 +106,11 @@ class SafeConsumer(Consumer):
         why = f" ({told})" if error else ""
         reason = f"expected a task message of `checkout.receive`{why}"
         queue = (message.delivery_info or {}).get("routing_key")
+        headers = message.headers
         log.error("task.unreadable", queue=queue, reason=reason)
         # A task that only a newer version knows is a hint, which the sweep makes up for.
-        if queue == INTAKE:
-            kind, headers = message.content_type, message.headers
-            dead_letters.bury(load_settings(), message.body, kind, reason, headers)
+        if queue == INTAKE or (isinstance(headers, dict) and headers.get("task") == RECEIVE):
+            dead_letters.bury(load_settings(), message.body, message.content_type, reason, headers)
         message.ack_log_error(log, self.connection_errors)
 
     def on_connection_error_after_connected(self, exc: Exception) -> Any:

@@ -4,6 +4,7 @@ import base64
 import json
 import pickle
 import re
+import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -204,6 +205,53 @@ def test_a_refused_checkout_with_a_time_of_python_is_put_aside(
     kept = json.loads(base64.b64decode(letter["body"]))
     assert (kept["externalId"], kept["submitBy"]) == (event["externalId"], str(naive))
     assert letter["headers"]["x-test"] == "a run"
+
+
+def _send_task(shop: Driver, body: Any, queue: str = TASKS, **headers: Any) -> None:
+    headers = {"task": TASK, "id": uuid.uuid4().hex, **headers}
+    with Connection(_url(shop)) as connection:
+        producer = connection.Producer()
+        producer.publish(body, routing_key=queue, serializer="json", headers=headers)
+
+
+def test_a_checkout_whose_other_arguments_are_empty_in_any_form_is_taken(
+    shop: Driver, broker: redis.Redis
+) -> None:
+    """Celery acknowledges what has no object of keywords, and never runs it."""
+    events = [shop.checkout() for _ in range(5)]
+    empty: tuple[Any, ...] = (None, [], "")
+    for event, kwargs in zip(events, empty, strict=False):
+        _send_task(shop, [[event], kwargs, {}])
+    for event, args in zip(events[3:], (None, ""), strict=True):
+        _send_task(shop, [args, event, None])
+
+    assert set(shop.wait_final([each["externalId"] for each in events]).values()) == {"completed"}
+    assert not broker.llen(DEAD_QUEUE)
+
+
+def test_a_checkout_whose_arguments_or_time_mean_nothing_is_put_aside_with_the_reason(
+    shop: Driver, broker: redis.Redis
+) -> None:
+    event, before = shop.checkout(), shop.logs().count("Traceback")
+    bodies = (
+        *([[event], [1], {}], [[event], TOKEN, {}], [[event], 7, {}], [[event], None]),
+        *([event, {}, {}], [TOKEN, {}, {}], [None, None, None]),
+    )
+    times = ("0001-01-01T00:00:00+12:00", "9999-12-31T23:59:59-12:00")
+    for body in bodies:
+        _send_task(shop, body)
+    for eta in times:
+        _send_task(shop, [[event], {}, {}], eta=eta)
+    _send_task(shop, [[event], [1], {}], "fulfillment.follow")
+
+    until("all of it put aside", lambda: broker.llen(DEAD_QUEUE) == len(bodies) + len(times) + 1)
+    letters = [json.loads(letter) for letter in broker.lrange(DEAD_QUEUE, 0, -1)]
+    reasons = [letter["headers"][REASON_HEADER] for letter in letters]
+    assert sum("eta: expected a time" in reason for reason in reasons) == len(times)
+    assert sum("kwargs: expected an object" in reason for reason in reasons) == 4
+    assert sum("args: expected a list" in reason for reason in reasons) == 2
+    assert shop.logs().count("Traceback") == before
+    assert TOKEN not in shop.logs()
 
 
 @pytest.mark.parametrize("expires", ["2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00"])
