@@ -31,6 +31,8 @@ _MOST_NAMES = 20
 #: Whoever sends more has it searched for secrets no further.
 _MOST_MASKED = 1000
 _PAUSE_S = 1.0
+#: What a task's message may say of what comes after it, beside its arguments.
+_FOLLOWING = ("callbacks", "errbacks", "chain", "chord")
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _lock = threading.Lock()
 _context: Context | None = None
@@ -93,6 +95,13 @@ def _cut(value: Any, most: int) -> str:
     return masked(str(value)[:_MOST_MASKED])[:most]
 
 
+def _following(embed: Any, headers: Mapping[str, Any]) -> list[str]:
+    """Name what a sender wants to happen after its task."""
+    if embed and not isinstance(embed, dict):
+        return ["what is no object"]
+    return [name for name in _FOLLOWING if (embed or {}).get(name) or headers.get(name)]
+
+
 def _require_a_time(eta: Any) -> None:
     """Refuse a time for which Celery could set no timer, as it finds out too late."""
     if eta is None:
@@ -144,16 +153,21 @@ class ShownRequest(Request):
         self.name, self._request_dict["shadow"] = self._request_dict["task"], None
 
     def _keep_what_is_clear(self) -> None:
-        """Make arguments of what a store sent, without which Celery runs nothing."""
+        """Make arguments of what a store sent, and leave out what is to follow upon them.
+
+        Celery would publish that in our name; of what it cannot, it dies past acknowledging.
+        """
         args, kwargs = self._args or [], self._kwargs or {}
         if not isinstance(args, list | tuple):
             raise InvalidInput("args", "expected a list")
         if not isinstance(kwargs, dict):
             raise InvalidInput("kwargs", "expected an object")
+        if dropped := _following(self._payload[2], self._request_dict):
+            log.warning("task.not_followed", task=RECEIVE, dropped=dropped)
         self._args = self._request_dict["args"] = args
         self._kwargs = self._request_dict["kwargs"] = kwargs
         # As Celery has it of a message that is decoded: the worker reads no other.
-        self._body = self._payload = (args, kwargs, self._payload[2])
+        self._body = self._payload = (args, kwargs, dict.fromkeys(_FOLLOWING))
         self._content_type = self._content_encoding = None
 
     def send_event(self, type: str, **fields: Any) -> None:

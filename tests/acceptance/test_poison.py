@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 import redis
+from celery import signature
 from kombu import Connection
 from psycopg import sql
 from sqlalchemy.engine import make_url
@@ -252,6 +253,33 @@ def test_a_checkout_whose_arguments_or_time_mean_nothing_is_put_aside_with_the_r
     assert sum("args: expected a list" in reason for reason in reasons) == 2
     assert shop.logs().count("Traceback") == before
     assert TOKEN not in shop.logs()
+
+
+FOLLOWING: tuple[Any, ...] = (
+    *({"chain": [{"task": "x"}]}, {"chain": 5}, {"callbacks": [5]}, {"errbacks": ["x"]}),
+    *({"chord": []}, {"chord": {"task": []}}, {"delivery_info": 5}, {"args": 5}, [5], "x", 5),
+    # Well formed, to a queue that no worker of ours knows.
+    {"callbacks": [signature("x", queue="a.store")]},
+)
+
+
+def test_what_is_to_follow_upon_a_checkout_is_dropped_and_the_worker_stays_able(
+    shop: Driver, broker: redis.Redis
+) -> None:
+    """Celery raises past acknowledging, and each such message keeps a worker's thread for good."""
+    event, before = shop.checkout(), shop.logs().count("Traceback")
+    ids = [f"{event['externalId']}-{number}" for number in range(2 * len(FOLLOWING))]
+    assert len(ids) > shop.stack.settings.worker_threads
+    for name, following in zip(ids, FOLLOWING * 2, strict=True):
+        body = [[event | {"externalId": name}], {}, following]
+        _send_task(shop, body, chain=5, errbacks=5)
+    external_id = _send_by_task(shop)
+
+    assert set(shop.wait_final([external_id]).values()) == {"completed"}
+    until("all are taken", lambda: all(shop.statuses(ids).values()))
+    until("none is kept", lambda: not broker.hlen("unacked"))
+    assert shop.logs().count("Traceback") == before
+    assert not broker.llen(DEAD_QUEUE)
 
 
 @pytest.mark.parametrize("expires", ["2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00"])
