@@ -16,6 +16,7 @@ FulfillmentError
 +-- SchemaOutdated                the database was not migrated
 +-- SchemaUnknown                 no migration of ours made the database's schema
 +-- SchemaIncomplete              the schema lacks what its own revision has
++-- NotPutAside                   the queue of dead letters did not take what cannot be taken in
 +-- NotPrinted                    standard output takes no more
 +-- WebhookRejected               the delivery's signature is wrong
 |   +-- WebhookUnreadable         well signed, but it names no order
@@ -157,6 +158,11 @@ class SchemaIncomplete(FulfillmentError):
             "the database's schema has a revision that looks like ours, and lacks what belongs to "
             f"it ({lacking}): it is another application's, or a part of it was lost"
         )
+class NotPutAside(FulfillmentError):
+    """What cannot be taken in has nowhere to go, and stays where it came from."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the queue of dead letters did not take it ({why}); it is put back")
 
 
 class NotPrinted(FulfillmentError):

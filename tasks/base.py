@@ -3,7 +3,9 @@
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,14 +15,15 @@ from celery.exceptions import Reject
 from celery.signals import worker_shutting_down
 from celery.utils.time import timezone
 from celery.worker.request import Request
+from celery.worker.state import task_ready
 from kombu.asynchronous.timer import to_timestamp
 
 from celeryconfig import INTAKE
 from fulfillment.crash import crash_point
-from fulfillment.errors import FulfillmentError, InvalidInput, WrongClock
+from fulfillment.errors import FulfillmentError, InvalidInput, NotPutAside, WrongClock
 from fulfillment.log import get_logger, masked
 from fulfillment.messaging import dead_letters
-from fulfillment.services import clock_guard
+from fulfillment.services import clock_guard, intake
 from fulfillment.services.context import Context, build_context, register_accounts
 from fulfillment.settings import load_settings
 from schemas.messages import HINTS, RECEIVE
@@ -57,6 +60,27 @@ def context() -> Context:
             _context = made
     clock_guard.check(_context)
     return _context
+
+
+def put_back_later(put_back: Callable[[], object]) -> None:
+    """Have what could not be put aside put back in a while, and `/readyz` tell of it.
+
+    Its consumer goes on meanwhile, and the message keeps its place among those that it may hold.
+    """
+    threading.Thread(target=_put_back, args=(put_back,), daemon=True).start()
+
+
+def _put_back(put_back: Callable[[], object]) -> None:
+    try:
+        _note_not_put_aside()
+    finally:
+        time.sleep(_PAUSE_S)
+        put_back()
+
+
+def _note_not_put_aside() -> None:
+    with suppress(FulfillmentError):  # without a database `/readyz` tells of that
+        intake.note_not_put_aside(context())
 
 
 def shown(args: Any, *, is_foreign: bool) -> str:
@@ -137,6 +161,7 @@ class ShownRequest(Request):
         _payload: Any
         _request_dict: dict[str, Any]
         _message: Any
+        _already_revoked: bool
         name: str
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -178,12 +203,21 @@ class ShownRequest(Request):
         super().send_event(type, **fields)
 
     def _announce_revoked(self, reason: str, terminated: bool, *args: Any) -> None:
-        """Put aside a checkout whose sender's time for it is over, or that was revoked."""
+        """Put aside a checkout whose sender's time for it is over, or that was revoked.
+
+        One that cannot be is not acknowledged; it comes again, and is revoked again.
+        """
         if self.name == RECEIVE and not terminated:
             kind, headers = self._message.content_type, self._message.headers
             told = f"expected a task message that is neither expired nor revoked, found it {reason}"
             log.error("task.unreadable", queue=INTAKE, reason=told)
-            dead_letters.bury(load_settings(), self._message.body, kind, told, headers)
+            try:
+                dead_letters.bury(load_settings(), self._message.body, kind, told, headers)
+            except NotPutAside:
+                task_ready(self)
+                self._already_revoked = True  # this copy is run by nobody
+                put_back_later(partial(self.reject, requeue=True))
+                return
         super()._announce_revoked(reason, terminated, *args)  # type: ignore[misc]  # not in stubs
 
     def info(self, safe: bool = False) -> Any:
@@ -223,6 +257,8 @@ class FulfillmentTask(Task[..., Any]):
             except FulfillmentError as error:
                 log.warning("task.failed", reason=str(error))
                 self.stop_chain()
+                if isinstance(error, NotPutAside):
+                    _note_not_put_aside()
                 if isinstance(error, WrongClock):
                     time.sleep(_PAUSE_S)  # so that most messages come to those whose clock is right
                 if self.acks_late:

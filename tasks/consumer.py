@@ -7,6 +7,7 @@ none of which we use.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery.bootsteps import ConsumerStep
@@ -15,12 +16,13 @@ from celery.worker.consumer.tasks import Tasks
 
 from celeryconfig import INTAKE
 from fulfillment.broker import PUBLISH_ERRORS
-from fulfillment.errors import InvalidInput
+from fulfillment.errors import InvalidInput, NotPutAside
 from fulfillment.log import get_logger
 from fulfillment.messaging import dead_letters
 from fulfillment.redis_channel import Refused, open_channels
 from fulfillment.settings import load_settings
 from schemas.messages import RECEIVE
+from tasks.base import put_back_later
 
 log = get_logger(__name__)
 
@@ -68,6 +70,7 @@ class SafeConsumer(Consumer):
     if TYPE_CHECKING:  # Celery's stubs leave these out.
         connection_errors: tuple[type[Exception], ...]
         strategies: dict[str, Any]
+        call_soon_ack: Callable[..., Any]
 
     def update_strategies(self) -> None:
         """Run our own tasks only: Celery's would show in Flower whatever a store sends to them."""
@@ -110,7 +113,13 @@ class SafeConsumer(Consumer):
         log.error("task.unreadable", queue=queue, reason=reason)
         # A task that only a newer version knows is a hint, which the sweep makes up for.
         if queue == INTAKE or (isinstance(headers, dict) and headers.get("task") == RECEIVE):
-            dead_letters.bury(load_settings(), message.body, message.content_type, reason, headers)
+            try:
+                kind = message.content_type
+                dead_letters.bury(load_settings(), message.body, kind, reason, headers)
+            except NotPutAside:
+                tell = message.reject_log_error, log, self.connection_errors, True
+                put_back_later(partial(self.call_soon_ack, *tell))
+                return
         message.ack_log_error(log, self.connection_errors)
 
     def on_connection_error_after_connected(self, exc: Exception) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from kombu import Connection, Producer
 
 from fulfillment.broker import PUBLISH_ERRORS, connect, dead_queue, reason_of
+from fulfillment.errors import NotPutAside
 from fulfillment.log import get_logger, masked_field
 from fulfillment.settings import Settings
 from schemas.messages import REASON_HEADER
@@ -82,9 +83,11 @@ def _bytes(body: Any) -> bytes:
 def bury(
     settings: Settings, body: Any, content_type: Any, reason: str, headers: Any = None
 ) -> None:
-    """Put aside what came to a worker; when the broker is away, only log it."""
+    """Put aside what came to a worker. Raises NotPutAside: then it must not be acknowledged."""
     try:
         with connect(settings, confirm=True) as connection:
             publish(connection, body, content_type, reason, headers)
     except PUBLISH_ERRORS as error:
-        log.warning("dead_letter.lost", reason=reason, why=reason_of(error))
+        why = reason_of(error)
+        log.error("dead_letter.not_taken", queue=dead_queue.name, reason=reason, why=why)
+        raise NotPutAside(why) from error

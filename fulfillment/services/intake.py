@@ -18,7 +18,7 @@ from fulfillment.errors import (
     KeyMissing,
 )
 from fulfillment.log import get_logger
-from fulfillment.services import backstop, clock_guard
+from fulfillment.services import backstop, clock_guard, pulse
 from fulfillment.services.context import Context
 from fulfillment.store import orders
 from fulfillment.store.engine import is_about_data, repeated
@@ -262,6 +262,13 @@ def receive_bodies(context: Context, bodies: Sequence[bytes]) -> list[Received]:
 def _id_of(raw: Any) -> str | None:
     found = raw.get("externalId") if isinstance(raw, Mapping) else None
     return found[:64] if isinstance(found, str) else None
+
+
+def note_not_put_aside(context: Context) -> None:
+    """Keep that what could not be taken in was put back just now. Raises ServerUnreachable."""
+    if pulse.is_due(context, pulse.NOT_PUT_ASIDE):
+        with context.database.statement() as session:
+            pulse.beat_seldom(context, session, pulse.NOT_PUT_ASIDE)
 
 
 def new_accounts(results: Sequence[Received]) -> list[str]:

@@ -287,6 +287,8 @@ def wallets(context: Context) -> list[WalletView]:
     ]
 
 
+#: Longer than a worker takes to try again.
+_PUT_BACK_FOR = timedelta(seconds=30)
 #: The invariants are looked at every minute.
 _CHECK_PATIENCE = timedelta(minutes=5)
 
@@ -324,12 +326,25 @@ def check_readiness(context: Context, *, is_broker_ill: bool = False) -> list[Ch
     for part in _TURNING:
         why = "the broker may be why, see there" if is_broker_ill else part.dead
         checks.append(_check_pulse(context, beats, part, why))
+    checks += _check_dead_letters(context, beats)
     return [*checks, *_check_refused(context, beats), _check_checks(context)]
 
 
 def _check_clock(by: timedelta) -> Check:
     is_right = abs(by) <= clock_guard.APART
     return Check("clock", is_right, "" if is_right else str(WrongClock(by)))
+
+
+def _check_dead_letters(context: Context, beats: Mapping[str, datetime]) -> list[Check]:
+    """Tell of checkouts that workers can neither take in nor put aside.
+
+    Of those that intake cannot, its own heartbeat tells.
+    """
+    last = beats.get(pulse.NOT_PUT_ASIDE)
+    if last is None or context.now() - last > _PUT_BACK_FOR:
+        return []
+    detail = "checkouts that cannot be taken in go round: see `dead_letter.not_taken` in the log"
+    return [Check("dead letters", is_ok=False, detail=detail)]
 
 
 def _check_refused(context: Context, beats: Mapping[str, datetime]) -> list[Check]:

@@ -11,6 +11,8 @@ INVARIANTS, ERASURE = "invariants", "erasure"
 CONSUMER, RELAY = "intake.consumer", "intake.relay"
 #: Before a routing key: when a queue of the store last refused a message of it.
 REFUSED = "relay.refused."
+#: When the queue of dead letters last took nothing of a worker's.
+NOT_PUT_ASIDE = "worker.not_put_aside"
 _GAP_S = 3.0
 
 

@@ -20,6 +20,7 @@ from fulfillment.broker import (
     store_exchange,
 )
 from fulfillment.clock import SystemClock
+from fulfillment.errors import NotPutAside
 from fulfillment.messaging import consumer, dead_letters
 from fulfillment.messaging.consumer import CheckoutConsumer
 from fulfillment.messaging.publishing import make_publisher
@@ -278,13 +279,17 @@ def test_dead_letters_that_are_refused_hold_up_no_checkout_of_their_group_and_ar
     assert told == {"MessageNacked"}
 
 
-def test_a_workers_dead_letter_that_is_refused_is_logged_and_raises_nothing(
+def test_a_workers_dead_letter_that_is_refused_is_logged_and_told_to_the_worker(
     context: Context, connection: kombu.Connection
 ) -> None:
-    with refusing(context, connection), capture_logs() as logs:
+    with (
+        refusing(context, connection),
+        capture_logs() as logs,
+        pytest.raises(NotPutAside, match="MessageNacked"),
+    ):
         dead_letters.bury(context.settings, b"{}", "application/json", "a test")
 
-    (line,) = [line for line in logs if line["event"] == "dead_letter.lost"]
+    (line,) = [line for line in logs if line["event"] == "dead_letter.not_taken"]
     assert line["why"] == "MessageNacked"
 
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from fulfillment.errors import ConfigurationError, ProviderNotReached
-from fulfillment.services import funds, pulse, updates
+from fulfillment.services import funds, intake, pulse, updates
 from fulfillment.services.context import Context
 from fulfillment.store import leases
 from fulfillment.store.engine import Database
@@ -72,6 +72,25 @@ def test_a_queue_of_the_store_that_refuses_is_told_of_and_takes_nobody_out_of_se
     assert told["ok"] is False
     assert told["detail"].startswith("order.updated wait")
     assert "updates taken" not in over.json()["checks"]
+
+
+def test_checkouts_that_can_be_put_nowhere_are_told_of_as_long_as_they_go_round(
+    web_context: Context, store: Store, clock: FakeClock
+) -> None:
+    def answer() -> httpx.Response:
+        with web_context.database.transaction() as session:
+            for name in (pulse.SWEEP, pulse.CONSUMER, pulse.RELAY):
+                leases.beat(session, name, web_context.now())
+        return store.get("/readyz")
+
+    intake.note_not_put_aside(web_context)
+    going_round = answer()
+    clock.advance(31)
+    over = answer()
+
+    assert (going_round.status_code, over.status_code) == (503, 200)
+    assert going_round.json()["checks"]["dead letters"]["ok"] is False
+    assert "dead letters" not in over.json()["checks"]
 
 
 def test_without_a_database_everything_says_so(lonely_store: Store) -> None:
