@@ -147,7 +147,10 @@ def flower() -> None:
 
 
 def _run_celery(app: Any, settings: Settings, arguments: Sequence[str]) -> None:
+    import signal
+
     from celery import signals
+    from celery.apps import worker as program
 
     from fulfillment.broker import require_access
 
@@ -158,6 +161,10 @@ def _run_celery(app: Any, settings: Settings, arguments: Sequence[str]) -> None:
         lambda **_: log.configure(settings.log_level, settings.log_format), weak=False
     )
     signals.worker_init.connect(lambda sender, **_: workers.append(sender), weak=False)
+    # Celery would begin anew, by a command that there is not. What nohup ignores stays ignored.
+    vars(program).update(install_worker_restart_handler=lambda _worker: None)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     # Celery's command line reads sys.argv in places, and quotes it in its banner.
     sys.argv = ["fulfillment", *arguments]
     app.start(argv=list(arguments))

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import celery
+import kombu
 import pytest
 import redis
 from sqlalchemy.engine import make_url
 
+from celeryconfig import FOLLOW
+from fulfillment.broker import app
 from fulfillment.devstack.redis import EmbeddedRedis
 from fulfillment.services.context import Context
 from schemas.messages import RECEIVE
@@ -126,6 +129,49 @@ def test_a_worker_that_is_told_to_end_ends_with_0_and_one_that_dies_of_an_error_
         assert broken.process.wait(20) == 1, broken.said
 
     assert DEATH in broken.said
+
+
+def test_a_worker_that_is_hung_up_on_ends_as_at_sigterm_and_says_nothing_else(
+    context: Context, tmp_path: Path, broker: str
+) -> None:
+    """Celery would execute `python fulfillment`, which there is not."""
+    with worker(context, tmp_path, broker) as ours:
+        assert ours.takes_a_checkout(), ours.said
+        ours.process.send_signal(signal.SIGHUP)
+        assert ours.process.wait(20) == 0, ours.said
+
+    assert "Warm shutdown" in ours.said
+    assert "Restarting" not in ours.said
+
+
+def test_a_worker_that_ignores_a_hangup_goes_on(
+    context: Context, tmp_path: Path, broker: str
+) -> None:
+    ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    program = ("-c", f"{ignoring} from fulfillment.cli import main; main()")
+    with worker(context, tmp_path, broker, program) as ours:
+        assert ours.takes_a_checkout(), ours.said
+        ours.process.send_signal(signal.SIGHUP)
+
+        assert ours.takes_a_checkout(), ours.said
+
+
+def test_beat_ends_with_0_when_it_is_hung_up_on(
+    context: Context, tmp_path: Path, broker: str
+) -> None:
+    environment = environment_of(context, tmp_path, broker)
+    with kombu.Connection(broker) as connection:
+        ticks = app.amqp.queues[FOLLOW](connection.default_channel)
+        ticks.declare()
+        ticks.purge()
+        beat = subprocess.Popen([sys.executable, *OURS, "beat"], env=environment)
+        try:
+            until(lambda: ticks.get(no_ack=True) or beat.poll() is not None)
+            beat.send_signal(signal.SIGHUP)
+            assert beat.wait(20) == 0
+        finally:
+            beat.kill()
+            beat.wait()
 
 
 @pytest.fixture
