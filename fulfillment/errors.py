@@ -158,6 +158,8 @@ class SchemaIncomplete(FulfillmentError):
             "the database's schema has a revision that looks like ours, and lacks what belongs to "
             f"it ({lacking}): it is another application's, or a part of it was lost"
         )
+
+
 class NotPutAside(FulfillmentError):
     """What cannot be taken in has nowhere to go, and stays where it came from."""
 
