@@ -131,6 +131,15 @@ def test_a_worker_that_is_told_to_end_ends_with_0_and_one_that_dies_of_an_error_
     assert DEATH in broken.said
 
 
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """Let processes end at a hangup although these tests may run under nohup, which ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangups")
 def test_a_worker_that_is_hung_up_on_ends_as_at_sigterm_and_says_nothing_else(
     context: Context, tmp_path: Path, broker: str
 ) -> None:
@@ -156,6 +165,7 @@ def test_a_worker_that_ignores_a_hangup_goes_on(
         assert ours.takes_a_checkout(), ours.said
 
 
+@pytest.mark.usefixtures("hangups")
 def test_beat_ends_with_0_when_it_is_hung_up_on(
     context: Context, tmp_path: Path, broker: str
 ) -> None:

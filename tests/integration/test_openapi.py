@@ -41,7 +41,7 @@ FIELDS_OF_OURS = {"account", "submitBy", "expectedPrice"}
 @pytest.fixture
 def store(make_context: MakeContext) -> Iterator[Store]:
     """Give an application that counts nothing: no second passes on this test's clock."""
-    rates = {"web_calls_per_s": 10**9, "web_failures_per_s": 10**9}
+    rates = {"web_calls_per_s": 10**6, "web_failures_per_s": 10**6}
     with serving(make_context(**TWO_ACCOUNTS, **rates)) as found:
         yield found
 

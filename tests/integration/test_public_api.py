@@ -272,7 +272,7 @@ class PublicAPI(RuleBasedStateMachine):
 def machine(make_context: MakeContext, clock: FakeClock) -> Iterator[type[PublicAPI]]:
     provider = NodeProvider()
     context = make_context(
-        provider, **TWO_ACCOUNTS, web_failures_per_s=10**9, web_calls_per_s=10**9
+        provider, **TWO_ACCOUNTS, web_failures_per_s=10**6, web_calls_per_s=10**6
     )
     with serving(context) as store:
         parts = {"store": store, "context": context, "provider": provider, "clock": clock}
