@@ -115,7 +115,9 @@ def _places(context: Context) -> int:
 def _wait(context: Context, batch: Batch, slots: Share) -> bool:
     """Wait for a slot, where this worker is to have one at all; say so.
 
-    Of all copies one waits: the process's other threads are for other accounts.
+    Of all copies one waits: the process's other threads are for other accounts. It waits for half
+    of the slots, which are free when those at work here have no more to send: with each slot by
+    itself orders would be taken one by one.
     """
     if not batch.get("is_copy"):
         slots.wait()
@@ -124,7 +126,8 @@ def _wait(context: Context, batch: Batch, slots: Share) -> bool:
     with context.threads.share("copies that wait", size) as places:
         if not places.take(1):
             return False
-        slots.wait()
+        limit = context.account(batch["account"]).max_submits_in_flight
+        slots.wait(max(1, limit // 2))
     return True
 
 

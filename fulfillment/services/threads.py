@@ -38,9 +38,8 @@ class Slots:
         self._free = size
         self._changed = threading.Condition()
 
-    @property
-    def is_any_free(self) -> bool:
-        return self._free > 0
+    def are_free(self, least: int = 1) -> bool:
+        return self._free >= least
 
     def take(self, most: int) -> int:
         """Take up to so many, as many as are free now; say how many."""
@@ -54,10 +53,10 @@ class Slots:
             self._free += count
             self._changed.notify_all()
 
-    def wait(self) -> None:
-        """Wait until one is free; somebody else may be quicker to take it."""
+    def wait(self, least: int = 1) -> None:
+        """Wait until so many are free; somebody else may be quicker to take them."""
         with self._changed:
-            self._changed.wait_for(lambda: self.is_any_free)
+            self._changed.wait_for(lambda: self.are_free(least))
 
 
 class Share:
@@ -82,9 +81,9 @@ class Share:
             self._held -= count
         self._slots.give_back(count)
 
-    def wait(self) -> None:
-        """Wait until `take` could find one."""
-        self._slots.wait()
+    def wait(self, least: int = 1) -> None:
+        """Wait until `take` could find so many."""
+        self._slots.wait(least)
 
     def close(self) -> None:
         """Give back all that is still held."""

@@ -324,8 +324,8 @@ class _Slots(Slots):
         super().__init__(size)
         self._scheduler = scheduler
 
-    def wait(self) -> None:
-        self._scheduler.pause(until=lambda: self.is_any_free)
+    def wait(self, least: int = 1) -> None:
+        self._scheduler.pause(until=lambda: self.are_free(least))
 
 
 class _Executor(Executor):

@@ -320,7 +320,7 @@ def test_without_a_free_slot_nothing_of_a_shared_batch_is_taken(
 
 
 def waits(context: Context) -> bool:
-    return not context.threads.slots("copies that wait", 1).is_any_free
+    return not context.threads.slots("copies that wait", 1).are_free()
 
 
 def test_a_copy_waits_for_a_slot_and_then_helps(
