@@ -1,8 +1,9 @@
 """A large batch is submitted by whoever has room: nothing of it waits for one worker's turn."""
 
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -323,25 +324,36 @@ def waits(context: Context) -> bool:
     return not context.threads.slots("copies that wait", 1).are_free()
 
 
+@contextmanager
+def waiting(
+    context: Context, provider: FakeProvider, batch: Batch
+) -> Iterator[Future[Batch | None]]:
+    """Have a copy of the batch wait for slots, all of which another batch has until the end."""
+    first, gate = reserved(context, 5), Gate(provider, held=2)
+    with ThreadPoolExecutor(2) as executor:
+        flying = executor.submit(submission.submit_orders, context, first)
+        until(lambda: gate.came == 2)
+        helping = executor.submit(submission.submit_orders, context, copies(context, batch)[0])
+        until(lambda: waits(context))
+        yield helping
+        gate.open()
+        own = flying.result()
+    assert own
+    assert set(own["ids"]) <= set(first["ids"])
+
+
 def test_a_copy_waits_for_a_slot_and_then_helps(
     worker: Callable[[], Context], provider: FakeProvider
 ) -> None:
     context = worker()
-    first, second = reserved(context, 5), reserved(context, 5)
-    copy, *_ = copies(context, second)
-    gate = Gate(provider, held=2)
+    batch = reserved(context, 5)
 
-    with ThreadPoolExecutor(2) as executor:
-        flying = executor.submit(submission.submit_orders, context, first)
-        until(lambda: gate.came == 2)
-        helping = executor.submit(submission.submit_orders, context, copy)
-        until(lambda: waits(context))
-        gate.open()
-        own, helped = flying.result(), helping.result()
+    with waiting(context, provider, batch) as helping:
+        pass
+    helped = helping.result()
 
-    assert own
     assert helped
-    assert (own["ids"], helped["ids"]) == (first["ids"], second["ids"])
+    assert helped["ids"] == batch["ids"]
     assert len(provider.bodies) == 10
     assert not waits(context)
 
@@ -350,19 +362,11 @@ def test_a_second_copy_that_would_wait_leaves_its_thread_to_other_work(
     worker: Callable[[], Context], provider: FakeProvider
 ) -> None:
     context = worker()
-    first, *more = (reserved(context, 5) for _ in range(3))
-    one, two = (copies(context, batch)[0] for batch in more)
-    gate = Gate(provider, held=2)
+    one, two = reserved(context, 5), reserved(context, 5)
 
-    with ThreadPoolExecutor(2) as executor:
-        flying = executor.submit(submission.submit_orders, context, first)
-        until(lambda: gate.came == 2)
-        helping = executor.submit(submission.submit_orders, context, one)
-        until(lambda: waits(context))
-        at_once = submission.submit_orders(context, two)
-        gate.open()
-        flying.result()
-        helped = helping.result()
+    with waiting(context, provider, one) as helping:
+        at_once = submission.submit_orders(context, copies(context, two)[0])
+    helped = helping.result()
 
     assert at_once is None
     assert helped
@@ -391,21 +395,12 @@ def test_a_copy_that_waited_begins_nothing_once_the_worker_is_told_to_stop(
     worker: Callable[[], Context], provider: FakeProvider
 ) -> None:
     context = worker()
-    first, second = reserved(context, 5), reserved(context, 5)
-    copy, *_ = copies(context, second)
-    gate = Gate(provider, held=2)
+    batch = reserved(context, 5)
 
-    with ThreadPoolExecutor(2) as executor:
-        flying = executor.submit(submission.submit_orders, context, first)
-        until(lambda: gate.came == 2)
-        helping = executor.submit(submission.submit_orders, context, copy)
-        until(lambda: waits(context))
+    with waiting(context, provider, batch) as helping:
         context.threads.is_ending = True
-        gate.open()
-        flying.result()
-        helped = helping.result()
 
-    assert helped is None
+    assert helping.result() is None
     assert len(provider.bodies) == 2
 
 
