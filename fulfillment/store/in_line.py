@@ -28,6 +28,8 @@ def waiting_for_funds(
                       AND a.external_id = '#' || a.id
                     ORDER BY a.id DESC LIMIT 1) aside ON o.between_attempts
              WHERE o.account = %(account)s AND o.next_attempt_at IS NOT NULL
+               -- Said by itself as well: the other orders before us are not to be joined.
+               AND (o.status = 'awaiting_funds' OR o.status = 'submitting' AND o.between_attempts)
                AND (o.status = 'awaiting_funds' OR o.status = 'submitting' AND o.between_attempts
                     AND (o.funds_deadline_at IS NOT NULL
                          OR aside.mills IS NOT NULL AND o.next_attempt_at <= %(now)s))

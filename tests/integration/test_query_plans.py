@@ -18,7 +18,7 @@ import pytest
 
 from fulfillment.services import erasure, invariants, operations, webhooks
 from fulfillment.services.context import Context
-from fulfillment.store import claims, spending
+from fulfillment.store import claims, in_line, spending
 from fulfillment.store.engine import Database, Session
 from fulfillment.store.invariants import INVARIANTS
 from schemas.money import cents_to_mills
@@ -39,6 +39,8 @@ from tests.support import (
 
 #: Orders of old times beside the few that something is done about.
 MANY = 20_000
+#: So many are read from end to end where more than a few rows are expected.
+NOT_SO_MANY = 5_000
 FEW = 8
 #: A statement may look at so many rows for each of the few.
 EACH = 40
@@ -101,9 +103,11 @@ class Plans:
     seen: set[str] = field(default_factory=set)
     scans: list[str] = field(default_factory=list)
     touched: dict[str, int] = field(default_factory=dict)
+    loops: int = 0  # how often a part of a plan ran at the most
 
     def note(self, statement: str, node: Mapping[str, Any]) -> None:
         """Look at one node of a plan, and at those below."""
+        self.loops = max(self.loops, node["Actual Loops"])
         table = node.get("Relation Name")
         if table in LARGE:
             if node["Node Type"] == "Seq Scan":
@@ -194,6 +198,12 @@ def crowded(context: Context, plans: Plans) -> Context:
 
 
 @pytest.fixture
+def young(context: Context, plans: Plans) -> Context:
+    """Give the context on the tables of an installation's first days."""
+    return _explaining(context, plans, FILL, many=NOT_SO_MANY)
+
+
+@pytest.fixture
 def busy(context: Context, plans: Plans, clock: FakeClock) -> Context:
     """Give the context on tables that are full of open orders, too."""
     return _explaining(context, plans, FILL, OPEN, now=clock.now())
@@ -204,7 +214,7 @@ def _explaining(context: Context, plans: Plans, *fillings: str, **values: Any) -
     balance = context.provider("main").wallet_mills()
     with context.database.transaction() as session:
         for filling in fillings:
-            session.execute(filling, {"many": MANY, **values})
+            session.execute(filling, {"many": MANY} | values)
         session.execute(
             "INSERT INTO wallets (account, opening_mills, expected_mills) "
             "SELECT 'main', %(balance)s + sum(booked_mills), %(balance)s FROM attempts",
@@ -235,6 +245,26 @@ def test_no_statement_of_the_pipeline_looks_at_what_only_waits(
 
     assert plans.scans == []
     assert {s: n for s, n in plans.touched.items() if n > EACH * FEW} == {}
+
+
+def test_no_statement_of_the_pipeline_reads_a_table_of_some_thousand_orders_from_end_to_end(
+    young: Context, plans: Plans, provider: FakeProvider, clock: FakeClock
+) -> None:
+    _fulfil(young, provider, clock)
+
+    assert plans.scans == []
+    assert {s: n for s, n in plans.touched.items() if n > EACH * FEW} == {}
+
+
+def test_who_shares_out_money_asks_nothing_of_each_order_that_is_not_in_line_for_it(
+    crowded: Context, plans: Plans, clock: FakeClock
+) -> None:
+    receive(crowded, *(checkout() for _ in range(FEW * 10)))
+
+    with crowded.database.transaction() as session:
+        assert in_line.waiting_for_funds(session, "main", clock.now()) == []
+
+    assert plans.loops <= FEW
 
 
 def _fulfil(crowded: Context, provider: FakeProvider, clock: FakeClock) -> None:
