@@ -52,7 +52,7 @@ def claim_waiting(
             UPDATE orders SET claim = %(claim)s, claimed_until = %(until)s WHERE id = ANY(ARRAY(
                 SELECT o.id FROM orders o
                  WHERE o.account = %(account)s AND {_FREE} AND {which}
-                 ORDER BY o.next_attempt_at, o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+                 ORDER BY o.next_attempt_at, o.id LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED))
             RETURNING {columns(ORDER_COLUMNS)}
             """,  # noqa: S608 - constants
         {"account": account, "claim": claim, "now": now, "until": until, "limit": limit},
@@ -81,7 +81,8 @@ def claim_stuck(
                      WHERE o.account = a.name AND {_FREE}
                        AND {_TO_SUBMIT} AND {_UNPAUSED}
                        AND (o.status = 'submitting' OR {_BUYING} OR {TO_SEARCH})
-                     ORDER BY o.next_attempt_at, o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED) due
+                     ORDER BY o.next_attempt_at, o.id LIMIT %(limit)s
+                       FOR NO KEY UPDATE SKIP LOCKED) due
                  WHERE a.name = ANY(%(accounts)s)))
             RETURNING id, account
             """,  # noqa: S608 - constants
@@ -185,8 +186,8 @@ _TAKE_OVER = f"""
          ORDER BY id {{lock}}))
     RETURNING {columns(ORDER_COLUMNS)}
 """  # noqa: S608 - constants
-_TAKE = _TAKE_OVER.format(lock="FOR UPDATE")
-_TAKE_UNLOCKED = _TAKE_OVER.format(lock="LIMIT %(limit)s FOR UPDATE SKIP LOCKED")
+_TAKE = _TAKE_OVER.format(lock="FOR NO KEY UPDATE")
+_TAKE_UNLOCKED = _TAKE_OVER.format(lock="LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED")
 
 
 def take_over(
@@ -235,7 +236,7 @@ def renew(session: Session, order_ids: Sequence[int], claim: str, until: datetim
         """
             UPDATE orders SET claimed_until = %(until)s WHERE id = ANY(ARRAY(
                 SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(claim)s
-                 ORDER BY id FOR UPDATE SKIP LOCKED))
+                 ORDER BY id FOR NO KEY UPDATE SKIP LOCKED))
             RETURNING id
             """,
         {"ids": list(order_ids), "claim": claim, "until": until},
@@ -254,7 +255,7 @@ def hurry(session: Session, account: str, now: datetime) -> None:
                            SELECT FROM attempts t WHERE t.account = o.account
                               AND t.external_id = o.external_id AND t.unknown_since IS NOT NULL))
                       AND (o.claimed_until IS NULL OR o.claimed_until <= %(now)s)
-                    ORDER BY o.id FOR UPDATE)
+                    ORDER BY o.id FOR NO KEY UPDATE)
             """,  # noqa: S608 - the part is a constant
         {"account": account, "now": now},
     )
@@ -266,8 +267,8 @@ _RELEASE = """
      WHERE id IN (SELECT id FROM orders WHERE id = ANY(%(ids)s) AND claim = %(claim)s
                    ORDER BY id {lock})
 """
-_RELEASE_ALL = _RELEASE.format(lock="FOR UPDATE")
-_RELEASE_UNLOCKED = _RELEASE.format(lock="FOR UPDATE SKIP LOCKED")
+_RELEASE_ALL = _RELEASE.format(lock="FOR NO KEY UPDATE")
+_RELEASE_UNLOCKED = _RELEASE.format(lock="FOR NO KEY UPDATE SKIP LOCKED")
 
 
 def release(

@@ -194,6 +194,6 @@ def note_searched(session: Session, order_ids: Sequence[int], at: datetime) -> N
     """Note when orders were looked for at all accounts, and found nowhere."""
     session.execute(
         "UPDATE orders SET searched_at = %(at)s WHERE id IN ("
-        "SELECT id FROM orders WHERE id = ANY(%(ids)s) ORDER BY id FOR UPDATE)",
+        "SELECT id FROM orders WHERE id = ANY(%(ids)s) ORDER BY id FOR NO KEY UPDATE)",
         {"ids": list(order_ids), "at": at},
     )

@@ -59,7 +59,7 @@ _LAG = 1 / 32
 _CLAIM = """
     UPDATE orders SET {changes} WHERE ctid = ANY(ARRAY(
         SELECT o.ctid FROM orders o WHERE o.{column} <= %(now)s {which}
-         ORDER BY o.{column} LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+         ORDER BY o.{column} LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED))
     RETURNING {columns}
 """
 
@@ -151,7 +151,7 @@ def put_back(session: Session, order_ids: list[int], at: datetime) -> None:
         """
             UPDATE orders SET next_poll_at = %(at)s, polls = greatest(polls - 1, 0)
              WHERE id IN (SELECT id FROM orders WHERE id = ANY(%(ids)s) AND next_poll_at IS NOT NULL
-                           ORDER BY id FOR UPDATE)
+                           ORDER BY id FOR NO KEY UPDATE)
             """,
         {"ids": order_ids, "at": at},
     )
@@ -172,7 +172,7 @@ def put_off(
                                      CAST(%(nexts)s AS timestamptz[])) AS n(id, claimed, next)
             ), locked AS (
                 SELECT o.id FROM orders o JOIN put n ON n.id = o.id AND n.claimed = o.next_poll_at
-                 ORDER BY o.id FOR UPDATE OF o
+                 ORDER BY o.id FOR NO KEY UPDATE OF o
             )
             UPDATE orders o SET next_poll_at = n.next, failed_polls = o.failed_polls + 1,
                    poll_wanted_at = CASE WHEN n.next IS NOT NULL THEN o.poll_wanted_at END
@@ -212,7 +212,7 @@ def poll_at(
                    AND (%(is_asked_for)s
                         OR status IN ('submitting', 'accepted', 'queued', 'processing', 'pending',
                                       'sent', 'completed', 'needs_review'))
-                 ORDER BY id FOR UPDATE)
+                 ORDER BY id FOR NO KEY UPDATE)
             RETURNING id
             """,
         {
@@ -256,7 +256,8 @@ def poll_early(
                      WHERE account = %(account)s AND status = 'completed'
                        AND next_poll_at > %(now)s + %(within)s
                        AND coalesce(polled_at, '-infinity') <= %(now)s - %(within)s
-                     ORDER BY next_poll_at DESC LIMIT %(limit)s FOR UPDATE SKIP LOCKED) free) n
+                     ORDER BY next_poll_at DESC LIMIT %(limit)s
+                       FOR NO KEY UPDATE SKIP LOCKED) free) n
              WHERE o.id = n.id RETURNING o.id
             """,
         {
@@ -294,7 +295,7 @@ def spread(session: Session, next_polls: Mapping[int, datetime | None]) -> None:
                   JOIN unnest(CAST(%(ids)s AS bigint[]), CAST(%(nexts)s AS timestamptz[]))
                        AS n(id, next)
                     ON n.id = o.id
-                 WHERE o.next_poll_at IS NOT NULL ORDER BY o.id FOR UPDATE OF o) n
+                 WHERE o.next_poll_at IS NOT NULL ORDER BY o.id FOR NO KEY UPDATE OF o) n
              WHERE o.id = n.id
             """,
         {"ids": list(next_polls), "nexts": list(next_polls.values())},
@@ -314,7 +315,8 @@ def asked_late(
         """
             UPDATE orders SET polled_at = %(at)s, next_poll_at =
                    CASE WHEN next_poll_at < %(earliest)s THEN %(earliest)s ELSE next_poll_at END
-             WHERE id IN (SELECT id FROM orders WHERE id = ANY(%(ids)s) ORDER BY id FOR UPDATE)
+             WHERE id IN (SELECT id FROM orders WHERE id = ANY(%(ids)s)
+                           ORDER BY id FOR NO KEY UPDATE)
             """,
         {"ids": order_ids, "at": asked_at, "earliest": asked_at + least},
     )

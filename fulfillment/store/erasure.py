@@ -21,7 +21,7 @@ _DUE = f"""
        AND (next_poll_at IS NULL OR greatest(updated_at, reversible_until) <= %(asked_before)s)
        AND ({IS_READABLE} OR updated_at <= %(unreadable_before)s)
        AND id <> ALL(%(left)s)
-     ORDER BY updated_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+     ORDER BY updated_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
     """  # noqa: S608 - constants
 _ERASE = """
     WITH erased AS (

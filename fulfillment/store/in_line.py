@@ -57,7 +57,7 @@ def line_up(session: Session, order_ids: Sequence[int], at: datetime) -> None:
               FROM unnest(CAST(%(ids)s AS bigint[])) WITH ORDINALITY AS n(id, place)
              WHERE o.id = n.id AND o.id IN (
                    SELECT id FROM orders WHERE id = ANY(%(ids)s) AND next_attempt_at IS NOT NULL
-                    ORDER BY id FOR UPDATE)
+                    ORDER BY id FOR NO KEY UPDATE)
             """,
         {"ids": list(order_ids), "at": at},
     )

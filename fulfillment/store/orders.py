@@ -89,7 +89,7 @@ _APPLY = dense(f"""
          WHERE o.id = ANY(%(ids)s)
            AND o.status = m.source AND (m.claim IS NULL OR o.claim = m.claim)
            AND (NOT m.untold OR {LOOKED_FOR})
-         ORDER BY o.id FOR UPDATE OF o
+         ORDER BY o.id FOR NO KEY UPDATE OF o
     ), restart AS (
         SELECT {TOLD_FROM} AS told_from
     ), moved AS (
@@ -113,7 +113,7 @@ _APPLY = dense(f"""
     """)  # noqa: S608 - the names are the constants above
 
 _READ = f"SELECT {columns(ORDER_COLUMNS)} FROM orders WHERE id = ANY(%(ids)s) ORDER BY id"  # noqa: S608
-_GET, _LOCK = _READ, _READ + " FOR UPDATE"
+_GET, _LOCK = _READ, _READ + " FOR NO KEY UPDATE"
 _FIND = f"SELECT {columns(ORDER_COLUMNS)} FROM orders WHERE external_id = ANY(%(ids)s)"  # noqa: S608
 
 
@@ -291,7 +291,7 @@ def set_due(session: Session, order_ids: Sequence[int], **due: Any) -> None:
     session.execute(
         f"UPDATE orders SET {', '.join(f'{name} = %({name})s' for name in names)} "  # noqa: S608
         f"WHERE id IN (SELECT id FROM orders WHERE id = ANY(%(ids)s) AND {is_due} "
-        "ORDER BY id FOR UPDATE)",
+        "ORDER BY id FOR NO KEY UPDATE)",
         {**due, "ids": list(order_ids)},
     )
 
@@ -329,7 +329,7 @@ def lock_overdue(session: Session, now: datetime, limit: int, patience: timedelt
            AND submit_by <= %(now)s
            AND (claimed_until IS NULL OR claimed_until <= %(now)s) AND NOT {UNSEARCHED_YET}
            AND ({LOOKED_FOR} AND NOT {UNSEARCHED} OR submit_by <= %(impatient)s)
-         ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+         ORDER BY id LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
         """  # noqa: S608 - the names are constants
     unsent = [*states.WAITING, OrderStatus.RESERVED]
     parameters = {"unsent": unsent, "now": now, "limit": limit, "impatient": now - patience}
@@ -357,7 +357,7 @@ def lock_routed_at_unusable(
                             WHERE greatest(paused_until, purchases_paused_until) > %(now)s
                                OR name = ANY(%(gone)s))
            AND (claimed_until IS NULL OR claimed_until <= %(now)s) AND NOT {UNSEARCHED}
-         ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+         ORDER BY id LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
         """  # noqa: S608 - the names are constants
     parameters = {
         "local": list(states.LOCAL),
@@ -385,7 +385,7 @@ def lock_held_back(
                         WHERE a.account = orders.account AND a.external_id = orders.external_id
                           AND a.state IN ('reserved', 'sending') AND a.posts = 0
                           AND a.created_at <= %(before)s)
-         ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+         ORDER BY id LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
         """  # noqa: S608 - the names are constants
     parameters = {"accounts": list(accounts), "before": before, "now": now, "limit": limit}
     return [Order.of(row) for row in session.rows(statement, parameters)]
@@ -396,7 +396,7 @@ def lock_with_words(session: Session, words: str) -> list[Order]:
     statement = f"""
         SELECT {columns(ORDER_COLUMNS)} FROM orders
          WHERE next_attempt_at IS NOT NULL AND strpos(late_words, %(words)s) > 0
-         ORDER BY id FOR UPDATE
+         ORDER BY id FOR NO KEY UPDATE
         """  # noqa: S608 - the names are constants
     return [Order.of(row) for row in session.rows(statement, {"words": words})]
 
@@ -410,7 +410,7 @@ def lock_submitting_at(
          WHERE next_attempt_at IS NOT NULL AND account = ANY(%(accounts)s)
            AND status = 'submitting' AND NOT between_attempts
            AND (claimed_until IS NULL OR claimed_until <= %(now)s)
-         ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+         ORDER BY id LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
         """  # noqa: S608 - the names are constants
     parameters = {"accounts": list(accounts), "now": now, "limit": limit}
     return [Order.of(row) for row in session.rows(statement, parameters)]

@@ -39,7 +39,8 @@ _BRING_BACK = """
                WHEN next_watch_at > %(watch)s AND trade_deadline_at IS NOT NULL THEN %(now)s
                WHEN next_watch_at > %(watch)s THEN %(now)s + %(patience)s
                ELSE next_watch_at END
-     WHERE id IN (SELECT id FROM orders WHERE id = ANY(%(ids)s) ORDER BY id FOR UPDATE SKIP LOCKED)
+     WHERE id IN (SELECT id FROM orders WHERE id = ANY(%(ids)s)
+                   ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)
     RETURNING external_id
 """
 _MOST_BACK = 500

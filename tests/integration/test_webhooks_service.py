@@ -3,6 +3,7 @@
 import http.server
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 import msgspec
@@ -123,6 +124,16 @@ def test_between_two_heartbeats_a_delivery_costs_one_statement(
     assert send(shop, body_of(order, "pending"), delivery="d-3").verdict is Verdict.KNOWN
     webhooks.apply_deliveries(shop)
     assert again(shop, order).status is S.PENDING
+
+
+def test_a_delivery_waits_for_nobody_who_has_its_order_locked(shop: Context, order: Order) -> None:
+    moved = Move(order.id, order.status, order.status, Source.POLL, "", changes={"late_words": "x"})
+    with shop.database.transaction() as session, ThreadPoolExecutor(1) as pool:
+        orders.lock(session, [order.id])
+        assert orders.apply(session, [moved], shop.now())
+        sent = pool.submit(send, shop, body_of(order, "completed"))
+
+        assert sent.result(timeout=10).verdict is Verdict.STORED
 
 
 def test_fifty_copies_at_once_have_one_effect(shop: Context, order: Order) -> None:
