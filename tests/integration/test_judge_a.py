@@ -1,0 +1,182 @@
+"""Proofs of the first judge: listings, shared runs."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from fulfillment.providers.reading import Listed
+from fulfillment.providers.skinsback import wire
+from fulfillment.services import submission
+from fulfillment.services.answers import Refused
+from fulfillment.services.context import Context
+from fulfillment.services.listings import Bid, allot
+from schemas.enums import OrderStatus as S
+from schemas.enums import ProviderName
+from schemas.provider import Quote, Quotes, Want
+from tests.conftest import MakeContext
+from tests.integration.test_listings import Market, market  # noqa: F401
+from tests.integration.test_sharing import Gate, reserved, statuses
+from tests.support import (
+    FakeClock,
+    FakeProvider,
+    again,
+    checkout,
+    gather,
+    receive,
+    run_chain,
+    run_sweep,
+    submit,
+    until,
+)
+
+NAME = "AK-47 | Redline (Field-Tested)"
+
+
+def offer(item_id: str, mills: int) -> Quote:
+    return Quote(item_id, NAME, mills)
+
+
+def test_who_orders_one_item_gets_no_other_item_of_its_name() -> None:
+    exact, by_name = Want("a", NAME), Want(NAME, NAME, or_by_name=True)
+    a, b = offer("a", 6000), offer("b", 6050)
+    quotes = Quotes({exact: a, by_name: a}, 2, dearer={exact: [], by_name: [b]})
+
+    found = allot([Bid(1, by_name, 6060), Bid(2, exact, 6100)], quotes)
+
+    assert found[2] == a
+    assert found[1] == b
+
+
+def test_who_wants_a_name_is_not_sent_to_the_dearest_where_one_wants_its_cheapest_item() -> None:
+    exact, by_name = Want("a", NAME), Want(NAME, NAME, or_by_name=True)
+    a, b, c = offer("a", 6000), offer("b", 6050), offer("c", 6100)
+    quotes = Quotes({exact: a, by_name: a}, 3, dearer={exact: [], by_name: [b, c]})
+
+    found = allot([Bid(1, exact, 6000), Bid(2, by_name, 6120), Bid(3, by_name, 6120)], quotes)
+
+    assert [found[number] for number in (1, 2, 3)] == [a, b, c]
+
+
+@pytest.mark.parametrize("market", [ProviderName.SKINSNODE], indirect=True)
+def test_direct_order_is_bought_as_ordered(market: Market) -> None:  # noqa: F811
+    context, checkouts = market
+    (route, *_) = checkouts(606)
+    quotes = context.provider("main").quote([Want(NAME, route["marketHashName"], or_by_name=True)])
+    (cheapest,) = quotes.found.values()
+    direct = checkout(
+        catalogItemId=cheapest.catalog_item_id,
+        marketHashName=cheapest.market_hash_name,
+        expectedPrice=612,
+    )
+    orders = receive(context, route, direct)
+
+    run_chain(context)
+
+    found = again(context, orders[1])
+    assert found.quoted_item_id is None, "another item was bought than the one that was ordered"
+    assert [again(context, order).status for order in orders] == [S.ACCEPTED] * 2
+
+
+def test_as_many_are_told_of_as_others_may_be_buying() -> None:
+    """Three full batches of the default size are ahead."""
+    listed = Listed()
+    for place in range(300):
+        listed.add(str(place), NAME, f"{6 + place / 1000:.3f}".encode())
+    quotes = wire.quotes([Want(NAME, NAME, or_by_name=True)], listed)
+    taken = [Quote(NAME, NAME, 6000 + place) for place in range(190)]
+
+    found = allot([Bid(1, Want(NAME, NAME, or_by_name=True), 7000)], quotes, taken)
+
+    assert found[1].price_mills == 6190
+
+
+def test_what_was_bought_while_the_catalog_came_is_taken(
+    market: Market,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Submits of an earlier batch overlap with it."""
+    context, checkouts = market
+    first, second, _ = checkouts(612)
+    (one,) = receive(context, first)
+    batch = gather(context)
+    assert batch is not None
+    (two,) = receive(context, second)
+    provider = context.provider("main")
+    real: Callable[[Sequence[Want]], Quotes] = provider.quote
+
+    def quote(wants: Sequence[Want]) -> Quotes:
+        quotes = real(wants)
+        submit(context, batch)
+        return quotes
+
+    monkeypatch.setattr(provider, "quote", quote)
+    run_chain(context)
+
+    assert [again(context, each).status for each in (one, two)] == [S.ACCEPTED] * 2
+
+
+def test_an_outcome_that_cannot_be_written_takes_no_other_with_it(
+    make_context: MakeContext,
+    provider: FakeProvider,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where no lookup proves an absence, a no that is lost is a person's."""
+    from fulfillment.errors import ProviderRefused
+    from fulfillment.providers.base import AfterUnknown
+    from schemas.enums import FailureCode
+
+    context = make_context(provider)
+    provider.after_unknown = AfterUnknown.LOOKUP_ONLY
+    batch = reserved(context, 3)
+    odd = batch["ids"][0]
+    for _ in range(3):
+        provider.fail_purchase(ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "sold out"))
+    real = submission.write_outcomes
+
+    def write(context: Context, claim: Any, answers: Any) -> None:
+        real(context, claim, answers)
+        if any(order.id == odd for order, _ in answers):
+            raise ValueError("a bug")
+
+    def write_odd(context: Context, claim: Any, answers: Any) -> None:
+        if any(order.id == odd and isinstance(a, Refused) for order, a in answers):
+            raise ValueError("a bug")
+        real(context, claim, answers)
+
+    monkeypatch.setattr(submission, "write_outcomes", write_odd)
+    monkeypatch.setattr(submission, "_GROUP_S", 1.0)
+    try:
+        submission.submit_orders(context, batch)
+    except ValueError:
+        pass
+    for _ in range(60):
+        clock.advance(31)
+        run_sweep(context)
+
+    assert statuses(context) == {"failed": 2, "needs_review": 1}
+
+
+def test_first_messages_that_wait_leave_threads_to_other_accounts(
+    make_context: MakeContext,
+) -> None:
+    slow, quick = FakeProvider(), FakeProvider()
+    account = {"provider": "skinsnode", "base_url": "http://127.0.0.1:9", "client_secret": "x" * 32}
+    main = account | {"client_id": "a", "max_submits_in_flight": 2}
+    context = make_context(accounts={"main": main, "second": account | {"client_id": "b"}})
+    context._providers.update(main=slow, second=quick)
+    batches = [reserved(context, 5) for _ in range(17)]
+    gate = Gate(slow, held=2)
+    receive(context, checkout(account="second"))
+
+    with ThreadPoolExecutor(context.settings.worker_threads) as celery:
+        for batch in batches:
+            celery.submit(submission.submit_orders, context, batch)
+        until(lambda: gate.came == 2)
+        celery.submit(run_chain, context, "second")
+        try:
+            until(lambda: len(quick.bodies) == 1, within_s=5)
+        finally:
+            gate.open()
