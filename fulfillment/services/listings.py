@@ -2,7 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from schemas.provider import Quote, Quotes, Want
 
@@ -19,23 +19,41 @@ class Bid:
 def allot(bids: Iterable[Bid], quotes: Quotes, taken: Iterable[Quote] = ()) -> dict[int, Quote]:
     """Give each order its listing, by the order's id; those that are `taken` are somebody else's.
 
-    Who may pay least chooses first. Where no listing is left that is not too dear, an order gets
-    one that others have as well, and the provider's answer decides.
+    Who wants one item and no other of its name chooses first, then who may pay least. Where no
+    listing is left that is not too dear, an order gets one that others have as well, and the
+    provider's answer decides.
     """
-    is_taken = Counter(taken)
-    free: dict[Quote, deque[Quote]] = {}
+    used = Counter(taken)
+    left: dict[Want, _Left] = {}
     found = {}
-    for bid in sorted(bids, key=lambda bid: (bid.limit_mills, bid.order_id)):
+    for bid in sorted(bids, key=lambda bid: _place(bid, quotes)):
         cheapest = quotes.found.get(bid.want)
         if cheapest is None:
             continue
         offers = [cheapest, *quotes.dearer.get(bid.want, ())]
-        left = free.setdefault(cheapest, deque(offers))
-        while left and is_taken[left[0]]:
-            is_taken[left.popleft()] -= 1
-        is_left = left and left[0].price_mills <= bid.limit_mills
-        found[bid.order_id] = left.popleft() if is_left else _dearest(offers, bid.limit_mills)
+        free = left.setdefault(bid.want, _Left(deque(offers))).first(used)
+        is_free = free is not None and free.price_mills <= bid.limit_mills
+        found[bid.order_id] = free if free and is_free else _dearest(offers, bid.limit_mills)
+        used[found[bid.order_id]] += 1
     return found
+
+
+def _place(bid: Bid, quotes: Quotes) -> tuple[bool, int, int]:
+    return bool(quotes.dearer.get(bid.want)), bid.limit_mills, bid.order_id
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """The listings that will do for a want, without those that are known to be somebody's."""
+
+    offers: deque[Quote]
+    passed: Counter[Quote] = field(default_factory=Counter)
+
+    def first(self, used: Counter[Quote]) -> Quote | None:
+        """Give the cheapest that is nobody's; of several that are alike so many are `used`."""
+        while self.offers and used[self.offers[0]] > self.passed[self.offers[0]]:
+            self.passed[self.offers.popleft()] += 1
+        return self.offers[0] if self.offers else None
 
 
 def listed_often(quotes: Quotes) -> set[str]:

@@ -11,6 +11,7 @@ from fulfillment.services.context import Context
 from fulfillment.simulator.app import SimulatorOptions, running
 from schemas.enums import OrderStatus as S
 from schemas.enums import ProviderName
+from schemas.provider import Want
 from tests.conftest import CLIENT_ID, SECRET, MakeContext
 from tests.support import Simulator, again, checkout, gather, receive, run_chain, submit
 
@@ -104,3 +105,23 @@ def test_who_agreed_to_less_than_what_is_left_is_refused_by_the_price(market: Ma
     assert sorted(order.status for order in found) == [S.ACCEPTED, S.ACCEPTED, S.FAILED]
     (failed,) = (order for order in found if order.status is S.FAILED)
     assert failed.failure_code in ("price_changed", "item_unavailable")
+
+
+@pytest.mark.parametrize("market", [ProviderName.SKINSNODE], indirect=True)
+def test_who_ordered_one_item_gets_that_beside_who_agreed_to_less_for_any_of_its_name(
+    market: Market,
+) -> None:
+    context, checkouts = market
+    any_of_it, *_ = checkouts(606)
+    name = any_of_it["marketHashName"]
+    (cheapest,) = context.provider("main").quote([Want(name, name, or_by_name=True)]).found.values()
+    one_item = checkout(
+        catalogItemId=cheapest.catalog_item_id, marketHashName=name, expectedPrice=612
+    )
+    orders = receive(context, any_of_it, one_item)
+
+    run_chain(context)
+
+    found = [again(context, order) for order in orders]
+    assert [order.status for order in found] == [S.ACCEPTED] * 2
+    assert found[1].quoted_item_id is None

@@ -84,3 +84,23 @@ def test_so_many_are_told_of_as_are_wanted_and_some_more() -> None:
     offers = found.cheapest(NAME, NAME, 2)
 
     assert [each.price_mills for each in offers] == list(range(1, 3 + SPARE))
+
+
+def test_who_wants_one_item_gets_no_other_item_of_its_name() -> None:
+    exact, by_name = Want("a", NAME), Want(NAME, NAME, or_by_name=True)
+    a, b = offer(600, "a"), offer(605, "b")
+    quotes = Quotes({exact: a, by_name: a}, 2, dearer={exact: [], by_name: [b]})
+
+    found = allot([Bid(1, by_name, 606), Bid(2, exact, 610)], quotes)
+
+    assert found == {1: b, 2: a}
+
+
+def test_those_that_want_a_name_get_one_each_beside_who_wants_its_cheapest_item() -> None:
+    exact, by_name = Want("a", NAME), Want(NAME, NAME, or_by_name=True)
+    a, b, c = (offer(mills, item_id) for mills, item_id in ((600, "a"), (605, "b"), (610, "c")))
+    quotes = Quotes({exact: a, by_name: a}, 3, dearer={exact: [], by_name: [b, c]})
+
+    found = allot([Bid(1, exact, 600), Bid(2, by_name, 612), Bid(3, by_name, 612)], quotes)
+
+    assert found == {1: a, 2: b, 3: c}
