@@ -40,8 +40,9 @@ _LOOKED_AT = 4000
 _EARLIEST, _LATEST = 2000, 2100
 # What intake lets through (DESIGN section 7): another id cannot be an order of ours.
 EXTERNAL_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-#: So many more of a name are told of than are wanted.
-SPARE = 8
+#: So many more of a name are told of than are wanted: others are buying three full batches at the
+#: most, of the default size (services/dispatch.py).
+SPARE = 256
 LISTED_TWICE = "it is listed twice, with different content"
 # A surrogate's escape with all backslashes before it: an even number of them escapes each other.
 _HALF = re.compile(rb"(?<!\\)(\\++)u[dD][89a-fA-F][0-9a-fA-F]{2}")

@@ -78,7 +78,7 @@ def test_a_row_that_comes_twice_is_one_listing() -> None:
 
 def test_so_many_are_told_of_as_are_wanted_and_some_more() -> None:
     found = Listed()
-    for mills in range(100, 0, -1):
+    for mills in range(400, 0, -1):
         found.add(None, NAME, str(mills / 1000).encode())
 
     offers = found.cheapest(NAME, NAME, 2)
@@ -104,3 +104,14 @@ def test_those_that_want_a_name_get_one_each_beside_who_wants_its_cheapest_item(
     found = allot([Bid(1, exact, 600), Bid(2, by_name, 612), Bid(3, by_name, 612)], quotes)
 
     assert found == {1: a, 2: b, 3: c}
+
+
+def test_of_a_name_that_full_batches_are_buying_the_next_listing_is_known() -> None:
+    """Two that are ahead, and the one that joined them last, of the default size."""
+    listing = Listed()
+    for mills in range(6000, 6300):
+        listing.add(str(mills), NAME, f"{mills / 1000:.3f}".encode())
+    found, *dearer = listing.cheapest(NAME, NAME, 1)
+    quotes = Quotes({WANT: found}, 300, dearer={WANT: dearer})
+
+    assert prices([7000], quotes, *map(offer, range(6000, 6191))) == [6191]
