@@ -140,7 +140,10 @@ def _write(
         if figure is not None:
             funds.record_figure(context, session, claim.account, figure)
         is_doubted, seen = shortage.judge(session, claim.account, quotes, requested_at)
-        moved, is_any_unchanged = _quote(context, session, claim, quotes, is_doubted=is_doubted)
+        taken = _taken(session, claim.account, quotes, requested_at)
+        moved, is_any_unchanged = _quote(
+            context, session, claim, quotes, taken, is_doubted=is_doubted
+        )
         # Last: who takes requests out of the account's budget waits for its row.
         accounts.note_catalog(session, claim.account, seen, requested_at)
         crash_point("catalog.before_commit")
@@ -154,7 +157,13 @@ def _want(order: Order) -> Want:
 
 
 def _quote(
-    context: Context, session: Session, claim: KeptClaim, quotes: Quotes, *, is_doubted: bool
+    context: Context,
+    session: Session,
+    claim: KeptClaim,
+    quotes: Quotes,
+    taken: list[Quote],
+    *,
+    is_doubted: bool,
 ) -> tuple[dict[int, Order], bool]:
     """Write the prices and refusals; give the orders moved, and say whether any has no news.
 
@@ -169,7 +178,7 @@ def _quote(
     unquoted = {*why_unclear, *(order.id for order in unasked)}
     limits = {o.id: settings.price_limit_cents(o.expected_price_cents) for o in members}
     bids = [Bid(o.id, _want(o), cents_to_mills(limits[o.id])) for o in members]
-    allotted = allot(bids, quotes, _being_bought(session, claim.account, quotes))
+    allotted = allot(bids, quotes, taken)
     for order in members:
         if order.id in unquoted:
             continue
@@ -215,9 +224,9 @@ def _quote(
     return moved, is_any_unchanged
 
 
-def _being_bought(session: Session, account: str, quotes: Quotes) -> list[Quote]:
+def _taken(session: Session, account: str, quotes: Quotes, requested_at: datetime) -> list[Quote]:
     names = listed_often(quotes)
-    rows = claims.quotes_in_submission(session, account, names) if names else ()
+    rows = claims.quotes_taken(session, account, names, requested_at) if names else ()
     return [Quote(*row) for row in rows]
 
 

@@ -168,17 +168,29 @@ def in_submission(session: Session, account: str, now: datetime) -> int:
     )
 
 
-def quotes_in_submission(
-    session: Session, account: str, names: Iterable[str]
+def quotes_taken(
+    session: Session, account: str, names: Iterable[str], since: datetime
 ) -> list[tuple[str, str, int]]:
-    """Give the item's id, its name and the price of what of these names is being bought now."""
+    """Give the item's id, its name and the price of what of these names is being bought now.
+
+    And of what was bought `since`: a list that was asked for then may have it still. No balance
+    tells of that yet, by which it is found.
+    """
+    quote = """
+        SELECT coalesce(o.quoted_item_id, o.catalog_item_id), o.market_hash_name, o.quoted_mills
+          FROM orders o
+    """
     return session.rows(
         f"""
-            SELECT coalesce(o.quoted_item_id, o.catalog_item_id), o.market_hash_name, o.quoted_mills
-              FROM orders o WHERE o.account = %(account)s AND {_TO_SUBMIT}
+            {quote} WHERE o.account = %(account)s AND {_TO_SUBMIT}
                AND o.market_hash_name = ANY(%(names)s) AND o.quoted_mills IS NOT NULL
-            """,  # noqa: S608 - a constant
-        {"account": account, "names": list(names)},
+            UNION ALL
+            {quote} JOIN attempts t ON t.order_id = o.id AND t.account = o.account
+             WHERE t.account = %(account)s AND t.absorbed_at IS NULL AND t.confirmed_at >= %(since)s
+               AND NOT {_TO_SUBMIT}
+               AND o.market_hash_name = ANY(%(names)s) AND o.quoted_mills IS NOT NULL
+            """,
+        {"account": account, "names": list(names), "since": since},
     )
 
 

@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from fulfillment.errors import ProviderRefused
+from fulfillment.providers.base import AfterUnknown
 from fulfillment.providers.reading import Listed
 from fulfillment.providers.skinsback import wire
-from fulfillment.services import submission
+from fulfillment.services import outcomes, submission
 from fulfillment.services.answers import Refused
 from fulfillment.services.context import Context
 from fulfillment.services.listings import Bid, allot
+from schemas.enums import FailureCode, ProviderName
 from schemas.enums import OrderStatus as S
-from schemas.enums import ProviderName
 from schemas.provider import Quote, Quotes, Want
 from tests.conftest import MakeContext
 from tests.integration.test_listings import Market, market  # noqa: F401
@@ -124,22 +127,13 @@ def test_an_outcome_that_cannot_be_written_takes_no_other_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where no lookup proves an absence, a no that is lost is a person's."""
-    from fulfillment.errors import ProviderRefused
-    from fulfillment.providers.base import AfterUnknown
-    from schemas.enums import FailureCode
-
     context = make_context(provider)
     provider.after_unknown = AfterUnknown.LOOKUP_ONLY
     batch = reserved(context, 3)
     odd = batch["ids"][0]
     for _ in range(3):
         provider.fail_purchase(ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "sold out"))
-    real = submission.write_outcomes
-
-    def write(context: Context, claim: Any, answers: Any) -> None:
-        real(context, claim, answers)
-        if any(order.id == odd for order, _ in answers):
-            raise ValueError("a bug")
+    real = outcomes.write_outcomes
 
     def write_odd(context: Context, claim: Any, answers: Any) -> None:
         if any(order.id == odd and isinstance(a, Refused) for order, a in answers):
@@ -148,10 +142,8 @@ def test_an_outcome_that_cannot_be_written_takes_no_other_with_it(
 
     monkeypatch.setattr(submission, "write_outcomes", write_odd)
     monkeypatch.setattr(submission, "_GROUP_S", 1.0)
-    try:
+    with suppress(ValueError):
         submission.submit_orders(context, batch)
-    except ValueError:
-        pass
     for _ in range(60):
         clock.advance(31)
         run_sweep(context)

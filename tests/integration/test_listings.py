@@ -1,7 +1,7 @@
 """Several customers want one name: there is a listing for each, and none is dearer than agreed."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,7 +11,7 @@ from fulfillment.services.context import Context
 from fulfillment.simulator.app import SimulatorOptions, running
 from schemas.enums import OrderStatus as S
 from schemas.enums import ProviderName
-from schemas.provider import Want
+from schemas.provider import Quotes, Want
 from tests.conftest import CLIENT_ID, SECRET, MakeContext
 from tests.support import Simulator, again, checkout, gather, receive, run_chain, submit
 
@@ -93,6 +93,30 @@ def test_batches_one_after_the_other_do_not_price_the_same_listing(market: Marke
         submit(context, batch)
 
     assert [again(context, order).status for order in orders] == [S.ACCEPTED] * 3
+
+
+def test_what_was_bought_while_the_catalog_came_is_taken(
+    market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Submits of an earlier batch overlap with it."""
+    context, checkouts = market
+    first, second, _ = checkouts(612)
+    orders = receive(context, first)
+    batch = gather(context)
+    assert batch is not None
+    orders += receive(context, second)
+    provider = context.provider("main")
+    real = provider.quote
+
+    def quote(wants: Sequence[Want]) -> Quotes:
+        quotes = real(wants)
+        submit(context, batch)
+        return quotes
+
+    monkeypatch.setattr(provider, "quote", quote)
+    run_chain(context)
+
+    assert [again(context, order).status for order in orders] == [S.ACCEPTED] * 2
 
 
 def test_who_agreed_to_less_than_what_is_left_is_refused_by_the_price(market: Market) -> None:
