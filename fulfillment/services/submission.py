@@ -5,7 +5,7 @@ tens of milliseconds, so that a slow answer delays only its own order.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -312,8 +312,12 @@ def _run(
     allowed = 1 if claim.has_failed or watch.is_ahead else limit
     flying: dict[Future[Answer], Task] = {}
     look = LastLook(context, claim.account)
-    unwritten: list[Callable[[], object]] = []
+    unwritten: list[tuple[Order, Answer]] = []
     is_stopped = False
+
+    def write(answers: Sequence[tuple[Order, Answer]]) -> None:
+        write_outcomes(context, claim, answers)
+
     with context.threads.pool(limit, "submit") as executor:
 
         def send(tasks: Sequence[Task], taken: Grant | None = None) -> None:
@@ -361,18 +365,17 @@ def _run(
             answers = _collect(context, flying, is_hurried=bool(more and more.is_locked))
             if not answers:
                 continue
-            write = partial(write_outcomes, context, claim, answers)
-            _, has_failed = backstop.left_to_others(write, "submit.not_written")
+            _, has_failed = backstop.left_to_others(partial(write, answers), "submit.not_written")
             if has_failed:
-                unwritten.append(write)
+                unwritten += answers
             # What was not begun keeps its hold and becomes due again.
             is_stopped |= has_failed or watch.heed(answers) or not claim.is_held
             if not is_stopped and not watch.is_ahead and allowed < limit:
                 if any(isinstance(a, Answered) for _, a in answers):
                     outages.works(context, claim.account)
                 allowed = min(2 * allowed, limit)
-    for write_again in unwritten:
-        write_again()
+    if unwritten:
+        backstop.apart(write, unwritten, lambda each: each[0].external_id)
     _put_off(context, claim, list(waiting))
     return not is_stopped
 

@@ -1,7 +1,7 @@
 """A run of a batch while something fails or ends: what is under way is heard all the same."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -14,10 +14,13 @@ import tasks.sweep
 from fulfillment import broker
 from fulfillment.errors import ProviderRefused, ServerUnreachable
 from fulfillment.providers.base import AfterUnknown
-from fulfillment.services import intents, sharing, submission, sweep
+from fulfillment.services import intents, outcomes, sharing, submission, sweep
+from fulfillment.services.answers import Answer, Refused
+from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.store import orders
 from fulfillment.store.engine import Database
+from fulfillment.store.models import Order
 from schemas.enums import FailureCode
 from tests.conftest import MakeContext
 from tests.integration.test_growing_claims import Kept
@@ -100,6 +103,32 @@ def test_a_no_that_is_under_way_is_heard_although_a_transaction_of_others_fails(
         run_sweep(context)
 
     assert statuses(context) == {"accepted": count - 1, "failed": 1}
+
+
+def test_an_outcome_that_we_fail_at_takes_no_other_with_it(
+    worker: Worker, provider: FakeProvider, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A no that nobody has written is a person's where no lookup proves an absence."""
+    context = worker(slots=3)
+    provider.after_unknown = AfterUnknown.LOOKUP_ONLY
+    batch = reserved(context, 3)
+    odd, real = batch["ids"][0], outcomes.write_outcomes
+    for _ in batch["ids"]:
+        provider.fail_purchase(ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "sold out"))
+
+    def write(context: Context, claim: KeptClaim, answers: Sequence[tuple[Order, Answer]]) -> None:
+        if any(order.id == odd and isinstance(answer, Refused) for order, answer in answers):
+            raise ValueError("a bug")
+        real(context, claim, answers)
+
+    monkeypatch.setattr(submission, "write_outcomes", write)
+    monkeypatch.setattr(submission, "_GROUP_S", 1.0)
+    submission.submit_orders(context, batch)
+    for _ in range(60):
+        clock.advance(31)
+        run_sweep(context)
+
+    assert statuses(context) == {"failed": 2, "needs_review": 1}
 
 
 def test_a_lock_on_what_is_claimed_and_not_begun_loses_no_answer(
