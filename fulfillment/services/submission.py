@@ -70,7 +70,7 @@ def submit_orders(context: Context, batch: Batch) -> Batch | None:
         context.threads.named(f"submit {batch['token']}") as is_only,
         # Whoever has a slot sends at once: no intent is committed that would wait for another one.
         context.threads.share(f"submit {account}", limit) as slots,
-        # What the sweep found of one account is not to take all threads while it waits for them.
+        # The runs of one account are not to take all threads while they wait for them.
         context.threads.share(f"wait to submit {account}", _places(context)) as places,
     ):
         if batch.get("is_copy") and not is_only:
@@ -82,14 +82,15 @@ def submit_orders(context: Context, batch: Batch) -> Batch | None:
                     leave(context, batch)
                 break
             free = slots.take(min(limit, left))
+            # Of copies one waits, see `_wait`: it holds up nothing that was left to it.
+            may_wait = bool(free or may_wait or batch.get("is_copy") or places.take(1))
+            if not may_wait:
+                leave(context, batch)
+                break
             if is_shared and not free:
                 if not _wait(context, batch, slots):
                     break
                 continue
-            may_wait = bool(free or may_wait or places.take(1))
-            if not may_wait:
-                leave(context, batch)
-                break
             turn = _submit(context, batch, slots, free, is_shared=is_shared)
             if turn is None:
                 now_s = context.clock.monotonic()

@@ -22,6 +22,7 @@ from fulfillment.store import orders
 from fulfillment.store.engine import Database
 from fulfillment.store.models import Order
 from schemas.enums import FailureCode
+from schemas.messages import Batch
 from tests.conftest import MakeContext
 from tests.integration.test_growing_claims import Kept
 from tests.integration.test_sharing import Gate, reserved, statuses
@@ -38,6 +39,7 @@ from tests.support import (
 )
 
 Worker = Callable[..., Context]
+Beside = tuple[Context, FakeProvider, FakeProvider]
 
 
 @pytest.fixture
@@ -191,31 +193,58 @@ def test_nothing_is_begun_before_others_of_its_batch_are_looked_for(
     assert statuses(other) == {"accepted": 2}
 
 
-def test_parts_of_one_account_that_wait_for_its_slots_leave_threads_to_other_accounts(
-    make_context: MakeContext, clock: FakeClock
-) -> None:
-    """One batch of the default size, whose message was lost, and as many threads as by default."""
+@pytest.fixture
+def beside(make_context: MakeContext) -> Beside:
+    """Give an account `main` with two slots, another one, and the provider of each."""
     slow, quick = FakeProvider(), FakeProvider()
     account = {"provider": "skinsnode", "base_url": "http://127.0.0.1:9", "client_secret": "x" * 32}
     main = account | {"client_id": "a", "max_submits_in_flight": 2}
     context = make_context(accounts={"main": main, "second": account | {"client_id": "b"}})
     context._providers.update(main=slow, second=quick)
-    reserved(context, 64)
-    clock.advance(31)
-    (found,) = sweep.resume_stuck(context).batches
+    return context, slow, quick
+
+
+def assert_another_account_is_served(beside: Beside, batches: Sequence[Batch]) -> None:
+    """While the first two purchases hang, in as many threads as a worker has by default."""
+    context, slow, quick = beside
     gate = Gate(slow, held=2)
     receive(context, checkout(account="second"))
-
     with ThreadPoolExecutor(context.settings.worker_threads) as celery:
-        mine, others = sharing.share_out(context, found, is_new=False)
-        for part in (mine, *others):
-            celery.submit(submission.submit_orders, context, part)
+        for batch in batches:
+            celery.submit(submission.submit_orders, context, batch)
         until(lambda: gate.came == 2)
         celery.submit(run_chain, context, "second")
         try:
             until(lambda: len(quick.bodies) == 1, within_s=5)
         finally:
             gate.open()
+
+
+def test_parts_of_one_account_that_wait_for_its_slots_leave_threads_to_other_accounts(
+    beside: Beside, clock: FakeClock
+) -> None:
+    """One batch of the default size, whose message was lost."""
+    context = beside[0]
+    reserved(context, 64)
+    clock.advance(31)
+    (found,) = sweep.resume_stuck(context).batches
+    mine, others = sharing.share_out(context, found, is_new=False)
+
+    assert_another_account_is_served(beside, [mine, *others])
+
+
+def test_first_messages_that_wait_for_an_accounts_slots_leave_threads_to_other_accounts(
+    beside: Beside,
+) -> None:
+    """Of batches that one process has no room for; the rest is bought all the same."""
+    context = beside[0]
+    batches = [reserved(context, 5) for _ in range(17)]
+
+    assert_another_account_is_served(beside, batches)
+    for _ in range(20):
+        run_sweep(context)
+
+    assert statuses(context) == {"accepted": 86}
 
 
 def test_a_worker_that_is_told_to_stop_begins_none_of_what_waits_for_its_slots(
