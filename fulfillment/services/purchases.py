@@ -80,7 +80,7 @@ class Watch:
 
     def __init__(self, context: Context, claim: KeptClaim, until: datetime | None = None) -> None:
         self._context = context
-        self._account = claim.account
+        self.account = claim.account
         self._attempts = claim.attempts
         self._until = until
         self._is_counted = claim.purchases.unanswered > 0
@@ -103,9 +103,9 @@ class Watch:
         self._is_any_answered |= is_answered or any(_has_told(answer) for _, answer in answers)
         away = outages.of_the_account(self._failed, is_answered=self._is_any_answered)
         if away is not None:
-            outages.pause(self._context, self._account, away)
+            outages.pause(self._context, self.account, away)
         if is_answered and (self.is_ahead or self._is_counted):
-            _work(self._context, self._account, went_ahead=self.is_ahead)
+            _work(self._context, self.account, went_ahead=self.is_ahead)
             self.is_ahead = self._is_counted = False
         errors = [
             error
@@ -133,16 +133,16 @@ class Watch:
         for error in errors:
             is_wish = outages.is_away(error) and error.retry_after is not None
             if is_wish or isinstance(error, ProviderDeniesAccount):
-                outages.pause(self._context, self._account, error)  # it is about all requests
+                outages.pause(self._context, self.account, error)  # it is about all requests
                 break
-        until = fail(self._context, self._account, errors, is_ahead=self.is_ahead)
+        until = fail(self._context, self.account, errors, is_ahead=self.is_ahead)
         self.is_ahead = False
         return until is not None
 
     def end(self) -> None:
         """Let another go ahead where none was sent after all."""
         if self.is_ahead and self._until is not None:
-            _come_back(self._context, self._account, self._until)
+            _come_back(self._context, self.account, self._until)
 
 
 def _has_told(answer: Answer) -> bool:

@@ -370,15 +370,33 @@ def _run(
             if has_failed:
                 unwritten += answers
             # What was not begun keeps its hold and becomes due again.
-            is_stopped |= has_failed or watch.heed(answers) or not claim.is_held
-            if not is_stopped and not watch.is_ahead and allowed < limit:
-                if any(isinstance(a, Answered) for _, a in answers):
-                    outages.works(context, claim.account)
+            is_stopped |= has_failed or _heed(context, watch, answers, is_slow=allowed < limit)
+            is_stopped |= not claim.is_held
+            if not is_stopped and not watch.is_ahead:
                 allowed = min(2 * allowed, limit)
     if unwritten:
         backstop.apart(write, unwritten, lambda each: each[0].external_id)
     _put_off(context, claim, list(waiting))
     return not is_stopped
+
+
+def _heed(
+    context: Context, watch: Watch, answers: Sequence[tuple[Order, Answer]], *, is_slow: bool
+) -> bool:
+    """Note what the answers tell of the account; say whether to stop here.
+
+    Also where that cannot be kept, which costs no answer that is under way.
+    """
+
+    def note() -> bool:
+        if watch.heed(answers):
+            return True
+        if is_slow and not watch.is_ahead and any(isinstance(a, Answered) for _, a in answers):
+            outages.works(context, watch.account)
+        return False
+
+    stops, has_failed = backstop.left_to_others(note, "submit.not_heeded")
+    return has_failed or bool(stops)
 
 
 def _collect(

@@ -1,5 +1,6 @@
 """Proofs of the first judge: listings, shared runs."""
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -7,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from fulfillment.errors import ProviderRefused
+from fulfillment.errors import ProviderOutcomeUnknown, ProviderRefused, ServerUnreachable
 from fulfillment.providers.base import AfterUnknown
 from fulfillment.providers.reading import Listed
 from fulfillment.providers.skinsback import wire
-from fulfillment.services import outcomes, submission
+from fulfillment.services import outcomes, purchases, submission
 from fulfillment.services.answers import Refused
+from fulfillment.services.budget import RateBudget
 from fulfillment.services.context import Context
 from fulfillment.services.listings import Bid, allot
 from schemas.enums import FailureCode, ProviderName
@@ -22,6 +24,7 @@ from tests.conftest import MakeContext
 from tests.integration.test_listings import Market, market  # noqa: F401
 from tests.integration.test_sharing import Gate, reserved, statuses
 from tests.support import (
+    WAIT_S,
     FakeClock,
     FakeProvider,
     again,
@@ -172,3 +175,64 @@ def test_first_messages_that_wait_leave_threads_to_other_accounts(
             until(lambda: len(quick.bodies) == 1, within_s=5)
         finally:
             gate.open()
+
+
+def end_all(context: Context, clock: FakeClock) -> None:
+    for _ in range(60):
+        clock.advance(31)
+        run_sweep(context)
+
+
+def test_a_no_is_heard_although_what_another_told_of_the_account_cannot_be_kept(
+    make_context: MakeContext,
+    provider: FakeProvider,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context = make_context(provider, main={"max_submits_in_flight": 2})
+    provider.after_unknown = AfterUnknown.LOOKUP_ONLY
+    batch = reserved(context, 2)
+    one, _ = batch["names"]
+    failed, real = threading.Event(), purchases.fail
+
+    def on_purchase(fields: dict[str, Any]) -> None:
+        if fields["external_id"] == one:
+            raise ProviderOutcomeUnknown("timed out")
+        assert failed.wait(WAIT_S)
+        raise ProviderRefused(FailureCode.ITEM_UNAVAILABLE, "sold out")
+
+    def fail_once(*_: Any, **__: Any) -> Any:
+        monkeypatch.setattr(purchases, "fail", real)
+        failed.set()
+        raise ServerUnreachable("PostgreSQL", "X", "the connection was terminated")
+
+    provider.on_purchase = on_purchase
+    monkeypatch.setattr(purchases, "fail", fail_once)
+    with suppress(ServerUnreachable):
+        submission.submit_orders(context, batch)
+    end_all(context, clock)
+
+    assert statuses(context) == {"failed": 1, "needs_review": 1}
+
+
+def test_what_was_begun_is_sent_although_the_budget_of_others_cannot_be_had(
+    make_context: MakeContext,
+    provider: FakeProvider,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context = make_context(provider, main={"max_submits_in_flight": 2, "rate_per_minute": 600})
+    provider.after_unknown = AfterUnknown.LOOKUP_ONLY
+    batch = reserved(context, 3)
+    real = RateBudget.take
+
+    def fail_once(*_: Any, **__: Any) -> Any:
+        monkeypatch.setattr(RateBudget, "take", real)
+        raise ServerUnreachable("PostgreSQL", "X", "the connection was terminated")
+
+    monkeypatch.setattr(RateBudget, "take", fail_once)
+    with suppress(ServerUnreachable):
+        submission.submit_orders(context, batch)
+    end_all(context, clock)
+
+    assert statuses(context) == {"accepted": 3}

@@ -12,9 +12,9 @@ from kombu.exceptions import OperationalError
 
 import tasks.sweep
 from fulfillment import broker
-from fulfillment.errors import ProviderRefused, ServerUnreachable
+from fulfillment.errors import ProviderOutcomeUnknown, ProviderRefused, ServerUnreachable
 from fulfillment.providers.base import AfterUnknown
-from fulfillment.services import intents, outcomes, sharing, submission, sweep
+from fulfillment.services import intents, outcomes, purchases, sharing, submission, sweep
 from fulfillment.services.answers import Answer, Refused
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
@@ -105,6 +105,34 @@ def test_a_no_that_is_under_way_is_heard_although_a_transaction_of_others_fails(
         run_sweep(context)
 
     assert statuses(context) == {"accepted": count - 1, "failed": 1}
+
+
+def test_a_no_that_is_under_way_is_heard_although_what_another_tells_cannot_be_kept(
+    worker: Worker, provider: FakeProvider, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time-out counts for the account, and the connection by which it is counted is cut."""
+    context = worker()
+    provider.after_unknown = AfterUnknown.LOOKUP_ONLY
+    batch = reserved(context, 2)
+    one, two = batch["names"]
+    held = Held(provider, [two])
+    held.refused = {two}
+    (gate,), real = held.gates.values(), purchases.fail
+    provider.fail_purchase(ProviderOutcomeUnknown("timed out"))
+
+    def fail_once(*_: Any, **__: Any) -> Any:
+        monkeypatch.setattr(purchases, "fail", real)
+        gate.set()
+        raise ServerUnreachable("PostgreSQL", "X", "the connection was terminated")
+
+    monkeypatch.setattr(purchases, "fail", fail_once)
+    submission.submit_orders(context, batch)
+    for _ in range(60):
+        clock.advance(31)
+        run_sweep(context)
+
+    assert one in held.came
+    assert statuses(context) == {"failed": 1, "needs_review": 1}
 
 
 def test_an_outcome_that_we_fail_at_takes_no_other_with_it(
