@@ -5,7 +5,7 @@ tens of milliseconds, so that a slow answer delays only its own order.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -164,25 +164,35 @@ def _submit(
         begun = at_once.tasks if at_once else []
         committed(begun)
         slots.give_back(free - len(begun))
-        attempts = claim.attempts
         left = {order.id for order in claim.orders} - {task.order.id for task in begun}
-        members = [order for order in to_submit(claim.orders) if order.id in left]
-        members = keep_own(context, claim, members)
-        members = search_first(context, claim, members)
-        unknown = {id_ for id_, attempt in attempts.items() if attempt.unknown_since is not None}
-        late = [o for o in members if o.id not in unknown and o.submit_by <= context.now()]
-        _refuse_late(context, late, claim)
-        over = {order.id for order in late}
-        due = [o for o in members if o.id not in over and o.id in attempts]
+        # What was begun with the claim is sent, whatever becomes of the others.
+        look = partial(_find_due, context, claim, left)
+        found, has_failed = backstop.left_to_others(look, "submit.not_looked_at")
+        due = found or []
         if claim.purchases.are_broken:
             is_through = _go_on_broken(context, claim, due, slots)
         else:
             watch = Watch(context, claim)
-            more = More(context, batch, claim, watch) if claim.may_grow else None
+            may_grow = claim.may_grow and not has_failed
+            more = More(context, batch, claim, watch) if may_grow else None
             is_through = _go_on(context, claim, at_once, due, slots, watch, more)
+        is_through &= not has_failed
         # Who slept knows nothing of the others, which somebody else may be at work on.
         is_stopped = not is_through and claim.is_held
     return _Turn(claim.orders, is_stopped, is_to_be_continued=is_through and claim.may_grow)
+
+
+def _find_due(context: Context, claim: KeptClaim, left: Set[int]) -> list[Order]:
+    """Give which of these are to be bought or looked up, after what must come before that."""
+    attempts = claim.attempts
+    members = [order for order in to_submit(claim.orders) if order.id in left]
+    members = keep_own(context, claim, members)
+    members = search_first(context, claim, members)
+    unknown = {id_ for id_, attempt in attempts.items() if attempt.unknown_since is not None}
+    late = [o for o in members if o.id not in unknown and o.submit_by <= context.now()]
+    _refuse_late(context, late, claim)
+    over = {order.id for order in late}
+    return [o for o in members if o.id not in over and o.id in attempts]
 
 
 def _go_on(
@@ -195,16 +205,17 @@ def _go_on(
     more: More | None = None,
 ) -> bool:
     """Take what is due as far as the budget reaches; say whether nothing stopped it."""
-    waiting, grants = _afford(context, claim.account, due, claim.attempts)
-    afforded = {order.id for order in waiting}
-    _put_off(context, claim, [order for order in due if order.id not in afforded])
+    afford = partial(_afford, context, claim, due)
+    afforded, has_failed = backstop.left_to_others(afford, "submit.not_afforded")
+    waiting, grants = afforded or (deque(), {})
     if watch.is_ahead:  # a repetition that fails again would for ever be the one that goes ahead
         waiting = deque(sorted(waiting, key=lambda o: claim.attempts[o.id].posts))
+    more = None if has_failed else more
     is_through = _run(context, claim, at_once, waiting, grants, slots, watch, more)
     later = [at_once.grant] if at_once else []
     for grant in [*grants.values(), *later, *(more.grants if more else ())]:
         grant.give_back()
-    return is_through
+    return is_through and not has_failed
 
 
 def _go_on_broken(context: Context, claim: KeptClaim, due: Sequence[Order], slots: Share) -> bool:
@@ -237,12 +248,14 @@ def _go_on_broken(context: Context, claim: KeptClaim, due: Sequence[Order], slot
 
 
 def _afford(
-    context: Context, account: str, due: Sequence[Order], attempts: Mapping[int, Attempt]
+    context: Context, claim: KeptClaim, due: Sequence[Order]
 ) -> tuple[deque[Order], dict[Purpose, Grant]]:
     """Take the batch's requests out of the budget: for the unknown, then for the new.
 
-    Gives the orders that they suffice for, of each kind the longest due, and what was granted.
+    Gives the orders that they suffice for, of each kind the longest due, and what was granted. The
+    others are left to the next sweep.
     """
+    account, attempts = claim.account, claim.attempts
     provider = context.provider(account)
     waiting: deque[Order] = deque()
     grants: dict[Purpose, Grant] = {}
@@ -253,6 +266,8 @@ def _afford(
         grants[purpose] = grant = context.budget(account).take(purpose, sum(costs))
         totals = zip(members, accumulate(costs), strict=True)
         waiting += [order for order, total in totals if total <= grant.size]
+    afforded = {order.id for order in waiting}
+    _put_off(context, claim, [order for order in due if order.id not in afforded])
     return waiting, grants
 
 

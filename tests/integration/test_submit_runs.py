@@ -16,6 +16,7 @@ from fulfillment.errors import ProviderOutcomeUnknown, ProviderRefused, ServerUn
 from fulfillment.providers.base import AfterUnknown
 from fulfillment.services import intents, outcomes, purchases, sharing, submission, sweep
 from fulfillment.services.answers import Answer, Refused
+from fulfillment.services.budget import RateBudget
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.store import orders
@@ -44,8 +45,8 @@ Beside = tuple[Context, FakeProvider, FakeProvider]
 
 @pytest.fixture
 def worker(make_context: MakeContext, provider: FakeProvider) -> Worker:
-    def make(slots: int = 2, **changes: Any) -> Context:
-        return make_context(provider, main={"max_submits_in_flight": slots}, **changes)
+    def make(slots: int = 2, **main: Any) -> Context:
+        return make_context(provider, main={"max_submits_in_flight": slots, **main})
 
     return make
 
@@ -133,6 +134,39 @@ def test_a_no_that_is_under_way_is_heard_although_what_another_tells_cannot_be_k
 
     assert one in held.came
     assert statuses(context) == {"failed": 1, "needs_review": 1}
+
+
+@pytest.mark.parametrize("what", ["budget", "end"])
+def test_what_was_begun_with_the_claim_is_sent_although_a_transaction_of_others_fails(
+    worker: Worker,
+    provider: FakeProvider,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    """The others wait for requests of the budget, or are too late: nothing was sent of any yet."""
+    limit = {"budget": 600, "end": None}[what]
+    context = worker(rate_per_minute=limit)
+    provider.after_unknown = AfterUnknown.LOOKUP_ONLY
+    batch = reserved(context, 3)
+    if what == "end":
+        query = "UPDATE orders SET submit_by = %(at)s WHERE id = %(id)s RETURNING id"
+        rows(context, query, at=clock.now(), id=batch["ids"][2])
+    owner, name = (RateBudget, "take") if what == "budget" else (submission, "apply_ours")
+    real = getattr(owner, name)
+
+    def fail_once(*_: Any, **__: Any) -> Any:
+        monkeypatch.setattr(owner, name, real)
+        raise ServerUnreachable("PostgreSQL", "X", "the connection was terminated")
+
+    monkeypatch.setattr(owner, name, fail_once)
+    submission.submit_orders(context, batch)
+    for _ in range(60):
+        clock.advance(31)
+        run_sweep(context)
+
+    assert statuses(context).get("needs_review") is None
+    assert statuses(context)["accepted"] >= 2
 
 
 def test_an_outcome_that_we_fail_at_takes_no_other_with_it(
