@@ -72,7 +72,7 @@ BUYING = (
     Mutant(
         "another_merchant_is_asked", "I1", "what one merchant may have is bought at another",
         SERVICES + "submission.py",
-        "        members = keep_own(context, claim, members)\n",
+        "    members = keep_own(context, claim, members)\n",
         "",
         integration("merchants"),
     ),
