@@ -65,16 +65,16 @@ def submit_orders(context: Context, batch: Batch) -> Batch | None:
     limit = context.account(account).max_submits_in_flight
     submitted: list[Order] = []
     waits_until_s = None
-    may_wait = False
     with (
         context.threads.named(f"submit {batch['token']}") as is_only,
         # Whoever has a slot sends at once: no intent is committed that would wait for another one.
-        context.threads.share(f"submit {account}", limit) as slots,
+        context.threads.share(f"submit {account}", limit) as own_slots,
         # The runs of one account are not to take all threads while they wait for them.
         context.threads.share(f"wait to submit {account}", _places(context)) as places,
     ):
         if batch.get("is_copy") and not is_only:
             return None
+        slots = _Slots(own_slots, places)
         is_shared = len(batch["ids"]) > room(context, batch)
         while left := len(batch["ids"]) - len(submitted):
             if context.threads.is_ending:
@@ -83,12 +83,11 @@ def submit_orders(context: Context, batch: Batch) -> Batch | None:
                 break
             free = slots.take(min(limit, left))
             # Of copies one waits, see `_wait`: it holds up nothing that was left to it.
-            may_wait = bool(free or may_wait or batch.get("is_copy") or places.take(1))
-            if not may_wait:
+            if not (free or batch.get("is_copy") or slots.may_wait()):
                 leave(context, batch)
                 break
             if is_shared and not free:
-                if not _wait(context, batch, slots):
+                if not _wait(context, batch, own_slots):
                     break
                 continue
             turn = _submit(context, batch, slots, free, is_shared=is_shared)
@@ -107,6 +106,29 @@ def submit_orders(context: Context, batch: Batch) -> Batch | None:
             if not turn.is_to_be_continued or context.threads.is_ending:
                 break
     return make_batch(account, batch["token"], submitted) if submitted else None
+
+
+class _Slots:
+    """A run's slots, and its place among the account's runs that wait for one."""
+
+    def __init__(self, slots: Share, places: Share) -> None:
+        self.take = slots.take
+        self.give_back = slots.give_back
+        self._wait = slots.wait
+        self._places = places
+        self._has_place = False
+
+    def may_wait(self) -> bool:
+        """Say whether there is a place; who has one keeps it to the end."""
+        self._has_place = self._has_place or bool(self._places.take(1))
+        return self._has_place
+
+    def wait(self) -> bool:
+        """Wait for a slot; say no at once where there is no place to wait."""
+        if not self.may_wait():
+            return False
+        self._wait()
+        return True
 
 
 def _places(context: Context) -> int:
@@ -143,7 +165,7 @@ class _Turn:
 
 
 def _submit(
-    context: Context, batch: Batch, slots: Share, free: int, *, is_shared: bool
+    context: Context, batch: Batch, slots: _Slots, free: int, *, is_shared: bool
 ) -> _Turn | None:
     """Submit the batch, the first orders of it in the `free` slots that were taken for it.
 
@@ -200,7 +222,7 @@ def _go_on(
     claim: KeptClaim,
     at_once: Begun | None,
     due: Sequence[Order],
-    slots: Share,
+    slots: _Slots,
     watch: Watch,
     more: More | None = None,
 ) -> bool:
@@ -218,7 +240,7 @@ def _go_on(
     return is_through and not has_failed
 
 
-def _go_on_broken(context: Context, claim: KeptClaim, due: Sequence[Order], slots: Share) -> bool:
+def _go_on_broken(context: Context, claim: KeptClaim, due: Sequence[Order], slots: _Slots) -> bool:
     """Look up what may be bought; where the pause of purchases is over, let one go ahead.
 
     Says whether nothing stopped that.
@@ -315,7 +337,7 @@ def _run(
     at_once: Begun | None,
     waiting: deque[Order],
     grants: Mapping[Purpose, Grant],
-    slots: Share,
+    slots: _Slots,
     watch: Watch,
     more: More | None,
 ) -> bool:
@@ -375,8 +397,7 @@ def _run(
                 is_stopped |= has_failed  # what is under way is heard all the same
             if not flying:
                 if (waiting and not is_stopped) or is_more():
-                    slots.wait()
-                    is_stopped |= not claim.is_held
+                    is_stopped |= not slots.wait() or not claim.is_held
                 continue
             answers = _collect(context, flying, is_hurried=bool(more and more.is_locked))
             if not answers:

@@ -236,3 +236,47 @@ def test_what_was_begun_is_sent_although_the_budget_of_others_cannot_be_had(
     end_all(context, clock)
 
     assert statuses(context) == {"accepted": 3}
+
+
+def test_runs_that_had_a_slot_once_leave_threads_to_other_accounts_too(
+    make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each lost its slot to the next message while it wrote its first outcome."""
+    slow, quick = FakeProvider(), FakeProvider()
+    account = {"provider": "skinsnode", "base_url": "http://127.0.0.1:9", "client_secret": "x" * 32}
+    main = account | {"client_id": "a", "max_submits_in_flight": 1}
+    context = make_context(accounts={"main": main, "second": account | {"client_id": "b"}})
+    context._providers.update(main=slow, second=quick)
+    count = context.settings.worker_threads
+    batches = [reserved(context, 2) for _ in range(count)]
+    receive(context, checkout(account="second"))
+    came: list[str] = []
+    all_came, is_open = threading.Event(), threading.Event()
+    real = outcomes.write_outcomes
+    lock = threading.Lock()
+
+    def on_purchase(fields: dict[str, Any]) -> None:
+        came.append(fields["external_id"])
+        if len(came) >= count:
+            all_came.set()
+            assert is_open.wait(WAIT_S)
+
+    with ThreadPoolExecutor(count) as celery:
+
+        def write(context: Context, claim: Any, answers: Any) -> None:
+            if claim.account == "main" and not all_came.is_set():
+                with lock:
+                    if batches:
+                        celery.submit(submission.submit_orders, context, batches.pop())
+                assert all_came.wait(WAIT_S)
+            real(context, claim, answers)
+
+        slow.on_purchase = on_purchase
+        monkeypatch.setattr(submission, "write_outcomes", write)
+        celery.submit(submission.submit_orders, context, batches.pop())
+        try:
+            assert all_came.wait(WAIT_S)
+            celery.submit(run_chain, context, "second")
+            until(lambda: len(quick.bodies) == 1, within_s=5)
+        finally:
+            is_open.set()

@@ -309,6 +309,44 @@ def test_first_messages_that_wait_for_an_accounts_slots_leave_threads_to_other_a
     assert statuses(context) == {"accepted": 86}
 
 
+def test_runs_that_lost_their_slots_to_others_leave_threads_to_other_accounts(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it writes its first outcomes, each loses them to the next message."""
+    context, slow, quick = beside
+    threads = context.settings.worker_threads
+    batches = [reserved(context, 4) for _ in range(threads)]
+    receive(context, checkout(account="second"))
+    came, hang, gate = set[str](), threading.Event(), threading.Event()
+    real, lock = outcomes.write_outcomes, threading.Lock()
+
+    def on_purchase(fields: dict[str, Any]) -> None:
+        with lock:
+            came.add(fields["external_id"])
+        if len(came) >= 2 * threads:
+            hang.set()
+            assert gate.wait(WAIT_S)
+
+    with ThreadPoolExecutor(threads) as celery:
+
+        def write(context: Context, claim: KeptClaim, answers: list[tuple[Order, Answer]]) -> None:
+            if not hang.is_set() and len(answers) == 2:
+                celery.submit(submission.submit_orders, context, batches.pop())
+                assert hang.wait(WAIT_S)
+            real(context, claim, answers)
+
+        slow.on_purchase = on_purchase
+        monkeypatch.setattr(submission, "write_outcomes", write)
+        monkeypatch.setattr(submission, "_GROUP_S", 1.0)
+        celery.submit(submission.submit_orders, context, batches.pop())
+        try:
+            assert hang.wait(WAIT_S)
+            celery.submit(run_chain, context, "second")
+            until(lambda: len(quick.bodies) == 1, within_s=5)
+        finally:
+            gate.set()
+
+
 def test_a_worker_that_is_told_to_stop_begins_none_of_what_waits_for_its_slots(
     worker: Worker, provider: FakeProvider
 ) -> None:
