@@ -2,7 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from schemas.provider import Quote, Quotes, Want
 
@@ -23,7 +23,9 @@ def allot(bids: Iterable[Bid], quotes: Quotes, taken: Iterable[Quote] = ()) -> d
     listing is left that is not too dear, an order gets one that others have as well, and the
     provider's answer decides.
     """
-    used = Counter(taken)
+    used = Counter[Quote]()
+    for quote in taken:
+        _use(used, quote)
     left: dict[Want, _Left] = {}
     found = {}
     for bid in sorted(bids, key=lambda bid: _place(bid, quotes)):
@@ -34,8 +36,14 @@ def allot(bids: Iterable[Bid], quotes: Quotes, taken: Iterable[Quote] = ()) -> d
         free = left.setdefault(bid.want, _Left(deque(offers))).first(used)
         is_free = free is not None and free.price_mills <= bid.limit_mills
         found[bid.order_id] = free if free and is_free else _dearest(offers, bid.limit_mills)
-        used[found[bid.order_id]] += 1
+        _use(used, found[bid.order_id])
     return found
+
+
+def _use(used: Counter[Quote], quote: Quote) -> None:
+    """Count a listing; where a name is bought up to a price, one of that price is gone as well."""
+    by_name = replace(quote, catalog_item_id=quote.market_hash_name)
+    used.update({quote, by_name})
 
 
 def _place(bid: Bid, quotes: Quotes) -> tuple[bool, int, int]:

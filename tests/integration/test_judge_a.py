@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
@@ -20,13 +20,14 @@ from fulfillment.services.listings import Bid, allot
 from schemas.enums import FailureCode, ProviderName
 from schemas.enums import OrderStatus as S
 from schemas.provider import Quote, Quotes, Want
-from tests.conftest import MakeContext
-from tests.integration.test_listings import Market, market  # noqa: F401
+from tests.conftest import CLIENT_ID, SECRET, MakeContext
+from tests.integration.test_listings import Market, market, of_one_name  # noqa: F401
 from tests.integration.test_sharing import Gate, reserved, statuses
 from tests.support import (
     WAIT_S,
     FakeClock,
     FakeProvider,
+    Simulator,
     again,
     checkout,
     gather,
@@ -280,3 +281,25 @@ def test_runs_that_had_a_slot_once_leave_threads_to_other_accounts_too(
             until(lambda: len(quick.bodies) == 1, within_s=5)
         finally:
             is_open.set()
+
+
+@pytest.mark.parametrize("market", [ProviderName.SKINSBACK, ProviderName.SKINSLINK], indirect=True)
+def test_who_wants_a_name_is_priced_beside_who_wants_its_cheapest_item(
+    market: Market,  # noqa: F811
+) -> None:
+    context, checkouts = market
+    route, *_ = checkouts(612)
+    name = route["marketHashName"]
+    with closing(market_simulator(context)) as simulator:
+        cheapest = next(i for i in of_one_name(simulator) if i["price"] == 600)
+    direct = checkout(catalogItemId=cheapest["id"], marketHashName=name, expectedPrice=612)
+    orders = receive(context, route, direct)
+
+    gather(context)
+
+    assert [again(context, order).quoted_mills for order in orders] == [6050, 6000]
+
+
+def market_simulator(context: Context) -> Simulator:
+    url = context.account("main").base_url
+    return Simulator(url.removesuffix("/api.php").removesuffix("/api/v1"), CLIENT_ID, SECRET)

@@ -115,3 +115,14 @@ def test_of_a_name_that_full_batches_are_buying_the_next_listing_is_known() -> N
     quotes = Quotes({WANT: found}, 300, dearer={WANT: dearer})
 
     assert prices([7000], quotes, *map(offer, range(6000, 6191))) == [6191]
+
+
+def test_who_wants_one_item_leaves_the_next_price_to_who_buys_by_name_up_to_a_price() -> None:
+    exact = Want("17", NAME)
+    quotes = Quotes({exact: offer(600, "17"), WANT: offer(600)}, 2, dearer={WANT: [offer(605)]})
+
+    assert allot([Bid(1, WANT, 612), Bid(2, exact, 612)], quotes) == {
+        1: offer(605),
+        2: offer(600, "17"),
+    }
+    assert allot([Bid(1, WANT, 612)], quotes, [offer(600, "17")]) == {1: offer(605)}
