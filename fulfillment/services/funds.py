@@ -396,8 +396,10 @@ def _wait(
         if is_over and price <= left + unsure:
             is_over, deadline = False, now + lag + gap
             note += "; what was bought just now may be counted twice, so it is looked at again"
-        is_next = deadline is not None and now < deadline < now + gap
-        due = {**UNCLAIMED, "next_attempt_at": deadline if is_next else now + gap}
+        # Whose time is over by a balance that was asked for before it looks again at once: until
+        # then none that came later is to have its money (store/in_line.py).
+        at = max(deadline, now) if deadline is not None else now + gap
+        due = {**UNCLAIMED, "next_attempt_at": min(at, now + gap)}
         code = FailureCode.INSUFFICIENT_FUNDS
         going_on = None
         if not (is_capped and room.is_over_all(price)):  # which no other account could change

@@ -143,6 +143,30 @@ def test_a_balance_asked_for_before_its_time_and_answered_after_it_is_asked_for_
     assert again(context, order).status is S.ACCEPTED
 
 
+def test_until_that_is_asked_none_that_came_later_has_its_money(
+    context: Context, poor: FakeProvider, clock: FakeClock
+) -> None:
+    first = waits(context, clock)
+    clock.advance(898)
+
+    def take_long(what: str) -> None:
+        clock.advance(1.5 if what == "wallet" else 0)
+
+    poor.on_read = take_long
+    run_chain(context)
+    still = again(context, first).status
+    poor.on_read = lambda what: None
+    poor.balance_mills = PRICE_MILLS
+    later = receive_one(context)
+    run_ticks(context)
+    pass_by(context, clock, 20)
+
+    assert still is S.AWAITING_FUNDS
+    assert again(context, first).status is S.ACCEPTED
+    assert again(context, later).status is S.AWAITING_FUNDS
+    assert_invariants(context)
+
+
 def test_of_many_whose_time_is_over_the_first_are_bought_and_the_others_end(
     make_context: MakeContext, poor: FakeProvider, clock: FakeClock
 ) -> None:
