@@ -395,7 +395,7 @@ def _wait(
         is_over = order.id in over and not is_capped
         if is_over and price <= left + unsure:
             is_over, deadline = False, now + lag + gap
-            note += "; what was bought just now may be counted twice, so it is looked at again"
+            note += "; what is being bought may be counted twice, so it is looked at again"
         # Whose time is over by a balance that was asked for before it looks again at once: until
         # then none that came later is to have its money (store/in_line.py).
         at = max(deadline, now) if deadline is not None else now + gap

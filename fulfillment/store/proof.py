@@ -208,14 +208,21 @@ def asked_at(session: Session, account: str) -> datetime | None:
 
 
 def unsure_mills(session: Session, account: str, debits_at: DebitsAt, lag: timedelta) -> int:
-    """Give what is held although the stored figure may tell of it already: it was just bought."""
+    """Give what is held (mills) although the stored figure may tell of it already.
+
+    It was just bought, or nobody knows yet whether it was. Not what a person is to look into: that
+    may last.
+    """
     query = f"""
         SELECT coalesce(sum(a.hold_mills), 0) FROM attempts a
           JOIN wallets w ON w.account = %(account)s
+          JOIN orders o ON o.id = a.order_id
          WHERE a.account = ANY({SAME_WALLET}) AND a.absorbed_at IS NULL
            AND (a.ended_at IS NOT NULL OR %(is_at_accept)s AND (
                 a.confirmed_at IS NOT NULL
-                OR a.state = 'sending' AND a.last_post_at > w.requested_at - %(lag)s))
+                OR a.state = 'sending' AND (
+                   a.last_post_at > w.requested_at - %(lag)s
+                   OR a.unknown_since IS NOT NULL AND o.status = 'submitting')))
         """  # noqa: S608 - a constant
     values = {"account": account, "is_at_accept": debits_at is DebitsAt.ACCEPT, "lag": lag}
     return int(session.scalar(query, values))

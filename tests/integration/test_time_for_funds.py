@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from fulfillment.errors import ProviderNotReached
+from fulfillment.errors import ProviderNotReached, ProviderOutcomeUnknown
+from fulfillment.providers.base import AfterUnknown
 from fulfillment.services import brakes
 from fulfillment.services.context import Context
 from fulfillment.store.models import Order
@@ -164,6 +165,36 @@ def test_until_that_is_asked_none_that_came_later_has_its_money(
     assert still is S.AWAITING_FUNDS
     assert again(context, first).status is S.ACCEPTED
     assert again(context, later).status is S.AWAITING_FUNDS
+    assert_invariants(context)
+
+
+@pytest.mark.parametrize("is_made", [True, False])
+def test_what_may_be_counted_twice_since_its_outcome_is_unknown_ends_nobody(
+    context: Context, poor: FakeProvider, clock: FakeClock, is_made: bool
+) -> None:
+    def fail(what: str) -> None:
+        if what.startswith("order "):
+            raise ProviderOutcomeUnknown("no answer")
+
+    poor.after_unknown = AfterUnknown.LOOKUP_ONLY
+    poor.prices["cheap"] = PRICE_MILLS // 2
+    waiting = waits(context, clock)
+    clock.advance(840)
+    poor.balance_mills = PRICE_MILLS // 2
+    poor.fail_purchase(ProviderOutcomeUnknown("no answer"), is_made=is_made)
+    poor.on_read = fail
+    unknown = receive_one(context, catalogItemId="cheap")
+    run_chain(context)
+    pass_by(context, clock, 20)
+    poor.balance_mills += PRICE_MILLS if is_made else PRICE_MILLS // 2
+    pass_by(context, clock, 50)
+    statuses = again(context, unknown).status, again(context, waiting).status
+    poor.on_read = lambda what: None
+    pass_by(context, clock, 700)
+
+    assert statuses == (S.SUBMITTING, S.AWAITING_FUNDS)
+    ends = again(context, unknown).status, again(context, waiting).status
+    assert ends == ((S.ACCEPTED, S.ACCEPTED) if is_made else (S.NEEDS_REVIEW, S.FAILED))
     assert_invariants(context)
 
 
