@@ -87,9 +87,8 @@ def _edges() -> dict[tuple[S, S], str]:
     for source in S:
         if source in FOLLOWED:
             edges[(source, S.NEEDS_REVIEW)] = (
-                "the provider tells of another item, purchase or recipient"
-                if source is S.SENT
-                else "the same, or it stays so for too long"
+                "the provider tells of another item, purchase or recipient, "
+                "or it stays so for too long"
             )
     edges[(S.COMPLETED, S.REVERSED)] = "the one exit from a final status: the trade was undone"
     for target, reason in _FORWARD_AT_PROVIDER.items():

@@ -354,7 +354,10 @@ def _due(context: Context, order: Order, decision: Decision, now: datetime) -> d
         deadline = decision.changes["trade_deadline_at"]
         # Of a window that was over before we heard of it, the watchdog is to tell at once.
         at = schedule.next_watch(now, decision.changes["sent_at"], deadline)
-        due["next_watch_at"] = at or now
+        # What a person has had for a day, and found to be so, is not brought back at once.
+        is_left = order.status is OrderStatus.NEEDS_REVIEW
+        is_left &= now >= deadline + context.stalled_after
+        due["next_watch_at"] = at or (now + context.stalled_after if is_left else now)
     elif target is OrderStatus.NEEDS_REVIEW:
         due["next_watch_at"] = None
     elif RANK.get(order.status) != RANK[target]:

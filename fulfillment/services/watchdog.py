@@ -47,10 +47,15 @@ def watch_trade_windows(context: Context) -> list[str]:
                 orders.set_due(session, [order.id], next_watch_at=None)
                 continue
             acted.append(order.external_id)
+            if order.overdue and now >= order.trade_deadline_at + context.stalled_after:
+                moves.append(_stalled(context, order))
+                continue
             if now >= order.trade_deadline_at:
                 over.append(order.id)
             moves.append(_look(order, now, order.trade_deadline_at))
             at = schedule.next_watch(now, order.sent_at or now, order.trade_deadline_at)
+            # At last it is a person's, who alone may end what its provider has forgotten.
+            at = at or now + context.stalled_after
             orders.set_due(session, [order.id], next_watch_at=at)
         orders.apply(session, moves, now)
         # The last question before anything is concluded, as soon as the cache allows.
@@ -64,14 +69,15 @@ def _stalled(context: Context, order: Order) -> Move:
     """Hand an order that does not come on to a person; its hold stays, and it is still followed."""
     log.warning("watchdog.stalled", order_id=order.external_id, status=order.status)
     lasted = length_in_words(context.stalled_after)
-    note = f"still {order.status} after {lasted}; a person may ask the provider"
+    since = " since its trade window" if order.status is OrderStatus.SENT else ""
+    note = f"still {order.status} after {lasted}{since}; a person may ask the provider"
     return Move(
         order.id,
         order.status,
         OrderStatus.NEEDS_REVIEW,
         Source.WATCHDOG,
         note,
-        {"told_status": order.status.value},
+        {"told_status": order.status.value, "overdue": False},
         {"next_watch_at": None, "next_poll_at": order.next_poll_at or context.now()},
         tell=(NEEDS_REVIEW,),
     )

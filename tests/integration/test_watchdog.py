@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from fulfillment.services import watchdog
+from fulfillment.services import operations, watchdog
 from fulfillment.services.context import Context
 from fulfillment.store import leases
 from fulfillment.store.models import Order
@@ -16,6 +16,7 @@ from tests.support import (
     FakeClock,
     FakeProvider,
     again,
+    assert_invariants,
     in_threads,
     messages_of,
     receive_one,
@@ -195,6 +196,48 @@ def test_without_any_answer_the_watchdog_never_invents_an_end(
     watch(context, clock, 3 * 3600)
 
     assert again(context, sent).status is S.SENT
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_what_is_left_sent_for_a_day_is_brought_to_a_person_who_may_end_it(
+    context: Context, provider: FakeProvider, clock: FakeClock, sent: Order, is_known: bool
+) -> None:
+    if not is_known:
+        del provider.orders[sent.external_id]
+    for _ in range(200):
+        clock.advance(600)
+        run_ticks(context)
+    left = again(context, sent)
+    alarms = len(told(context, sent, NEEDS_REVIEW))
+    provider.orders.pop(sent.external_id, None)
+    ended = operations.resolve(
+        context, sent.external_id, operations.Resolution.NOT_FOUND, "support has lost it"
+    )
+
+    assert (left.status, left.told_status) == (S.NEEDS_REVIEW, S.SENT)
+    assert alarms == 2
+    assert ended.status is S.FAILED
+    assert_invariants(context)
+
+
+def test_what_a_person_finds_sent_again_is_watched_for_another_day(
+    context: Context, provider: FakeProvider, clock: FakeClock, sent: Order
+) -> None:
+    for _ in range(150):
+        clock.advance(600)
+        run_ticks(context)
+    assert again(context, sent).status is S.NEEDS_REVIEW
+    operations.resolve(context, sent.external_id, operations.Resolution.FOUND, "they look into it")
+    for _ in range(60):
+        clock.advance(600)
+        run_ticks(context)
+    still = again(context, sent)
+    for _ in range(100):
+        clock.advance(600)
+        run_ticks(context)
+
+    assert (still.status, still.overdue) == (S.SENT, True)
+    assert again(context, sent).status is S.NEEDS_REVIEW
 
 
 def test_a_watchdog_that_was_dead_through_the_window_still_asks_and_alarms(
