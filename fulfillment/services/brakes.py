@@ -153,7 +153,8 @@ def what_stops(view: AccountView, now: datetime) -> str:
 
 
 def _spent_mills(context: Context, session: Session, account: str | None) -> int:
-    longest_call = max(map(context.longest_call, context.settings.accounts))
+    accounts_set = context.settings.accounts
+    longest_call = max(map(context.longest_call, accounts_set), default=timedelta())
     return spending.spent_mills(session, account, context.now() - _HOUR, longest_call)
 
 

@@ -162,3 +162,14 @@ def test_the_cap_of_all_accounts_forgets_it_as_well(
         sums = [spending.spent_mills(session, None, clock.now() - age, longest) for age in ages]
 
     assert sums == [0, PRICE_MILLS]
+
+
+def test_where_no_account_is_set_the_cap_of_all_is_shown_as_unused(
+    make_context: MakeContext, provider: FakeProvider
+) -> None:
+    context = make_context(provider, accounts={}, spend_cap_cents_per_hour=100)
+    with context.database.transaction() as session:
+        used = brakes._spent_mills(context, session, None)
+
+    assert used == 0
+    assert brakes.show_accounts(context) == []
