@@ -36,6 +36,9 @@ _MOST_MASKED = 1000
 _PAUSE_S = 1.0
 #: What a task's message may say of what comes after it, beside its arguments.
 _FOLLOWING = ("callbacks", "errbacks", "chain", "chord")
+#: What Celery would read of a message when its task begins. Nobody uses it: threads are ended by no
+#: limit of time, and nothing here is revoked by a stamp.
+_NOT_READ = ("timelimit", "stamped_headers", "stamps")
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _lock = threading.Lock()
 _context: Context | None = None
@@ -162,10 +165,15 @@ class ShownRequest(Request):
         _request_dict: dict[str, Any]
         _message: Any
         _already_revoked: bool
+        time_limits: tuple[float | None, float | None]
         name: str
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # Of an odd one it dies then; at a time set by the sender nobody would hear of that.
+        self.time_limits = (None, None)
+        for name in _NOT_READ:
+            self._request_dict.pop(name, None)
         _require_a_time(self._eta)
         is_foreign = self._request_dict["task"] == RECEIVE
         if is_foreign:

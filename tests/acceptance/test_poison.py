@@ -8,7 +8,7 @@ import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -253,6 +253,25 @@ def test_a_checkout_whose_arguments_or_time_mean_nothing_is_put_aside_with_the_r
     assert sum("args: expected a list" in reason for reason in reasons) == 2
     assert shop.logs().count("Traceback") == before
     assert TOKEN not in shop.logs()
+
+
+@pytest.mark.parametrize("name", ["timelimit", "stamped_headers"])
+def test_a_checkout_for_later_with_an_odd_header_is_taken_and_kept_by_no_worker(
+    shop: Driver, broker: redis.Redis, name: str
+) -> None:
+    """Celery reads these when the time has come, and then refuses no message any more."""
+    event, before = shop.checkout(), shop.logs().count("Traceback")
+    eta = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+    odd: tuple[Any, ...] = (5, True, [["a"]], {"a": 1}, "xyz", [1, 2, 3])
+    ids = [f"{event['externalId']}-{number}" for number in range(2 * len(odd))]
+    for each, value, at in zip(ids, odd * 2, [eta, None] * len(odd), strict=True):
+        changes = {name: value, "eta": at}
+        _send_task(shop, [[event | {"externalId": each}], {}, {}], **changes)
+
+    until("all are taken", lambda: all(shop.statuses(ids).values()))
+    until("none is kept", lambda: not broker.hlen("unacked"))
+    assert shop.logs().count("Traceback") == before
+    assert not broker.llen(DEAD_QUEUE)
 
 
 FOLLOWING: tuple[Any, ...] = (
