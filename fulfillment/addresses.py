@@ -47,11 +47,12 @@ def complaint_of_database(url: str) -> str:
 
 
 def with_hosts_as_options(url: str) -> str:
-    """Write several hosts, or an encoded one, as options: so SQLAlchemy reads them as libpq."""
+    """Write as options what SQLAlchemy then reads as libpq does: several hosts, one that is
+    encoded, and one with a colon and no port."""
     scheme, _, rest = url.partition("://")
     authority = _split(url)[0]
     login, at, hosts = authority.rpartition("@")
-    if "," not in hosts and "%" not in hosts:
+    if "," not in hosts and "%" not in hosts and not hosts.endswith(":"):
         return url
     each = [found for host in hosts.split(",") if (found := _HOST.fullmatch(host))]
     named = {

@@ -230,14 +230,24 @@ def _read(url: str) -> URL:
             name: value if isinstance(value, str) or name in ("host", "port") else value[-1]
             for name, value in address.query.items()
         }
-        address = address.set(query=once)
-        conninfo_to_dict(address.set(drivername="postgresql").render_as_string(False))
+        address = address.set(query={**once, **_ports(address.port, once)})
+        whole = address.set(drivername="postgresql").render_as_string(False)
+        conninfo_to_dict(whole.replace(" ", "%20"))  # SQLAlchemy leaves these as they are
         address.get_dialect()().create_connect_args(address)
     except (psycopg.ProgrammingError, ArgumentError):
         raise ConfigurationError(SETTING, "expected only options that libpq knows") from None
     if complaint := _complaint(once):
         raise ConfigurationError(SETTING, complaint)
     return address
+
+
+def _ports(port: int | None, options: Mapping[str, Any]) -> dict[str, str]:
+    """Give each of several hosts the one port that is said: libpq does so, SQLAlchemy does not."""
+    hosts, said = options.get("host", ""), options.get("port") or (str(port) if port else "")
+    count = len(hosts if isinstance(hosts, tuple) else hosts.split(","))
+    if not isinstance(said, str) or not said or "," in said or count == 1:
+        return {}
+    return {"port": ",".join([said] * count)}
 
 
 def _complaint(options: Mapping[str, Any]) -> str:

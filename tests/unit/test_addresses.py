@@ -1,9 +1,12 @@
 """Addresses of PostgreSQL with several hosts are read as libpq reads them."""
 
+from typing import Any
+
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from fulfillment.addresses import complaint_of_database, with_hosts_as_options
+from fulfillment.store.engine import Database
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,48 @@ def test_several_hosts_are_the_ones_that_libpq_reads(url: str) -> None:
     assert read_by_us == read_by_libpq
     assert complaint_of_database(url) == ""
     assert "," not in read.partition("?")[0]
+
+
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [
+        ("postgresql://h1,h2/d?port=6432", "6432,6432"),
+        ("postgresql://h1:1,h2:2/d?port=6432", "6432,6432"),
+        ("postgresql:///d?host=h1,h2&port=6432", "6432,6432"),
+        ("postgresql://:6432/d?host=h1,h2", "6432,6432"),
+        ("postgresql://h1:1,h2:2/d", "1,2"),
+        ("postgresql://u:p@h1:/d", None),
+        ("postgresql://u:p@[::1]:/d", None),
+        ("postgresql://u:p@h1:6432/d", 6432),
+    ],
+)
+def test_one_port_is_that_of_every_host_and_none_is_the_usual_one(
+    url: str, port: str | int | None
+) -> None:
+    assert complaint_of_database(url) == ""
+    assert _read_by_psycopg(url).get("port") == port
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "value"),
+    [
+        ("postgresql://u:p%20q@h/d", "password", "p q"),
+        ("postgresql://u%20v:p@h/d", "user", "u v"),
+        ("postgresql://u:p@h1,h2/d%20e", "dbname", "d e"),
+    ],
+)
+def test_an_encoded_space_is_one(url: str, name: str, value: str) -> None:
+    assert conninfo_to_dict(url)[name] == value
+    assert complaint_of_database(url) == ""
+    assert _read_by_psycopg(url)[name] == value
+
+
+def _read_by_psycopg(url: str) -> dict[str, Any]:
+    database = Database(url)
+    try:
+        return dict(database.engine.dialect.create_connect_args(database.engine.url)[1])
+    finally:
+        database.close()
 
 
 def test_hosts_among_the_options_win() -> None:
