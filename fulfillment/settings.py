@@ -10,7 +10,7 @@ from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -399,6 +399,9 @@ def _secrets(settings: Settings) -> Iterator[str]:
         with suppress(ValueError):
             yield unquote(urlsplit(url.get_secret_value()).password or "")
             yield urlsplit(url.get_secret_value()).password or ""
+            options = parse_qs(urlsplit(url.get_secret_value()).query)
+            for name in ("password", "sslpassword"):  # libpq takes them there, too
+                yield from options.get(name, ())
     yield settings.flower_basic_auth.get_secret_value().partition(":")[2]
     yield from (
         pair.partition(":")[2] for pair in _parts(settings.encryption_keys.get_secret_value())
