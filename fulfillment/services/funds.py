@@ -315,7 +315,7 @@ def _reserve(context: Context, session: Session, funded: list[Order], claim: Kep
             Source.WALLET,
             "the balance rose; priced afresh"
             if order.funds_deadline_at
-            else "the spend cap has room; priced afresh",
+            else "there is room for it now; priced afresh",
             {"quoted_mills": order.quoted_mills, "funds_deadline_at": None},
             claim=claim.name,
         )

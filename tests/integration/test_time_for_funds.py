@@ -265,3 +265,19 @@ def test_one_whose_time_is_over_goes_on_to_an_account_that_its_route_has_by_then
     found = again(full, order)
     assert (found.account, found.status) == ("backup", S.ACCEPTED)
     assert_invariants(full)
+
+
+def test_no_time_for_money_is_over_by_the_next_balance_and_until_then_nobody_else_has_it(
+    make_context: MakeContext, poor: FakeProvider, clock: FakeClock
+) -> None:
+    context = make_context(poor, await_funds_s=0)
+    first = receive_one(context)
+    run_chain(context)
+    poor.balance_mills = PRICE_MILLS
+    second = receive_one(context)
+    clock.advance(1)
+    run_ticks(context)
+    pass_by(context, clock, 60)
+
+    assert again(context, first).status is S.ACCEPTED
+    assert again(context, second).status in (S.AWAITING_FUNDS, S.FAILED)
