@@ -34,9 +34,11 @@ def allot(bids: Iterable[Bid], quotes: Quotes, taken: Iterable[Quote] = ()) -> d
             continue
         offers = [cheapest, *quotes.dearer.get(bid.want, ())]
         free = left.setdefault(bid.want, _Left(deque(offers))).first(used)
-        is_free = free is not None and free.price_mills <= bid.limit_mills
-        found[bid.order_id] = free if free and is_free else _dearest(offers, bid.limit_mills)
-        _use(used, found[bid.order_id])
+        if free is not None and free.price_mills <= bid.limit_mills:
+            found[bid.order_id] = free
+            _use(used, free)
+        else:  # nobody's by this: it is too dear, or has been counted
+            found[bid.order_id] = _dearest(offers, bid.limit_mills)
     return found
 
 

@@ -1,5 +1,7 @@
 """Which listing each order of a batch gets."""
 
+from dataclasses import replace
+
 from fulfillment.providers.reading import SPARE, Listed
 from fulfillment.services.listings import Bid, allot, listed_often
 from schemas.provider import Quote, Quotes, Want
@@ -126,3 +128,23 @@ def test_who_wants_one_item_leaves_the_next_price_to_who_buys_by_name_up_to_a_pr
         2: offer(600, "17"),
     }
     assert allot([Bid(1, WANT, 612)], quotes, [offer(600, "17")]) == {1: offer(605)}
+
+
+def test_who_agreed_to_less_than_any_listing_costs_takes_none_from_others() -> None:
+    too_low, enough = Want(NAME, NAME, or_by_name=True), Want("b", NAME)
+    a, b = offer(605, "a"), offer(610, "b")
+    quotes = Quotes({too_low: a, enough: b}, 2, dearer={too_low: [b], enough: []})
+
+    bids = [Bid(1, too_low, 600), Bid(2, too_low, 640), Bid(3, enough, 640)]
+
+    assert allot(bids, quotes) == {1: a, 2: a, 3: b}
+
+
+def test_one_item_that_two_want_is_one_listing_of_its_name() -> None:
+    exact = Want("17", NAME)
+    quotes = Quotes({exact: offer(600, "17"), WANT: offer(600)}, 3)
+    quotes = replace(quotes, dearer={WANT: [offer(600), offer(605)]})
+
+    found = allot([Bid(1, exact, 612), Bid(2, exact, 612), Bid(3, WANT, 612)], quotes)
+
+    assert found[3] == offer(600)
