@@ -95,6 +95,23 @@ def test_batches_one_after_the_other_do_not_price_the_same_listing(market: Marke
     assert [again(context, order).status for order in orders] == [S.ACCEPTED] * 3
 
 
+@pytest.mark.parametrize("market", [ProviderName.SKINSBACK, ProviderName.SKINSLINK], indirect=True)
+def test_other_ids_of_one_name_share_its_listings(market: Market) -> None:
+    """Ids that mean nothing here, and no route: what is bought is the name."""
+    context, checkouts = market
+    orders, batches = [], []
+    for number, event in enumerate(checkouts(612)):
+        event |= {"account": "main", "catalogItemId": f"elsewhere-{number}"}
+        orders += receive(context, event)
+        batches.append(gather(context))
+
+    for batch in batches:
+        assert batch is not None
+        submit(context, batch)
+
+    assert [again(context, order).status for order in orders] == [S.ACCEPTED] * 3
+
+
 def test_what_was_bought_while_the_catalog_came_is_taken(
     market: Market, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -361,7 +361,7 @@ def quotes(wants: Sequence[Want], listed: Listed) -> Quotes:
         if why := listed.why_unclear(skin_id or name, want.market_hash_name):
             unclear[want] = why
         elif skin_id is None:
-            if offers := listed.cheapest(item_id, name, count[name]):
+            if offers := listed.cheapest(name, name, count[name]):
                 found[want], *dearer[want] = offers
         elif skin_id in listed.by_id:
             named, price = listed.by_id[skin_id]

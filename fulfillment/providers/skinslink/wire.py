@@ -191,7 +191,7 @@ def quotes(wants: Sequence[Want], listed: Listed) -> Quotes:
         if why := listed.why_unclear(asset_id or name, name):
             unclear[want] = why
         elif asset_id is None:
-            if offers := listed.cheapest(item_id, name, count[name]):
+            if offers := listed.cheapest(name, name, count[name]):
                 found[want], *dearer[want] = offers
         elif asset_id in listed.by_id:
             named, price = listed.by_id[asset_id]
