@@ -227,16 +227,19 @@ def _go_on(
     more: More | None = None,
 ) -> bool:
     """Take what is due as far as the budget reaches; say whether nothing stopped it."""
-    afford = partial(_afford, context, claim, due)
+    grants: dict[Purpose, Grant] = {}
+    afford = partial(_afford, context, claim, due, grants)
     afforded, has_failed = backstop.left_to_others(afford, "submit.not_afforded")
-    waiting, grants = afforded or (deque(), {})
+    waiting = afforded or deque()
     if watch.is_ahead:  # a repetition that fails again would for ever be the one that goes ahead
         waiting = deque(sorted(waiting, key=lambda o: claim.attempts[o.id].posts))
     more = None if has_failed else more
-    is_through = _run(context, claim, at_once, waiting, grants, slots, watch, more)
-    later = [at_once.grant] if at_once else []
-    for grant in [*grants.values(), *later, *(more.grants if more else ())]:
-        grant.give_back()
+    try:
+        is_through = _run(context, claim, at_once, waiting, grants, slots, watch, more)
+    finally:
+        later = [at_once.grant] if at_once else []
+        for grant in [*grants.values(), *later, *(more.grants if more else ())]:
+            grant.give_back()
     return is_through and not has_failed
 
 
@@ -270,17 +273,16 @@ def _go_on_broken(context: Context, claim: KeptClaim, due: Sequence[Order], slot
 
 
 def _afford(
-    context: Context, claim: KeptClaim, due: Sequence[Order]
-) -> tuple[deque[Order], dict[Purpose, Grant]]:
+    context: Context, claim: KeptClaim, due: Sequence[Order], grants: dict[Purpose, Grant]
+) -> deque[Order]:
     """Take the batch's requests out of the budget: for the unknown, then for the new.
 
-    Gives the orders that they suffice for, of each kind the longest due, and what was granted. The
-    others are left to the next sweep.
+    Gives the orders that they suffice for, of each kind the longest due; what was granted is put
+    into `grants`, also where this fails then. The others are left to the next sweep.
     """
     account, attempts = claim.account, claim.attempts
     provider = context.provider(account)
     waiting: deque[Order] = deque()
-    grants: dict[Purpose, Grant] = {}
     for purpose in (Purpose.URGENT, Purpose.SUBMIT):
         members = [order for order in due if _purpose(attempts[order.id]) is purpose]
         members.sort(key=lambda o: (o.next_attempt_at or o.created_at, o.id))
@@ -290,7 +292,7 @@ def _afford(
         waiting += [order for order, total in totals if total <= grant.size]
     afforded = {order.id for order in waiting}
     _put_off(context, claim, [order for order in due if order.id not in afforded])
-    return waiting, grants
+    return waiting
 
 
 def _purpose(attempt: Attempt) -> Purpose:

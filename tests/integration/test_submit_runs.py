@@ -20,6 +20,7 @@ from fulfillment.services.budget import RateBudget
 from fulfillment.services.claiming import KeptClaim
 from fulfillment.services.context import Context
 from fulfillment.store import orders
+from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Database
 from fulfillment.store.models import Order
 from schemas.enums import FailureCode
@@ -167,6 +168,25 @@ def test_what_was_begun_with_the_claim_is_sent_although_a_transaction_of_others_
 
     assert statuses(context).get("needs_review") is None
     assert statuses(context)["accepted"] >= 2
+
+
+def test_requests_are_given_back_where_what_they_do_not_suffice_for_cannot_be_left(
+    worker: Worker, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = worker(slots=10, rate_per_minute=30)
+    batch = reserved(context, 10)
+    budget = context.budget("main")
+    clock.advance(60)
+    before = budget.left(Purpose.URGENT)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ServerUnreachable("PostgreSQL", "X", "the connection was terminated")
+
+    monkeypatch.setattr(submission, "_put_off", fail)
+    with suppress(ServerUnreachable):  # the task logs it
+        submission.submit_orders(context, batch)
+
+    assert budget.left(Purpose.URGENT) == before
 
 
 def test_an_outcome_that_we_fail_at_takes_no_other_with_it(
