@@ -5,7 +5,7 @@ tens of milliseconds, so that a slow answer delays only its own order.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -412,10 +412,31 @@ def _run(
             is_stopped |= not claim.is_held
             if not is_stopped and not watch.is_ahead:
                 allowed = min(2 * allowed, limit)
-    if unwritten:
-        backstop.apart(write, unwritten, lambda each: each[0].external_id)
+    _write_again(write, unwritten)
     _put_off(context, claim, list(waiting))
     return not is_stopped
+
+
+def _write_again(
+    write: Callable[[Sequence[tuple[Order, Answer]]], None],
+    unwritten: Sequence[tuple[Order, Answer]],
+) -> None:
+    """Write what could not be written before: together, and each by itself where that fails.
+
+    One that somebody has locked for long takes no other with it; a second that fails is no longer
+    about an order, and the rest is looked up when it is due.
+    """
+
+    def has_failed(answers: Sequence[tuple[Order, Answer]]) -> bool:
+        act = partial(backstop.apart, write, answers, lambda each: each[0].external_id)
+        return backstop.left_to_others(act, "submit.not_written")[1]
+
+    if unwritten and has_failed(unwritten) and len(unwritten) > 1:
+        failures = 0
+        for each in unwritten:
+            failures += has_failed([each])
+            if failures > 1:
+                break
 
 
 def _heed(

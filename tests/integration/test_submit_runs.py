@@ -241,6 +241,41 @@ def test_a_lock_on_what_is_claimed_and_not_begun_loses_no_answer(
         context.database.close()
 
 
+def test_an_outcome_whose_order_is_locked_for_long_takes_no_other_with_it(
+    worker: Worker,
+    provider: FakeProvider,
+    clock: FakeClock,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For longer than both tries to write them together wait."""
+    context, other = worker(), worker()
+    provider.after_unknown = AfterUnknown.LOOKUP_ONLY
+    batch = reserved(context, 2)
+    held = Held(provider, batch["names"])
+    held.refused = set(batch["names"])
+    gates = list(held.gates.values())
+    monkeypatch.setattr(submission, "_GROUP_S", 1.0)
+    context.database = Database(database_url, statement_timeout_s=1)  # 20 where it is not a test
+
+    try:
+        with ThreadPoolExecutor(1) as executor, other.database.transaction() as session:
+            flying = executor.submit(submission.submit_orders, context, batch)
+            until(lambda: len(held.came) == 2)
+            orders.lock(session, batch["ids"][:1])
+            for gate in gates:
+                gate.set()
+            with suppress(ServerUnreachable):  # the task logs it
+                flying.result(WAIT_S)
+    finally:
+        context.database.close()
+    for _ in range(60):
+        clock.advance(31)
+        run_sweep(other)
+
+    assert statuses(other) == {"failed": 1, "needs_review": 1}
+
+
 def doubt_last(context: Context, ids: list[int], clock: FakeClock) -> None:
     """Let somebody have told of the last one, long enough ago to ask for it."""
     query = "UPDATE orders SET told_early_at = %(at)s WHERE id = %(id)s RETURNING id"
