@@ -1,5 +1,6 @@
 """Several customers want one name: there is a listing for each, and none is dearer than agreed."""
 
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -7,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from fulfillment.providers.base import BeforeSend
 from fulfillment.services.context import Context
 from fulfillment.simulator.app import SimulatorOptions, running
 from schemas.enums import OrderStatus as S
 from schemas.enums import ProviderName
-from schemas.provider import Quotes, Want
+from schemas.provider import OrderReport, Quotes, Want
 from tests.conftest import CLIENT_ID, SECRET, MakeContext
-from tests.support import Simulator, again, checkout, gather, receive, run_chain, submit
+from tests.support import WAIT_S, Simulator, again, checkout, gather, receive, run_chain, submit
 
 API_KEY = "ak_test_51d0b8"
 PATHS = {
@@ -108,6 +110,33 @@ def test_other_ids_of_one_name_share_its_listings(market: Market) -> None:
     for batch in batches:
         assert batch is not None
         submit(context, batch)
+
+    assert [again(context, order).status for order in orders] == [S.ACCEPTED] * 3
+
+
+@pytest.mark.parametrize("market", [ProviderName.SKINSBACK, ProviderName.SKINSLINK], indirect=True)
+def test_those_of_a_batch_that_buy_by_name_may_come_in_any_order(
+    market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are sent side by side, and each takes the cheapest that is left up to its price."""
+    context, checkouts = market
+    orders = receive(context, *checkouts(612))
+    batch = gather(context)
+    assert batch is not None
+    provider = context.provider("main")
+    real, names = provider.purchase, [order.external_id.encode() for order in orders]
+    bought = [threading.Event() for _ in names]
+
+    def purchase(body: bytes, before_send: BeforeSend | None = None) -> OrderReport:
+        place = next(n for n, name in enumerate(names) if name in body)
+        assert names[place] == names[-1] or bought[place + 1].wait(WAIT_S)
+        try:
+            return real(body, before_send)
+        finally:
+            bought[place].set()
+
+    monkeypatch.setattr(provider, "purchase", purchase)
+    submit(context, batch)
 
     assert [again(context, order).status for order in orders] == [S.ACCEPTED] * 3
 
