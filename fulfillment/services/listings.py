@@ -21,14 +21,15 @@ def allot(bids: Iterable[Bid], quotes: Quotes, taken: Iterable[Quote] = ()) -> d
 
     Who wants one item and no other of its name chooses first, then who may pay least. Where no
     listing is left that is not too dear, an order gets one that others have as well, and the
-    provider's answer decides.
+    provider's answer decides. Those that buy a name up to a price all bid as much as the dearest
+    listing of theirs costs: sent side by side, each gets the cheapest that is left.
     """
-    used = Counter[Quote]()
-    for quote in taken:
-        _use(used, quote)
+    used = _used(taken, quotes)
     left: dict[Want, _Left] = {}
     found = {}
-    for bid in sorted(bids, key=lambda bid: _place(bid, quotes)):
+    given: dict[str, set[int]] = {}
+    bids = sorted(bids, key=lambda bid: _place(bid, quotes))
+    for bid in bids:
         cheapest = quotes.found.get(bid.want)
         if cheapest is None:
             continue
@@ -37,9 +38,36 @@ def allot(bids: Iterable[Bid], quotes: Quotes, taken: Iterable[Quote] = ()) -> d
         if free is not None and free.price_mills <= bid.limit_mills:
             found[bid.order_id] = free
             _use(used, free)
+            if _is_by_name(free):
+                given.setdefault(free.market_hash_name, set()).add(free.price_mills)
         else:  # nobody's by this: it is too dear, or has been counted
             found[bid.order_id] = _dearest(offers, bid.limit_mills)
+    for bid in bids:
+        quote = found.get(bid.order_id)
+        if quote is not None and _is_by_name(quote) and quote.price_mills <= bid.limit_mills:
+            prices = given.get(quote.market_hash_name, set()) | {quote.price_mills}
+            most = max(price for price in prices if price <= bid.limit_mills)
+            found[bid.order_id] = replace(quote, price_mills=most)
     return found
+
+
+def _is_by_name(quote: Quote) -> bool:
+    return quote.catalog_item_id == quote.market_hash_name
+
+
+def _used(taken: Iterable[Quote], quotes: Quotes) -> Counter[Quote]:
+    """Count the listings that are taken; who buys by name up to a price has the cheapest left."""
+    named = {
+        found.market_hash_name: _Left(deque([found, *quotes.dearer.get(want, ())]))
+        for want, found in quotes.found.items()
+        if _is_by_name(found)
+    }
+    used = Counter[Quote]()
+    for quote in sorted(taken, key=lambda quote: (_is_by_name(quote), quote.price_mills)):
+        left = named.get(quote.market_hash_name) if _is_by_name(quote) else None
+        free = left.first(used) if left else None
+        _use(used, free if free and free.price_mills <= quote.price_mills else quote)
+    return used
 
 
 def _use(used: Counter[Quote], quote: Quote) -> None:

@@ -10,8 +10,13 @@ NAME = "AK-47 | Redline (Field-Tested)"
 WANT = Want(NAME, NAME)
 
 
-def offer(mills: int, item_id: str = NAME) -> Quote:
+def offer(mills: int, item_id: str = "one of them") -> Quote:
     return Quote(item_id, NAME, mills)
+
+
+def by_name(mills: int) -> Quote:
+    """Give what is bought up to this price, whichever item of the name it is."""
+    return offer(mills, NAME)
 
 
 def listed(*mills: int, want: Want = WANT) -> Quotes:
@@ -121,13 +126,34 @@ def test_of_a_name_that_full_batches_are_buying_the_next_listing_is_known() -> N
 
 def test_who_wants_one_item_leaves_the_next_price_to_who_buys_by_name_up_to_a_price() -> None:
     exact = Want("17", NAME)
-    quotes = Quotes({exact: offer(600, "17"), WANT: offer(600)}, 2, dearer={WANT: [offer(605)]})
+    quotes = Quotes({exact: offer(600, "17"), WANT: by_name(600)}, 2)
+    quotes = replace(quotes, dearer={WANT: [by_name(605)]})
 
     assert allot([Bid(1, WANT, 612), Bid(2, exact, 612)], quotes) == {
-        1: offer(605),
+        1: by_name(605),
         2: offer(600, "17"),
     }
-    assert allot([Bid(1, WANT, 612)], quotes, [offer(600, "17")]) == {1: offer(605)}
+    assert allot([Bid(1, WANT, 612)], quotes, [offer(600, "17")]) == {1: by_name(605)}
+
+
+def of_a_name(*mills: int) -> Quotes:
+    found, *dearer = map(by_name, mills)
+    return Quotes({WANT: found}, len(mills), dearer={WANT: dearer})
+
+
+def test_those_that_buy_a_name_all_bid_as_much_as_the_dearest_of_theirs_costs() -> None:
+    assert prices([700, 700, 700], of_a_name(600, 605, 610, 620)) == [610, 610, 610]
+
+
+def test_nobody_bids_more_than_agreed_to() -> None:
+    assert prices([606, 604, 700], of_a_name(600, 605, 610)) == [605, 600, 610]
+    assert prices([590, 700], of_a_name(600, 605)) == [600, 600]
+
+
+def test_who_is_buying_a_name_has_the_cheapest_of_it_that_are_left() -> None:
+    taken = [by_name(610), by_name(610), offer(605)]
+
+    assert prices([700, 700], of_a_name(600, 605, 610, 620, 630), *taken) == [630, 630]
 
 
 def test_who_agreed_to_less_than_any_listing_costs_takes_none_from_others() -> None:
@@ -142,9 +168,9 @@ def test_who_agreed_to_less_than_any_listing_costs_takes_none_from_others() -> N
 
 def test_one_item_that_two_want_is_one_listing_of_its_name() -> None:
     exact = Want("17", NAME)
-    quotes = Quotes({exact: offer(600, "17"), WANT: offer(600)}, 3)
-    quotes = replace(quotes, dearer={WANT: [offer(600), offer(605)]})
+    quotes = Quotes({exact: offer(600, "17"), WANT: by_name(600)}, 3)
+    quotes = replace(quotes, dearer={WANT: [by_name(600), by_name(605)]})
 
     found = allot([Bid(1, exact, 612), Bid(2, exact, 612), Bid(3, WANT, 612)], quotes)
 
-    assert found[3] == offer(600)
+    assert found[3] == by_name(600)
