@@ -355,7 +355,7 @@ def _due(context: Context, order: Order, decision: Decision, now: datetime) -> d
         # Of a window that was over before we heard of it, the watchdog is to tell at once.
         at = schedule.next_watch(now, decision.changes["sent_at"], deadline)
         # What a person has had for a day, and found to be so, is not brought back at once.
-        is_left = order.status is OrderStatus.NEEDS_REVIEW
+        is_left = order.told_status is OrderStatus.SENT
         is_left &= now >= deadline + context.stalled_after
         due["next_watch_at"] = at or (now + context.stalled_after if is_left else now)
     elif target is OrderStatus.NEEDS_REVIEW:

@@ -99,7 +99,8 @@ _DUES = (
         SELECT o.external_id FROM orders o WHERE o.status IN ($followed)
            AND (o.next_poll_at > %(now)s + %(longest_poll_gap)s + %(patience)s
                 OR o.status = 'sent' AND o.next_watch_at > greatest(%(now)s, o.trade_deadline_at)
-                                                           + %(overdue_grace)s + %(patience)s)
+                   + CASE WHEN o.trade_deadline_at + %(overdue_grace)s <= %(now)s
+                          THEN %(stalled_after)s ELSE %(overdue_grace)s END + %(patience)s)
         UNION ALL
         SELECT o.external_id FROM orders o
          WHERE o.next_poll_at > %(now)s + %(longest_watch_gap)s + %(patience)s

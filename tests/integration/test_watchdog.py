@@ -173,6 +173,7 @@ def test_an_offer_is_overdue_for_the_grace_time_before_a_person_is_called(
     assert again(context, sent).overdue
     assert alarms.index(1) == (WINDOW_S + 600) // 20 - 1
     assert alarms[-1] == 1
+    assert_invariants(context)
 
 
 def test_an_offer_heard_of_long_after_its_window_is_alarmed(
@@ -238,6 +239,28 @@ def test_what_a_person_finds_sent_again_is_watched_for_another_day(
 
     assert (still.status, still.overdue) == (S.SENT, True)
     assert again(context, sent).status is S.NEEDS_REVIEW
+
+
+def test_an_offer_heard_of_a_day_after_its_window_by_who_waits_for_one_is_alarmed(
+    context: Context, provider: FakeProvider, clock: FakeClock
+) -> None:
+    order = receive_one(context)
+    run_chain(context)
+    sent_at = clock.now()
+    for _ in range(150):
+        clock.advance(600)
+        run_ticks(context)
+    stalled = again(context, order)
+    before = len(told(context, order, NEEDS_REVIEW))
+    provider.says(order.external_id, R.SENT, reported_at=sent_at)
+    for _ in range(60):
+        clock.advance(30)
+        run_ticks(context)
+
+    assert (stalled.status, stalled.told_status) == (S.NEEDS_REVIEW, S.ACCEPTED)
+    assert again(context, order).status is S.SENT
+    assert len(told(context, order, NEEDS_REVIEW)) == before + 1
+    assert_invariants(context)
 
 
 def test_a_watchdog_that_was_dead_through_the_window_still_asks_and_alarms(
