@@ -6,7 +6,7 @@ from fulfillment.errors import SchemaOutdated
 from fulfillment.store.engine import Database
 
 #: The newest of the migrations.
-HEAD = "0022"
+HEAD = "0023"
 _REVISION = re.compile("[0-9]{4}")
 
 
