@@ -11,11 +11,23 @@ import pytest
 from fulfillment.providers.base import BeforeSend
 from fulfillment.services.context import Context
 from fulfillment.simulator.app import SimulatorOptions, running
+from fulfillment.store import claims
 from schemas.enums import OrderStatus as S
 from schemas.enums import ProviderName
 from schemas.provider import OrderReport, Quotes, Want
 from tests.conftest import CLIENT_ID, SECRET, MakeContext
-from tests.support import WAIT_S, Simulator, again, checkout, gather, receive, run_chain, submit
+from tests.support import (
+    NAME,
+    WAIT_S,
+    FakeClock,
+    Simulator,
+    again,
+    checkout,
+    gather,
+    receive,
+    run_chain,
+    submit,
+)
 
 API_KEY = "ak_test_51d0b8"
 PATHS = {
@@ -144,7 +156,7 @@ def test_those_of_a_batch_that_buy_by_name_may_come_in_any_order(
 
 
 def test_what_was_bought_while_the_catalog_came_is_taken(
-    market: Market, monkeypatch: pytest.MonkeyPatch
+    market: Market, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Submits of an earlier batch overlap with it."""
     context, checkouts = market
@@ -152,6 +164,7 @@ def test_what_was_bought_while_the_catalog_came_is_taken(
     orders = receive(context, first)
     batch = gather(context)
     assert batch is not None
+    clock.advance(1)
     orders += receive(context, second)
     provider = context.provider("main")
     real = provider.quote
@@ -165,6 +178,20 @@ def test_what_was_bought_while_the_catalog_came_is_taken(
     run_chain(context)
 
     assert [again(context, order).status for order in orders] == [S.ACCEPTED] * 2
+
+
+def test_what_was_bought_before_the_catalog_was_asked_for_is_not_taken_out_of_it(
+    context: Context, clock: FakeClock
+) -> None:
+    """The list has it no more: one of the same price in it is somebody else's to have."""
+    receive(context, checkout(marketHashName=NAME))
+    began = clock.now()
+    run_chain(context)
+    clock.advance(1)
+
+    with context.database.transaction() as session:
+        assert len(claims.quotes_taken(session, "main", [NAME], began)) == 1
+        assert claims.quotes_taken(session, "main", [NAME], clock.now()) == []
 
 
 def test_who_agreed_to_less_than_what_is_left_is_refused_by_the_price(market: Market) -> None:

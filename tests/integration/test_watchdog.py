@@ -221,6 +221,22 @@ def test_what_is_left_sent_for_a_day_is_brought_to_a_person_who_may_end_it(
     assert_invariants(context)
 
 
+def test_what_is_left_sent_and_a_persons_by_then_is_asked_about_every_few_minutes(
+    context: Context, provider: FakeProvider, clock: FakeClock, sent: Order
+) -> None:
+    """For good: no answer is awaited any more that would be worth one each half minute."""
+    for _ in range(150):
+        clock.advance(600)
+        run_ticks(context)
+    assert again(context, sent).status is S.NEEDS_REVIEW
+    provider.reads.clear()
+    for _ in range(120):
+        clock.advance(30)
+        run_ticks(context)
+
+    assert 9 <= provider.reads.count(f"order {sent.external_id}") <= 13
+
+
 def test_what_a_person_finds_sent_again_is_watched_for_another_day(
     context: Context, provider: FakeProvider, clock: FakeClock, sent: Order
 ) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from structlog.testing import capture_logs
 from fulfillment.broker import app
 from schemas import messages
 from schemas.messages import HINTS
-from tasks.base import is_hint, shown
+from tasks import base
+from tasks.base import is_hint, put_back_later, shown
 from tasks.consumer import SafeConsumer
+from tests.support import until
 
 EVENT = {"externalId": "order_1", "tradeUrl": "https://steamcommunity.com/?token=canaryTk"}
 
@@ -62,6 +65,20 @@ def test_beat_sends_none_of_celerys_own_tasks() -> None:
     scheduler.setup_schedule()
 
     assert {entry.task for entry in scheduler.schedule.values()} <= HINTS.keys()
+
+
+def test_what_cannot_be_put_aside_is_told_of_and_put_back_a_second_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At once it would come again at once, and go round as fast as a worker can read."""
+    done: list[Any] = []
+    monkeypatch.setattr(base, "_note_not_put_aside", lambda: done.append("told"))
+    monkeypatch.setattr(base, "time", SimpleNamespace(sleep=done.append))
+
+    put_back_later(lambda: done.append("put back"))
+
+    until(lambda: "put back" in done)
+    assert done == ["told", 1.0, "put back"]
 
 
 BATCH = {"account": "main", "token": "0f", "ids": [1, 2], "names": ["a.1", "b-2"]}
