@@ -27,8 +27,22 @@ BESIDE = (
     Mutant(
         "free_is_cheap_enough", "I2", "an order gets what is free although it is too dear for it",
         SERVICES + "listings.py",
-        "        is_free = free is not None and free.price_mills <= bid.limit_mills",
-        "        is_free = free is not None",
+        "        if free is not None and free.price_mills <= bid.limit_mills:",
+        "        if free is not None:",
+        within(UNIT, "listings"),
+    ),
+    Mutant(
+        "name_is_bid_for_apart", "I2", "who buys a name bids for its own listing alone",
+        SERVICES + "listings.py",
+        "            prices = given.get(quote.market_hash_name, set()) | {quote.price_mills}",
+        "            prices = {quote.price_mills}",
+        (LISTINGS + "test_those_of_a_batch_that_buy_by_name_may_come_in_any_order",),
+    ),
+    Mutant(
+        "name_is_taken_at_its_price", "I2", "who is buying a name has the listing of its bid",
+        SERVICES + "listings.py",
+        "        _use(used, free if free and free.price_mills <= quote.price_mills else quote)",
+        "        _use(used, quote)",
         within(UNIT, "listings"),
     ),
     Mutant(
