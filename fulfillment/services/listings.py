@@ -24,15 +24,17 @@ def allot(bids: Iterable[Bid], quotes: Quotes, taken: Iterable[Quote] = ()) -> d
     provider's answer decides. Those that buy a name up to a price all bid as much as the dearest
     listing of theirs costs: sent side by side, each gets the cheapest that is left.
     """
+    often = listed_often(quotes)
+    bids = [bid for bid in bids if bid.want in quotes.found]
+    found = {bid.order_id: quotes.found[bid.want] for bid in bids}
+    # Of what is on sale once, everybody gets that.
+    bids = [bid for bid in bids if found[bid.order_id].market_hash_name in often]
     used = _used(taken, quotes)
     left: dict[Want, _Left] = {}
-    found = {}
     given: dict[str, set[int]] = {}
-    bids = sorted(bids, key=lambda bid: _place(bid, quotes))
+    bids.sort(key=lambda bid: _place(bid, quotes))
     for bid in bids:
-        cheapest = quotes.found.get(bid.want)
-        if cheapest is None:
-            continue
+        cheapest = found[bid.order_id]
         offers = [cheapest, *quotes.dearer.get(bid.want, ())]
         free = left.setdefault(bid.want, _Left(deque(offers))).first(used)
         if free is not None and free.price_mills <= bid.limit_mills:
@@ -43,8 +45,8 @@ def allot(bids: Iterable[Bid], quotes: Quotes, taken: Iterable[Quote] = ()) -> d
         else:  # nobody's by this: it is too dear, or has been counted
             found[bid.order_id] = _dearest(offers, bid.limit_mills)
     for bid in bids:
-        quote = found.get(bid.order_id)
-        if quote is not None and _is_by_name(quote) and quote.price_mills <= bid.limit_mills:
+        quote = found[bid.order_id]
+        if _is_by_name(quote) and quote.price_mills <= bid.limit_mills:
             prices = given.get(quote.market_hash_name, set()) | {quote.price_mills}
             most = max(price for price in prices if price <= bid.limit_mills)
             found[bid.order_id] = replace(quote, price_mills=most)
