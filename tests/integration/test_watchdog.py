@@ -29,6 +29,12 @@ from tests.support import (
 WINDOW_S = 600
 
 
+def tick(context: Context, clock: FakeClock, times: int, every_s: float) -> None:
+    for _ in range(times):
+        clock.advance(every_s)
+        run_ticks(context)
+
+
 @pytest.fixture
 def sent(context: Context, provider: FakeProvider, clock: FakeClock) -> Order:
     """Give an order whose Steam offer has just gone out."""
@@ -138,9 +144,7 @@ def test_an_offer_still_sent_is_flagged_polled_every_half_minute_and_never_expir
     flagged = again(context, sent)
     before = len(provider.reads)
 
-    for _ in range(60):
-        clock.advance(10)
-        run_ticks(context)
+    tick(context, clock, times=60, every_s=10)
 
     assert flagged.overdue
     assert view(context, sent).overdue
@@ -205,9 +209,7 @@ def test_what_is_left_sent_for_a_day_is_brought_to_a_person_who_may_end_it(
 ) -> None:
     if not is_known:
         del provider.orders[sent.external_id]
-    for _ in range(200):
-        clock.advance(600)
-        run_ticks(context)
+    tick(context, clock, times=200, every_s=600)
     left = again(context, sent)
     alarms = len(told(context, sent, NEEDS_REVIEW))
     provider.orders.pop(sent.external_id, None)
@@ -225,14 +227,10 @@ def test_what_is_left_sent_and_a_persons_by_then_is_asked_about_every_few_minute
     context: Context, provider: FakeProvider, clock: FakeClock, sent: Order
 ) -> None:
     """For good: no answer is awaited any more that would be worth one each half minute."""
-    for _ in range(150):
-        clock.advance(600)
-        run_ticks(context)
+    tick(context, clock, times=150, every_s=600)
     assert again(context, sent).status is S.NEEDS_REVIEW
     provider.reads.clear()
-    for _ in range(120):
-        clock.advance(30)
-        run_ticks(context)
+    tick(context, clock, times=120, every_s=30)
 
     assert 9 <= provider.reads.count(f"order {sent.external_id}") <= 13
 
@@ -240,18 +238,12 @@ def test_what_is_left_sent_and_a_persons_by_then_is_asked_about_every_few_minute
 def test_what_a_person_finds_sent_again_is_watched_for_another_day(
     context: Context, provider: FakeProvider, clock: FakeClock, sent: Order
 ) -> None:
-    for _ in range(150):
-        clock.advance(600)
-        run_ticks(context)
+    tick(context, clock, times=150, every_s=600)
     assert again(context, sent).status is S.NEEDS_REVIEW
     operations.resolve(context, sent.external_id, operations.Resolution.FOUND, "they look into it")
-    for _ in range(60):
-        clock.advance(600)
-        run_ticks(context)
+    tick(context, clock, times=60, every_s=600)
     still = again(context, sent)
-    for _ in range(100):
-        clock.advance(600)
-        run_ticks(context)
+    tick(context, clock, times=100, every_s=600)
 
     assert (still.status, still.overdue) == (S.SENT, True)
     assert again(context, sent).status is S.NEEDS_REVIEW
@@ -263,15 +255,11 @@ def test_an_offer_heard_of_a_day_after_its_window_by_who_waits_for_one_is_alarme
     order = receive_one(context)
     run_chain(context)
     sent_at = clock.now()
-    for _ in range(150):
-        clock.advance(600)
-        run_ticks(context)
+    tick(context, clock, times=150, every_s=600)
     stalled = again(context, order)
     before = len(told(context, order, NEEDS_REVIEW))
     provider.says(order.external_id, R.SENT, reported_at=sent_at)
-    for _ in range(60):
-        clock.advance(30)
-        run_ticks(context)
+    tick(context, clock, times=60, every_s=30)
 
     assert (stalled.status, stalled.told_status) == (S.NEEDS_REVIEW, S.ACCEPTED)
     assert again(context, order).status is S.SENT
