@@ -281,14 +281,16 @@ class Room:
         return self.of_all is not None and price > self.of_all
 
 
-def room(context: Context, session: Session, account: str) -> Room:
+def room(context: Context, session: Session, account: str, *, is_exact: bool = True) -> Room:
     """Give what the caps let the account commit now.
 
-    Exact only under the wallet's lock; what all accounts share is locked here.
+    Exact only under the wallet's lock; what all accounts share is locked here, unless that is not
+    asked for.
     """
     own, of_all = _caps(context, account)
     if of_all is not None:
-        spending.lock_spending(session)
+        if is_exact:
+            spending.lock_spending(session)
         of_all = cents_to_mills(of_all) - _spent_mills(context, session, None)
     if own is not None:
         own = cents_to_mills(own) - _spent_mills(context, session, account)

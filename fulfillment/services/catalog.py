@@ -34,7 +34,7 @@ from fulfillment.store.accounts import Purpose
 from fulfillment.store.engine import Session, repeated
 from fulfillment.store.models import Move, Order
 from fulfillment.store.proof import Figure
-from schemas.enums import FailureCode, OrderStatus, Source
+from schemas.enums import FailureCode, OnInsufficientFunds, OrderStatus, Source
 from schemas.messages import Batch
 from schemas.money import cents_to_mills, charge_in_cents
 from schemas.provider import Quote, Quotes, Want
@@ -178,7 +178,12 @@ def _quote(
     unquoted = {*why_unclear, *(order.id for order in unasked)}
     limits = {o.id: settings.price_limit_cents(o.expected_price_cents) for o in members}
     bids = [Bid(o.id, _want(o), cents_to_mills(limits[o.id])) for o in members]
-    allotted = allot(bids, quotes, taken)
+    money = None
+    if listed_often(quotes):
+        money = funds.likely_mills(context, session, claim.account, limits)
+    may_wait = settings.on_insufficient_funds is OnInsufficientFunds.WAIT
+    may_wait &= not any(has_next(context, order) for order in members)
+    allotted = allot(bids, quotes, taken, money, may_wait=may_wait)
     for order in members:
         if order.id in unquoted:
             continue

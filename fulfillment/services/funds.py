@@ -1,7 +1,7 @@
 """Check the wallet for a batch: hold money for the orders it covers, in the order of arrival."""
 
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -61,6 +61,18 @@ def allocate(available_mills: int, waiting: Iterable[tuple[int, int]]) -> set[in
             available_mills -= price
             funded.add(order_id)
     return funded
+
+
+def likely_mills(context: Context, session: Session, account: str, ids: Container[int]) -> int:
+    """Give what the stored figure and the spend caps leave for these orders (mills), by their ids.
+
+    Not what others wait for. Nothing is locked: `check_wallet` reckons anew.
+    """
+    available = ledger.available_mills(session, account)
+    room = brakes.room(context, session, account, is_exact=False).mills
+    line = in_line.waiting_for_funds(session, account, context.now())
+    others = sum(price for order_id, price, _ in line if order_id not in ids)
+    return (available if room is None else min(available, room)) - others
 
 
 def check_wallet(context: Context, batch: Batch) -> StepOutcome:

@@ -1,9 +1,10 @@
 """Which listing each order of a batch is priced at: what is on sale once is bought once."""
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from fulfillment.services.funds import allocate
 from schemas.provider import Quote, Quotes, Want
 
 
@@ -16,41 +17,70 @@ class Bid:
     limit_mills: int
 
 
-def allot(bids: Iterable[Bid], quotes: Quotes, taken: Iterable[Quote] = ()) -> dict[int, Quote]:
+def allot(
+    bids: Iterable[Bid],
+    quotes: Quotes,
+    taken: Iterable[Quote] = (),
+    money_mills: int | None = None,
+    *,
+    may_wait: bool = True,
+) -> dict[int, Quote]:
     """Give each order its listing, by the order's id; those that are `taken` are somebody else's.
 
     Who wants one item and no other of its name chooses first, then who may pay least. Where no
     listing is left that is not too dear, an order gets one that others have as well, and the
     provider's answer decides. Those that buy a name up to a price all bid as much as the dearest
-    listing of theirs costs: sent side by side, each gets the cheapest that is left.
+    listing of theirs costs: sent side by side, each gets the cheapest that is left. Of those whose
+    own listings the money covers, where it is known, the last to come are left out of that until it
+    covers the bids: they wait for what the others do not spend. Where they may not, nobody bids
+    more than for a listing of its own.
     """
     often = listed_often(quotes)
-    bids = [bid for bid in bids if bid.want in quotes.found]
+    bids = wanted = [bid for bid in bids if bid.want in quotes.found]
     found = {bid.order_id: quotes.found[bid.want] for bid in bids}
     # Of what is on sale once, everybody gets that.
     bids = [bid for bid in bids if found[bid.order_id].market_hash_name in often]
     used = _used(taken, quotes)
     left: dict[Want, _Left] = {}
-    given: dict[str, set[int]] = {}
-    bids.sort(key=lambda bid: _place(bid, quotes))
-    for bid in bids:
+    given: set[int] = set()
+    for bid in sorted(bids, key=lambda bid: _place(bid, quotes)):
         cheapest = found[bid.order_id]
         offers = [cheapest, *quotes.dearer.get(bid.want, ())]
         free = left.setdefault(bid.want, _Left(deque(offers))).first(used)
         if free is not None and free.price_mills <= bid.limit_mills:
             found[bid.order_id] = free
             _use(used, free)
-            if _is_by_name(free):
-                given.setdefault(free.market_hash_name, set()).add(free.price_mills)
+            given.add(bid.order_id)
         else:  # nobody's by this: it is too dear, or has been counted
             found[bid.order_id] = _dearest(offers, bid.limit_mills)
+    payable = [bid for bid in wanted if found[bid.order_id].price_mills <= bid.limit_mills]
+    own = {bid.order_id: found[bid.order_id].price_mills for bid in payable}
+    if money_mills is not None:
+        covered = allocate(money_mills, sorted(own.items()))
+        payable = sorted((b for b in payable if b.order_id in covered), key=lambda b: b.order_id)
+    raised = _raised(payable, found, given)
+    while money_mills is not None and payable and sum(raised.values()) > money_mills:
+        payable = payable[:-1] if may_wait else []
+        raised = _raised(payable, found, given)
+    return found | {i: replace(found[i], price_mills=price) for i, price in raised.items()}
+
+
+def _raised(
+    bids: Sequence[Bid], found: Mapping[int, Quote], given: Container[int]
+) -> dict[int, int]:
+    """Say what each bids (mills): for a name as much as the dearest that one of them is given."""
+    prices: dict[str, set[int]] = {}
     for bid in bids:
         quote = found[bid.order_id]
-        if _is_by_name(quote) and quote.price_mills <= bid.limit_mills:
-            prices = given.get(quote.market_hash_name, set()) | {quote.price_mills}
-            most = max(price for price in prices if price <= bid.limit_mills)
-            found[bid.order_id] = replace(quote, price_mills=most)
-    return found
+        if bid.order_id in given and _is_by_name(quote):
+            prices.setdefault(quote.market_hash_name, set()).add(quote.price_mills)
+    raised = {}
+    for bid in bids:
+        quote = found[bid.order_id]
+        others = prices.get(quote.market_hash_name, set()) if _is_by_name(quote) else set()
+        all_prices = others | {quote.price_mills}
+        raised[bid.order_id] = max(price for price in all_prices if price <= bid.limit_mills)
+    return raised
 
 
 def _is_by_name(quote: Quote) -> bool:

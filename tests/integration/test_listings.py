@@ -224,3 +224,19 @@ def test_who_ordered_one_item_gets_that_beside_who_agreed_to_less_for_any_of_its
     found = [again(context, order) for order in orders]
     assert [order.status for order in found] == [S.ACCEPTED] * 2
     assert found[1].quoted_item_id is None
+
+
+@pytest.mark.parametrize("market", [ProviderName.SKINSBACK, ProviderName.SKINSLINK], indirect=True)
+@pytest.mark.parametrize(("mills", "bought"), [(6020, 1), (12110, 2), (18150, 2)])
+def test_nobody_lacks_money_because_all_bid_as_much_as_the_dearest(
+    market: Market, monkeypatch: pytest.MonkeyPatch, mills: int, bought: int
+) -> None:
+    """Who is left without waits for what the others do not spend, and never all of them."""
+    context, checkouts = market
+    orders = receive(context, *checkouts(612))
+    monkeypatch.setattr(context.provider("main"), "wallet_mills", lambda: mills)
+    batch = gather(context)
+    assert batch is not None
+
+    found = [again(context, order) for order in orders]
+    assert [order.status for order in found].count(S.RESERVED) == bought

@@ -150,6 +150,25 @@ def test_nobody_bids_more_than_agreed_to() -> None:
     assert prices([590, 700], of_a_name(600, 605)) == [600, 600]
 
 
+def of_three(money_mills: int, *, may_wait: bool = True) -> list[int]:
+    bids = [Bid(number, WANT, 950) for number in range(3)]
+    quotes = of_a_name(600, 605, 900)
+    found = allot(bids, quotes, money_mills=money_mills, may_wait=may_wait)
+    return [found[number].price_mills for number in range(3)]
+
+
+def test_no_more_is_bid_for_a_name_than_the_money_covers() -> None:
+    assert of_three(700) == [600, 605, 900]  # one of them is bought
+    assert of_three(1300) == [605, 605, 900]
+    assert of_three(2105) == [605, 605, 900]
+    assert of_three(2700) == [900, 900, 900]
+
+
+def test_who_may_not_wait_for_money_lacks_none_because_others_bid_more() -> None:
+    assert of_three(2105, may_wait=False) == [600, 605, 900]
+    assert of_three(2700, may_wait=False) == [900, 900, 900]
+
+
 def test_who_is_buying_a_name_has_the_cheapest_of_it_that_are_left() -> None:
     taken = [by_name(610), by_name(610), offer(605)]
 

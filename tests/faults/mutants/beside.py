@@ -34,8 +34,8 @@ BESIDE = (
     Mutant(
         "name_is_bid_for_apart", "I2", "who buys a name bids for its own listing alone",
         SERVICES + "listings.py",
-        "            prices = given.get(quote.market_hash_name, set()) | {quote.price_mills}",
-        "            prices = {quote.price_mills}",
+        "        all_prices = others | {quote.price_mills}",
+        "        all_prices = {quote.price_mills}",
         (LISTINGS + "test_those_of_a_batch_that_buy_by_name_may_come_in_any_order",),
     ),
     Mutant(
