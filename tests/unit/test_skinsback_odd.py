@@ -1,5 +1,6 @@
 """Odd rows and a recipient check that is down: neither spoils what else SkinsBack says."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from fulfillment.errors import (
 )
 from fulfillment.providers.reading import dollars
 from fulfillment.providers.signing import hmac_hex
-from fulfillment.providers.skinsback import webhook
+from fulfillment.providers.skinsback import webhook, wire
 from schemas.provider import ReportState, Want
 from tests.unit.test_skinsback import (
     BOUGHT,
@@ -191,3 +192,11 @@ def test_what_skinsback_itself_says_counts_and_not_the_http_code(status: int) ->
 def test_a_denial_that_is_not_skinsbacks_own_answer_is_one(content: bytes) -> None:
     with pytest.raises(ProviderDeniesAccount):
         buy(saying(httpx.Response(403, content=content)))
+
+
+def test_a_name_of_digits_alone_is_not_bought_as_an_id() -> None:
+    command = replace(COMMAND, catalog_item_id="12345", market_hash_name="12345")
+
+    fields = json.loads(wire.write_purchase(command))
+
+    assert (fields.get("id"), fields["name"]) == (None, "12345")

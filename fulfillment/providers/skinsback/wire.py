@@ -247,7 +247,8 @@ def write_purchase(command: PurchaseCommand) -> bytes:
     to = recipient(command.trade_url)
     fields: dict[str, Any] = {"partner": str(to["partner"]), "token": to["token"]} if to else {}
     skin_id = skin_id_of(command.catalog_item_id)
-    if skin_id is not None:
+    # A name of digits alone is no id.
+    if skin_id is not None and skin_id != command.market_hash_name:
         fields["id"] = int(skin_id)
     else:
         fields |= {"name": command.market_hash_name or command.catalog_item_id, "game": GAME}
