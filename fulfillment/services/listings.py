@@ -40,6 +40,8 @@ def allot(
     found = {bid.order_id: quotes.found[bid.want] for bid in bids}
     # Of what is on sale once, everybody gets that.
     bids = [bid for bid in bids if found[bid.order_id].market_hash_name in often]
+    if not bids:
+        return found
     used = _used(taken, quotes)
     left: dict[Want, _Left] = {}
     given: set[int] = set()

@@ -12,6 +12,7 @@ from fulfillment.providers.base import BeforeSend
 from fulfillment.services.context import Context
 from fulfillment.simulator.app import SimulatorOptions, running
 from fulfillment.store import claims
+from fulfillment.store.models import Order
 from schemas.enums import OrderStatus as S
 from schemas.enums import ProviderName
 from schemas.provider import OrderReport, Quotes, Want
@@ -84,6 +85,18 @@ def of_one_name(simulator: Simulator) -> list[dict[str, Any]]:
     return next(found for found in named.values() if len(found) == 3)
 
 
+def in_batches_of_one(context: Context, events: Sequence[dict[str, Any]]) -> list[Order]:
+    """Price them all, one after the other, and then send them in the same order."""
+    orders, batches = [], []
+    for event in events:
+        orders += receive(context, event)
+        batches.append(gather(context))
+    for batch in batches:
+        assert batch is not None
+        submit(context, batch)
+    return orders
+
+
 def test_each_gets_a_listing_that_is_not_too_dear(market: Market) -> None:
     context, checkouts = market
     orders = receive(context, *checkouts(612))
@@ -99,14 +112,8 @@ def test_each_gets_a_listing_that_is_not_too_dear(market: Market) -> None:
 
 def test_batches_one_after_the_other_do_not_price_the_same_listing(market: Market) -> None:
     context, checkouts = market
-    orders, batches = [], []
-    for event in checkouts(612):
-        orders += receive(context, event)
-        batches.append(gather(context))
 
-    for batch in batches:
-        assert batch is not None
-        submit(context, batch)
+    orders = in_batches_of_one(context, checkouts(612))
 
     assert [again(context, order).status for order in orders] == [S.ACCEPTED] * 3
 
@@ -115,15 +122,12 @@ def test_batches_one_after_the_other_do_not_price_the_same_listing(market: Marke
 def test_other_ids_of_one_name_share_its_listings(market: Market) -> None:
     """Ids that mean nothing here, and no route: what is bought is the name."""
     context, checkouts = market
-    orders, batches = [], []
-    for number, event in enumerate(checkouts(612)):
-        event |= {"account": "main", "catalogItemId": f"elsewhere-{number}"}
-        orders += receive(context, event)
-        batches.append(gather(context))
+    elsewhere = [
+        event | {"account": "main", "catalogItemId": f"elsewhere-{number}"}
+        for number, event in enumerate(checkouts(612))
+    ]
 
-    for batch in batches:
-        assert batch is not None
-        submit(context, batch)
+    orders = in_batches_of_one(context, elsewhere)
 
     assert [again(context, order).status for order in orders] == [S.ACCEPTED] * 3
 

@@ -1,4 +1,4 @@
-"""Who was overdue before was watched no more: a day after the window it is a person's now."""
+"""Who was overdue before was watched no more: it is looked at once, and in the end a person's."""
 
 from alembic import op
 
@@ -8,7 +8,7 @@ down_revision = "0022"
 
 def upgrade() -> None:
     op.execute(
-        "UPDATE orders SET next_watch_at = trade_deadline_at + interval '1 day' "
+        "UPDATE orders SET next_watch_at = now() "
         "WHERE status = 'sent' AND overdue AND next_watch_at IS NULL"
     )
 
