@@ -66,12 +66,6 @@ def with_hosts_as_options(url: str) -> str:
     return f"{scheme}://{login}{at}{path or '/'}?{'&'.join([*new, query] if mark else new)}"
 
 
-def with_plain_pluses(url: str) -> str:
-    """Encode each plus among the options of an address of PostgreSQL: to libpq it is no space."""
-    address, mark, options = url.partition("?")
-    return f"{address}{mark}{options.replace('+', '%2B')}"
-
-
 def complaint_of_broker(url: str) -> str:
     """Say what is expected of an address of a broker that is none; nothing where it is one."""
     if not url.startswith(_BROKERS):

@@ -38,7 +38,6 @@ from fulfillment.addresses import (
     complaint_of_broker,
     complaint_of_database,
     with_checked_certificates,
-    with_plain_pluses,
 )
 from fulfillment.errors import ConfigurationError
 from fulfillment.setting_names import ACCOUNTS, FORMS, ROUTES, Names
@@ -400,7 +399,7 @@ def _secrets(settings: Settings) -> Iterator[str]:
         with suppress(ValueError):
             yield unquote(urlsplit(url.get_secret_value()).password or "")
             yield urlsplit(url.get_secret_value()).password or ""
-            options = parse_qs(urlsplit(with_plain_pluses(url.get_secret_value())).query)
+            options = parse_qs(urlsplit(url.get_secret_value()).query)
             for name in ("password", "sslpassword"):  # libpq takes them there, too
                 yield from options.get(name, ())
     yield settings.flower_basic_auth.get_secret_value().partition(":")[2]

@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from fulfillment.addresses import with_hosts_as_options, with_plain_pluses
+from fulfillment.addresses import with_hosts_as_options
 from fulfillment.errors import (
     ConfigurationError,
     RightMissing,
@@ -225,8 +225,7 @@ class Database:
 def _read(url: str) -> URL:
     """Read an address, with each option once: of several libpq takes the last."""
     try:
-        address = make_url(with_hosts_as_options(with_plain_pluses(url)))
-        address = address.set(drivername="postgresql+psycopg")
+        address = make_url(with_hosts_as_options(url)).set(drivername="postgresql+psycopg")
         once = {
             name: value if isinstance(value, str) or name in ("host", "port") else value[-1]
             for name, value in address.query.items()

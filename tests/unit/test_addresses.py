@@ -73,15 +73,6 @@ def _read_by_psycopg(url: str) -> dict[str, Any]:
         database.close()
 
 
-def test_a_plus_among_the_options_is_one_as_libpq_has_it() -> None:
-    url = "postgresql://u@h/d?password=a+b%2Bc%20d&options=-cx%3D1+1"
-
-    read = _read_by_psycopg(url)
-
-    assert (read["password"], read["options"]) == ("a+b+c d", "-cx=1+1")
-    assert read["password"] == conninfo_to_dict(url)["password"]
-
-
 def test_hosts_among_the_options_win() -> None:
     read = with_hosts_as_options("postgresql://u@h1:1,h2:2/db?host=h3")
 
