@@ -1,5 +1,6 @@
 """Refresh the catalog for a batch: every order gets a fresh price, or a definite no."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from fulfillment.crash import crash_point
@@ -140,9 +141,8 @@ def _write(
         if figure is not None:
             funds.record_figure(context, session, claim.account, figure)
         is_doubted, seen = shortage.judge(session, claim.account, quotes, requested_at)
-        taken = _taken(session, claim.account, quotes, requested_at)
         moved, is_any_unchanged = _quote(
-            context, session, claim, quotes, taken, is_doubted=is_doubted
+            context, session, claim, quotes, requested_at, is_doubted=is_doubted
         )
         # Last: who takes requests out of the account's budget waits for its row.
         accounts.note_catalog(session, claim.account, seen, requested_at)
@@ -161,7 +161,7 @@ def _quote(
     session: Session,
     claim: KeptClaim,
     quotes: Quotes,
-    taken: list[Quote],
+    requested_at: datetime,
     *,
     is_doubted: bool,
 ) -> tuple[dict[int, Order], bool]:
@@ -177,13 +177,7 @@ def _quote(
     unasked = [order for order in members if _want(order) in quotes.unasked]
     unquoted = {*why_unclear, *(order.id for order in unasked)}
     limits = {o.id: settings.price_limit_cents(o.expected_price_cents) for o in members}
-    bids = [Bid(o.id, _want(o), cents_to_mills(limits[o.id])) for o in members]
-    money = None
-    if listed_often(quotes):
-        money = funds.likely_mills(context, session, claim.account, limits)
-    may_wait = settings.on_insufficient_funds is OnInsufficientFunds.WAIT
-    may_wait &= not any(has_next(context, order) for order in members)
-    allotted = allot(bids, quotes, taken, money, may_wait=may_wait)
+    allotted = _allot(context, session, claim, quotes, limits, requested_at)
     for order in members:
         if order.id in unquoted:
             continue
@@ -229,10 +223,25 @@ def _quote(
     return moved, is_any_unchanged
 
 
-def _taken(session: Session, account: str, quotes: Quotes, requested_at: datetime) -> list[Quote]:
+def _allot(
+    context: Context,
+    session: Session,
+    claim: KeptClaim,
+    quotes: Quotes,
+    limits: Mapping[int, int],
+    requested_at: datetime,
+) -> dict[int, Quote]:
+    """Give each order its listing; `limits` are the most that each may cost (cents)."""
+    bids = [Bid(o.id, _want(o), cents_to_mills(limits[o.id])) for o in claim.orders]
     names = listed_often(quotes)
-    rows = claims.quotes_taken(session, account, names, requested_at) if names else ()
-    return [Quote(*row) for row in rows]
+    if not names:
+        return allot(bids, quotes)
+    rows = claims.quotes_taken(session, claim.account, names, requested_at)
+    money = funds.likely_mills(context, session, claim.account, limits)
+    settings = context.account(claim.account)
+    may_wait = settings.on_insufficient_funds is OnInsufficientFunds.WAIT
+    may_wait &= not any(has_next(context, order) for order in claim.orders)
+    return allot(bids, quotes, [Quote(*row) for row in rows], money, may_wait=may_wait)
 
 
 def _can_be_kept(quote: Quote) -> bool:

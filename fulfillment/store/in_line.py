@@ -28,11 +28,10 @@ def waiting_for_funds(
                       AND a.external_id = '#' || a.id
                     ORDER BY a.id DESC LIMIT 1) aside ON o.between_attempts
              WHERE o.account = %(account)s AND o.next_attempt_at IS NOT NULL
-               -- Said by itself as well: the other orders before us are not to be joined.
+               -- By itself, so that of the other orders before us nothing is looked up.
                AND (o.status = 'awaiting_funds' OR o.status = 'submitting' AND o.between_attempts)
-               AND (o.status = 'awaiting_funds' OR o.status = 'submitting' AND o.between_attempts
-                    AND (o.funds_deadline_at IS NOT NULL
-                         OR aside.mills IS NOT NULL AND o.next_attempt_at <= %(now)s))
+               AND (o.status = 'awaiting_funds' OR o.funds_deadline_at IS NOT NULL
+                    OR aside.mills IS NOT NULL AND o.next_attempt_at <= %(now)s)
                AND coalesce(o.quoted_mills, aside.mills) IS NOT NULL
                AND (coalesce(o.funds_deadline_at > %(now)s, true) OR o.next_attempt_at <= %(now)s)
                AND o.submit_by > %(now)s AND NOT {TO_SEARCH}

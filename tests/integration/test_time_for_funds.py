@@ -51,6 +51,15 @@ def waits(context: Context, clock: FakeClock, **fields: object) -> Order:
     return order
 
 
+def run_chain_slowly(
+    context: Context, provider: FakeProvider, clock: FakeClock, seconds: float
+) -> None:
+    """Let the wallet take so long to answer."""
+    provider.on_read = lambda what: clock.advance(seconds if what == "wallet" else 0)
+    run_chain(context)
+    provider.on_read = lambda what: None
+
+
 def pass_by(context: Context, clock: FakeClock, seconds: int) -> None:
     for _ in range(seconds // 10):
         clock.advance(10)
@@ -130,13 +139,8 @@ def test_a_balance_asked_for_before_its_time_and_answered_after_it_is_asked_for_
     order = waits(context, clock)
     clock.advance(890)
 
-    def take_long(what: str) -> None:
-        clock.advance(8 if what == "wallet" else 0)
-
-    poor.on_read = take_long
-    run_chain(context)
+    run_chain_slowly(context, poor, clock, 8)
     still = again(context, order).status
-    poor.on_read = lambda what: None
     poor.balance_mills = PRICE_MILLS
     pass_by(context, clock, 20)
 
@@ -150,13 +154,8 @@ def test_until_that_is_asked_none_that_came_later_has_its_money(
     first = waits(context, clock)
     clock.advance(898)
 
-    def take_long(what: str) -> None:
-        clock.advance(1.5 if what == "wallet" else 0)
-
-    poor.on_read = take_long
-    run_chain(context)
+    run_chain_slowly(context, poor, clock, 1.5)
     still = again(context, first).status
-    poor.on_read = lambda what: None
     poor.balance_mills = PRICE_MILLS
     later = receive_one(context)
     run_ticks(context)
